@@ -1,0 +1,128 @@
+"""``patchbank demo``: the whole job on a handful of public-domain photographs."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.panel import Panel
+
+from patchbank.cli.console import plain_table, say, size_text, stderr, stdout
+from patchbank.cli.progress import ImageProgress
+from patchbank.cli.signals import StopOnSignal
+from patchbank.config import ExtractConfig
+from patchbank.errors import BankError
+from patchbank.models import get_model
+
+if TYPE_CHECKING:
+    from patchbank.bank.reader import Bank
+    from patchbank.datasets import Dataset
+    from patchbank.encoder.encoder import PatchEncoder
+
+_MODEL = "ViT-B/16"
+
+_UNTRAINED = (
+    "No official ViT-B/16 checkpoint was found, so this demo runs on UNTRAINED random weights.\n"
+    "The pipeline is the real one; the features mean nothing. For real ones put OpenAI's ViT-B-16.pt at\n"
+    "{place}\nor into ~/.cache/clip, and run the demo again."
+)
+
+_READ_PICKLE = """\
+import pickle
+with open({file!r}, "rb") as file:
+    print(pickle.load(file).shape)"""
+
+_READ_BANK = """\
+import patchbank
+bank = patchbank.open_bank({bank!r})
+print(bank[{key!r}].shape, bank.transform({key!r}))"""
+
+
+def demo(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to lay out the demo's EZ-HOI root.")] = Path(
+        "patchbank-demo"
+    ),
+) -> None:
+    """Extract both data sets of a small EZ-HOI root made from public-domain photographs, and check the result."""
+    from patchbank.bank.ezhoi import bank_directory, bank_name
+    from patchbank.bank.reader import open_bank
+    from patchbank.datasets import SPLITS, load_dataset
+    from patchbank.datasets.sample import write_sample
+    from patchbank.encoder.untrained import write_untrained
+    from patchbank.encoder.weights import find_checkpoint
+    from patchbank.extract import check_disk, execute, load_encoder, make_plan
+
+    root = directory.expanduser()
+    write_sample(root)
+    checkpoints = root / "checkpoints" / "pretrained_CLIP"
+    model = get_model(_MODEL)
+    weights = None
+    if find_checkpoint(model, None, checkpoints) is None:
+        place = checkpoints / model.file_name
+        stderr.print(Panel(_UNTRAINED.format(place=place), title="untrained weights", border_style="red", expand=False))
+        weights = root / "checkpoints" / "untrained" / model.file_name
+        if not weights.exists():
+            write_untrained(model, weights)
+
+    config = ExtractConfig(model=_MODEL, weights=weights, checkpoints=checkpoints, overwrite=True)
+    plans = []
+    for name, splits in SPLITS.items():
+        for split in splits:
+            out = bank_directory(root, name) / bank_name(model.bank_prefix, name, split)
+            plans.append(make_plan(load_dataset(name, root, split), out, config))
+    check_disk(plans)
+
+    table = plain_table("bank", ">features", ">shape", ">bytes", "checked")
+    encoder = None
+    with StopOnSignal() as signals:
+        for plan in plans:
+            plan, encoder = load_encoder(plan, encoder)
+            with ImageProgress(f"{plan.dataset.title}, {_MODEL}", len(plan.todo)) as progress:
+                execute(plan, encoder, on_commit=progress.advance, stop=signals.stop)
+            if signals.exit_code is not None:
+                raise typer.Exit(signals.exit_code)
+            bank = open_bank(plan.out)
+            difference = check(bank, plan.dataset, encoder)
+            table.add_row(
+                plan.out.name,
+                str(len(bank)),
+                str(bank.manifest.shape),
+                size_text(bank.bytes_on_disk()),
+                f"sound; recomputed: {difference:.0e} apart",
+            )
+    say(f"\nBanks in {bank_directory(root, 'hicodet')} and {bank_directory(root, 'vcoco')}:\n")
+    stdout.print(table)
+    key = next(iter(bank))
+    say("\nReading one, with only torch installed, as EZ-HOI does:\n")
+    say(_READ_PICKLE.format(file=str(bank.file(key))), "cyan")
+    say("\nOr through its bank, which knows the image's geometry too:\n")
+    say(_READ_BANK.format(bank=str(bank.path), key=key), "cyan")
+    say(f"\nNext: patchbank info {shlex.quote(str(bank.path))}")
+    if weights is not None:
+        say("These features are of untrained weights: they mean nothing.", "bold red")
+
+
+def check(bank: Bank, dataset: Dataset, encoder: PatchEncoder) -> float:
+    """Read everything back, and compute one image anew from its pixels.
+
+    Returns the relative difference of that image's tokens. Raises BankError where anything is not as it should be.
+    """
+    import torch
+    from PIL import Image
+
+    from patchbank.files import sha256_of
+
+    if missing := [record.key for record in dataset.records if record.key not in bank]:
+        raise BankError(f"{bank.path} lacks {len(missing)} images, {missing[0]} for one: {bank.failures}.")
+    for key, tokens in bank.items():
+        if sha256_of(bank.file(key)) != bank.sha256(key) or not torch.isfinite(tokens).all():
+            raise BankError(f"{bank.file(key)} is damaged.")
+    record = dataset.records[-1]
+    with Image.open(record.path) as image:
+        anew = encoder.encode([image], bank.manifest.resize)[0]
+    difference = float((bank[record.key] - anew).norm() / anew.norm())
+    if difference > 2e-6:
+        raise BankError(f"{bank.file(record.key)} differs from the pixels' features by {difference:.1e}.")
+    return difference

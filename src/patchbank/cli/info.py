@@ -1,0 +1,72 @@
+"""``patchbank info BANK``: what a bank is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from patchbank.cli.console import plain_table, say, show_json, size_text, stdout
+
+if TYPE_CHECKING:
+    from patchbank.bank.reader import Bank
+
+
+def info(
+    bank: Annotated[Path, typer.Argument(metavar="BANK", help="The bank's directory.")],
+    failures: Annotated[bool, typer.Option("--failures", help="List every image that failed, and why.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="All of it as JSON on standard output.")] = False,
+) -> None:
+    """Print what a bank is: model, shapes, counts, failures, bytes, fingerprint."""
+    from patchbank.bank.reader import open_bank
+
+    opened = open_bank(bank)
+    if json:
+        show_json(_facts(opened))
+    else:
+        _show(opened, all_failures=failures)
+
+
+def _facts(bank: Bank) -> dict[str, Any]:
+    manifest = bank.manifest
+    return {
+        "path": str(bank.path),
+        **asdict(manifest),
+        "versions": dict(manifest.versions),
+        "shape": manifest.shape,
+        "features": len(bank),
+        "bytes": bank.bytes_on_disk(),
+        "failures": bank.failures,
+    }
+
+
+def _show(bank: Bank, *, all_failures: bool) -> None:
+    manifest = bank.manifest
+    tokens, dim = manifest.shape
+    rows, columns = manifest.grid
+    table = plain_table("", "")
+
+    def add(name: str, value: str) -> None:
+        table.add_row(Text(name, style="bold"), Text(value))
+
+    add("bank", str(bank.path))
+    add("dataset", manifest.title)
+    add("model", manifest.fingerprint.model)
+    add("features", f"{len(bank):,} x ({tokens}, {dim}) {manifest.dtype}, grid {rows} x {columns}")
+    add("failures", f"{len(bank.failures):,}")
+    add("bytes", f"{size_text(bank.bytes_on_disk())}, layout {manifest.layout}")
+    for name, value in manifest.fingerprint.to_dict().items():
+        if name != "model":
+            add(name.replace("_", " "), value)
+    add("made on", f"{manifest.device}, batch size {manifest.batch_size}")
+    add("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+    stdout.print(table)
+
+    shown = list(bank.failures.items())[: None if all_failures else 10]
+    for key, reason in shown:
+        say(f"failed: {key}: {reason}", "red")
+    if (more := len(bank.failures) - len(shown)) > 0:
+        say(f"and {more:,} more: --failures lists all", "red")

@@ -1,0 +1,58 @@
+"""The application: its commands, and what becomes of errors and signals outside a run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import patchbank
+from patchbank.cli import demo, extract, info
+from patchbank.cli.console import show_error
+from patchbank.errors import PatchbankError
+
+app = typer.Typer(
+    name="patchbank",
+    help="Banks of dense CLIP patch features: extracted once, exactly, and read thousands of times.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(extract.app, name="extract")
+app.command("info")(info.info)
+app.command("demo")(demo.demo)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"patchbank {patchbank.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. Exits with 0, 1 (some images failed), 2 (the setup is wrong), 130 or 143 (stopped)."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name may hold what the terminal cannot show.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        app()
+    except PatchbankError as error:
+        show_error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        show_error("stopped.")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone: `patchbank info BANK | head`.
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,194 @@
+"""The options that the extract commands share, stated once. Defaults come from `ExtractConfig`."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from patchbank.config import WHOLE, ExtractConfig, Partition, Precision, ResizeMode, StoredDtype
+from patchbank.errors import ConfigError
+from patchbank.models import MODELS, get_model
+
+DEFAULTS = ExtractConfig()
+
+_WHAT, _HOW, _RUN = "What", "How", "This run"
+
+Root = Annotated[
+    Path,
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        help="Where hicodet/, vcoco/ and checkpoints/ lie, as in an EZ-HOI checkout.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Splits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--split", metavar="SPLIT", help="Only this split; may be given several times.", rich_help_panel=_WHAT
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help=f"{', '.join(MODELS)}; may be given several times.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", help="Another image directory, for one --split.", rich_help_panel=_WHAT),
+]
+Annotations = Annotated[
+    Path | None,
+    typer.Option(
+        "--annotations",
+        metavar="FILE",
+        help="Another annotation file, for one --split; told by its structure.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="A checkpoint of your own, for exactly one --model.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Checkpoints = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoints",
+        metavar="DIR",
+        help="Where official checkpoints are looked for first, and downloaded to.",
+        rich_help_panel=_WHAT,
+    ),
+]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option("--precision", help="What the encoder computes in; fp16 and tf32 need CUDA.", rich_help_panel=_HOW),
+]
+Dtype = Annotated[StoredDtype, typer.Option("--dtype", help="What the bank stores.", rich_help_panel=_HOW)]
+Resize = Annotated[
+    ResizeMode,
+    typer.Option(
+        "--resize",
+        help="How an image becomes square: as CLIP does; whole, aspect ignored; whole, letterboxed.",
+        rich_help_panel=_HOW,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="auto (CUDA where there is one), cpu, cuda, cuda:1.",
+        rich_help_panel=_HOW,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", help="Images a forward pass.", show_default="auto", min=1, rich_help_panel=_HOW),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Decode threads.", show_default="one a core", min=1, rich_help_panel=_HOW),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", metavar="N", help="Only the first N images.", min=1, rich_help_panel=_RUN),
+]
+PartitionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--partition",
+        metavar="I/N",
+        help="Only part I of N (0-based), for runs that share a bank.",
+        rich_help_panel=_RUN,
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Start the bank anew: what it holds is deleted.", rich_help_panel=_RUN)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=_RUN)]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.", rich_help_panel=_RUN)]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the shared options say.
+
+    Attributes:
+        models: as given; empty where none was.
+        config: everything but the model.
+    """
+
+    models: list[str]
+    config: ExtractConfig
+    dry_run: bool
+    json: bool
+
+    def models_or(self, default: list[str]) -> list[str]:
+        """The models given, or `default`. Raises ConfigError on an unknown one, or several with --weights."""
+        names = list(dict.fromkeys(self.models or default))
+        for name in names:
+            get_model(name)
+        if self.config.weights is not None and len(names) != 1:
+            raise ConfigError("--weights is the checkpoint of one model: say which with one --model.")
+        return names
+
+
+def _run_options(
+    model: Models = None,
+    weights: Weights = None,
+    checkpoints: Checkpoints = None,
+    precision: PrecisionOption = DEFAULTS.precision,
+    dtype: Dtype = DEFAULTS.dtype,
+    resize: Resize = DEFAULTS.resize,
+    device: Device = DEFAULTS.device,
+    batch_size: BatchSize = DEFAULTS.batch_size,
+    workers: Workers = DEFAULTS.workers,
+    limit: Limit = DEFAULTS.limit,
+    partition: PartitionOption = None,
+    overwrite: Overwrite = DEFAULTS.overwrite,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> RunOptions:
+    config = ExtractConfig(
+        weights=weights,
+        checkpoints=checkpoints,
+        precision=precision,
+        dtype=dtype,
+        resize=resize,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        limit=limit,
+        partition=WHOLE if partition is None else Partition.parse(partition),
+        overwrite=overwrite,
+    )
+    return RunOptions(model or [], config, dry_run, json)
+
+
+def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the shared options beside its own; it gets them as one argument, ``run``."""
+    own = [each for each in inspect.signature(command).parameters.values() if each.name != "run"]
+    shared = list(inspect.signature(_run_options).parameters.values())
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        run = _run_options(**{each.name: values.pop(each.name) for each in shared})
+        command(**values, run=run)
+
+    wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own + shared]
+    )
+    return wrapper

@@ -1,0 +1,111 @@
+"""Progress of a run: a bar on a terminal, a plain line every few seconds where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from patchbank.cli.console import duration_text, size_text, stderr
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class _Field(ProgressColumn):
+    """One of the task's own fields, as it is."""
+
+    def __init__(self, name: str, style: str = "") -> None:
+        super().__init__()
+        self._name, self._style = name, style
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get(self._name, "")), style=self._style)
+
+
+class ImageProgress:
+    """Counts a run's images: images/s, time left, failures so far. A context manager."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total = title, total
+        self._done = self._failed = 0
+        self._began = self._said = time.monotonic()
+        self._bar: Progress | None = None
+        if stderr.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                _Field("rate"),
+                _Field("left", "cyan"),
+                _Field("failed", "red"),
+                console=stderr,
+                expand=True,
+                transient=True,
+            )
+            self._task = self._bar.add_task(_escape(title), total=total, rate="", left="", failed="")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        else:
+            self._say(f"{self._total:,} images to do")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, written: int, failed: Sequence[object]) -> None:
+        """Count images whose features are durable, and images that failed."""
+        self._done += written + len(failed)
+        self._failed += len(failed)
+        now = time.monotonic()
+        rate = self._done / max(now - self._began, 1e-9)
+        left = duration_text((self._total - self._done) / rate)
+        if self._bar:
+            self._bar.update(
+                self._task,
+                completed=self._done,
+                rate=f"{rate:.1f} images/s",
+                left=f"{left} left",
+                failed=f"{self._failed} failed" if self._failed else "",
+            )
+        elif now - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = now
+            self._say(
+                f"{self._done:,}/{self._total:,} images, {rate:.1f} images/s, {left} left, {self._failed:,} failed"
+            )
+
+    def _say(self, text: str) -> None:
+        stderr.print(Text(f"{self._title}: {text}"), soft_wrap=True)
+
+
+class DownloadProgress:
+    """Bytes of a download, likewise."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._said = 0.0
+
+    def __call__(self, received: int, total: int) -> None:
+        """Told after each piece; `total` is 0 where the server does not say."""
+        now = time.monotonic()
+        done = received == total
+        if not done and now - self._said < (0.1 if stderr.is_terminal else _SECONDS_BETWEEN_LINES):
+            return
+        self._said = now
+        line = f"{self._title}: {size_text(received)}" + (f" of {size_text(total)}" if total else "")
+        if stderr.is_terminal:
+            stderr.print(Text(line), end="\n" if done else "\r")
+        else:
+            stderr.print(Text(line), soft_wrap=True)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM: the first ends a run after the images in flight, a second one ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from threading import Event
+from types import FrameType, TracebackType
+from typing import Self
+
+from patchbank.cli.console import show_note
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopOnSignal:
+    """While entered, the first signal sets `stop`. A context manager.
+
+    Attributes:
+        stop: what a run watches.
+        exit_code: 130 or 143 once a signal has come; else None.
+    """
+
+    def __init__(self) -> None:
+        self.stop = Event()
+        self.exit_code: int | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.exit_code is not None:
+            os._exit(128 + number)  # nothing is lost: what is committed is durable, the rest was never promised
+        self.exit_code = 128 + number
+        self.stop.set()
+        show_note("stopping after the images in flight; once more to stop at once.")

@@ -1,0 +1,139 @@
+"""What a run is asked to do (`ExtractConfig`) and what decides the numbers in a bank (`Fingerprint`).
+
+The defaults stand here and nowhere else: the command line, the Python API and the engines read them from these
+classes. Nothing here imports torch, so that ``patchbank --help`` stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from patchbank.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16", "tf32"]
+StoredDtype = Literal["float32", "float16", "bfloat16"]
+ResizeMode = Literal["center-crop", "squash", "pad"]
+
+BYTES_PER_ELEMENT: Mapping[StoredDtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Part `index` (0-based) of `count`: a contiguous run of the dataset's records."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Partition:
+        """``"0/4"`` -> ``Partition(0, 4)``. Raises ConfigError where it is no such thing."""
+        first, slash, second = text.partition("/")
+        if not (slash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
+            raise ConfigError(f"--partition takes I/N, such as 0/4 (the first of four), not {text!r}.")
+        return cls(int(first), int(second))
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.index < self.count:
+            raise ConfigError(
+                f"--partition {self}: parts are numbered from 0 to N-1, so I must be less than N "
+                f"({self.count} parts are 0/{self.count} to {self.count - 1}/{self.count})."
+            )
+
+    def of(self, total: int) -> range:
+        """The positions, among `total` records, that are this part's."""
+        return range(self.index * total // self.count, (self.index + 1) * total // self.count)
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+WHOLE = Partition(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """What one extraction does. Raises ConfigError on values that cannot be.
+
+    Attributes:
+        model: one of `patchbank.models.MODELS`.
+        weights: a checkpoint of your own; None looks the official one up.
+        checkpoints: the directory looked in first, and the one a download goes to;
+            None is ``~/.cache/clip``.
+        precision: what the encoder computes in. ``fp16`` and ``tf32`` need CUDA.
+        dtype: what the bank stores.
+        resize: how an image of any shape becomes the model's square input.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
+        batch_size: images a forward pass; None chooses by device and model.
+        workers: decode threads; None is one a core, at most 16.
+        limit: only the first this many records of the dataset.
+        partition: only this part of the records, for runs that share one bank.
+        overwrite: start the bank anew instead of completing it.
+    """
+
+    model: str = "ViT-B/16"
+    weights: Path | None = None
+    checkpoints: Path | None = None
+    precision: Precision = "fp32"
+    dtype: StoredDtype = "float32"
+    resize: ResizeMode = "center-crop"
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    limit: int | None = None
+    partition: Partition = WHOLE
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("precision", get_args(Precision)),
+            ("dtype", get_args(StoredDtype)),
+            ("resize", get_args(ResizeMode)),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        for name in ("batch_size", "workers", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name.replace('_', '-')} must be at least 1, not {value}.")
+        for name in ("weights", "checkpoints"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path).expanduser())
+        if self.overwrite and self.partition != WHOLE:
+            raise ConfigError(
+                "overwrite together with a partition would delete what the other partitions wrote. "
+                "Remove the bank first, then start the partitions without overwrite."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What decides the numbers in a bank. Two banks with equal fingerprints hold the same features.
+
+    The batch size, the device and library versions can move the last bits only; a bank records them beside this.
+    """
+
+    model: str
+    weights_sha256: str
+    architecture: str
+    output: str
+    preprocessing: str
+    precision: str
+    dtype: str
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
+        """The inverse of `to_dict`. Raises BankError's caller-visible KeyError/TypeError on other fields."""
+        return cls(**{field.name: str(values[field.name]) for field in fields(cls)})
+
+    def to_dict(self) -> dict[str, str]:
+        """Field names to values, in a fixed order."""
+        return asdict(self)
+
+    def differences(self, other: Fingerprint) -> list[tuple[str, str, str]]:
+        """(field, own value, other's value) for each field in which the two differ."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [(name, mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]]

@@ -1,0 +1,70 @@
+"""Datasets: which images there are. `load_dataset` reads annotation files once and gives records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from patchbank.datasets import folder, hicodet, vcoco
+from patchbank.datasets.records import Dataset, Record
+from patchbank.errors import ConfigError
+
+__all__ = ["SPLITS", "Dataset", "Record", "load_dataset", "load_splits"]
+
+# A registry: each annotated dataset's loader, and its splits in the order of the original scripts.
+_LOADERS: dict[str, Callable[[Path, str, Path | None, Path | None], Dataset]] = {
+    "hicodet": hicodet.load,
+    "vcoco": vcoco.load,
+}
+SPLITS: dict[str, tuple[str, ...]] = {"hicodet": hicodet.SPLITS, "vcoco": vcoco.SPLITS}
+
+
+def load_dataset(
+    name: str,
+    root: str | Path = ".",
+    split: str | None = None,
+    *,
+    images: str | Path | None = None,
+    annotations: str | Path | None = None,
+) -> Dataset:
+    """The images of one split, in the order of its annotation file, each listed once.
+
+    Args:
+        name: ``hicodet``, ``vcoco`` or ``folder``.
+        root: the EZ-HOI checkout; for ``folder`` the directory of images, searched recursively.
+        split: ``train`` or ``test`` (hicodet), ``train`` or ``val`` (vcoco); None for ``folder``.
+        images: another image directory than the dataset's own.
+        annotations: another annotation file than the dataset's own; its kind is recognised by its structure.
+
+    Raises:
+        DatasetError: a directory or file is missing, is of another structure, or lists a name that leaves the
+            image directory.
+        ConfigError: there is no such dataset or split.
+    """
+    if name == "folder":
+        if split or images or annotations:
+            raise ConfigError("A folder has no splits, annotations or image directory: give only its root.")
+        return folder.load(Path(root).expanduser())
+    if name not in _LOADERS:
+        raise ConfigError(f"There is no dataset {name!r}. Choose from: {', '.join([*_LOADERS, 'folder'])}.")
+    if split not in SPLITS[name]:
+        raise ConfigError(f"{name} has no split {split!r}. Choose from: {', '.join(SPLITS[name])}.")
+    return _LOADERS[name](
+        Path(root).expanduser(),
+        split,
+        None if images is None else Path(images).expanduser(),
+        None if annotations is None else Path(annotations).expanduser(),
+    )
+
+
+def load_splits(
+    name: str, root: Path, splits: list[str], images: Path | None, annotations: Path | None
+) -> Iterator[Dataset]:
+    """Several splits of one dataset; none given means all.
+
+    Raises what `load_dataset` does, and ConfigError where `images` or `annotations` would serve two splits.
+    """
+    chosen = list(dict.fromkeys(splits)) or list(SPLITS[name])
+    if len(chosen) != 1 and (images or annotations):
+        raise ConfigError("--images and --annotations stand for one split: say which with --split.")
+    return (load_dataset(name, root, split, images=images, annotations=annotations) for split in chosen)

@@ -1,0 +1,37 @@
+"""HICO-DET as an EZ-HOI checkout lays it out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patchbank.datasets.annotations import read_file_names
+from patchbank.datasets.records import Dataset, make_records, require_directory
+from patchbank.errors import DatasetError
+
+SPLITS = ("train", "test")
+
+IMAGES = {split: f"hicodet/hico_20160224_det/images/{split}2015" for split in SPLITS}
+# The first that is there: the lists the original script reads, else the files of UPT's `hicodet` repository.
+ANNOTATIONS = {
+    "train": ("hicodet/trainval_hico.json", "hicodet/instances_train2015.json"),
+    "test": ("hicodet/test_hico.json", "hicodet/instances_test2015.json"),
+}
+
+
+def load(root: Path, split: str, images: Path | None, annotations: Path | None) -> Dataset:
+    """One split of HICO-DET. Raises DatasetError where its parts are missing or malformed."""
+    if annotations is None:
+        places = [root / place for place in ANNOTATIONS[split]]
+        annotations = next((place for place in places if place.exists()), None)
+        if annotations is None:
+            raise DatasetError(
+                f"There is no annotation file of HICO-DET's {split} split: neither {places[0]} nor {places[1]}. "
+                "Is --root an EZ-HOI checkout? Else name the file with --annotations."
+            )
+    names = read_file_names(annotations)
+    directory = require_directory(
+        images or root / IMAGES[split],
+        f"image directory of HICO-DET's {split} split,",
+        "Is --root an EZ-HOI checkout? Else name the directory with --images.",
+    )
+    return Dataset("hicodet", split, directory, make_records(names, directory, annotations), annotations)

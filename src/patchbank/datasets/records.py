@@ -1,0 +1,75 @@
+"""A record is one image to encode; a dataset is a named list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from patchbank.errors import DatasetError
+from patchbank.files import is_plain
+
+
+class Record(NamedTuple):
+    """One image to encode.
+
+    Attributes:
+        key: its ``file_name`` as the annotations give it: a relative POSIX path with its extension.
+        path: where it lies.
+    """
+
+    key: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The images of one split.
+
+    Attributes:
+        name: ``hicodet``, ``vcoco`` or ``folder``.
+        split: the split's name; None where there are no splits.
+        images: the directory the keys are relative to.
+        records: every listed image once, with or without annotated pairs.
+        annotations: the file the list was read from; None for a folder.
+    """
+
+    name: str
+    split: str | None
+    images: Path
+    records: tuple[Record, ...]
+    annotations: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def title(self) -> str:
+        """``hicodet train``, ``folder``: for people."""
+        return f"{self.name} {self.split}" if self.split else self.name
+
+
+def make_records(names: Iterable[str], images: Path, source: Path) -> tuple[Record, ...]:
+    """Records for file names under `images`, repeated names once, in order of first appearance.
+
+    Raises DatasetError on a name that is no plain relative path: it could lead out of the image directory.
+    """
+    return tuple(Record(name, images / _checked(name, source)) for name in dict.fromkeys(names))
+
+
+def _checked(name: str, source: Path) -> str:
+    if not is_plain(name):
+        raise DatasetError(
+            f"{source} lists the file_name {name!r}, which is not a plain path inside the image directory. "
+            f"Nothing was read or written; correct that entry."
+        )
+    return name
+
+
+def require_directory(path: Path, what: str, option: str) -> Path:
+    """`path`, or DatasetError saying which option names another place."""
+    if not path.is_dir():
+        state = "is not a directory" if path.exists() else "does not exist"
+        raise DatasetError(f"The {what} {path} {state}. {option}")
+    return path

@@ -1,0 +1,25 @@
+"""V-COCO as an EZ-HOI checkout lays it out. Its ``val`` is V-COCO's test list, on the images of COCO's val2014."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patchbank.datasets.annotations import read_file_names
+from patchbank.datasets.records import Dataset, make_records, require_directory
+
+SPLITS = ("train", "val")
+
+IMAGES = {split: f"vcoco/mscoco2014/{split}2014" for split in SPLITS}
+ANNOTATIONS = {"train": "vcoco/instances_vcoco_trainval.json", "val": "vcoco/instances_vcoco_test.json"}
+
+
+def load(root: Path, split: str, images: Path | None, annotations: Path | None) -> Dataset:
+    """One split of V-COCO. Raises DatasetError where its parts are missing or malformed."""
+    source = annotations or root / ANNOTATIONS[split]
+    names = read_file_names(source)
+    directory = require_directory(
+        images or root / IMAGES[split],
+        f"image directory of V-COCO's {split} split,",
+        "Is --root an EZ-HOI checkout? Else name the directory with --images.",
+    )
+    return Dataset("vcoco", split, directory, make_records(names, directory, source), source)

@@ -1,0 +1,147 @@
+"""The pipeline: records -> decode threads -> fixed-size batches -> encoder -> writer thread. Memory bounded in bytes.
+
+Decoding, encoding and writing run at once. An image's slot in its batch is its position in the dataset modulo the
+batch size, and empty slots stay black. So each image meets the encoder in the same place of a batch of the same
+size however the run is split, resumed or repeated, and its numbers do not depend on that even on devices whose
+kernels treat the rows of a product differently.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
+
+import torch
+from torch import Tensor
+
+from patchbank.bank.writer import Feature
+from patchbank.budget import ByteBudget
+from patchbank.datasets import Record
+from patchbank.preprocess import Decoded, Failure
+
+# How many bytes may be held: of pictures being decoded, of decoded inputs that wait, of features that wait.
+_DECODING_BYTES = 2 << 30
+_WAITING_BYTES = 256 << 20
+_WRITING_BYTES = 512 << 20
+
+Slots = Sequence[tuple[int, Record]]  # a batch: (slot, record) for each image in it
+
+
+@dataclass
+class StageTimes:
+    """Where a run spent its time, in seconds of the main thread: each is what it waited for that stage."""
+
+    decode: float = 0.0
+    encode: float = 0.0
+    write: float = 0.0
+
+    @property
+    def bound(self) -> str:
+        """The stage that the others wait for: ``decode``, ``encode`` or ``write``."""
+        return max(("decode", "encode", "write"), key=lambda stage: float(getattr(self, stage)))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the pipeline joins together.
+
+    Attributes:
+        decode: one record to its pixels or its failure; called from many threads at once.
+        encode: (B, n, n, 3) uint8 to (B, N, D); called from one thread.
+        commit: make features and failures durable; called from one thread.
+        committed: told of each commit, when it is durable, from the thread that calls `run`.
+    """
+
+    decode: Callable[[Record, ByteBudget], Decoded | Failure]
+    encode: Callable[[Tensor], Tensor]
+    commit: Callable[[Sequence[Feature], Sequence[Failure]], None]
+    committed: Callable[[int, Sequence[Failure]], None]
+
+
+def run(
+    batches: Iterable[Slots], stages: Stages, *, batch_size: int, input_size: int, workers: int, stop: Event
+) -> StageTimes:
+    """Encode and commit all batches, in order, or as many as are begun when `stop` is set.
+
+    Raises what `encode` and `commit` raise; what was committed before stays.
+    """
+    times = StageTimes()
+    decoding, writing = ByteBudget(_DECODING_BYTES), ByteBudget(_WRITING_BYTES)
+    image_bytes = input_size * input_size * 3
+    ahead = max(1, min(_WAITING_BYTES // (batch_size * image_bytes), 1 + -(-2 * workers // batch_size)))
+
+    decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+    commits: deque[Future[tuple[int, Sequence[Failure]]]] = deque()
+
+    def commit(features: list[Feature], failures: list[Failure], held: int) -> tuple[int, Sequence[Failure]]:
+        try:
+            stages.commit(features, failures)
+        finally:
+            writing.release(held)
+        return len(features), failures
+
+    try:
+        for slots, futures in _decode_ahead(batches, stages.decode, decoders, decoding, ahead):
+            began = time.perf_counter()
+            results = [future.result() for future in futures]
+            times.decode += (decoded := time.perf_counter()) - began
+            if stop.is_set():
+                break
+
+            features, failures = _encode(slots, results, stages.encode, batch_size, input_size)
+            times.encode += (encoded := time.perf_counter()) - decoded
+
+            held = writing.acquire(sum(feature.tokens.nbytes for feature in features))
+            commits.append(writer.submit(commit, features, failures, held))
+            while commits and commits[0].done():
+                stages.committed(*commits.popleft().result())
+            times.write += time.perf_counter() - encoded
+
+        began = time.perf_counter()
+        while commits:
+            stages.committed(*commits.popleft().result())
+        times.write += time.perf_counter() - began
+    finally:
+        decoders.shutdown(wait=True, cancel_futures=True)
+        writer.shutdown(wait=True, cancel_futures=True)
+    return times
+
+
+def _decode_ahead(
+    batches: Iterable[Slots],
+    decode: Callable[[Record, ByteBudget], Decoded | Failure],
+    decoders: ThreadPoolExecutor,
+    budget: ByteBudget,
+    ahead: int,
+) -> Iterator[tuple[Slots, list[Future[Decoded | Failure]]]]:
+    """Batches in order, each with its images' futures; `ahead` further batches are already being decoded."""
+    begun: deque[tuple[Slots, list[Future[Decoded | Failure]]]] = deque()
+    for slots in batches:
+        begun.append((slots, [decoders.submit(decode, record, budget) for _, record in slots]))
+        if len(begun) > ahead:
+            yield begun.popleft()
+    yield from begun
+
+
+def _encode(
+    slots: Slots,
+    results: Sequence[Decoded | Failure],
+    encode: Callable[[Tensor], Tensor],
+    batch_size: int,
+    input_size: int,
+) -> tuple[list[Feature], list[Failure]]:
+    """One forward pass over the batch's images, each in its slot."""
+    failures = [result for result in results if isinstance(result, Failure)]
+    images = [(slot, result) for (slot, _), result in zip(slots, results, strict=True) if isinstance(result, Decoded)]
+    if not images:
+        return [], failures
+    pixels = torch.zeros(batch_size, input_size, input_size, 3, dtype=torch.uint8)
+    for slot, image in images:
+        pixels.numpy()[slot] = image.pixels
+    tokens = encode(pixels).cpu()
+    return [Feature(image.key, tokens[slot], image.size) for slot, image in images], failures

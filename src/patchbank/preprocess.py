@@ -1,0 +1,99 @@
+"""An image file to the model's input: decode, resize, RGB. Pillow's pixels, as OpenAI's preprocessing makes them.
+
+A picture that cannot be had becomes a `Failure` with its reason; nothing is put in its place.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from patchbank.budget import ByteBudget
+from patchbank.config import ResizeMode
+from patchbank.datasets.records import Record
+from patchbank.geometry import ImageTransform
+from patchbank.models import MEAN
+
+# Pillow refuses to open pictures of more pixels; no resized picture may have more either.
+MAX_PIXELS = 2 * int(Image.MAX_IMAGE_PIXELS or 89_478_485)
+
+
+class Decoded(NamedTuple):
+    """One image, ready for the encoder.
+
+    Attributes:
+        key: the record's.
+        pixels: (n, n, 3) uint8 RGB.
+        size: (width, height) of the original, in pixels.
+    """
+
+    key: str
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
+class Failure(NamedTuple):
+    """One image that could not be had, and why."""
+
+    key: str
+    reason: str
+
+
+def load(record: Record, mode: ResizeMode, input_size: int, budget: ByteBudget) -> Decoded | Failure:
+    """Decode one image file and bring it to the model's input size. Holds `budget` while pixels are large."""
+    try:
+        if not stat.S_ISREG((status := record.path.stat()).st_mode):
+            return Failure(record.key, "not a regular file")
+        if status.st_size == 0:
+            return Failure(record.key, "the file is empty")
+        with Image.open(record.path) as image:
+            width, height = size = image.size
+            resized = ImageTransform(width, height, mode, input_size, 1).resized
+            if resized[0] * resized[1] > MAX_PIXELS:
+                return Failure(record.key, f"too elongated: {width} x {height} pixels")
+            # The picture and its resized form, at four bytes a pixel, and what decoder and resizer hold beside.
+            with budget.reserve(8 * (width * height + resized[0] * resized[1])):
+                return Decoded(record.key, preprocess(image, mode, input_size), size)
+    except FileNotFoundError:
+        return Failure(record.key, "missing: there is no such file")
+    except UnidentifiedImageError:
+        return Failure(record.key, "not an image that Pillow can identify")
+    except Image.DecompressionBombError:
+        return Failure(record.key, f"too large: more than {MAX_PIXELS:,} pixels")
+    except MemoryError:
+        return Failure(record.key, "out of memory while decoding")
+    except OSError as error:
+        return Failure(record.key, error.strerror or _first_line(error))
+    except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
+        return Failure(record.key, f"{type(error).__name__}: {_first_line(error)}")
+
+
+def preprocess(image: Image.Image, mode: ResizeMode, input_size: int) -> NDArray[np.uint8]:
+    """An opened image to (n, n, 3) uint8 RGB.
+
+    ``center-crop`` gives the pixels of CLIP's own preprocessing: bicubic in the image's own mode, the central
+    square, and only then RGB, which matters for palette, CMYK and 1-bit pictures. EXIF rotation is not applied.
+    """
+    transform = ImageTransform(*image.size, mode, input_size, 1)
+    if image.size != transform.resized:
+        image = image.resize(transform.resized, Image.Resampling.BICUBIC)
+    left, top = transform.offset
+    if mode == "center-crop":
+        image = image.crop((-left, -top, input_size - left, input_size - top))
+    image = image.convert("RGB")
+    if mode == "pad":
+        canvas = Image.new("RGB", (input_size, input_size), tuple(round(255 * mean) for mean in MEAN))
+        canvas.paste(image, (left, top))
+        image = canvas
+    return np.asarray(image)
+
+
+def _first_line(error: Exception) -> str:
+    """The message without addresses and line breaks, so that the same file always fails with the same words."""
+    text = re.sub(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error)).strip() or type(error).__name__
+    return text.splitlines()[0]
