@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset, Record, load_dataset
     from patchbank.encoder.encoder import PatchEncoder
     from patchbank.errors import PatchbankError
-    from patchbank.extract import ExtractSummary, extract
+    from patchbank.extraction import ExtractSummary, extract
     from patchbank.geometry import ImageTransform
 
 _HOME = {
     "Bank": "patchbank.bank.reader",
     "Dataset": "patchbank.datasets",
     "ExtractConfig": "patchbank.config",
-    "ExtractSummary": "patchbank.extract",
+    "ExtractSummary": "patchbank.extraction",
     "Fingerprint": "patchbank.config",
     "ImageTransform": "patchbank.geometry",
     "PatchEncoder": "patchbank.encoder.encoder",
     "PatchbankError": "patchbank.errors",
     "Record": "patchbank.datasets",
-    "extract": "patchbank.extract",
+    "extract": "patchbank.extraction",
     "load_dataset": "patchbank.datasets",
     "open_bank": "patchbank.bank.reader",
 }

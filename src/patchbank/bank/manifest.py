@@ -98,7 +98,7 @@ class Manifest:
         path = directory / FILE_NAME
         try:
             content = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise BankError(_no_bank(directory)) from None
         except OSError as error:
             raise BankError(f"{path} cannot be read: {error.strerror}.") from error

@@ -111,7 +111,7 @@ class BankWriter:
         with _storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             if self._overwrite:
-                remove_bank(self.directory)
+                _remove_bank(self.directory)
             self._scratch = self._stack.enter_context(scratch_directory(self.directory))
             self.manifest = self._wanted.create(self.directory, self._scratch)
             _refuse_another(self.directory, self.manifest, self._wanted)
@@ -162,16 +162,21 @@ class BankWriter:
         return digest.hexdigest()
 
 
-def remove_bank(directory: Path) -> None:
-    """Delete a bank: its own files, the features it lists, and what pickles lie in its directory.
+def removable(directory: Path) -> list[Path]:
+    """The features that starting a bank anew deletes: those it lists, and what pickles lie in its directory.
 
-    Nothing else that lies there goes, and nothing in subdirectories that the bank does not list.
+    Pickles in subdirectories that the bank does not list are left alone: they may be other banks.
     """
     names = {ezhoi.pickle_name(key) for key in read_ledger(directory, damaged="skip")}
-    names |= {path.name for path in directory.glob(f"*{ezhoi.SUFFIX}")}
+    paths = {directory / name for name in names} | set(directory.glob(f"*{ezhoi.SUFFIX}"))
+    return [path for path in paths if path.is_file()]
+
+
+def _remove_bank(directory: Path) -> None:
+    features = removable(directory)
     remove_ledger(directory)
-    for name in names:
-        (directory / name).unlink(missing_ok=True)
+    for path in features:
+        path.unlink(missing_ok=True)
     (directory / manifest.FILE_NAME).unlink(missing_ok=True)  # last: until then it is a bank, if an emptier one
 
 

@@ -17,7 +17,7 @@ from patchbank.models import EZHOI_MODELS, get_model
 
 if TYPE_CHECKING:
     from patchbank.datasets import Dataset
-    from patchbank.extract import ExtractPlan, ExtractSummary
+    from patchbank.extraction import ExtractPlan, ExtractSummary
 
 _FAILURES_SHOWN = 20
 
@@ -93,7 +93,7 @@ def _folder(
 
 def _run(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool, json: bool) -> None:
     """Plan every bank, then make them one after the other. Raises typer.Exit with the command's code."""
-    from patchbank.extract import check_disk, execute, load_encoder, make_plan
+    from patchbank.extraction import check_disk, execute, load_encoder, make_plan
 
     plans = [make_plan(*job) for job in jobs]
     if dry_run:
@@ -103,24 +103,24 @@ def _run(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool, js
         raise typer.Exit(0)
 
     summaries: list[ExtractSummary] = []
-    encoder = None
-    with StopOnSignal() as signals:
-        # Model by model, so that each is loaded once.
-        for plan in sorted(plans, key=lambda plan: [other.model for other in plans].index(plan.model)):
-            if signals.stop.is_set():
-                break
-            plan, encoder = load_encoder(plan, encoder, DownloadProgress(f"Downloading {plan.model.name}"))
-            with ImageProgress(f"{plan.dataset.title}, {plan.model.name}", len(plan.todo)) as progress:
-                summary = execute(plan, encoder, on_commit=progress.advance, stop=signals.stop)
-            summaries.append(summary)
-            if not json:
-                show_summary(summary)
+    encoder, exit_code = None, None
+    # Model by model, so that each is loaded once.
+    for plan in sorted(plans, key=lambda plan: [other.model for other in plans].index(plan.model)):
+        plan, encoder = load_encoder(plan, encoder, DownloadProgress(f"Downloading {plan.model.name}"))
+        title = f"{plan.dataset.title}, {plan.model.name}"
+        with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
+            summary = execute(plan, encoder, on_commit=progress.advance, stop=signals.stop)
+        summaries.append(summary)
+        if not json:
+            show_summary(summary)
+        if (exit_code := signals.exit_code) is not None:
+            show_note("stopped; what is committed is safe, and the same command goes on from here.")
+            break
     if json:
         show_json([_summary_dict(summary) for summary in summaries])
-    if signals.exit_code is not None:
-        show_note("stopped; what is committed is safe, and the same command goes on from here.")
-        raise typer.Exit(signals.exit_code)
-    raise typer.Exit(1 if any(summary.failures for summary in summaries) else 0)
+    if exit_code is None:
+        exit_code = 1 if any(summary.failures for summary in summaries) else 0
+    raise typer.Exit(exit_code)
 
 
 def _show_plans(plans: list["ExtractPlan"]) -> None:

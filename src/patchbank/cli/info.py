@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from patchbank.cli.console import plain_table, say, show_json, size_text, stdout
+from patchbank.models import MODELS
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
@@ -58,9 +59,11 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     add("features", f"{len(bank):,} x ({tokens}, {dim}) {manifest.dtype}, grid {rows} x {columns}")
     add("failures", f"{len(bank.failures):,}")
     add("bytes", f"{size_text(bank.bytes_on_disk())}, layout {manifest.layout}")
+    official = manifest.fingerprint.weights_sha256 in {known.sha256 for known in MODELS.values()}
+    add("weights", "OpenAI's official file" if official else "a checkpoint of the user's, not OpenAI's official file")
     for name, value in manifest.fingerprint.to_dict().items():
         if name != "model":
-            add(name.replace("_", " "), value)
+            add(name.replace("_", " ").replace("sha256", "SHA-256"), value)
     add("made on", f"{manifest.device}, batch size {manifest.batch_size}")
     add("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     stdout.print(table)

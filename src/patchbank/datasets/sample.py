@@ -32,9 +32,9 @@ class Thing(NamedTuple):
 # Boxes were drawn by hand. The rocket and the shuttle behind the astronaut are no COCO classes.
 _PHOTOGRAPHS: dict[str, Thing | None] = {
     "astronaut": Thing("person", (10, 10, 512, 512)),
-    "camera": Thing("person", (90, 60, 334, 512)),
+    "camera": Thing("person", (0, 60, 334, 512)),
     "chelsea": Thing("cat", (0, 0, 451, 300)),
-    "coffee": Thing("cup", (166, 10, 418, 266)),
+    "coffee": Thing("cup", (166, 10, 418, 330)),
     "motorcycle": Thing("motorcycle", (120, 70, 690, 448)),
     "horse": Thing("horse", (17, 8, 390, 315)),
     "rocket": None,

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,16 @@ def obtain_checkpoint(
 
 def _sha256(path: Path) -> str:
     try:
-        return sha256_of(path)
+        status = path.stat()
+        return _sha256_of_version(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise WeightsError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
+
+
+@lru_cache(maxsize=16)
+def _sha256_of_version(path: Path, _size: int, _modified: int) -> str:
+    """Cached: one run plans several banks with the same file of hundreds of megabytes."""
+    return sha256_of(path)
 
 
 def _check_official(model: Model, path: Path) -> str:
@@ -169,6 +177,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
                 return dict(torch.jit.load(path, map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
         # weights_only: nothing that a pickle names is run, only tensors are rebuilt.
         return _state_dict_in(torch.load(path, map_location="cpu", weights_only=True), path)
+    except WeightsError:
+        raise
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise WeightsError(

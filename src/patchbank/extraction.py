@@ -11,7 +11,7 @@ from threading import Event
 
 from patchbank.bank import ezhoi
 from patchbank.bank.manifest import Manifest, library_versions
-from patchbank.bank.writer import BankWriter, disk_bytes, done_keys, existing_manifest
+from patchbank.bank.writer import BankWriter, disk_bytes, done_keys, existing_manifest, removable
 from patchbank.config import ExtractConfig, Fingerprint
 from patchbank.datasets import Dataset, Record
 from patchbank.encoder.encoder import PatchEncoder, auto_batch_size, resolve_device
@@ -55,6 +55,11 @@ class ExtractPlan:
     def bytes_needed(self) -> int:
         """Disk space that the images left to do will take."""
         return disk_bytes(len(self.todo), self.manifest)
+
+    @property
+    def bytes_freed(self) -> int:
+        """Disk space of the features that ``overwrite`` deletes first."""
+        return sum(path.stat().st_size for path in removable(self.out)) if self.config.overwrite else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +194,8 @@ def check_disk(plans: Sequence[ExtractPlan]) -> None:
     needed: dict[int, tuple[int, Path]] = {}
     for plan in plans:
         disk = nearest_existing(plan.out).stat().st_dev
-        needed[disk] = (needed.get(disk, (0, plan.out))[0] + plan.bytes_needed, plan.out)
+        before = needed[disk][0] if disk in needed else 0
+        needed[disk] = (before + plan.bytes_needed - plan.bytes_freed, plan.out)
     for size, place in needed.values():
         if size > (free := free_bytes(place)):
             raise BankError(

@@ -1,0 +1,122 @@
+"""One tensor, one pickle: torch's own structure, reproducible bytes, its own storage; and nothing hostile runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import pickletools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from patchbank.bank.pickles import pickle_bytes, read_pickle, to_pickle
+from patchbank.errors import BankError
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def dumped(tensor: Tensor) -> bytes:
+    return b"".join(to_pickle(tensor))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(196, 512), (3, 5), (1, 1)])
+def test_any_torch_unpickles_it(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    tensor = torch.randn(shape).to(dtype)
+    content = dumped(tensor)
+    found = pickle.loads(content)
+    assert type(found) is Tensor
+    assert torch.equal(found, tensor)
+    assert found.dtype == dtype
+    assert found.is_contiguous()
+    assert found.device.type == "cpu"
+    assert found.untyped_storage().nbytes() == tensor.nbytes
+    assert len(content) == pickle_bytes(shape, dtype)
+
+
+def test_it_is_what_pickle_dumps_writes_but_for_the_address() -> None:
+    """The same opcodes and arguments as torch's own; only the storage's key differs."""
+    tensor = torch.randn(7, 3)
+
+    def structure(content: bytes) -> list[tuple[str, object]]:
+        found = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(content)]
+        return [item for item in found if item[0] not in ("FRAME", "BINBYTES", "SHORT_BINBYTES")]
+
+    def payload(content: bytes) -> bytes:
+        [found] = [argument for opcode, argument, _ in pickletools.genops(content) if "BINBYTES" in opcode.name]
+        return re.sub(rb"X.{4}\d+q", b"KEYq", found, flags=re.DOTALL)
+
+    ours, torchs = dumped(tensor), pickle.dumps(tensor, protocol=4)
+    assert structure(ours) == structure(torchs)
+    assert payload(ours) == payload(torchs)
+
+
+def test_a_slice_is_written_without_the_rest_of_its_batch() -> None:
+    batch = torch.randn(32, 197, 512)
+    assert len(pickle.dumps(batch[3, 1:])) > 12_000_000  # what the original scripts' batched variant writes
+    content = dumped(batch[3, 1:])
+    assert 401_408 < len(content) < 402_000
+    assert torch.equal(pickle.loads(content), batch[3, 1:])
+
+
+def test_two_processes_write_the_same_bytes() -> None:
+    program = (
+        "import sys, torch; from patchbank.bank.pickles import to_pickle;"
+        "junk = [torch.zeros(int(sys.argv[1]))];"
+        "sys.stdout.buffer.write(b''.join(to_pickle(torch.arange(600.).view(20, 30))))"
+    )
+    first, second = (
+        subprocess.run([sys.executable, "-c", program, size], capture_output=True, check=True).stdout
+        for size in ("10", "100000")
+    )
+    assert first == second == dumped(torch.arange(600.0).view(20, 30))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reading_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensor = torch.randn(5, 4).to(dtype)
+    (tmp_path / "a_clip.pkl").write_bytes(dumped(tensor))
+    assert torch.equal(read_pickle(tmp_path / "a_clip.pkl"), tensor)
+
+
+def test_the_original_scripts_pickles_are_read_too(tmp_path: Path) -> None:
+    tokens = torch.randn(1, 17, 8).squeeze(0)[1:]
+    (tmp_path / "a_clip.pkl").write_bytes(pickle.dumps(tokens))
+    assert torch.equal(read_pickle(tmp_path / "a_clip.pkl"), tokens)
+
+
+class _Hostile:
+    def __init__(self, *call: object) -> None:
+        self._call = call
+
+    def __reduce__(self) -> object:
+        return self._call[0], self._call[1:]
+
+
+def test_a_hostile_pickle_is_not_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "a_clip.pkl", tmp_path / "trace"
+    nested = _Hostile(torch.storage._load_from_bytes, pickle.dumps(_Hostile(os.mkdir, str(trace))))
+    for value in (_Hostile(os.mkdir, str(trace)), [_Hostile(exec, f"import os; os.mkdir({str(trace)!r})")], nested):
+        path.write_bytes(pickle.dumps(value))
+        with pytest.raises(BankError, match="is not the pickle of a tensor"):
+            read_pickle(path)
+        assert not trace.exists()
+
+
+def test_damage_is_an_error_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "a_clip.pkl"
+    whole = dumped(torch.randn(64, 64))
+    for length in [*range(0, len(whole), 1000), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(BankError):
+            read_pickle(path)
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(BankError, match="holds a dict"):
+        read_pickle(path)
+    with pytest.raises(BankError, match="cannot be read"):
+        read_pickle(tmp_path / "nowhere_clip.pkl")

@@ -1,0 +1,89 @@
+"""`open_bank`: a mapping from key to tensor, and the geometry beside it."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from patchbank import Bank, ExtractConfig, ImageTransform, extract, load_dataset, open_bank
+from patchbank.errors import BankError, KeyNotInBank
+from tests.support import REPOSITORY, photographs
+
+
+@pytest.fixture(scope="module")
+def bank(tiny_config: ExtractConfig, tmp_path_factory: pytest.TempPathFactory) -> Bank:
+    root = tmp_path_factory.mktemp("reader")
+    photographs(root / "images", 4)
+    (root / "images/broken.jpg").write_bytes(b"")
+    extract(load_dataset("folder", root / "images"), root / "bank", tiny_config)
+    return open_bank(root / "bank")
+
+
+def test_it_is_a_mapping(bank: Bank) -> None:
+    assert list(bank) == [f"photo_000{number}.jpg" for number in range(4)]
+    assert len(bank) == len(list(bank.items())) == 4
+    assert "photo_0001.jpg" in bank
+    assert "broken.jpg" not in bank
+    assert bank.get("nowhere.jpg") is None
+    assert bank["photo_0001.jpg"].shape == (16, 32)
+    assert bank != open_bank(bank.path)  # reads nothing to find out
+
+
+def test_the_grid_is_row_major(bank: Bank) -> None:
+    tokens, grid = bank["photo_0002.jpg"], bank.grid("photo_0002.jpg")
+    assert grid.shape == (4, 4, 32)
+    assert torch.equal(grid[2, 1], tokens[2 * 4 + 1])
+
+
+def test_the_transform_is_the_images(bank: Bank) -> None:
+    with Image.open(bank.path.parent / "images/photo_0001.jpg") as image:
+        assert bank.transform("photo_0001.jpg") == ImageTransform(*image.size, "center-crop", 32, 8)
+
+
+def test_what_is_not_there(bank: Bank) -> None:
+    with pytest.raises(KeyError, match=r"broken\.jpg' could not be extracted: the file is empty"):
+        bank["broken.jpg"]
+    with pytest.raises(KeyNotInBank, match=r"no 'photo_0001'\. Its keys look like 'photo_0000\.jpg'"):
+        bank.transform("photo_0001")
+
+
+def test_workers_get_it_pickled(bank: Bank) -> None:
+    copy = pickle.loads(pickle.dumps(bank))
+    assert torch.equal(copy["photo_0003.jpg"], bank["photo_0003.jpg"])
+
+
+def test_a_file_that_something_else_wrote(tiny_config: ExtractConfig, tmp_path: Path) -> None:
+    photographs(tmp_path / "images", 1)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    bank = open_bank(tmp_path / "bank")
+    bank.file("photo_0000.jpg").write_bytes(pickle.dumps(torch.ones(511)))
+    with pytest.raises(BankError, match=r"holds \(511,\)"):
+        bank["photo_0000.jpg"]
+
+
+def test_what_is_no_bank(bank: Bank, tmp_path: Path) -> None:
+    with pytest.raises(BankError, match="There is no bank"):
+        open_bank(tmp_path / "nowhere")
+    with pytest.raises(BankError, match="is a file"):
+        open_bank(bank.path / "bank.json")
+    with pytest.raises(BankError, match="It holds banks: bank"):
+        open_bank(bank.path.parent)
+    (tmp_path / "a_clip.pkl").write_bytes(b"")
+    with pytest.raises(BankError, match="patchbank did not make it"):
+        open_bank(tmp_path)
+
+
+def test_a_trainer_imports_neither_the_encoder_nor_the_command_line(bank: Bank) -> None:
+    program = (
+        "import sys, patchbank; bank = patchbank.open_bank(sys.argv[1]); bank[next(iter(bank))];"
+        "bank.transform(next(iter(bank)));"
+        "loaded = {name for name in sys.modules if name.split('.')[0] in ('patchbank', 'typer', 'rich', 'PIL')};"
+        "assert not loaded & {'typer', 'rich', 'patchbank.encoder', 'patchbank.cli', 'PIL'}, loaded"
+    )
+    subprocess.run([sys.executable, "-c", program, str(bank.path)], check=True, cwd=REPOSITORY)

@@ -1,0 +1,309 @@
+"""The program as a process: what each command does, what bad input gets, and what signals leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from patchbank import __version__, open_bank
+from tests.support import (
+    REPOSITORY,
+    command,
+    contents,
+    hico_list,
+    hico_root,
+    no_leftovers,
+    patchbank,
+    photographs,
+    vcoco_root,
+    write_json,
+)
+from tests.test_preprocess import broken_files
+
+
+def tiny(weights: Path) -> tuple[str, ...]:
+    return "--model", "tiny", "--weights", str(weights), "--batch-size", "4"
+
+
+def test_help_and_version_do_not_import_torch() -> None:
+    assert patchbank("--version", tiny=False, check=0).stdout == f"patchbank {__version__}\n"
+    for arguments in (["--help"], ["extract", "hicodet", "--help"], ["info", "--help"]):
+        program = (
+            "import sys; from patchbank.cli import main; sys.argv = ['patchbank', *sys.argv[1:]]\n"
+            "try: main()\nexcept SystemExit as end: assert not end.code\n"
+            "assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "Usage" in done.stdout
+
+
+def test_hicodet_makes_every_split_under_the_original_names(tmp_path: Path, tiny_weights: Path) -> None:
+    hico_root(tmp_path, 5)
+    done = patchbank("extract", "hicodet", "--root", tmp_path, *tiny(tiny_weights), check=0)
+    banks = tmp_path / "hicodet_pkl_files"
+    assert sorted(path.name for path in banks.iterdir()) == [
+        "cliptiny_img_hicodet_test",
+        "cliptiny_img_hicodet_train",
+    ]
+    assert "5 features written" in done.stdout
+    assert "hicodet train, tiny: 5 images to do" in done.stderr
+    assert len(list((banks / "cliptiny_img_hicodet_train").glob("HICO_train2015_*_clip.pkl"))) == 5
+
+
+def test_vcoco_likewise(tmp_path: Path, tiny_weights: Path) -> None:
+    vcoco_root(tmp_path, 3)
+    patchbank("extract", "vcoco", "--root", tmp_path, *tiny(tiny_weights), check=0)
+    for split in ("train", "val"):
+        bank = open_bank(tmp_path / f"vcoco_pkl_files/cliptiny_img_vcoco_{split}")
+        assert sorted(bank) == [f"COCO_{split}2014_{number:04}.jpg" for number in range(3)]
+        assert (bank.manifest.dataset, bank.manifest.split) == ("vcoco", split)
+
+
+def test_other_places_for_one_split(tmp_path: Path, tiny_weights: Path) -> None:
+    names = photographs(tmp_path / "pictures", 3)
+    annotations = write_json(tmp_path / "list.json", hico_list(names))
+    places = ("--images", tmp_path / "pictures", "--annotations", annotations, "--out", tmp_path / "banks")
+    patchbank("extract", "hicodet", "--split", "train", *places, *tiny(tiny_weights), check=0)
+    assert len(open_bank(tmp_path / "banks/cliptiny_img_hicodet_train")) == 3
+    done = patchbank("extract", "hicodet", *places, *tiny(tiny_weights), check=2)
+    assert "say which with --split" in done.stderr
+
+
+def test_a_folder_and_its_json(tmp_path: Path, tiny_weights: Path) -> None:
+    photographs(tmp_path / "images", 3)
+    done = patchbank(
+        "extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights), "--json", check=0
+    )
+    [summary] = json.loads(done.stdout)
+    assert summary["images"] == 3
+    assert summary["failures"] == {}
+    info = json.loads(patchbank("info", tmp_path / "bank", "--json", check=0).stdout)
+    assert info["features"] == 3
+    assert info["shape"] == [16, 32]
+    assert info["fingerprint"]["model"] == "tiny"
+    assert info["bytes"] == sum(path.stat().st_size for path in (tmp_path / "bank").glob("*.pkl"))
+    text = patchbank("info", tmp_path / "bank", check=0).stdout
+    for word in ("tiny", "3 x (16, 32) float32", "grid 4 x 4", "center-crop", "batch size 4", "not OpenAI's"):
+        assert word in text
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, tiny_weights: Path) -> None:
+    hico_root(tmp_path, 4)
+    arguments = ("extract", "hicodet", "--root", tmp_path, *tiny(tiny_weights))
+    before = contents(tmp_path)
+    done = patchbank(*arguments, "--dry-run", check=0)
+    assert "4 images, 0 done, 4 to do" in done.stdout
+    assert "free. Nothing was written." in done.stdout
+    plans = json.loads(patchbank(*arguments, "--dry-run", "--json", check=0).stdout)
+    assert [plan["todo"] for plan in plans] == [4, 4]
+    assert contents(tmp_path) == before
+
+
+def test_images_that_fail_are_listed_and_the_rest_is_extracted(tmp_path: Path, tiny_weights: Path) -> None:
+    hico_root(tmp_path, 3, splits=["test"])
+    images = tmp_path / "hicodet/hico_20160224_det/images/test2015"
+    words = broken_files(images) | {"[red]missing[/red].jpg": "missing"}
+    names = [f"HICO_test2015_{number:04}.jpg" for number in range(3)]
+    write_json(tmp_path / "hicodet/test_hico.json", hico_list([*words, *names]))
+    done = patchbank("extract", "hicodet", "--root", tmp_path, "--split", "test", *tiny(tiny_weights), check=1)
+    assert f"3 features written (7.3 kB), {len(words)} failed" in done.stdout
+    for name, word in words.items():
+        [line] = [line for line in done.stdout.splitlines() if f"failed: {name}:" in line]
+        assert word in line.lower()
+    bank = tmp_path / "hicodet_pkl_files/cliptiny_img_hicodet_test"
+    assert open_bank(bank).failures.keys() == words.keys()
+    assert "[red]missing[/red].jpg" in patchbank("info", bank, "--failures", check=0).stdout
+
+
+def _without(path: str) -> Callable[[Path], None]:
+    return lambda root: (root / path).rename(root / "moved_away")
+
+
+def _replaced(path: str, content: object) -> Callable[[Path], None]:
+    return lambda root: write_json(root / path, content) and None
+
+
+LIST, IMAGES = "hicodet/test_hico.json", "hicodet/hico_20160224_det/images/test2015"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "words"),
+    [
+        (_without(LIST), [], "neither"),
+        (_without(IMAGES), [], "does not exist"),
+        (_without("hicodet"), [], "--root"),
+        (_replaced(LIST, {"rows": []}), [], "another structure"),
+        (_replaced(LIST, hico_list(["../a.jpg"])), [], "'../a.jpg'"),
+        (_replaced(LIST, hico_list(["a.b.jpg", "a.c.jpg"])), [], "'a.b.jpg' and 'a.c.jpg'"),
+        (_replaced(LIST, hico_list(["other_split.jpg"])), [], "another split"),
+        (None, ["--model", "ViT-B/17"], "Choose from: ViT-B/32"),
+        (None, ["--split", "val"], "no split 'val'"),
+        (None, ["--model", "ViT-B/16", "--model", "tiny"], "one --model"),
+        (None, ["--partition", "2/2"], "must be less than N"),
+        (None, ["--partition", "0/2", "--overwrite"], "would delete"),
+        (None, ["--weights", "nowhere.pt"], "no checkpoint nowhere.pt"),
+        (None, ["--precision", "tf32"], "needs CUDA"),
+        (None, ["--device", "gpu"], "no device 'gpu'"),
+        (None, ["--resize", "stretch"], "squash"),
+    ],
+)
+def test_a_wrong_setup_is_one_message_and_nothing_is_written(
+    tmp_path: Path, tiny_weights: Path, spoil: Callable[[Path], None] | None, options: list[str], words: str
+) -> None:
+    hico_root(tmp_path, 2, splits=["test"])
+    if spoil:
+        spoil(tmp_path)
+    model = [] if "--model" in options else ["--model", "tiny"]
+    before = contents(tmp_path)
+    done = patchbank(
+        *("extract", "hicodet", "--root", tmp_path, "--split", "test", "--weights", tiny_weights, *model, *options),
+        check=2,
+    )
+    assert words in done.stderr
+    assert contents(tmp_path) == before
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_weights: Path) -> None:
+    hico_root(tmp_path, 2, splits=["test"])
+    before = contents(tmp_path)
+    done = patchbank(
+        *("extract", "hicodet", "--root", tmp_path, "--split", "test", "--model", "ViT-B/16"),
+        *("--weights", tiny_weights),
+        check=2,
+    )
+    assert "By its shapes it is a tiny" in done.stderr
+    assert contents(tmp_path) == before
+
+
+def test_offline_and_without_a_checkpoint(tmp_path: Path) -> None:
+    hico_root(tmp_path, 2, splits=["test"])
+    environment = os.environ | {
+        "HOME": str(tmp_path),
+        "TINY_URL": "http://127.0.0.1:9/tiny.pt",
+        "TINY_SHA256": "1" * 64,
+    }
+    arguments = ("extract", "hicodet", "--root", tmp_path, "--split", "test", "--model", "tiny")
+    assert "to be downloaded" in patchbank(*arguments, "--dry-run", check=0, env=environment).stdout
+    done = patchbank(*arguments, check=2, env=environment)
+    place = tmp_path / "checkpoints/pretrained_CLIP/tiny.pt"
+    assert f"put it at {place}" in done.stderr.replace("\n", " ")
+    assert not (tmp_path / "hicodet_pkl_files").exists()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with enough photographs to be interrupted in, two of them unreadable."""
+    directory = tmp_path_factory.mktemp("many")
+    photographs(directory, 150, size=(80, 60))
+    (directory / "photo_0060a.jpg").write_bytes(b"")
+    (directory / "photo_0120a.jpg").write_bytes(b"no image")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(many: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    bank = tmp_path_factory.mktemp("uninterrupted") / "bank"
+    patchbank("extract", "folder", many, "--out", bank, *tiny(tiny_weights), check=1)
+    return contents(bank)
+
+
+def interrupt(arguments: list[str], bank: Path, number: int, more: int) -> tuple[int, str]:
+    """Start a run, and send it a signal once it has committed `more` features; its exit code and errors."""
+    before = len(list(bank.glob("*_clip.pkl")))
+    with subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while len(list(bank.glob("*_clip.pkl"))) < before + more:
+            assert process.poll() is None, "the run ended before it could be interrupted"
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    return process.returncode, errors.decode()
+
+
+def test_after_three_sigkills_the_bank_has_the_same_bytes(
+    many: Path, tiny_weights: Path, uninterrupted: dict[str, str], tmp_path: Path
+) -> None:
+    bank = tmp_path / "bank"
+    arguments = command("extract", "folder", many, "--out", bank, *tiny(tiny_weights))
+    for more in (5, 20, 30):
+        code, _ = interrupt(arguments, bank, signal.SIGKILL, more)
+        assert code == -signal.SIGKILL
+        found = contents(bank)
+        for name in found:  # no partial file under a final name
+            if name.endswith("_clip.pkl"):
+                assert found[name] == uninterrupted[name]
+        assert set(open_bank(bank)) <= {path.name for path in many.iterdir()}
+    patchbank(*arguments[3:], check=1)
+    assert contents(bank) == uninterrupted
+    assert no_leftovers(bank)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_polite_signal_ends_the_run_and_the_next_goes_on(
+    many: Path, tiny_weights: Path, uninterrupted: dict[str, str], tmp_path: Path, number: int, code: int
+) -> None:
+    bank = tmp_path / "bank"
+    arguments = command("extract", "folder", many, "--out", bank, *tiny(tiny_weights))
+    found, errors = interrupt(arguments, bank, number, 8)
+    assert found == code, errors
+    assert "what is committed is safe" in errors
+    assert "Traceback" not in errors
+    assert no_leftovers(bank)
+    assert len(open_bank(bank)) == len(list(bank.glob("*_clip.pkl")))
+    done = patchbank(*arguments[3:], check=1)
+    assert "already there" in done.stdout
+    assert contents(bank) == uninterrupted
+
+
+def test_a_disk_that_fills_up_ends_the_run_cleanly(
+    many: Path, tiny_weights: Path, uninterrupted: dict[str, str], tmp_path: Path
+) -> None:
+    """A limit on the size of files stands in for the disk: the ledger outgrows it in mid-run."""
+    bank = tmp_path / "bank"
+    arguments = ("extract", "folder", many, "--out", bank, *tiny(tiny_weights))
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
+
+    done = patchbank(*arguments, check=2, preexec_fn=limit)
+    assert "The disk is full" in done.stderr
+    assert "run the same command again" in done.stderr
+    assert no_leftovers(bank)
+    assert 0 < len(open_bank(bank)) < 150
+    patchbank(*arguments, check=1)
+    assert contents(bank) == uninterrupted
+
+
+def test_four_partitions_at_once_give_the_bank_of_one_run(
+    many: Path, tiny_weights: Path, uninterrupted: dict[str, str], tmp_path: Path
+) -> None:
+    bank = tmp_path / "bank"
+    arguments = command("extract", "folder", many, "--out", bank, *tiny(tiny_weights))
+    running = [
+        subprocess.Popen([*arguments, "--partition", f"{index}/4"], cwd=REPOSITORY, stderr=subprocess.PIPE)
+        for index in range(4)
+    ]
+    errors = [process.communicate(timeout=120)[1].decode() for process in running]
+    assert {process.returncode for process in running} <= {0, 1}, errors
+    found = contents(bank)
+    if found != uninterrupted:  # two finished in the same instant: their ledgers are joined by whoever comes next
+        patchbank(*arguments[3:], check=1)
+        found = contents(bank)
+    assert found == uninterrupted
+
+
+def test_a_pipe_that_closes(many: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    patchbank("extract", "folder", many, "--out", bank, *tiny(tiny_weights), "--limit", "2", check=0)
+    line = f"{' '.join(command('info', bank))} | true"
+    done = subprocess.run(line, shell=True, cwd=REPOSITORY, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr

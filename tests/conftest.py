@@ -1,0 +1,43 @@
+"""Fixtures: the tiny model and its weights, and full-size untrained ones in OpenAI's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from patchbank.config import ExtractConfig
+from patchbank.encoder.untrained import write_untrained
+from patchbank.models import MODELS
+from tests.support import TINY, TINY_VOCABULARY
+
+hypothesis.settings.register_profile("patchbank", deadline=None, database=None)  # no test depends on time
+hypothesis.settings.load_profile("patchbank")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _register_tiny() -> None:
+    MODELS[TINY.name] = TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's untrained weights, as a TorchScript archive."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny-weights.pt"
+    write_untrained(TINY, path, seed=1, vocabulary=TINY_VOCABULARY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_weights: Path) -> ExtractConfig:
+    """The tiny model in batches of four."""
+    return ExtractConfig(model="tiny", weights=tiny_weights, batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def full_size_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ViT-B/16's untrained weights, in OpenAI's archive format and size."""
+    path = tmp_path_factory.mktemp("full") / "ViT-B-16.pt"
+    write_untrained(MODELS["ViT-B/16"], path)
+    return path

@@ -1,0 +1,129 @@
+"""Which images a dataset lists, from every annotation structure; and what malformed ones get."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from patchbank import load_dataset
+from patchbank.datasets.annotations import read_file_names
+from patchbank.errors import ConfigError, DatasetError
+from tests.support import REPOSITORY, hico_list, hico_root, photographs, vcoco_dict, vcoco_root, write_json
+
+ANNOTATIONS = Path(os.environ.get("PATCHBANK_ANNOTATIONS", REPOSITORY.parent / "shared" / "annotations"))
+
+
+def test_hicodet_lists_every_image_once_in_order(tmp_path: Path) -> None:
+    hico_root(tmp_path, 4)
+    names = json.loads((tmp_path / "hicodet/trainval_hico.json").read_text())
+    write_json(tmp_path / "hicodet/trainval_hico.json", [*names[::-1], names[2]])
+    dataset = load_dataset("hicodet", tmp_path, "train")
+    assert [record.key for record in dataset.records] == [entry["file_name"] for entry in names[::-1]]
+    assert all(record.path.is_file() for record in dataset.records)
+    assert dataset.title == "hicodet train"
+
+
+def test_vcoco_takes_train2014_and_val2014(tmp_path: Path) -> None:
+    vcoco_root(tmp_path, 3)
+    train, val = (load_dataset("vcoco", tmp_path, split) for split in ("train", "val"))
+    assert train.images.name == "train2014"
+    assert train.annotations == tmp_path / "vcoco/instances_vcoco_trainval.json"
+    assert val.images.name == "val2014"
+    assert val.annotations == tmp_path / "vcoco/instances_vcoco_test.json"
+
+
+def test_upts_file_is_read_where_the_lists_are_missing(tmp_path: Path) -> None:
+    hico_root(tmp_path, 3)
+    (tmp_path / "hicodet/test_hico.json").unlink()
+    names = sorted(path.name for path in (tmp_path / "hicodet/hico_20160224_det/images/test2015").iterdir())
+    write_json(tmp_path / "hicodet/instances_test2015.json", {"annotation": [], "filenames": names, "size": []})
+    assert [record.key for record in load_dataset("hicodet", tmp_path, "test").records] == names
+
+
+@pytest.mark.parametrize("structure", [hico_list, vcoco_dict, lambda names: {"filenames": list(names)}])
+def test_structures_are_told_apart_whatever_the_file_is_called(tmp_path: Path, structure: object) -> None:
+    path = write_json(tmp_path / "some.json", structure(["b.jpg", "a.jpg"]))  # type: ignore[operator]
+    assert read_file_names(path) == ["b.jpg", "a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("{", "not valid JSON"),
+        ("\udcff", "UTF-8"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "lists no images"),
+        ("3", "another structure"),
+        ('{"images": [], "info": 1}', "'images', 'info'"),
+        ('[{"file_name": "a.jpg"}, {"name": "b.jpg"}]', "entry 1 has no file_name"),
+        ('{"annotations": ["a.jpg"]}', "annotations entry 0"),
+        ('{"filenames": ["a.jpg", 7]}', "filenames entry 1"),
+    ],
+)
+def test_malformed_annotations(tmp_path: Path, content: str, word: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(DatasetError, match=word) as caught:
+        read_file_names(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "", "a//b.jpg", "./a.jpg", "a\0.jpg"]
+)
+def test_a_name_cannot_lead_out_of_the_image_directory(tmp_path: Path, name: str) -> None:
+    hico_root(tmp_path, 2, splits=["test"])
+    write_json(tmp_path / "hicodet/test_hico.json", hico_list(["HICO_test2015_0000.jpg", name]))
+    with pytest.raises(DatasetError, match="file_name") as caught:
+        load_dataset("hicodet", tmp_path, "test")
+    assert repr(name) in str(caught.value)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"trainval_hico\.json.*instances_train2015\.json.*--annotations"):
+        load_dataset("hicodet", tmp_path, "train")
+    hico_root(tmp_path, 2, splits=["train"])
+    with pytest.raises(DatasetError, match=r"nowhere does not exist.*--images"):
+        load_dataset("hicodet", tmp_path, "train", images=tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="no split 'val'"):
+        load_dataset("hicodet", tmp_path, "val")
+    with pytest.raises(ConfigError, match="no dataset 'coco'"):
+        load_dataset("coco", tmp_path, "val")
+
+
+def test_a_folder_takes_what_pillow_opens(tmp_path: Path) -> None:
+    photographs(tmp_path / "a/b", 2)
+    (tmp_path / "link").symlink_to(tmp_path / "a")  # the same directory: entered once
+    (tmp_path / "a/loop").symlink_to(tmp_path)
+    (tmp_path / "no_extension").write_bytes((tmp_path / "a/b/photo_0000.jpg").read_bytes())
+    (tmp_path / "damaged.PNG").write_bytes(b"not a png")
+    (tmp_path / "._photo.jpg").write_bytes(b"a resource fork")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden/x.jpg").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("words")
+    (tmp_path / "film.mpg").write_bytes(b"\x00\x00\x01\xb3" + bytes(100))
+    keys = [record.key for record in load_dataset("folder", tmp_path).records]
+    assert keys == ["a/b/photo_0000.jpg", "a/b/photo_0001.jpg", "damaged.PNG", "no_extension"]
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no images"):
+        load_dataset("folder", tmp_path)
+    with pytest.raises(DatasetError, match="does not exist"):
+        load_dataset("folder", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("file_name", "listed"),
+    [("instances_test2015.json", 9658), ("instances_vcoco_trainval.json", 5400), ("instances_vcoco_test.json", 4946)],
+)
+def test_the_fields_real_files(file_name: str, listed: int) -> None:
+    path = ANNOTATIONS / file_name
+    if not path.exists():
+        pytest.skip(f"{file_name} is not here: set PATCHBANK_ANNOTATIONS to a directory that has it")
+    names = read_file_names(path)
+    assert len(names) == len(set(names)) == listed
+    assert all(name.endswith(".jpg") for name in names)

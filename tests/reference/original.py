@@ -1,0 +1,44 @@
+"""What the original extraction scripts compute, with OpenAI's own package, one image at a time.
+
+EZ-HOI's fork of the package applies ``ln_post`` and ``proj`` to every token; stock OpenAI code is run here up to
+there, module by module, and then those two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import clip
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+class Original:
+    """``clip.load`` on the CPU, and the scripts' loop body."""
+
+    def __init__(self, weights: Path) -> None:
+        self._model, self.preprocess = clip.load(str(weights), device="cpu", jit=False)
+
+    def __call__(self, path: Path) -> Tensor:
+        """(N, D) float32: the tensor that the scripts pickle for one image."""
+        image = self.preprocess(Image.open(path)).unsqueeze(0)
+        with torch.no_grad():
+            return self.encode_image(image).squeeze(0)[1:]
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        """(B, 3, n, n) -> (B, 1 + N, D), as the fork's ``encode_image``."""
+        visual = self._model.visual
+        x = visual.conv1(x)
+        x = x.reshape(x.shape[0], x.shape[1], -1).permute(0, 2, 1)
+        cls = visual.class_embedding + torch.zeros(x.shape[0], 1, x.shape[-1])
+        x = torch.cat([cls, x], dim=1) + visual.positional_embedding
+        x = visual.ln_pre(x).permute(1, 0, 2)
+        x = visual.transformer(x).permute(1, 0, 2)
+        return visual.ln_post(x) @ visual.proj
+
+
+def pooled(original: Original, path: Path) -> Tensor:
+    """Stock OpenAI's pooled feature of one image: what the first token above must be."""
+    with torch.no_grad():
+        return original._model.encode_image(original.preprocess(Image.open(path)).unsqueeze(0)).squeeze(0)

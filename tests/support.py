@@ -1,0 +1,188 @@
+"""What the tests share: a tiny CLIP, photographs of every kind, made-up EZ-HOI roots, and the program as a process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage import data
+from torch import Tensor
+
+from patchbank.models import Model
+
+# As small as CLIP's architecture allows (one head is 64 wide); 16 patch tokens of 32 dimensions.
+TINY = Model(
+    name="tiny",
+    bank_prefix="cliptiny",
+    file_name="tiny.pt",
+    sha256="0" * 64,
+    input_size=32,
+    patch_size=8,
+    width=64,
+    layers=2,
+    heads=1,
+    output_dim=32,
+)
+TINY_VOCABULARY = 64
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """||found - expected|| / ||expected||."""
+    return float((found - expected).norm() / expected.norm())
+
+
+@cache
+def photograph(name: str) -> Image.Image:
+    """One of scikit-image's bundled photographs, as RGB."""
+    return Image.open(next(Path(data.__file__).parent.glob(f"{name}.*"))).convert("RGB")
+
+
+def photographs(directory: Path, count: int, size: tuple[int, int] = (120, 90), prefix: str = "photo") -> list[str]:
+    """Write `count` different JPEGs, crops of photographs, into `directory`; returns their names."""
+    directory.mkdir(parents=True, exist_ok=True)
+    sources = [photograph(name) for name in ("astronaut", "chelsea", "coffee", "rocket")]
+    names = []
+    for number in range(count):
+        source = sources[number % len(sources)]
+        width, height = size if number % 3 else size[::-1]
+        left, top = (number * 7) % (source.width - width), (number * 5) % (source.height - height)
+        name = f"{prefix}_{number:04}.jpg"
+        source.crop((left, top, left + width, top + height)).save(directory / name, quality=90)
+        names.append(name)
+    return names
+
+
+def every_kind(directory: Path) -> list[str]:
+    """Write a photograph in every kind of file the original scripts can open; returns their names."""
+    directory.mkdir(parents=True, exist_ok=True)
+    colour, cat, coffee = photograph("astronaut"), photograph("chelsea"), photograph("coffee")
+    grey = colour.convert("L")
+    mask = Image.fromarray(np.tile(np.linspace(0, 255, cat.width).astype(np.uint8), (cat.height, 1)))
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 3)
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # the camera was held upright
+    transparent = cat.quantize(32)
+    transparent.info["transparency"] = 3
+
+    def save(image: Image.Image, name: str, **options: object) -> None:
+        image.save(directory / name, **options)
+        names.append(name)
+
+    names: list[str] = []
+    save(colour, "baseline.jpg", quality=90)
+    save(coffee, "progressive.jpg", quality=85, progressive=True)
+    save(grey, "grey.jpg")
+    save(coffee.convert("CMYK"), "cmyk.jpg")
+    save(coffee, "exif_rotated.jpg", exif=rotated)
+    save(coffee.resize((800, 600)), "odd_subsampling.jpg", subsampling="4:1:1")
+    save(cat, "colour.png")
+    save(cat.quantize(64), "palette.png")
+    save(transparent, "palette_transparent.png")
+    save(Image.merge("RGBA", (*cat.split(), mask)), "rgba.png")
+    save(Image.merge("LA", (cat.convert("L"), mask)), "la.png")
+    save(grey.convert("1"), "one_bit.png")
+    save(deep, "sixteen_bit.png")
+    save(grey, "grey.png")
+    save(colour.crop((0, 200, 400, 203)), "three_pixels_high.png")
+    save(colour.crop((100, 0, 102, 500)), "two_pixels_wide.png")
+    save(colour.crop((100, 100, 101, 101)), "one_pixel.png")
+    save(colour.resize((224, 224)), "exact_224.png")
+    save(colour.resize((336, 336)), "exact_336.png")
+    save(cat, "photo.bmp")
+    save(cat, "photo.gif")
+    save(coffee, "photo.webp", quality=80)
+    save(cat.convert("YCbCr"), "ycbcr.tif")
+    save(cat.convert("LAB"), "lab.tif")
+    save(deep, "sixteen_bit.tif")
+    save(Image.fromarray(np.asarray(grey).astype(np.float32)), "float.tif")
+    save(cat.convert("CMYK"), "cmyk.tif")
+    return names
+
+
+def hico_list(names: Iterable[str]) -> list[dict[str, object]]:
+    """HICO-DET's list; every second image has no pair."""
+    return [
+        {
+            "file_name": name,
+            "img_id": number,
+            "annotations": [{"bbox": [1, 2, 30, 40], "category_id": 1}, {"bbox": [5, 6, 50, 60], "category_id": 4}],
+            "hoi_annotation": [{"subject_id": 0, "object_id": 1, "category_id": 73, "hoi_category_id": 153}]
+            * (number % 2),
+        }
+        for number, name in enumerate(names)
+    ]
+
+
+def vcoco_dict(names: Iterable[str]) -> dict[str, object]:
+    """V-COCO's dict."""
+    annotations = [{"boxes_h": [], "boxes_o": [], "actions": [], "objects": [], "file_name": name} for name in names]
+    return {"annotations": annotations, "classes": [], "objects": [], "images": [], "action_to_object": []}
+
+
+def write_json(path: Path, content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def hico_root(root: Path, count: int = 6, *, splits: Sequence[str] = ("train", "test")) -> Path:
+    """An EZ-HOI root with HICO-DET's directories and lists, `count` photographs a split."""
+    for split in splits:
+        names = photographs(root / f"hicodet/hico_20160224_det/images/{split}2015", count, prefix=f"HICO_{split}2015")
+        stem = {"train": "trainval", "test": "test"}[split]
+        write_json(root / f"hicodet/{stem}_hico.json", hico_list(names))
+    return root
+
+
+def vcoco_root(root: Path, count: int = 6) -> Path:
+    """The same with V-COCO's."""
+    for split, stem in (("train", "trainval"), ("val", "test")):
+        names = photographs(root / f"vcoco/mscoco2014/{split}2014", count, prefix=f"COCO_{split}2014")
+        write_json(root / f"vcoco/instances_vcoco_{stem}.json", vcoco_dict(names))
+    return root
+
+
+def command(*arguments: object, tiny: bool = True) -> list[str]:
+    """The command line of `patchbank ...`; with `tiny`, of one that knows the model ``tiny`` too."""
+    module = "tests.tiny_program" if tiny else "patchbank"
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def patchbank(
+    *arguments: object, tiny: bool = True, check: int | None = None, **options: object
+) -> subprocess.CompletedProcess[str]:
+    """Run `patchbank ...` as a process; with `check`, assert that it exits with that code."""
+    done = subprocess.run(
+        command(*arguments, tiny=tiny), cwd=REPOSITORY, capture_output=True, text=True, timeout=300, **options
+    )  # type: ignore[call-overload]
+    if check is not None:
+        assert done.returncode == check, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+    return done
+
+
+def contents(directory: Path) -> dict[str, str]:
+    """Every file under a directory, by relative name, with the SHA-256 of its bytes."""
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def no_leftovers(directory: Path) -> bool:
+    """Whether nothing temporary lies in a bank."""
+    return not list(directory.glob(".*"))
+
+
+torch.set_num_threads(2)  # the same on every machine the tests run on

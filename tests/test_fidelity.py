@@ -1,0 +1,131 @@
+"""The numbers are those of the original scripts, to 2e-6, on every kind of picture; OpenAI's package is the oracle."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from patchbank import PatchEncoder, extract, load_dataset, open_bank
+from patchbank.config import ExtractConfig
+from patchbank.encoder.untrained import write_untrained
+from patchbank.models import MODELS
+from tests.reference.original import Original, pooled
+from tests.support import every_kind, hico_list, patchbank, photographs, relative_error, vcoco_dict, write_json
+
+BOUND = 2e-6
+
+
+def ezhoi_reader(directory: Path, file_name: str) -> torch.Tensor:
+    """As EZ-HOI reads: unpickle, divide each token in place by its length."""
+    with open(directory / (file_name.split(".")[0] + "_clip.pkl"), "rb") as file:
+        tokens = pickle.load(file)
+    tokens /= tokens.norm(dim=-1, keepdim=True)
+    return tokens
+
+
+def test_hicodet_with_vit_b16_equals_the_original_on_every_kind_of_picture(
+    tmp_path: Path, full_size_weights: Path
+) -> None:
+    images = tmp_path / "hicodet/hico_20160224_det/images/test2015"
+    by_stem = {name.split(".")[0]: name for name in every_kind(images)}
+    names = sorted(by_stem.values())  # grey.jpg and grey.png would share a pickle
+    write_json(tmp_path / "hicodet/test_hico.json", hico_list(names))
+
+    patchbank(
+        *("extract", "hicodet", "--root", tmp_path, "--split", "test", "--model", "ViT-B/16"),
+        *("--weights", full_size_weights),
+        tiny=False,
+        check=0,
+    )
+
+    original = Original(full_size_weights)
+    directory = tmp_path / "hicodet_pkl_files/clipbase_img_hicodet_test"
+    for name in names:
+        expected = original(images / name)
+        with open(directory / (name.split(".")[0] + "_clip.pkl"), "rb") as file:
+            found = pickle.load(file)
+        assert found.shape == (196, 512)
+        assert found.dtype == torch.float32
+        assert relative_error(found, expected) <= BOUND, name
+    batch = torch.stack([ezhoi_reader(directory, name) for name in names])
+    assert torch.allclose(batch.norm(dim=-1), torch.ones(len(names), 196))
+
+
+def test_vcoco_with_vit_l14_336_equals_the_original(tmp_path: Path) -> None:
+    weights = tmp_path / "large.pt"
+    write_untrained(MODELS["ViT-L/14@336px"], weights)
+    images = tmp_path / "vcoco/mscoco2014/val2014"
+    names = photographs(images, 2, size=(400, 290), prefix="COCO_val2014")
+    write_json(tmp_path / "vcoco/instances_vcoco_test.json", vcoco_dict(names))
+
+    patchbank(
+        *("extract", "vcoco", "--root", tmp_path, "--split", "val", "--model", "ViT-L/14@336px"),
+        *("--weights", weights, "--batch-size", "2"),
+        tiny=False,
+        check=0,
+    )
+
+    original = Original(weights)
+    bank = open_bank(tmp_path / "vcoco_pkl_files/clip336_img_vcoco_val")
+    assert sorted(bank) == names
+    for name in names:
+        assert bank[name].shape == (576, 768)
+        assert relative_error(bank[name], original(images / name)) <= BOUND
+
+
+def test_the_oracle_is_openais_model(tmp_path: Path, tiny_weights: Path) -> None:
+    """The reference's first token is stock OpenAI's pooled feature: the oracle itself is checked."""
+    [name] = photographs(tmp_path, 1)
+    original = Original(tiny_weights)
+    with torch.no_grad():
+        image = original.preprocess(Image.open(tmp_path / name)).unsqueeze(0)
+        first = original.encode_image(image)[0, 0]
+    assert torch.allclose(first, pooled(original, tmp_path / name), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["grey", "cmyk", "palette", "rgba", "one_bit", "exif_rotated"])
+def test_a_batch_gives_what_single_images_give(tmp_path: Path, tiny_weights: Path, kind: str) -> None:
+    names = [name for name in every_kind(tmp_path) if name.startswith(kind)] + photographs(tmp_path, 5)
+    images = [Image.open(tmp_path / name) for name in names]
+    encoder = PatchEncoder.load("tiny", weights=tiny_weights)
+    together = encoder.encode(images)
+    original = Original(tiny_weights)
+    for name, image, tokens in zip(names, images, together, strict=True):
+        assert relative_error(tokens, encoder.encode([image])[0]) <= BOUND
+        assert relative_error(tokens, original(tmp_path / name)) <= BOUND
+
+
+def test_bf16_is_near(tmp_path: Path, tiny_weights: Path) -> None:
+    image = Image.open(tmp_path / photographs(tmp_path, 1)[0])
+    exact = PatchEncoder.load("tiny", weights=tiny_weights).encode([image])
+    near = PatchEncoder.load("tiny", weights=tiny_weights, precision="bf16").encode([image])
+    assert near.dtype == torch.float32
+    assert 0 < relative_error(near, exact) < 0.03
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_other_stored_dtypes_are_the_rounded_features(tmp_path: Path, tiny_weights: Path, dtype: str) -> None:
+    names = photographs(tmp_path / "images", 3)
+    dataset = load_dataset("folder", tmp_path / "images")
+    for stored in ("float32", dtype):
+        extract(dataset, tmp_path / stored, ExtractConfig(model="tiny", weights=tiny_weights, dtype=stored))
+    full, short = open_bank(tmp_path / "float32"), open_bank(tmp_path / dtype)
+    for name in names:
+        assert torch.equal(short[name], full[name].to(getattr(torch, dtype)))
+
+
+def test_squash_and_pad_see_the_whole_image(tmp_path: Path, tiny_weights: Path) -> None:
+    """Each equals the original's encoder on a picture that was brought to the square by hand."""
+    name = photographs(tmp_path, 2, size=(160, 90))[1]
+    image = Image.open(tmp_path / name)
+    squashed = image.resize((32, 32), Image.Resampling.BICUBIC)
+    padded = Image.new("RGB", (32, 32), (123, 117, 104))  # CLIP's mean colour
+    padded.paste(image.resize((32, 18), Image.Resampling.BICUBIC), (0, 7))
+    encoder, original = PatchEncoder.load("tiny", weights=tiny_weights), Original(tiny_weights)
+    for mode, by_hand in (("squash", squashed), ("pad", padded)):
+        by_hand.save(tmp_path / "by_hand.png")
+        assert relative_error(encoder.encode([image], mode)[0], original(tmp_path / "by_hand.png")) <= BOUND

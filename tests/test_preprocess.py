@@ -1,0 +1,151 @@
+"""Pixels: those of OpenAI's own preprocessing, bit for bit; and what unreadable files become."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clip.clip import _transform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from patchbank.budget import ByteBudget
+from patchbank.datasets import Record
+from patchbank.models import MEAN, STD
+from patchbank.preprocess import Decoded, Failure, load, preprocess
+from tests.support import every_kind, photograph
+
+BUDGET = ByteBudget(1 << 30)
+
+
+def normalised(pixels: np.ndarray) -> torch.Tensor:
+    """The encoder's normalisation."""
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().div_(255).sub_(mean).div_(std)
+
+
+@pytest.mark.parametrize("size", [224, 336])
+def test_every_kind_of_picture_gives_openais_pixels(tmp_path: Path, size: int) -> None:
+    reference = _transform(size)
+    for name in every_kind(tmp_path):
+        with Image.open(tmp_path / name) as image:
+            expected = reference(image)
+        found = load(Record(name, tmp_path / name), "center-crop", size, BUDGET)
+        assert isinstance(found, Decoded), found
+        assert torch.equal(normalised(found.pixels), expected), name
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([32, 224]))
+def test_any_size_gives_openais_pixels(width: int, height: int, size: int) -> None:
+    image = photograph("coffee").resize((width, height), Image.Resampling.NEAREST)
+    assert torch.equal(normalised(preprocess(image, "center-crop", size)), _transform(size)(image))
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 500), st.integers(1, 500), st.sampled_from(["squash", "pad"]))
+def test_the_whole_image_fits_in_the_other_modes(width: int, height: int, mode: str) -> None:
+    pixels = preprocess(Image.new("RGB", (width, height), "white"), mode, 64)
+    assert pixels.shape == (64, 64, 3)
+    white = (pixels == 255).all(axis=2)
+    fill = (pixels == [123, 117, 104]).all(axis=2)
+    assert (white | fill).all()
+    if mode == "squash":
+        assert white.all()
+    else:
+        rows, columns = np.flatnonzero(white.any(axis=1)), np.flatnonzero(white.any(axis=0))
+        assert max(len(rows), len(columns)) == 64
+        for seen in (rows, columns):  # centred
+            assert abs(seen[0] - (63 - seen[-1])) <= 1
+
+
+def _bomb() -> bytes:
+    """A PNG of a few bytes that says it has 40,000 x 40,000 pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def _jpeg() -> bytes:
+    stream = io.BytesIO()
+    photograph("astronaut").save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def broken_files(directory: Path) -> dict[str, str]:
+    """Files that cannot be extracted, and a word of each one's reason."""
+    stream = io.BytesIO()
+    photograph("astronaut").save(stream, "PNG")
+    files = {
+        "truncated.jpg": (_jpeg()[:9000], "truncated"),
+        "header_only.jpg": (_jpeg()[:40], "truncated"),
+        "truncated_png.png": (stream.getvalue()[:20_000], "truncated"),
+        "empty.jpg": (b"", "empty"),
+        "text.jpg": (b"this is no image\n" * 50, "identify"),
+        "html.jpg": (b"<!DOCTYPE html><html>404 Not Found</html>", "identify"),
+        "bomb.png": (_bomb(), "too large"),
+    }
+    for name, (content, _) in files.items():
+        (directory / name).write_bytes(content)
+    return {name: word for name, (_, word) in files.items()}
+
+
+def test_what_cannot_be_read_becomes_a_failure_with_its_reason(tmp_path: Path) -> None:
+    words = broken_files(tmp_path)
+    (tmp_path / "directory.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    Image.new("1", (100_000, 20)).save(tmp_path / "elongated.png")
+    words |= {"directory.jpg": "not a regular file", "pipe.jpg": "not a regular file", "elongated.png": "elongated"}
+    words |= {"missing.jpg": "missing"}
+    for name, word in words.items():
+        first, second = (load(Record(name, tmp_path / name), "center-crop", 224, BUDGET) for _ in range(2))
+        assert isinstance(first, Failure), name
+        assert first.key == name
+        assert word in first.reason.lower(), first
+        assert first == second  # the ledger's bytes hang on it
+        assert str(tmp_path) not in first.reason
+        assert "0x" not in first.reason
+
+
+def test_unreadable_for_want_of_permission(tmp_path: Path) -> None:
+    path = tmp_path / "locked.jpg"
+    path.write_bytes(_jpeg())
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    assert load(Record("locked.jpg", path), "center-crop", 224, BUDGET) == Failure("locked.jpg", "Permission denied")
+
+
+def test_the_budget_bounds_what_is_held_at_once() -> None:
+    budget, held, most = ByteBudget(100), 0, 0
+    lock = threading.Lock()
+
+    def hold(size: int) -> None:
+        nonlocal held, most
+        for _ in range(200):
+            with budget.reserve(size):
+                with lock:
+                    held += size
+                    most = max(most, held)
+                with lock:
+                    held -= size
+
+    threads = [threading.Thread(target=hold, args=(size,)) for size in (30, 40, 50, 60, 100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most <= 100
+    with budget.reserve(10**12):  # larger than everything: it goes alone
+        pass
