@@ -63,7 +63,7 @@ def photographs(directory: Path, count: int, size: tuple[int, int] = (120, 90), 
 
 
 def every_kind(directory: Path) -> list[str]:
-    """Write a photograph in every kind of file the original scripts can open; returns their names."""
+    """Write a photograph in every kind of file the original scripts can open; returns their names, of unique stems."""
     directory.mkdir(parents=True, exist_ok=True)
     colour, cat, coffee = photograph("astronaut"), photograph("chelsea"), photograph("coffee")
     grey = colour.convert("L")
@@ -81,8 +81,8 @@ def every_kind(directory: Path) -> list[str]:
     names: list[str] = []
     save(colour, "baseline.jpg", quality=90)
     save(coffee, "progressive.jpg", quality=85, progressive=True)
-    save(grey, "grey.jpg")
-    save(coffee.convert("CMYK"), "cmyk.jpg")
+    save(grey, "grey_jpeg.jpg")
+    save(coffee.convert("CMYK"), "cmyk_jpeg.jpg")
     save(coffee, "exif_rotated.jpg", exif=rotated)
     save(coffee.resize((800, 600)), "odd_subsampling.jpg", subsampling="4:1:1")
     save(cat, "colour.png")
@@ -98,14 +98,14 @@ def every_kind(directory: Path) -> list[str]:
     save(colour.crop((100, 100, 101, 101)), "one_pixel.png")
     save(colour.resize((224, 224)), "exact_224.png")
     save(colour.resize((336, 336)), "exact_336.png")
-    save(cat, "photo.bmp")
-    save(cat, "photo.gif")
-    save(coffee, "photo.webp", quality=80)
+    save(cat, "bitmap.bmp")
+    save(cat, "gif.gif")
+    save(coffee, "webp.webp", quality=80)
     save(cat.convert("YCbCr"), "ycbcr.tif")
     save(cat.convert("LAB"), "lab.tif")
-    save(deep, "sixteen_bit.tif")
+    save(deep, "sixteen_bit_tiff.tif")
     save(Image.fromarray(np.asarray(grey).astype(np.float32)), "float.tif")
-    save(cat.convert("CMYK"), "cmyk.tif")
+    save(cat.convert("CMYK"), "cmyk_tiff.tif")
     return names
 
 

@@ -18,7 +18,8 @@ from patchbank.bank import manifest
 from patchbank.config import Partition
 from patchbank.encoder.untrained import write_untrained
 from patchbank.errors import BankError, ConfigError, DatasetError, PatchbankError, WeightsError
-from patchbank.extraction import execute, load_encoder, make_plan
+from patchbank.extraction import execute, load_encoder
+from patchbank.plan import make_plan
 from tests.reference.original import Original
 from tests.support import TINY, TINY_VOCABULARY, contents, no_leftovers, photographs, relative_error
 from tests.test_preprocess import broken_files
@@ -265,7 +266,7 @@ def _no_images(plan: dict[str, object], tmp_path: Path) -> None:
 
 
 def _full_disk(plan: dict[str, object], tmp_path: Path) -> None:
-    plan["monkeypatch"].setattr("patchbank.extraction.free_bytes", lambda _: 10_000)  # type: ignore[attr-defined]
+    plan["monkeypatch"].setattr("patchbank.plan.free_bytes", lambda _: 10_000)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,8 @@ def test_two_runs_at_once_are_harmless(
 ) -> None:
     """The second begins, does everything and ends while the first is under way."""
     dataset = load_dataset("folder", images)
-    plan, encoder = load_encoder(make_plan(dataset, tmp_path, tiny_config))
+    plan = make_plan(dataset, tmp_path, tiny_config)
+    encoder = load_encoder(plan)
     began = False
 
     def meanwhile(*_: object) -> None:

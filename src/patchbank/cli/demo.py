@@ -52,7 +52,8 @@ def demo(
     from patchbank.datasets.sample import write_sample
     from patchbank.encoder.untrained import write_untrained
     from patchbank.encoder.weights import find_checkpoint
-    from patchbank.extraction import check_disk, execute, load_encoder, make_plan
+    from patchbank.extraction import execute, load_encoder
+    from patchbank.plan import check_disk, make_plan
 
     root = directory.expanduser()
     write_sample(root)
@@ -77,7 +78,8 @@ def demo(
     table = plain_table("bank", ">features", ">shape", ">bytes", ">recomputed")
     encoder = None
     for plan in plans:
-        plan, encoder = load_encoder(plan, encoder)
+        encoder = load_encoder(plan, encoder)
+        assert encoder is not None  # overwrite: everything is to do
         title = f"{plan.dataset.title}, {_MODEL}"
         with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
             execute(plan, encoder, on_commit=progress.advance, stop=signals.stop)

@@ -17,7 +17,8 @@ from patchbank.models import EZHOI_MODELS, get_model
 
 if TYPE_CHECKING:
     from patchbank.datasets import Dataset
-    from patchbank.extraction import ExtractPlan, ExtractSummary
+    from patchbank.extraction import ExtractSummary
+    from patchbank.plan import ExtractPlan
 
 _FAILURES_SHOWN = 20
 
@@ -93,7 +94,8 @@ def _folder(
 
 def _run(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool, json: bool) -> None:
     """Plan every bank, then make them one after the other. Raises typer.Exit with the command's code."""
-    from patchbank.extraction import check_disk, execute, load_encoder, make_plan
+    from patchbank.extraction import execute, load_encoder, obtain_weights
+    from patchbank.plan import check_disk, make_plan
 
     plans = [make_plan(*job) for job in jobs]
     if dry_run:
@@ -102,14 +104,17 @@ def _run(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool, js
     if dry_run:
         raise typer.Exit(0)
 
+    # All weights before the first feature, and model by model, so that each is loaded once.
+    plans = [obtain_weights(plan, DownloadProgress(f"Downloading {plan.model.name}")) for plan in plans]
+    order = list(dict.fromkeys(plan.model for plan in plans))
+    plans.sort(key=lambda plan: order.index(plan.model))
     summaries: list[ExtractSummary] = []
     encoder, exit_code = None, None
-    # Model by model, so that each is loaded once.
-    for plan in sorted(plans, key=lambda plan: [other.model for other in plans].index(plan.model)):
-        plan, encoder = load_encoder(plan, encoder, DownloadProgress(f"Downloading {plan.model.name}"))
+    for plan in plans:
+        encoder = load_encoder(plan, encoder) or encoder
         title = f"{plan.dataset.title}, {plan.model.name}"
         with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
-            summary = execute(plan, encoder, on_commit=progress.advance, stop=signals.stop)
+            summary = execute(plan, encoder if plan.todo else None, on_commit=progress.advance, stop=signals.stop)
         summaries.append(summary)
         if not json:
             show_summary(summary)
