@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_NEW, _SCRATCH, _LOCK = ".patchbank-new-", ".patchbank-tmp-", "lock"
+_SCRATCH, _LOCK = ".patchbank-tmp-", "lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def is_plain(name: str) -> bool:
     """Whether a name is a plain relative POSIX path: it cannot lead out of the directory it is joined to."""
-    path = PurePosixPath(name)
-    return (
-        bool(name) and "\0" not in name and path.as_posix() == name and not (path.is_absolute() or ".." in path.parts)
-    )
+    return "\0" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
 def fsync_directory(directory: Path) -> None:
@@ -67,11 +66,7 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
     owner holds a file lock in it, which the kernel releases when the process dies.
     """
     _remove_abandoned(parent)
-    directory = Path(tempfile.mkdtemp(prefix=_NEW, dir=parent))
-    lock = FileLock(directory / _LOCK)
-    lock.acquire()
-    # Only now under the name that others look for, so that nobody finds it unlocked while it lives.
-    directory = directory.rename(parent / (_SCRATCH + directory.name.removeprefix(_NEW)))
+    directory, lock = _locked_directory(parent)
     try:
         yield directory
     finally:
@@ -79,7 +74,25 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
         lock.release()
 
 
+def _locked_directory(parent: Path) -> tuple[Path, FileLock]:
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+        lock = FileLock(directory / _LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except (Timeout, FileNotFoundError):
+            continue  # somebody who was removing abandoned ones took it for one, before it was locked
+        except (NotImplementedError, OSError) as error:
+            # Some cluster file systems have no locks. There, nobody can tell an abandoned directory from a live one.
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+        if directory.exists():
+            return directory, lock
+        lock.release()
+
+
 def _remove_abandoned(parent: Path) -> None:
     for directory in parent.glob(f"{_SCRATCH}*"):
-        with contextlib.suppress(Timeout, OSError), FileLock(directory / _LOCK, timeout=0):
+        with contextlib.suppress(Timeout, NotImplementedError, OSError), FileLock(directory / _LOCK, timeout=0):
             shutil.rmtree(directory, ignore_errors=True)

@@ -102,7 +102,7 @@ class Bank(Mapping[str, Tensor]):
 
     def bytes_on_disk(self) -> int:
         """The size of all features' files together, in bytes."""
-        return sum(self.file(key).stat().st_size for key in self if self.file(key).exists())
+        return sum(path.stat().st_size for path in map(self.file, self) if path.exists())
 
     def _entry(self, key: str) -> Entry:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rich.console import Console, JustifyMethod
@@ -16,6 +17,11 @@ stderr = Console(highlight=False, stderr=True)
 def say(text: str, style: str = "") -> None:
     """A line of the result, as it is: no markup in it is interpreted, and paths are not broken."""
     stdout.print(Text(text, style=style), soft_wrap=True)
+
+
+def busy(text: str) -> AbstractContextManager[object]:
+    """On a terminal, a spinner beside `text` while the block runs; elsewhere nothing."""
+    return stderr.status(Text(text)) if stderr.is_terminal else nullcontext()
 
 
 def show_error(message: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.panel import Panel
 
-from patchbank.cli.console import plain_table, say, size_text, stderr, stdout
+from patchbank.cli.console import busy, plain_table, say, size_text, stderr, stdout
 from patchbank.cli.progress import ImageProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig
@@ -56,7 +56,8 @@ def demo(
     from patchbank.plan import check_disk, make_plan
 
     root = directory.expanduser()
-    write_sample(root)
+    with busy("Laying out the photographs"):
+        write_sample(root)
     checkpoints = root / "checkpoints" / "pretrained_CLIP"
     model = get_model(_MODEL)
     weights = None
@@ -65,7 +66,8 @@ def demo(
         stderr.print(Panel(_UNTRAINED.format(place=place), title="untrained weights", border_style="red", expand=False))
         weights = root / "checkpoints" / "untrained" / model.file_name
         if not weights.exists():
-            write_untrained(model, weights)
+            with busy("Making untrained weights"):
+                write_untrained(model, weights)
 
     config = ExtractConfig(model=_MODEL, weights=weights, checkpoints=checkpoints, overwrite=True)
     plans = []
@@ -78,7 +80,8 @@ def demo(
     table = plain_table("bank", ">features", ">shape", ">bytes", ">recomputed")
     encoder = None
     for plan in plans:
-        encoder = load_encoder(plan, encoder)
+        with busy(f"Loading {_MODEL}"):
+            encoder = load_encoder(plan, encoder)
         assert encoder is not None  # overwrite: everything is to do
         title = f"{plan.dataset.title}, {_MODEL}"
         with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import duration_text, say, show_json, show_note, size_text
+from patchbank.cli.console import busy, duration_text, say, show_json, show_note, size_text
 from patchbank.cli.options import DEFAULTS
 from patchbank.cli.progress import DownloadProgress, ImageProgress
 from patchbank.cli.signals import StopOnSignal
@@ -94,10 +94,11 @@ def _folder(
 
 def _run(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool, json: bool) -> None:
     """Plan every bank, then make them one after the other. Raises typer.Exit with the command's code."""
-    from patchbank.extraction import execute, load_encoder, obtain_weights
-    from patchbank.plan import check_disk, make_plan
+    with busy("Looking at data set, weights and bank"):
+        from patchbank.extraction import execute, load_encoder, obtain_weights
+        from patchbank.plan import check_disk, make_plan
 
-    plans = [make_plan(*job) for job in jobs]
+        plans = [make_plan(*job) for job in jobs]
     if dry_run:
         show_json([_plan_dict(plan) for plan in plans]) if json else _show_plans(plans)
     check_disk(plans)
@@ -111,7 +112,8 @@ def _run(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool, js
     summaries: list[ExtractSummary] = []
     encoder, exit_code = None, None
     for plan in plans:
-        encoder = load_encoder(plan, encoder) or encoder
+        with busy(f"Loading {plan.model.name}"):
+            encoder = load_encoder(plan, encoder) or encoder
         title = f"{plan.dataset.title}, {plan.model.name}"
         with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
             summary = execute(plan, encoder if plan.todo else None, on_commit=progress.advance, stop=signals.stop)

@@ -81,7 +81,8 @@ Resize = Annotated[
     ResizeMode,
     typer.Option(
         "--resize",
-        help="How an image becomes square: as CLIP does; whole, aspect ignored; whole, letterboxed.",
+        help="How an image becomes square: center-crop as CLIP does; squash: the whole image, aspect ignored; "
+        "pad: the whole image, letterboxed.",
         rich_help_panel=_HOW,
     ),
 ]
@@ -96,11 +97,20 @@ Device = Annotated[
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", help="Images a forward pass.", show_default="auto", min=1, rich_help_panel=_HOW),
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        help="Images a forward pass.",
+        show_default="8 on the CPU, up to 256 on a GPU",
+        min=1,
+        rich_help_panel=_HOW,
+    ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", help="Decode threads.", show_default="one a core", min=1, rich_help_panel=_HOW),
+    typer.Option(
+        "--workers", metavar="N", help="Decode threads.", show_default="one a core", min=1, rich_help_panel=_HOW
+    ),
 ]
 Limit = Annotated[
     int | None,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbank.encoder.weights import expected_shapes, is_half, transformer_shapes
+from patchbank.files import scratch_directory
 from patchbank.models import Model
 
 _CONTEXT, _VOCABULARY, _TEXT_LAYERS = 77, 49408, 12  # the text tower of every official model
@@ -57,7 +58,10 @@ def write_untrained(model: Model, path: Path, seed: int = 0, *, vocabulary: int 
         root.register_buffer(name, torch.tensor(fact))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated, but what the files are
-        torch.jit.save(torch.jit.script(root), str(path))
+        # The archive's bytes hold its file's name, so only the directory is another one until it is whole.
+        with scratch_directory(path.parent) as scratch:
+            torch.jit.save(torch.jit.script(root), str(scratch / path.name))
+            (scratch / path.name).rename(path)
 
 
 def _owner(root: nn.Module, name: str) -> nn.Module:
