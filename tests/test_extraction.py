@@ -252,6 +252,18 @@ def test_names_that_share_a_pickle_stop_the_run(tiny_config: ExtractConfig, tmp_
     assert not (tmp_path / "bank").exists()
 
 
+def test_a_name_that_shares_a_pickle_with_one_in_the_bank_stops_the_run(
+    tiny_config: ExtractConfig, tmp_path: Path
+) -> None:
+    [name] = photographs(tmp_path / "images", 1)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    before = contents(tmp_path / "bank")
+    (tmp_path / "images" / name).rename(tmp_path / "images/photo_0000.v2.jpg")
+    with pytest.raises(BankError, match=r"photo_0000\.v2\.jpg' and 'photo_0000\.jpg' would share"):
+        extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    assert contents(tmp_path / "bank") == before
+
+
 def test_nested_folders_keep_their_directories(tiny_config: ExtractConfig, tmp_path: Path) -> None:
     for directory in ("x.y/one", "x.z"):
         photographs(tmp_path / "images" / directory, 2)

@@ -31,6 +31,16 @@ def fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory and its parents where they are not there yet, and make that durable."""
+    if directory.is_dir():
+        return
+    missing = [place for place in (directory, *directory.parents) if not place.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        fsync_directory(place.parent)
+
+
 def write_and_sync(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """Write a file and flush it to the disk. It is not atomic: use it on temporary names."""
     with open(path, "wb", buffering=0) as file:

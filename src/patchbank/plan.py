@@ -55,7 +55,8 @@ class ExtractPlan:
 
 def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan:
     """Find out what there is to do. Writes nothing; raises every PatchbankError that `extract` can foresee."""
-    ezhoi.check_names(record.key for record in dataset.records)
+    done = set() if config.overwrite else done_keys(out)
+    ezhoi.check_names([*(record.key for record in dataset.records), *done])
     _check_images(dataset)
     model = get_model(config.model)
     device = resolve_device(config.device, config.precision)
@@ -78,7 +79,6 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
     existing = existing_manifest(out, wanted, overwrite=config.overwrite)
     limit = min(config.limit or len(dataset), len(dataset))
     selected = config.partition.of(limit)
-    done = set() if config.overwrite else done_keys(out)
     return ExtractPlan(
         dataset=dataset,
         out=out,

@@ -19,7 +19,7 @@ from patchbank.bank.ledger import Entry, Ledger, read_ledger, remove_ledger
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.pickles import pickle_bytes, to_pickle
 from patchbank.errors import BankError
-from patchbank.files import fsync_directory, scratch_directory, write_and_sync
+from patchbank.files import fsync_directory, make_directory, scratch_directory, write_and_sync
 from patchbank.preprocess import Failure
 
 _BLOCK = 4096  # bytes that a file's size is rounded up to on usual file systems
@@ -40,7 +40,7 @@ class Feature(NamedTuple):
     size: tuple[int, int]
 
 
-def existing_manifest(directory: Path, wanted: Manifest | None, *, overwrite: bool) -> Manifest | None:
+def existing_manifest(directory: Path, wanted: Manifest, *, overwrite: bool) -> Manifest | None:
     """The manifest of the bank that a run would complete; None where it would start one.
 
     Raises BankError where the directory may not be written to as `wanted`: it holds another bank, or pickles of
@@ -59,8 +59,7 @@ def existing_manifest(directory: Path, wanted: Manifest | None, *, overwrite: bo
             )
         return None
     found = Manifest.read(directory)
-    if wanted is not None:
-        _refuse_another(directory, found, wanted)
+    _refuse_another(directory, found, wanted)
     return found
 
 
@@ -105,14 +104,13 @@ class BankWriter:
         self.bytes_written = 0
         self._wanted = wanted
         self._overwrite = overwrite
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        with _storage_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+        with _storage_errors(self.directory), ExitStack() as stack:
+            make_directory(self.directory)
             if self._overwrite:
                 _remove_bank(self.directory)
-            self._scratch = self._stack.enter_context(scratch_directory(self.directory))
+            self._scratch = stack.enter_context(scratch_directory(self.directory))
             self.manifest = self._wanted.create(self.directory, self._scratch)
             _refuse_another(self.directory, self.manifest, self._wanted)
             self._ledger = Ledger(self.directory, self._scratch)
@@ -121,6 +119,7 @@ class BankWriter:
             recorded = {key for key, entry in self._ledger.entries.items() if not entry.failure}
             if lost := recorded - self.done:  # features that somebody deleted
                 self._ledger.compact(forget=lost)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -144,7 +143,7 @@ class BankWriter:
                 moves.append((temporary, self.directory / ezhoi.pickle_name(feature.key)))
                 entries.append(Entry(feature.key, feature.size, sha256))
             for temporary, path in moves:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_directory(path.parent)
                 temporary.rename(path)
             for directory in {path.parent for _, path in moves}:
                 fsync_directory(directory)
