@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
+from packaging.version import Version
 from PIL import Image
 from skimage import data
 from torch import Tensor
@@ -101,7 +103,8 @@ def every_kind(directory: Path) -> list[str]:
     save(cat, "bitmap.bmp")
     save(cat, "gif.gif")
     save(coffee, "webp.webp", quality=80)
-    save(cat.convert("YCbCr"), "ycbcr.tif")
+    if Version(PIL.__version__) >= Version("13"):  # earlier ones cannot read the YCbCr TIFF that they wrote
+        save(cat.convert("YCbCr"), "ycbcr.tif")
     save(cat.convert("LAB"), "lab.tif")
     save(deep, "sixteen_bit_tiff.tif")
     save(Image.fromarray(np.asarray(grey).astype(np.float32)), "float.tif")

@@ -199,7 +199,7 @@ def test_a_resumed_run_takes_the_recorded_batch_size(
     [
         ({"dtype": "float16"}, "dtype: the bank has float32, this run float16"),
         ({"precision": "bf16"}, "precision: the bank has fp32, this run bf16"),
-        ({"resize": "squash"}, "preprocessing: the bank has center-crop to 32"),
+        ({"resize": "squash"}, "resize: the bank has center-crop, this run squash"),
         ({"weights": None}, "weights_sha256"),
     ],
 )

@@ -17,8 +17,6 @@ Precision = Literal["fp32", "bf16", "fp16", "tf32"]
 StoredDtype = Literal["float32", "float16", "bfloat16"]
 ResizeMode = Literal["center-crop", "squash", "pad"]
 
-BYTES_PER_ELEMENT: Mapping[StoredDtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
-
 
 @dataclass(frozen=True)
 class Partition:
@@ -60,8 +58,8 @@ class ExtractConfig:
     Attributes:
         model: one of `patchbank.models.MODELS`.
         weights: a checkpoint of your own; None looks the official one up.
-        checkpoints: the directory looked in first, and the one a download goes to;
-            None is ``~/.cache/clip``.
+        checkpoints: the directory looked in first for official files, and the one a download goes to; None is
+            ``checkpoints/pretrained_CLIP`` in the dataset's root, or ``~/.cache/clip`` where it has none.
         precision: what the encoder computes in. ``fp16`` and ``tf32`` need CUDA.
         dtype: what the bank stores.
         resize: how an image of any shape becomes the model's square input.
@@ -120,13 +118,14 @@ class Fingerprint:
     weights_sha256: str
     architecture: str
     output: str
+    resize: str
     preprocessing: str
     precision: str
     dtype: str
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
-        """The inverse of `to_dict`. Raises BankError's caller-visible KeyError/TypeError on other fields."""
+        """The inverse of `to_dict`. Raises KeyError where a field is missing."""
         return cls(**{field.name: str(values[field.name]) for field in fields(cls)})
 
     def to_dict(self) -> dict[str, str]:

@@ -57,6 +57,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def bytes_text(size: float) -> str:
+    """Bytes for people: ``402 kB``, ``14.4 GB``. Decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
+
+
 def free_bytes(path: Path) -> int:
     """Bytes free to this user on the file system that `path` lies on, or will lie on."""
     return shutil.disk_usage(nearest_existing(path)).free

@@ -40,8 +40,10 @@ class StageTimes:
     write: float = 0.0
 
     @property
-    def bound(self) -> str:
-        """The stage that the others wait for: ``decode``, ``encode`` or ``write``."""
+    def bound(self) -> str | None:
+        """The stage that the others wait for: ``decode``, ``encode`` or ``write``; None of a run that did nothing."""
+        if not (self.decode or self.encode or self.write):
+            return None
         return max(("decode", "encode", "write"), key=lambda stage: float(getattr(self, stage)))
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from patchbank.bank import ezhoi
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.writer import disk_bytes, done_keys, existing_manifest, removable
+from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest, removable
 from patchbank.config import ExtractConfig, Fingerprint
 from patchbank.datasets import Dataset
 from patchbank.encoder.encoder import auto_batch_size, resolve_device
-from patchbank.encoder.weights import Checkpoint, find_checkpoint
+from patchbank.encoder.weights import CHECKPOINTS, Checkpoint, find_checkpoint, load_visual
 from patchbank.errors import BankError, DatasetError
-from patchbank.files import free_bytes, nearest_existing
+from patchbank.files import bytes_text, free_bytes, nearest_existing
 from patchbank.models import MEAN, STD, Model, get_model
 
 
@@ -30,6 +30,8 @@ class ExtractPlan:
         resumed: whether the bank is there already.
         selected: positions in ``dataset.records`` of the images this run is for.
         todo: those of them without a feature yet.
+        failed_before: how many of those failed in an earlier run.
+        to_delete: features that ``overwrite`` deletes first.
     """
 
     dataset: Dataset
@@ -41,6 +43,8 @@ class ExtractPlan:
     resumed: bool
     selected: range
     todo: list[int]
+    failed_before: int
+    to_delete: list[Path]
 
     @property
     def bytes_needed(self) -> int:
@@ -50,17 +54,21 @@ class ExtractPlan:
     @property
     def bytes_freed(self) -> int:
         """Disk space of the features that ``overwrite`` deletes first."""
-        return sum(path.stat().st_size for path in removable(self.out)) if self.config.overwrite else 0
+        return sum(path.stat().st_size for path in self.to_delete)
 
 
 def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan:
     """Find out what there is to do. Writes nothing; raises every PatchbankError that `extract` can foresee."""
-    done = set() if config.overwrite else done_keys(out)
-    ezhoi.check_names([*(record.key for record in dataset.records), *done])
+    keys = [record.key for record in dataset.records]
+    ezhoi.check_names(keys)
     _check_images(dataset)
     model = get_model(config.model)
     device = resolve_device(config.device, config.precision)
+    if config.checkpoints is None and dataset.root is not None:
+        config = replace(config, checkpoints=dataset.root / CHECKPOINTS)
     checkpoint = find_checkpoint(model, config.weights, config.checkpoints)
+    if checkpoint is not None and config.weights is not None:
+        load_visual(model, checkpoint)  # a wrong file is found out before anything is made of it
     sha256 = checkpoint.sha256 if checkpoint else model.sha256
     wanted = Manifest(
         layout="ezhoi",
@@ -68,8 +76,6 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         split=dataset.split,
         grid=model.grid,
         dim=model.output_dim,
-        dtype=config.dtype,
-        resize=config.resize,
         input_size=model.input_size,
         patch_size=model.patch_size,
         fingerprint=make_fingerprint(model, sha256, config),
@@ -77,8 +83,11 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         device=device.type,
     )
     existing = existing_manifest(out, wanted, overwrite=config.overwrite)
+    done, failed = (set[str](), {}) if existing is None else bank_state(out, existing)
+    ezhoi.check_names([*keys, *done])
     limit = min(config.limit or len(dataset), len(dataset))
     selected = config.partition.of(limit)
+    todo = [position for position in selected if keys[position] not in done]
     return ExtractPlan(
         dataset=dataset,
         out=out,
@@ -88,21 +97,23 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         manifest=existing or wanted,
         resumed=existing is not None,
         selected=selected,
-        todo=[position for position in selected if dataset.records[position].key not in done],
+        todo=todo,
+        failed_before=sum(keys[position] in failed for position in todo),
+        to_delete=removable(out) if config.overwrite else [],
     )
 
 
 def make_fingerprint(model: Model, weights_sha256: str, config: ExtractConfig) -> Fingerprint:
     """What decides the numbers that this configuration gives."""
-    fill = " on the mean colour" if config.resize == "pad" else ""
     return Fingerprint(
         model=model.name,
         weights_sha256=weights_sha256,
         architecture=model.architecture,
         output="patch tokens: ln_post and proj on every token, [CLS] dropped, not normalised",
+        resize=config.resize,
         preprocessing=(
-            f"{config.resize} to {model.input_size}{fill}, Pillow bicubic in the image's own mode, RGB after "
-            f"cropping, no EXIF rotation, mean {MEAN}, std {STD}"
+            f"to {model.input_size} pixels, Pillow bicubic in the image's own mode, then RGB, no EXIF rotation, "
+            f"mean {MEAN}, std {STD}"
         ),
         precision=config.precision,
         dtype=config.dtype,
@@ -128,6 +139,6 @@ def check_disk(plans: Sequence[ExtractPlan]) -> None:
     for size, place in needed.values():
         if size > (free := free_bytes(place)):
             raise BankError(
-                f"Not enough disk: the features need {size / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free. "
+                f"Not enough disk: the features need {bytes_text(size)} and {place} has {bytes_text(free)} free. "
                 "Free some space, choose another --out, or store them in half the space with --dtype float16."
             )

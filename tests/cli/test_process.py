@@ -147,7 +147,7 @@ LIST, IMAGES = "hicodet/test_hico.json", "hicodet/hico_20160224_det/images/test2
         (_replaced(LIST, hico_list(["a.b.jpg", "a.c.jpg"])), [], "'a.b.jpg' and 'a.c.jpg'"),
         (_replaced(LIST, hico_list(["other_split.jpg"])), [], "another split"),
         (None, ["--model", "ViT-B/17"], "Choose from: ViT-B/32"),
-        (None, ["--split", "val"], "no split 'val'"),
+        (None, ["--split", "val"], "no split 'val' of hicodet"),
         (None, ["--model", "ViT-B/16", "--model", "tiny"], "one --model"),
         (None, ["--partition", "2/2"], "must be less than N"),
         (None, ["--partition", "0/2", "--overwrite"], "would delete"),

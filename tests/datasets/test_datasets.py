@@ -88,7 +88,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     hico_root(tmp_path, 2, splits=["train"])
     with pytest.raises(DatasetError, match=r"nowhere does not exist.*--images"):
         load_dataset("hicodet", tmp_path, "train", images=tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="no split 'val'"):
+    with pytest.raises(ConfigError, match="no split 'val' of hicodet"):
         load_dataset("hicodet", tmp_path, "val")
     with pytest.raises(ConfigError, match="no dataset 'coco'"):
         load_dataset("coco", tmp_path, "val")

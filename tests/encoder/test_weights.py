@@ -6,7 +6,7 @@ import hashlib
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from patchbank.encoder import weights
 from patchbank.encoder.untrained import untrained_state, write_untrained
-from patchbank.encoder.weights import find_checkpoint, load_visual, obtain_checkpoint
+from patchbank.encoder.weights import Checkpoint, find_checkpoint, obtain_checkpoint
 from patchbank.errors import WeightsError
-from patchbank.models import MODELS
+from patchbank.models import MODELS, Model
 from tests.support import TINY, TINY_VOCABULARY
 
 
@@ -29,7 +29,11 @@ def _no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(weights, "CACHE", tmp_path / "cache")
 
 
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+def load_visual(model: Model, path: Path) -> Mapping[str, Tensor]:
+    return weights.load_visual(model, Checkpoint(path, hashlib.sha256(path.read_bytes()).hexdigest()))
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -178,9 +182,11 @@ def test_a_download_that_fails_leaves_nothing(
         obtain_checkpoint(model, None, tmp_path / "pretrained_CLIP")
     assert not list((tmp_path / "pretrained_CLIP").glob("*"))
     assert not list((tmp_path / "pretrained_CLIP").glob(".*"))
+    assert mode != "missing" or not (tmp_path / "pretrained_CLIP").exists()
 
 
 def test_offline_the_message_says_which_file_to_put_where(tmp_path: Path) -> None:
     model = replace(TINY, url="http://127.0.0.1:9/tiny.pt")  # nothing listens there
     with pytest.raises(WeightsError, match=r"pretrained_CLIP/tiny.pt, .*refused.*Fetch http.*put it at .*tiny\.pt"):
         obtain_checkpoint(model, None, tmp_path / "pretrained_CLIP")
+    assert not list(tmp_path.iterdir())

@@ -22,7 +22,8 @@ class Original:
 
     def __call__(self, path: Path) -> Tensor:
         """(N, D) float32: the tensor that the scripts pickle for one image."""
-        image = self.preprocess(Image.open(path)).unsqueeze(0)
+        with Image.open(path) as opened:
+            image = self.preprocess(opened).unsqueeze(0)
         with torch.no_grad():
             return self.encode_image(image).squeeze(0)[1:]
 
@@ -40,5 +41,5 @@ class Original:
 
 def pooled(original: Original, path: Path) -> Tensor:
     """Stock OpenAI's pooled feature of one image: what the first token above must be."""
-    with torch.no_grad():
-        return original._model.encode_image(original.preprocess(Image.open(path)).unsqueeze(0)).squeeze(0)
+    with torch.no_grad(), Image.open(path) as opened:
+        return original._model.encode_image(original.preprocess(opened).unsqueeze(0)).squeeze(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from patchbank.errors import BankError
@@ -38,15 +38,15 @@ def check_names(keys: Iterable[str]) -> None:
         if (other := owners.setdefault(name, key)) != key:
             raise BankError(
                 f"{other!r} and {key!r} would share one pickle, {name}: EZ-HOI cuts names at their first dot. "
-                "Rename one of them, in the annotations too. Nothing was written."
+                "Rename one of them (and its entry in the annotations, if it has one). Nothing was written."
             )
 
 
-def pickles_in(directory: Path) -> set[str]:
-    """The names, relative to `directory`, of all pickles in it, at any depth."""
-    return {
-        name if parent == str(directory) else Path(parent, name).relative_to(directory).as_posix()
-        for parent, _, names in os.walk(directory)
-        for name in names
-        if name.endswith(SUFFIX)
-    }
+def pickles_in(directory: Path, below: str = "") -> Iterator[tuple[str, int]]:
+    """(name relative to `directory`, size in bytes) of every pickle in it, at any depth."""
+    with os.scandir(directory / below) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from pickles_in(directory, f"{below}{entry.name}/")
+            elif entry.name.endswith(SUFFIX):
+                yield below + entry.name, entry.stat().st_size

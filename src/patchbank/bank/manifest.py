@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from patchbank import __version__
-from patchbank.config import BYTES_PER_ELEMENT, Fingerprint, ResizeMode, StoredDtype
+from patchbank.config import Fingerprint, ResizeMode, StoredDtype
 from patchbank.errors import BankError
 from patchbank.files import fsync_directory, write_and_sync
 
@@ -38,8 +38,7 @@ class Manifest:
         dataset, split: what was extracted; `split` is None for a folder.
         grid: (Gh, Gw), rows and columns of patches.
         dim: D, the dimension of a token.
-        dtype: what is stored.
-        resize, input_size, patch_size: with an image's size they make its `ImageTransform`.
+        input_size, patch_size: in pixels; with `resize` and an image's size they make its `ImageTransform`.
         fingerprint: what decides the numbers.
         batch_size: images a forward pass; with `device` and `versions` it can decide the last bits.
         device: the kind of device, ``cpu`` or ``cuda``.
@@ -51,8 +50,6 @@ class Manifest:
     split: str | None
     grid: tuple[int, int]
     dim: int
-    dtype: StoredDtype
-    resize: ResizeMode
     input_size: int
     patch_size: int
     fingerprint: Fingerprint
@@ -66,9 +63,14 @@ class Manifest:
         return self.grid[0] * self.grid[1], self.dim
 
     @property
-    def tensor_bytes(self) -> int:
-        """Bytes of one image's patch tokens."""
-        return self.shape[0] * self.shape[1] * BYTES_PER_ELEMENT[self.dtype]
+    def dtype(self) -> str:
+        """What is stored: ``float32``, ``float16`` or ``bfloat16``."""
+        return self.fingerprint.dtype
+
+    @property
+    def resize(self) -> ResizeMode:
+        """How images became square."""
+        return cast(ResizeMode, self.fingerprint.resize)  # checked on reading
 
     @property
     def title(self) -> str:
@@ -122,8 +124,10 @@ class Manifest:
         rows, columns = values.pop("grid")
         fingerprint = Fingerprint.from_dict(values.pop("fingerprint"))
         manifest = cls(grid=(int(rows), int(columns)), fingerprint=fingerprint, **values)
-        if manifest.dtype not in BYTES_PER_ELEMENT or manifest.batch_size < 1 or manifest.dim < 1:
-            raise ValueError("values out of range")
+        if manifest.dtype not in get_args(StoredDtype) or manifest.resize not in get_args(ResizeMode):
+            raise ValueError(f"unknown dtype {manifest.dtype!r} or resize {manifest.resize!r}")
+        if min(rows, columns, manifest.dim, manifest.input_size, manifest.patch_size, manifest.batch_size) < 1:
+            raise ValueError("a size is not positive")
         return manifest
 
 
@@ -139,6 +143,7 @@ def _no_bank(directory: Path) -> str:
         return f"{directory} is a file; a bank is a directory."
     if any(directory.glob("*_clip.pkl")):
         return f"{directory} holds pickles but no {FILE_NAME}: patchbank did not make it."
-    banks = [path.parent.name for path in sorted(directory.glob(f"*/{FILE_NAME}"))]
+    found = [*directory.glob(f"*/{FILE_NAME}"), *directory.glob(f"*/*/{FILE_NAME}")]
+    banks = sorted(path.parent.relative_to(directory).as_posix() for path in found)
     inside = f" It holds banks: {', '.join(banks)}." if banks else ""
     return f"{directory} is not a bank: it has no {FILE_NAME}.{inside}"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from patchbank.bank import ezhoi
 from patchbank.bank.ledger import Entry, read_ledger
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.pickles import read_pickle
 from patchbank.config import Fingerprint
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.geometry import ImageTransform
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def open_bank(path: str | Path) -> Bank:
@@ -28,7 +29,7 @@ def open_bank(path: str | Path) -> Bank:
     return Bank(Path(path).expanduser())
 
 
-class Bank(Mapping[str, Tensor]):
+class Bank(Mapping[str, "Tensor"]):
     """A bank of patch tokens, read-only. Iterates over the keys that have features, sorted.
 
     What it lists is what was committed when it was opened. It holds no open file: it can be pickled and sent to
@@ -71,7 +72,8 @@ class Bank(Mapping[str, Tensor]):
             KeyNotInBank: a KeyError; the key was never listed, or failed (the message gives the reason).
             BankError: its file is missing, damaged, or not a tensor of the bank's shape.
         """
-        self._entry(key)
+        from patchbank.bank.pickles import read_pickle  # here, so that what asks for no tensor needs no torch
+
         path = self.file(key)
         tokens = read_pickle(path)
         if tuple(tokens.shape) != self.manifest.shape or str(tokens.dtype) != f"torch.{self.manifest.dtype}":

@@ -19,7 +19,7 @@ from patchbank.bank.ledger import Entry, Ledger, read_ledger, remove_ledger
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.pickles import pickle_bytes, to_pickle
 from patchbank.errors import BankError
-from patchbank.files import fsync_directory, make_directory, scratch_directory, write_and_sync
+from patchbank.files import bytes_text, fsync_directory, make_directory, scratch_directory, write_and_sync
 from patchbank.preprocess import Failure
 
 _BLOCK = 4096  # bytes that a file's size is rounded up to on usual file systems
@@ -51,7 +51,7 @@ def existing_manifest(directory: Path, wanted: Manifest, *, overwrite: bool) -> 
     if overwrite:
         return None
     if not (directory / manifest.FILE_NAME).exists():
-        if ezhoi.pickles_in(directory):
+        if directory.is_dir() and next(ezhoi.pickles_in(directory), None):
             raise BankError(
                 f"{directory} holds pickles but no {manifest.FILE_NAME}: patchbank did not make them and cannot "
                 "tell whether they are right. Choose another --out, or start it anew with --overwrite, which "
@@ -79,18 +79,27 @@ def _refuse_another(directory: Path, found: Manifest, wanted: Manifest) -> None:
 
 def disk_bytes(entry_count: int, like: Manifest) -> int:
     """What so many images take on the disk, ledger included."""
+    return entry_count * (-(-_file_size(like) // _BLOCK) * _BLOCK + 256)
+
+
+def _file_size(like: Manifest) -> int:
     dtype: torch.dtype = getattr(torch, like.dtype)
-    size = pickle_bytes(like.shape, dtype)
-    return entry_count * (-(-size // _BLOCK) * _BLOCK + 256)
+    return pickle_bytes(like.shape, dtype)
 
 
-def done_keys(directory: Path) -> set[str]:
-    """Keys whose features a bank has, by its ledger and by the files that are there. Writes nothing."""
-    return _present(directory, read_ledger(directory, damaged="skip")) if directory.is_dir() else set()
+def bank_state(directory: Path, like: Manifest) -> tuple[set[str], dict[str, str]]:
+    """(keys whose features a bank has, key -> reason of those that failed). Writes nothing."""
+    if not directory.is_dir():
+        return set(), {}
+    entries = read_ledger(directory, damaged="skip")
+    failed = {key: entry.failure for key, entry in entries.items() if entry.failure}
+    return _present(directory, entries, like), failed
 
 
-def _present(directory: Path, entries: Mapping[str, Entry]) -> set[str]:
-    names = ezhoi.pickles_in(directory)
+def _present(directory: Path, entries: Mapping[str, Entry], like: Manifest) -> set[str]:
+    """Keys that the ledger lists and whose files are there in full size."""
+    size = _file_size(like)
+    names = {name for name, found in ezhoi.pickles_in(directory) if found == size}
     return {key for key, entry in entries.items() if not entry.failure and ezhoi.pickle_name(key) in names}
 
 
@@ -115,9 +124,9 @@ class BankWriter:
             _refuse_another(self.directory, self.manifest, self._wanted)
             self._ledger = Ledger(self.directory, self._scratch)
             self._dtype: torch.dtype = getattr(torch, self.manifest.dtype)
-            self.done = _present(self.directory, self._ledger.entries)
+            self.done = _present(self.directory, self._ledger.entries, self.manifest)
             recorded = {key for key, entry in self._ledger.entries.items() if not entry.failure}
-            if lost := recorded - self.done:  # features that somebody deleted
+            if lost := recorded - self.done:  # features that somebody deleted or cut short
                 self._ledger.compact(forget=lost)
             self._stack = stack.pop_all()
         return self
@@ -187,7 +196,7 @@ def _storage_errors(directory: Path) -> Iterator[None]:
         if error.errno in _FULL:
             free = shutil.disk_usage(directory).free
             raise BankError(
-                f"The disk is full: {directory} takes no more ({error.strerror}; {free:,} bytes free). "
+                f"The disk is full: {directory} takes no more ({error.strerror}; {bytes_text(free)} free). "
                 "What is committed is safe. Free some space and run the same command again: it goes on from here."
             ) from error
         raise BankError(

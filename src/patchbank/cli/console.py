@@ -10,6 +10,8 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+FAILURES_SHOWN = 20  # in a summary; the rest are counted
+
 stdout = Console(highlight=False)
 stderr = Console(highlight=False, stderr=True)
 
@@ -50,15 +52,6 @@ def plain_table(*columns: str) -> Table:
         justify: JustifyMethod = "right" if column.startswith(">") else "left"
         table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
     return table
-
-
-def size_text(size: float) -> str:
-    """Bytes for people: ``402 kB``, ``14.4 GB``. Decimal units, as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} TB"
 
 
 def duration_text(seconds: float) -> str:

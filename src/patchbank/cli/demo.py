@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.panel import Panel
 
-from patchbank.cli.console import busy, plain_table, say, size_text, stderr, stdout
+from patchbank.cli.console import busy, plain_table, say, stderr, stdout
 from patchbank.cli.progress import ImageProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig
 from patchbank.errors import BankError
+from patchbank.files import bytes_text
 from patchbank.models import get_model
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def demo(
             plan.out.name,
             str(len(bank)),
             str(bank.manifest.shape),
-            size_text(bank.bytes_on_disk()),
+            bytes_text(bank.bytes_on_disk()),
             f"{difference:.0e}",
         )
     say(f"\nBanks in {bank_directory(root, 'hicodet')} and {bank_directory(root, 'vcoco')}:\n")

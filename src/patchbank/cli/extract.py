@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, duration_text, say, show_json, show_note, size_text
+from patchbank.cli.console import FAILURES_SHOWN, busy, duration_text, say, show_json, show_note
 from patchbank.cli.options import DEFAULTS
 from patchbank.cli.progress import DownloadProgress, ImageProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig
 from patchbank.errors import ConfigError
+from patchbank.files import bytes_text
 from patchbank.models import EZHOI_MODELS, get_model
 
 if TYPE_CHECKING:
@@ -20,21 +21,24 @@ if TYPE_CHECKING:
     from patchbank.extraction import ExtractSummary
     from patchbank.plan import ExtractPlan
 
-_FAILURES_SHOWN = 20
-
 app = typer.Typer(
     help="Extract patch features into banks. A run that was cut short goes on where it stopped.",
     no_args_is_help=True,
 )
 
 
-def _register(dataset: str, splits: str) -> None:
+def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
     """Add the command of a data set that has splits and annotation files."""
 
     def command(
         *,
         root: options.Root = Path(),
-        split: options.Splits = None,
+        split: Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="SPLIT", help=f"{' or '.join(splits)}; may be given several times.", rich_help_panel="What"
+            ),
+        ] = None,
         images: options.Images = None,
         annotations: options.Annotations = None,
         out: Annotated[
@@ -51,26 +55,25 @@ def _register(dataset: str, splits: str) -> None:
         from patchbank.datasets import load_splits
 
         root = root.expanduser()
-        checkpoints = run.config.checkpoints or root / "checkpoints" / "pretrained_CLIP"
         models = run.models_or(list(EZHOI_MODELS))
         banks = bank_directory(root, dataset) if out is None else out.expanduser()
         jobs = [
             (
                 loaded,
                 banks / bank_name(get_model(name).bank_prefix, dataset, loaded.split or ""),
-                replace(run.config, model=name, checkpoints=checkpoints),
+                replace(run.config, model=name),
             )
             for loaded in load_splits(dataset, root, split or [], images, annotations)
             for name in models
         ]
         _run(jobs, dry_run=run.dry_run, json=run.json)
 
-    help_text = f"Extract {splits}: by default all of it, with {' and '.join(EZHOI_MODELS)}."
+    help_text = f"Extract {title}: by default both splits, with both {' and '.join(EZHOI_MODELS)}."
     app.command(dataset, help=help_text)(options.with_run_options(command))
 
 
-_register("hicodet", "HICO-DET, splits train and test")
-_register("vcoco", "V-COCO, splits train (trainval list, COCO train2014) and val (test list, COCO val2014)")
+_register("hicodet", "HICO-DET", ("train", "test"))
+_register("vcoco", "V-COCO", ("train (trainval list, COCO train2014)", "val (test list, COCO val2014)"))
 
 
 @app.command("folder")
@@ -83,12 +86,14 @@ def _folder(
 ) -> None:
     """Extract any directory of images, by default with ViT-B/16."""
     from patchbank.datasets import load_dataset
+    from patchbank.encoder.weights import CHECKPOINTS
 
     models = run.models_or([DEFAULTS.model])
     if len(models) != 1:
         raise ConfigError("A folder's features go into one bank, so they are of one model: give --model once.")
-    checkpoints = run.config.checkpoints or Path("checkpoints/pretrained_CLIP")
-    config = replace(run.config, model=models[0], checkpoints=checkpoints)
+    config = replace(run.config, model=models[0])
+    if config.checkpoints is None and CHECKPOINTS.is_dir():  # in an EZ-HOI checkout
+        config = replace(config, checkpoints=CHECKPOINTS)
     _run([(load_dataset("folder", images), out.expanduser(), config)], dry_run=run.dry_run, json=run.json)
 
 
@@ -124,7 +129,7 @@ def _run(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool, js
             show_note("stopped; what is committed is safe, and the same command goes on from here.")
             break
     if json:
-        show_json([_summary_dict(summary) for summary in summaries])
+        show_json([_summary_dict(*pair) for pair in zip(plans, summaries, strict=False)])
     if exit_code is None:
         exit_code = 1 if any(summary.failures for summary in summaries) else 0
     raise typer.Exit(exit_code)
@@ -139,22 +144,26 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         say(str(plan.out), "bold")
         say(
             f"  {plan.model.name}, {len(plan.selected):,} images, {done:,} done, {len(plan.todo):,} to do, "
-            f"{size_text(plan.bytes_needed)}"
+            f"{bytes_text(plan.bytes_needed)}"
         )
+        if plan.failed_before:
+            say(f"  {plan.failed_before:,} of those failed before: patchbank info {plan.out} --failures")
+        if plan.to_delete:
+            say(f"  {len(plan.to_delete):,} features that are there will be deleted ({bytes_text(plan.bytes_freed)})")
         say(f"  weights: {weights}")
     total = sum(plan.bytes_needed for plan in plans)
-    say(f"{size_text(total)} to write, {size_text(free_bytes(plans[0].out))} free. Nothing was written.")
+    say(f"{bytes_text(total)} to write, {bytes_text(free_bytes(plans[0].out))} free. Nothing was written.")
 
 
 def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
     from patchbank.files import free_bytes
 
     return {
-        "bank": str(plan.out),
-        "model": plan.model.name,
-        "images": len(plan.selected),
+        **_identity(plan),
         "done": len(plan.selected) - len(plan.todo),
         "todo": len(plan.todo),
+        "failed_before": plan.failed_before,
+        "to_delete": len(plan.to_delete),
         "bytes": plan.bytes_needed,
         "free_bytes": free_bytes(plan.out),
         "weights": str(plan.checkpoint.path) if plan.checkpoint else None,
@@ -165,7 +174,7 @@ def show_summary(summary: "ExtractSummary") -> None:
     """What a run did, for people: notes first, then the figures, then what failed."""
     for note in summary.notes:
         show_note(note)
-    facts = [f"{summary.images:,} features written ({size_text(summary.bytes_written)})"]
+    facts = [f"{summary.images:,} features written ({bytes_text(summary.bytes_written)})"]
     if summary.already_done:
         facts.append(f"{summary.already_done:,} already there")
     if summary.failures:
@@ -179,16 +188,26 @@ def show_summary(summary: "ExtractSummary") -> None:
         )
     say(str(summary.bank), "bold")
     say(f"  {', '.join(facts)}")
-    for key, reason in list(summary.failures.items())[:_FAILURES_SHOWN]:
+    for key, reason in list(summary.failures.items())[:FAILURES_SHOWN]:
         say(f"  failed: {key}: {reason}", "red")
-    if (more := len(summary.failures) - _FAILURES_SHOWN) > 0:
+    if (more := len(summary.failures) - FAILURES_SHOWN) > 0:
         say(f"  and {more:,} more: patchbank info {summary.bank} --failures", "red")
 
 
-def _summary_dict(summary: "ExtractSummary") -> dict[str, Any]:
+def _identity(plan: "ExtractPlan") -> dict[str, Any]:
     return {
-        **asdict(summary),
-        "bank": str(summary.bank),
+        "bank": str(plan.out),
+        "dataset": plan.dataset.name,
+        "split": plan.dataset.split,
+        "model": plan.model.name,
+        "selected": len(plan.selected),
+    }
+
+
+def _summary_dict(plan: "ExtractPlan", summary: "ExtractSummary") -> dict[str, Any]:
+    return {
+        **_identity(plan),
+        **{name: value for name, value in asdict(summary).items() if name != "bank"},
         "images_per_second": summary.images_per_second,
         "bound": summary.times.bound,
     }

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from patchbank.cli.console import plain_table, say, show_json, size_text, stdout
+from patchbank.cli.console import FAILURES_SHOWN, say, show_json, stdout
+from patchbank.cli.options import flag
+from patchbank.files import bytes_text
 from patchbank.models import MODELS
 
 if TYPE_CHECKING:
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 
 def info(
     bank: Annotated[Path, typer.Argument(metavar="BANK", help="The bank's directory.")],
-    failures: Annotated[bool, typer.Option("--failures", help="List every image that failed, and why.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="All of it as JSON on standard output.")] = False,
+    failures: Annotated[bool, flag("--failures", "List every image that failed, and why.")] = False,
+    json: Annotated[bool, flag("--json", "All of it as JSON on standard output.")] = False,
 ) -> None:
     """Print what a bank is: model, shapes, counts, failures, bytes, fingerprint."""
     from patchbank.bank.reader import open_bank
@@ -37,6 +39,8 @@ def _facts(bank: Bank) -> dict[str, Any]:
         "path": str(bank.path),
         **asdict(manifest),
         "versions": dict(manifest.versions),
+        "dtype": manifest.dtype,
+        "resize": manifest.resize,
         "shape": manifest.shape,
         "features": len(bank),
         "bytes": bank.bytes_on_disk(),
@@ -48,17 +52,16 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     manifest = bank.manifest
     tokens, dim = manifest.shape
     rows, columns = manifest.grid
-    table = plain_table("", "")
 
     def add(name: str, value: str) -> None:
-        table.add_row(Text(name, style="bold"), Text(value))
+        stdout.print(Text.assemble((f"{name:16}", "bold"), value), soft_wrap=True)
 
     add("bank", str(bank.path))
     add("dataset", manifest.title)
     add("model", manifest.fingerprint.model)
     add("features", f"{len(bank):,} x ({tokens}, {dim}) {manifest.dtype}, grid {rows} x {columns}")
     add("failures", f"{len(bank.failures):,}")
-    add("bytes", f"{size_text(bank.bytes_on_disk())}, layout {manifest.layout}")
+    add("bytes", f"{bytes_text(bank.bytes_on_disk())}, layout {manifest.layout}")
     official = manifest.fingerprint.weights_sha256 in {known.sha256 for known in MODELS.values()}
     add("weights", "OpenAI's official file" if official else "a checkpoint of the user's, not OpenAI's official file")
     for name, value in manifest.fingerprint.to_dict().items():
@@ -66,9 +69,7 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
             add(name.replace("_", " ").replace("sha256", "SHA-256"), value)
     add("made on", f"{manifest.device}, batch size {manifest.batch_size}")
     add("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
-    stdout.print(table)
-
-    shown = list(bank.failures.items())[: None if all_failures else 10]
+    shown = list(bank.failures.items())[: None if all_failures else FAILURES_SHOWN]
     for key, reason in shown:
         say(f"failed: {key}: {reason}", "red")
     if (more := len(bank.failures) - len(shown)) > 0:

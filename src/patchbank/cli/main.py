@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import signal
 import sys
 from typing import Annotated
@@ -45,6 +46,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A file name may hold what the terminal cannot show.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
+        show_error("file names are not read as UTF-8 here: set PYTHONUTF8=1, or a UTF-8 locale.")
+        sys.exit(2)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that everything is tidied up
     try:
         app()

@@ -17,6 +17,12 @@ DEFAULTS = ExtractConfig()
 
 _WHAT, _HOW, _RUN = "What", "How", "This run"
 
+
+def flag(name: str, text: str, panel: str | None = None) -> Any:
+    """An option that takes no value."""
+    return typer.Option(name, metavar="", help=text, rich_help_panel=panel)
+
+
 Root = Annotated[
     Path,
     typer.Option(
@@ -26,18 +32,12 @@ Root = Annotated[
         rich_help_panel=_WHAT,
     ),
 ]
-Splits = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--split", metavar="SPLIT", help="Only this split; may be given several times.", rich_help_panel=_WHAT
-    ),
-]
 Models = Annotated[
     list[str] | None,
     typer.Option(
         "--model",
         metavar="MODEL",
-        help=f"{', '.join(MODELS)}; may be given several times.",
+        help=f"{', '.join(MODELS)}. May be given several times, but for a folder.",
         rich_help_panel=_WHAT,
     ),
 ]
@@ -68,7 +68,8 @@ Checkpoints = Annotated[
     typer.Option(
         "--checkpoints",
         metavar="DIR",
-        help="Where official checkpoints are looked for first, and downloaded to.",
+        help="Where official checkpoints are looked for first, and downloaded to. By default "
+        "ROOT/checkpoints/pretrained_CLIP; for a folder that of the current directory, or else ~/.cache/clip.",
         rich_help_panel=_WHAT,
     ),
 ]
@@ -125,11 +126,9 @@ PartitionOption = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Start the bank anew: what it holds is deleted.", rich_help_panel=_RUN)
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.", rich_help_panel=_RUN)]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.", rich_help_panel=_RUN)]
+Overwrite = Annotated[bool, flag("--overwrite", "Start the bank anew: what it holds is deleted.", _RUN)]
+DryRun = Annotated[bool, flag("--dry-run", "Say what would be done, and stop.", _RUN)]
+Json = Annotated[bool, flag("--json", "The result as JSON on standard output.", _RUN)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from patchbank.cli.console import duration_text, size_text, stderr
+from patchbank.cli.console import duration_text, stderr
+from patchbank.files import bytes_text
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -52,7 +53,7 @@ class ImageProgress:
         if self._bar:
             self._bar.start()
         else:
-            self._say(f"{self._total:,} images to do")
+            self._say(f"{self._total:,} {'image' if self._total == 1 else 'images'} to do")
         return self
 
     def __exit__(
@@ -60,15 +61,18 @@ class ImageProgress:
     ) -> None:
         if self._bar:
             self._bar.stop()
+        elif self._total:
+            self._say(self._state(time.monotonic()))
+        if kind is not None:  # what stopped the run is told next; this is how far it came
+            self._say(f"{self._done - self._failed:,} features written")
 
     def advance(self, written: int, failed: Sequence[object]) -> None:
         """Count images whose features are durable, and images that failed."""
         self._done += written + len(failed)
         self._failed += len(failed)
         now = time.monotonic()
-        rate = self._done / max(now - self._began, 1e-9)
-        left = duration_text((self._total - self._done) / rate)
         if self._bar:
+            rate, left = self._pace(now)
             self._bar.update(
                 self._task,
                 completed=self._done,
@@ -78,9 +82,17 @@ class ImageProgress:
             )
         elif now - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = now
-            self._say(
-                f"{self._done:,}/{self._total:,} images, {rate:.1f} images/s, {left} left, {self._failed:,} failed"
-            )
+            self._say(self._state(now))
+
+    def _pace(self, now: float) -> tuple[float, str]:
+        """(images/s so far, time left as text)."""
+        rate = self._done / max(now - self._began, 1e-9)
+        return rate, duration_text((self._total - self._done) / rate) if rate else "unknown"
+
+    def _state(self, now: float) -> str:
+        rate, left = self._pace(now)
+        ahead = f", {left} left" if self._done < self._total else ""
+        return f"{self._done:,}/{self._total:,} images, {rate:.1f} images/s{ahead}, {self._failed:,} failed"
 
     def _say(self, text: str) -> None:
         stderr.print(Text(f"{self._title}: {text}"), soft_wrap=True)
@@ -100,7 +112,7 @@ class DownloadProgress:
         if not done and now - self._said < (0.1 if stderr.is_terminal else _SECONDS_BETWEEN_LINES):
             return
         self._said = now
-        line = f"{self._title}: {size_text(received)}" + (f" of {size_text(total)}" if total else "")
+        line = f"{self._title}: {bytes_text(received)}" + (f" of {bytes_text(total)}" if total else "")
         if stderr.is_terminal:
             stderr.print(Text(line), end="\n" if done else "\r")
         else:

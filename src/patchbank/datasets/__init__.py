@@ -48,7 +48,8 @@ def load_dataset(
     if name not in _LOADERS:
         raise ConfigError(f"There is no dataset {name!r}. Choose from: {', '.join([*_LOADERS, 'folder'])}.")
     if split not in SPLITS[name]:
-        raise ConfigError(f"{name} has no split {split!r}. Choose from: {', '.join(SPLITS[name])}.")
+        wrong = "Name a split of" if split is None else f"There is no split {split!r} of"
+        raise ConfigError(f"{wrong} {name}. Choose from: {', '.join(SPLITS[name])}.")
     return _LOADERS[name](
         Path(root).expanduser(),
         split,

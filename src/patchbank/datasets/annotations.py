@@ -27,7 +27,8 @@ def read_file_names(path: Path) -> list[str]:
     elif isinstance(content, dict) and isinstance(content.get("filenames"), list):  # UPT's HICO-DET
         entries, where = [{"file_name": name} for name in content["filenames"]], "filenames entry"
     else:
-        found = f"keys {', '.join(map(repr, list(content)[:6]))}" if isinstance(content, dict) else "a bare value"
+        keys = ", ".join(map(repr, list(content)[:6])) if isinstance(content, dict) else ""
+        found = f"an object of {keys or 'nothing'}" if isinstance(content, dict) else "a bare value"
         raise DatasetError(f"{path} is JSON of another structure ({found}). {_KNOWN}")
 
     names: list[str] = []

@@ -21,7 +21,7 @@ def load(root: Path) -> Dataset:
     A file with an image's extension is listed even if it turns out to be damaged, so that its failure shows; any
     other file is listed if Pillow recognises it by its first bytes. Raises DatasetError where there is none.
     """
-    require_directory(root, "image directory", "Name a directory of images.")
+    require_directory(root, "a directory of images", "Name one that is there.")
     Image.init()
     extensions = {
         extension

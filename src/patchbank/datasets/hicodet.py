@@ -31,7 +31,7 @@ def load(root: Path, split: str, images: Path | None, annotations: Path | None) 
     names = read_file_names(annotations)
     directory = require_directory(
         images or root / IMAGES[split],
-        f"image directory of HICO-DET's {split} split,",
+        f"the image directory of HICO-DET's {split} split",
         "Is --root an EZ-HOI checkout? Else name the directory with --images.",
     )
-    return Dataset("hicodet", split, directory, make_records(names, directory, annotations), annotations)
+    return Dataset("hicodet", split, directory, make_records(names, directory, annotations), annotations, root)

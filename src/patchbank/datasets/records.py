@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,13 +33,15 @@ class Dataset:
         images: the directory the keys are relative to.
         records: every listed image once, with or without annotated pairs.
         annotations: the file the list was read from; None for a folder.
+        root: the EZ-HOI checkout, whose ``checkpoints/`` are looked in; None for a folder.
     """
 
     name: str
     split: str | None
     images: Path
-    records: tuple[Record, ...]
+    records: tuple[Record, ...] = field(repr=False)
     annotations: Path | None = None
+    root: Path | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -67,9 +69,9 @@ def _checked(name: str, source: Path) -> str:
     return name
 
 
-def require_directory(path: Path, what: str, option: str) -> Path:
-    """`path`, or DatasetError saying which option names another place."""
+def require_directory(path: Path, what: str, mend: str) -> Path:
+    """`path`, or DatasetError saying what it should be and how to mend it."""
     if not path.is_dir():
         state = "is not a directory" if path.exists() else "does not exist"
-        raise DatasetError(f"The {what} {path} {state}. {option}")
+        raise DatasetError(f"{path} {state}; it should be {what}. {mend}")
     return path

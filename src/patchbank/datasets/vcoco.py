@@ -19,7 +19,7 @@ def load(root: Path, split: str, images: Path | None, annotations: Path | None) 
     names = read_file_names(source)
     directory = require_directory(
         images or root / IMAGES[split],
-        f"image directory of V-COCO's {split} split,",
+        f"the image directory of V-COCO's {split} split",
         "Is --root an EZ-HOI checkout? Else name the directory with --images.",
     )
-    return Dataset("vcoco", split, directory, make_records(names, directory, source), source)
+    return Dataset("vcoco", split, directory, make_records(names, directory, source), source, root)

@@ -44,7 +44,7 @@ class PatchEncoder:
         self.checkpoint = checkpoint
         self.precision = precision
         self.device = resolve_device(device, precision)
-        tower = vit.build(model, load_visual(model, checkpoint.path)).to(self.device)
+        tower = vit.build(model, load_visual(model, checkpoint)).to(self.device)
         for parameter in tower.parameters():  # not the buffers: pixels are normalised in float32
             parameter.data = parameter.data.to(_DTYPES[precision])
         self._tower = tower

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from patchbank.errors import WeightsError
-from patchbank.files import fsync_directory, sha256_of
+from patchbank.files import fsync_directory, make_directory, sha256_of
 from patchbank.models import MODELS, Model
 
 CACHE = Path("~/.cache/clip")  # where OpenAI's own package keeps them
+CHECKPOINTS = Path("checkpoints/pretrained_CLIP")  # where an EZ-HOI checkout does
 _TIMEOUT = 30.0  # seconds without a byte
 
 Progress = Callable[[int, int], None]  # bytes so far, bytes in all
@@ -72,8 +73,14 @@ def obtain_checkpoint(
     model: Model, weights: Path | None, checkpoints: Path | None, progress: Progress | None = None
 ) -> Checkpoint:
     """As `find_checkpoint`, and downloads the official file where it is nowhere. Raises WeightsError."""
-    found = find_checkpoint(model, weights, checkpoints)
-    return found or download(model, places(model, checkpoints)[0], progress)
+    if found := find_checkpoint(model, weights, checkpoints):
+        return found
+    candidates = places(model, checkpoints)
+    try:
+        return download(model, candidates[0], progress)
+    except WeightsError as error:
+        listed = ", ".join(str(path) for path in candidates)
+        raise WeightsError(f"There is no checkpoint of {model.name}: none of {listed}. {error}") from error
 
 
 def _sha256(path: Path) -> str:
@@ -107,13 +114,13 @@ def download(model: Model, target: Path, progress: Progress | None = None) -> Ch
     Raises WeightsError where it cannot be had, saying which file to put where.
     """
     if not model.url:
-        raise WeightsError(f"No checkpoint of {model.name} was found, and none can be downloaded: give --weights.")
+        raise WeightsError("None can be downloaded either: give one with --weights.")
     digest = hashlib.sha256()
     temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(model.url, timeout=_TIMEOUT) as response:
             total = int(response.headers.get("Content-Length") or 0)
+            make_directory(target.parent)
             descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
             temporary = Path(name)
             with open(descriptor, "wb") as file:
@@ -137,9 +144,8 @@ def download(model: Model, target: Path, progress: Progress | None = None) -> Ch
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise WeightsError(
-            f"{model.name} was found in none of {', '.join(str(path) for path in places(model, target.parent))} "
-            f"and could not be downloaded ({reason}). Fetch {model.url} on a machine with a network and put it "
-            f"at {target}."
+            f"{model.name} could not be downloaded ({reason}). Fetch {model.url} on a machine with a network and "
+            f"put it at {target}."
         ) from error
     finally:
         if temporary is not None:
@@ -147,15 +153,18 @@ def download(model: Model, target: Path, progress: Progress | None = None) -> Ch
     return Checkpoint(target, model.sha256)
 
 
-def load_visual(model: Model, path: Path) -> dict[str, Tensor]:
+@lru_cache(maxsize=1)
+def load_visual(model: Model, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     """The image tower's parameters under OpenAI's names less ``visual.``, as float32 on the CPU.
 
     Takes OpenAI's TorchScript archives and plain state dicts (``.pt``, ``.safetensors``). As ``clip.load`` does,
     the parameters of convolutions, linear layers, attention and projections are rounded to float16 first: official
-    files hold nothing finer, and so other files give the original scripts' numbers too.
+    files hold nothing finer, and so other files give the original scripts' numbers too. Not to be written to: the
+    last file's parameters are kept, since planning a run looks at them before the run does.
 
     Raises WeightsError where the file is no such checkpoint, or its shapes are another model's.
     """
+    path = checkpoint.path
     state = _strip(_read_state(path))
     visual = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
     if not visual:
