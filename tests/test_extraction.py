@@ -21,7 +21,7 @@ from patchbank.errors import BankError, ConfigError, DatasetError, PatchbankErro
 from patchbank.extraction import execute, load_encoder
 from patchbank.plan import make_plan
 from tests.reference.original import Original
-from tests.support import TINY, TINY_VOCABULARY, contents, no_leftovers, photographs, relative_error
+from tests.support import TINY, TINY_VOCABULARY, contents, hico_root, no_leftovers, photographs, relative_error
 from tests.test_preprocess import broken_files
 
 
@@ -103,6 +103,16 @@ def test_a_limit_and_then_the_rest(
     assert contents(tmp_path) == expected
 
 
+def test_weights_are_looked_for_in_the_datasets_root(tiny_weights: Path, tmp_path: Path) -> None:
+    """Without a word on checkpoints; a file there that is not the official one is refused."""
+    hico_root(tmp_path, 2, splits=["test"])
+    checkpoints = tmp_path / "checkpoints/pretrained_CLIP"
+    checkpoints.mkdir(parents=True)
+    shutil.copy(tiny_weights, checkpoints / "tiny.pt")
+    with pytest.raises(WeightsError, match="is not OpenAI's tiny"):
+        extract(load_dataset("hicodet", tmp_path, "test"), tmp_path / "bank", ExtractConfig(model="tiny"))
+
+
 def test_a_stopped_run_goes_on(
     images: Path, tiny_config: ExtractConfig, tmp_path: Path, expected: dict[str, str]
 ) -> None:
@@ -162,7 +172,9 @@ def test_deleted_features_are_made_again(
     dataset = load_dataset("folder", images)
     extract(dataset, tmp_path, tiny_config)
     (tmp_path / "photo_0002_clip.pkl").unlink()
-    assert extract(dataset, tmp_path, tiny_config).images == 1
+    feature = tmp_path / "photo_0005_clip.pkl"
+    feature.write_bytes(feature.read_bytes()[:-1])  # cut short is as bad as gone
+    assert extract(dataset, tmp_path, tiny_config).images == 2
     assert contents(tmp_path) == expected
     # ... and if the image has gone too, the bank no longer claims the feature.
     thinned = shutil.copytree(images, tmp_path.parent / "thinned")

@@ -87,3 +87,11 @@ def test_a_trainer_imports_neither_the_encoder_nor_the_command_line(bank: Bank) 
         "assert not loaded & {'typer', 'rich', 'patchbank.encoder', 'patchbank.cli', 'PIL'}, loaded"
     )
     subprocess.run([sys.executable, "-c", program, str(bank.path)], check=True, cwd=REPOSITORY)
+
+
+def test_what_asks_for_no_tensor_needs_no_torch(bank: Bank) -> None:
+    program = (
+        "import sys, patchbank; bank = patchbank.open_bank(sys.argv[1]); bank.failures, bank.bytes_on_disk();"
+        "assert len(bank) == 4; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, str(bank.path)], check=True, cwd=REPOSITORY)

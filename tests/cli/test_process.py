@@ -57,6 +57,7 @@ def test_hicodet_makes_every_split_under_the_original_names(tmp_path: Path, tiny
     ]
     assert "5 features written" in done.stdout
     assert "hicodet train, tiny: 5 images to do" in done.stderr
+    assert "hicodet train, tiny: 5/5 images" in done.stderr
     assert len(list((banks / "cliptiny_img_hicodet_train").glob("HICO_train2015_*_clip.pkl"))) == 5
 
 
@@ -107,6 +108,26 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, tiny_weights: Path) -> None:
     plans = json.loads(patchbank(*arguments, "--dry-run", "--json", check=0).stdout)
     assert [plan["todo"] for plan in plans] == [4, 4]
     assert contents(tmp_path) == before
+
+
+def test_a_dry_run_tells_of_failures_and_deletions(tmp_path: Path, tiny_weights: Path) -> None:
+    photographs(tmp_path / "images", 3)
+    (tmp_path / "images/broken.jpg").write_bytes(b"")
+    arguments = ("extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights))
+    patchbank(*arguments, check=1)
+    done = patchbank(*arguments, "--dry-run", check=0)
+    assert "4 images, 3 done, 1 to do" in done.stdout
+    assert "1 of those failed before" in done.stdout
+    done = patchbank(*arguments, "--dry-run", "--overwrite", check=0)
+    assert "4 images, 0 done, 4 to do" in done.stdout
+    assert "3 features that are there will be deleted" in done.stdout
+    assert len(open_bank(tmp_path / "bank")) == 3
+
+
+def test_file_names_must_be_utf8_here(tmp_path: Path) -> None:
+    """In another locale names would not be those of the bank, and done work would be taken for lost."""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert "PYTHONUTF8=1" in patchbank("info", tmp_path, check=2, env=environment).stderr
 
 
 def test_images_that_fail_are_listed_and_the_rest_is_extracted(tmp_path: Path, tiny_weights: Path) -> None:
@@ -182,6 +203,8 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_weights: Path
         check=2,
     )
     assert "By its shapes it is a tiny" in done.stderr
+    dry = patchbank(*done.args[3:], "--dry-run", check=2)  # it finds out the same
+    assert dry.stderr == done.stderr
     assert contents(tmp_path) == before
 
 
