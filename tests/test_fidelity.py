@@ -98,6 +98,30 @@ def test_a_batch_gives_what_single_images_give(tmp_path: Path, tiny_weights: Pat
         assert relative_error(tokens, original(tmp_path / name)) <= BOUND
 
 
+def test_what_the_program_around_it_chose_for_its_own_products_does_not_matter(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
+    image = Image.open(tmp_path / photographs(tmp_path, 1)[0])
+    encoder = PatchEncoder.load("tiny", weights=tiny_weights)
+    expected = encoder.encode([image])
+    torch.set_float32_matmul_precision("medium")  # bfloat16 products where the processor has them
+    try:
+        assert torch.equal(encoder.encode([image]), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_pixels_are_normalised_before_they_are_rounded(tmp_path: Path, tiny_weights: Path) -> None:
+    image = Image.open(tmp_path / photographs(tmp_path, 1)[0])
+    seen: list[torch.Tensor] = []
+    encoder = PatchEncoder.load("tiny", weights=tiny_weights, precision="bf16")
+    encoder._tower.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    encoder.encode([image])
+    expected = Original(tiny_weights).preprocess(image).to(torch.bfloat16)
+    assert torch.equal(seen[0][0], expected)
+
+
 def test_bf16_is_near(tmp_path: Path, tiny_weights: Path) -> None:
     image = Image.open(tmp_path / photographs(tmp_path, 1)[0])
     exact = PatchEncoder.load("tiny", weights=tiny_weights).encode([image])

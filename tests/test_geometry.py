@@ -28,6 +28,28 @@ def test_center_crop_is_torchvisions(width: int, height: int, size: int) -> None
     assert CenterCrop(size)(ramp).getpixel((0, 0)) == -y * resized.width - x
 
 
+@pytest.mark.parametrize(
+    ("size", "mode", "resized", "offset"),
+    [
+        ((640, 480), "pad", (224, 168), (0, 28)),
+        ((480, 640), "pad", (168, 224), (28, 0)),
+        ((100, 33), "pad", (224, 74), (0, 75)),  # 73.92 is rounded up
+        ((100, 31), "pad", (224, 69), (0, 77)),  # 69.44 down; an odd row of padding goes to the bottom
+        ((1000, 1), "pad", (224, 1), (0, 111)),
+        ((640, 480), "squash", (224, 224), (0, 0)),
+        ((640, 480), "center-crop", (298, 224), (-37, 0)),
+        ((427, 640), "center-crop", (224, 335), (0, -56)),  # 55.5 is rounded to even
+        ((431, 640), "center-crop", (224, 332), (0, -54)),
+    ],
+)
+def test_values_worked_out_by_hand(
+    size: tuple[int, int], mode: ResizeMode, resized: tuple[int, int], offset: tuple[int, int]
+) -> None:
+    transform = ImageTransform(*size, mode, 224, 16)
+    assert transform.resized == resized
+    assert transform.offset == offset
+
+
 @given(sides, sides, modes, st.floats(-100, 6000), st.floats(-100, 6000))
 def test_there_and_back(width: int, height: int, mode: ResizeMode, x: float, y: float) -> None:
     transform = ImageTransform(width, height, mode, 224, 16)

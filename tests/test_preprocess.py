@@ -20,7 +20,7 @@ from PIL import Image
 from patchbank.budget import ByteBudget
 from patchbank.datasets import Record
 from patchbank.models import MEAN, STD
-from patchbank.preprocess import Decoded, Failure, load, preprocess
+from patchbank.preprocess import Decoded, Failure, _first_line, load, preprocess
 from tests.support import every_kind, photograph
 
 BUDGET = ByteBudget(1 << 30)
@@ -149,3 +149,24 @@ def test_the_budget_bounds_what_is_held_at_once() -> None:
     assert most <= 100
     with budget.reserve(10**12):  # larger than everything: it goes alone
         pass
+
+
+def test_a_picture_is_decoded_within_the_budget(tmp_path: Path) -> None:
+    photograph("coffee").save(tmp_path / "coffee.png")
+    held: list[int] = []
+
+    class Watched(ByteBudget):
+        def acquire(self, size: int) -> int:
+            held.append(size)
+            return super().acquire(size)
+
+    budget = Watched(1 << 30)
+    assert isinstance(load(Record("coffee.png", tmp_path / "coffee.png"), "center-crop", 224, budget), Decoded)
+    assert held == [8 * (600 * 400 + 336 * 224)]
+    assert budget.acquire(1 << 30) == 1 << 30  # all of it was given back
+
+
+def test_reasons_hold_no_addresses_and_one_line() -> None:
+    error = ValueError("cannot read <_io.BytesIO object at 0x7f3a5c1d2e30>: bad header\nand more")
+    assert _first_line(error) == "cannot read: bad header"
+    assert _first_line(ValueError()) == "ValueError"

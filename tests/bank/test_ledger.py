@@ -65,6 +65,18 @@ def test_a_feature_wins_over_a_failure_and_a_later_reason_over_an_earlier(tmp_pa
     }
 
 
+def test_more_entries_than_one_growing_file_holds(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    keys = [f"{number:05}" for number in range(3300)]
+    for start in range(0, len(keys), 300):
+        ledger.append([done(key) for key in keys[start : start + 300]])
+        assert sorted(read_ledger(tmp_path)) == keys[: start + 300]
+    assert 2 < len(list(tmp_path.glob("index-*"))) < 6  # neither one that is written anew each time, nor eleven
+    ledger.compact()
+    assert sorted(read_ledger(tmp_path)) == keys
+    assert len(list(tmp_path.glob("index-*"))) == 1
+
+
 def test_keys_can_be_forgotten(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     ledger.append([done("a"), done("b")])

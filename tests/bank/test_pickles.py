@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchbank.bank.pickles import pickle_bytes, read_pickle, to_pickle
+from patchbank.bank.pickles import pickle_bytes, read_own, read_pickle, to_pickle
 from patchbank.errors import BankError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -80,8 +80,16 @@ def test_two_processes_write_the_same_bytes() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reading_back(tmp_path: Path, dtype: torch.dtype) -> None:
     tensor = torch.randn(5, 4).to(dtype)
-    (tmp_path / "a_clip.pkl").write_bytes(dumped(tensor))
-    assert torch.equal(read_pickle(tmp_path / "a_clip.pkl"), tensor)
+    path = tmp_path / "a_clip.pkl"
+    path.write_bytes(dumped(tensor))
+    own = read_own(path, (5, 4), dtype)
+    assert own is not None
+    assert torch.equal(own, tensor)
+    assert own.untyped_storage().nbytes() == tensor.nbytes
+    assert torch.equal(read_pickle(path), tensor)
+    assert read_own(path, (4, 5), dtype) is None
+    path.write_bytes(dumped(tensor)[:-1])
+    assert read_own(path, (5, 4), dtype) is None
 
 
 def test_the_original_scripts_pickles_are_read_too(tmp_path: Path) -> None:
@@ -106,6 +114,57 @@ def test_a_hostile_pickle_is_not_run(tmp_path: Path) -> None:
         with pytest.raises(BankError, match="is not the pickle of a tensor"):
             read_pickle(path)
         assert not trace.exists()
+
+
+def _rebuild(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> _Hostile:
+    storage = torch.arange(12.0).untyped_storage()
+    typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
+    return _Hostile(torch._utils._rebuild_tensor_v2, typed, offset, size, stride, False, None)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "offset"),
+    [
+        ((1000, 1000), (1000, 1), 0),
+        ((3, 4), (-4, 1), 8),
+        ((3, 4), (4, 1), -4),
+        ((3, 4), (4, 1), 1),
+        ((3, 4), (4,), 0),
+        ((-3, 4), (4, 1), 0),
+        ((3, 4), (2**62, 2**62), 0),
+        ((196, 512), (0, 0), 0),
+        ((2**62 + 1, 1), (4, 1), 0),
+        ((True, 4), (4, 1), 0),
+    ],
+)
+def test_a_tensor_cannot_reach_beyond_its_storage(
+    tmp_path: Path, size: tuple[int, ...], stride: tuple[int, ...], offset: int
+) -> None:
+    path = tmp_path / "a_clip.pkl"
+    path.write_bytes(pickle.dumps(_rebuild((3, 4), (4, 1))))
+    assert torch.equal(read_pickle(path), torch.arange(12.0).view(3, 4))
+    path.write_bytes(pickle.dumps(_rebuild(size, stride, offset)))
+    with pytest.raises(BankError, match="is not the pickle of a tensor"):
+        read_pickle(path)
+
+
+def test_a_pickle_cannot_change_the_functions_it_calls(tmp_path: Path) -> None:
+    path = tmp_path / "a_clip.pkl"
+    for module, name in (("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict")):
+        state = pickle.dumps((None, {"__defaults__": ({"neg": True},)}), protocol=2)[2:-1]
+        path.write_bytes(b"\x80\x02c" + module.encode() + b"\n" + name.encode() + b"\n" + state + b"b.")
+        with pytest.raises(BankError):
+            read_pickle(path)
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == (None,)
+    path.write_bytes(dumped(torch.ones(2, 2)))
+    assert torch.equal(read_pickle(path), torch.ones(2, 2))
+
+
+def test_a_short_file_that_announces_much_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a_clip.pkl"
+    path.write_bytes(b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"x.")
+    with pytest.raises(BankError):
+        read_pickle(path)
 
 
 def test_damage_is_an_error_of_ours(tmp_path: Path) -> None:

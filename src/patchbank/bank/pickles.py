@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import collections
 import io
+import math
 import pickle
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -101,17 +103,63 @@ def _legacy_preamble(storage: str, size: int) -> bytes:
     return stream.getvalue()
 
 
+def read_own(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """The tensor in a pickle that `to_pickle` wrote, with no unpickling; None where the file is anything else.
+
+    Raises OSError where the file cannot be read.
+    """
+    head, tail = _frame(shape, dtype)
+    tensor = torch.empty(shape, dtype=dtype)
+    numbers = memoryview(tensor.view(torch.uint8).numpy().data).cast("B")
+    with open(path, "rb") as file:
+        own = file.read(len(head)) == head and file.readinto(numbers) == len(numbers) and file.read() == tail
+    return tensor if own else None
+
+
 def _load_storage(content: bytes) -> Any:
+    if not isinstance(content, bytes):
+        raise pickle.UnpicklingError("a storage that is not made of bytes")
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    """``torch._utils._rebuild_tensor_v2``, for arguments that somebody else chose."""
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise pickle.UnpicklingError("a tensor that is not made of a storage")
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise pickle.UnpicklingError("a tensor of impossible shape")
+    last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+    held, dtype = storage._untyped_storage, storage.dtype
+    count = held.nbytes() // dtype.itemsize
+    if 0 in size or last >= count or math.prod(size) > count:
+        raise pickle.UnpicklingError("a tensor that is larger than its storage")
+    return torch.empty(0, dtype=dtype).set_(held, offset, size, stride)
+
+
+class _Admitted:
+    """A function that a pickle may call, and whose attributes it cannot set."""
+
+    __slots__ = ("_function",)
+    _function: Callable[..., Any]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError("it changes what it was given")
 
 
 class _TensorUnpickler(pickle.Unpickler):
     """Admits what the pickle of a tensor names, and no other global."""
 
     _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-        ("torch.storage", "_load_from_bytes"): _load_storage,
-        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): _Admitted(_rebuild_tensor),
+        ("torch.storage", "_load_from_bytes"): _Admitted(_load_storage),
+        ("collections", "OrderedDict"): _Admitted(lambda: None),  # the backward hooks that a feature has not
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -129,13 +177,13 @@ def read_pickle(path: Path) -> Tensor:
     Raises BankError where the file cannot be read or holds anything else.
     """
     try:
-        with open(path, "rb") as file:
-            value = _TensorUnpickler(file).load()
+        # From memory: a file cannot then make the unpickler set aside more than it has itself.
+        value = _TensorUnpickler(io.BytesIO(path.read_bytes())).load()
     except OSError as error:
         raise BankError(f"{path} cannot be read: {error.strerror}.") from error
     except Exception as error:  # a damaged or hostile pickle can raise nearly anything
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise BankError(f"{path} is not the pickle of a tensor: {reason}.") from error
-    if not isinstance(value, Tensor):
+    if type(value) is not Tensor:
         raise BankError(f"{path} holds a {type(value).__name__}, not a tensor.")
     return value

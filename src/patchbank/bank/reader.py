@@ -16,6 +16,8 @@ from patchbank.geometry import ImageTransform
 if TYPE_CHECKING:
     from torch import Tensor
 
+_AGAIN = "Delete it and run the same extraction again: it makes anew what is missing."
+
 
 def open_bank(path: str | Path) -> Bank:
     """Open a bank for reading.
@@ -72,16 +74,25 @@ class Bank(Mapping[str, "Tensor"]):
             KeyNotInBank: a KeyError; the key was never listed, or failed (the message gives the reason).
             BankError: its file is missing, damaged, or not a tensor of the bank's shape.
         """
-        from patchbank.bank.pickles import read_pickle  # here, so that what asks for no tensor needs no torch
+        import torch  # here, so that what asks for no tensor needs no torch
+
+        from patchbank.bank.pickles import read_own, read_pickle
 
         path = self.file(key)
-        tokens = read_pickle(path)
-        if tuple(tokens.shape) != self.manifest.shape or str(tokens.dtype) != f"torch.{self.manifest.dtype}":
+        dtype: torch.dtype = getattr(torch, self.manifest.dtype)
+        try:
+            tokens = read_own(path, self.manifest.shape, dtype)
+        except OSError as error:
+            raise BankError(f"{path} cannot be read: {error.strerror}. {_AGAIN}") from error
+        if tokens is not None:
+            return tokens
+        found = read_pickle(path)  # says what it is instead
+        if tuple(found.shape) != self.manifest.shape or found.dtype != dtype:
             raise BankError(
-                f"{path} holds {tuple(tokens.shape)} {tokens.dtype}, not the bank's {self.manifest.shape} "
-                f"{self.manifest.dtype}: something else wrote it. Delete it and run the same extraction again."
+                f"{path} holds {tuple(found.shape)} {found.dtype}, not the bank's {self.manifest.shape} {dtype}: "
+                f"something else wrote it. {_AGAIN}"
             )
-        return tokens
+        return found
 
     def grid(self, key: str) -> Tensor:
         """The patch tokens as a picture: (Gh, Gw, D), row-major. Raises what ``bank[key]`` does."""

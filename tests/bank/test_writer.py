@@ -1,0 +1,123 @@
+"""Durability: what is flushed to the disk, and in which order; and what a failing disk leaves."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from patchbank.bank.manifest import Manifest
+from patchbank.bank.writer import BankWriter, Feature
+from patchbank.config import ExtractConfig
+from patchbank.errors import BankError
+from patchbank.plan import make_fingerprint
+from patchbank.preprocess import Failure
+from tests.support import TINY, no_leftovers
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    return Manifest(
+        layout="ezhoi",
+        dataset="folder",
+        split=None,
+        grid=TINY.grid,
+        dim=TINY.output_dim,
+        input_size=TINY.input_size,
+        patch_size=TINY.patch_size,
+        fingerprint=make_fingerprint(TINY, "0" * 64, ExtractConfig(model="tiny")),
+        batch_size=4,
+        device="cpu",
+    )
+
+
+def features(*keys: str) -> list[Feature]:
+    return [Feature(key, torch.full((16, 32), float(len(key))), (640, 480)) for key in keys]
+
+
+def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_ledger(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[tuple[str, str]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def logged_fsync(descriptor: int) -> None:
+        log.append(("fsync", os.path.realpath(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def logged_rename(source: Path, target: Path) -> None:
+        log.append(("rename", f"{source} -> {target}"))
+        rename(source, target)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("there is no /proc to tell which file a descriptor is of")
+    with BankWriter(tmp_path / "bank", manifest) as bank:
+        monkeypatch.setattr(os, "fsync", logged_fsync)
+        monkeypatch.setattr(os, "rename", logged_rename)
+        bank.commit(features("a.jpg", "sub/b.jpg"), [Failure("c.jpg", "missing")])
+        monkeypatch.undo()
+
+    def position(kind: str, text: str) -> int:
+        return next(number for number, (what, path) in enumerate(log) if what == kind and text in path)
+
+    directory = str(tmp_path / "bank")
+    ledger = position("rename", "index-")
+    for name in ("a_clip.pkl", "sub/b_clip.pkl"):
+        named = position("rename", f"-> {directory}/{name}")
+        temporary = log[named][1].split(" -> ")[0]
+        assert position("fsync", temporary) < named < ledger
+    synced = [path for kind, path in log[:ledger] if kind == "fsync"]
+    assert {directory, f"{directory}/sub"} <= set(synced)
+    assert log[-1] == ("fsync", directory)  # the ledger's own name
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_failing_disk_is_one_error_and_nothing_false_is_said(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, call: str, at: int
+) -> None:
+    """The k-th call of its kind fails within a commit: no feature is half there, none is listed that is not."""
+    bank = BankWriter(tmp_path / "bank", manifest)
+    count = 0
+
+    def failing(*arguments: object) -> None:
+        nonlocal count
+        count += 1
+        if count == at + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*arguments)
+
+    with pytest.raises(BankError, match="The disk is full"), bank:
+        bank.commit(features("before.jpg"), [])
+        if call == "write":
+            import patchbank.bank.writer as module
+
+            original = module.write_and_sync
+            monkeypatch.setattr(module, "write_and_sync", failing)
+        else:
+            original = getattr(os, call)
+            monkeypatch.setattr(os, call, failing)
+        bank.commit(features("a.jpg", "b.jpg", "c.jpg"), [])
+    monkeypatch.undo()
+    assert no_leftovers(tmp_path / "bank")
+    with BankWriter(tmp_path / "bank", manifest) as bank:
+        assert bank.done == {"before.jpg"}
+    sizes = {path.stat().st_size for path in (tmp_path / "bank").glob("*_clip.pkl")}
+    assert len(sizes) == 1
+
+
+def test_live_scratch_is_left_alone_and_abandoned_scratch_is_removed(tmp_path: Path, manifest: Manifest) -> None:
+    bank = tmp_path / "bank"
+    with BankWriter(bank, manifest) as first:
+        [live] = bank.glob(".patchbank-tmp-*")
+        abandoned = bank / ".patchbank-tmp-abandoned"
+        abandoned.mkdir()
+        (abandoned / "0.part").write_bytes(b"half a file")
+        with BankWriter(bank, manifest):
+            assert live.exists()
+            assert not abandoned.exists()
+        first.commit(features("a.jpg"), [])
+    assert no_leftovers(bank)
