@@ -160,6 +160,20 @@ def test_a_pickle_cannot_change_the_functions_it_calls(tmp_path: Path) -> None:
     assert torch.equal(read_pickle(path), torch.ones(2, 2))
 
 
+def test_a_cuda_tensors_pickle_is_read_on_the_cpu(tmp_path: Path) -> None:
+    """As the original scripts write on a GPU; the tag is put in by hand, so that the test needs none."""
+    tokens = torch.randn(3, 4)
+    [payload] = [argument for opcode, argument, _ in pickletools.genops(dumped(tokens)) if "BINBYTES" in opcode.name]
+    tagged = payload.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+    assert tagged != payload
+    storage = _Hostile(torch.storage._load_from_bytes, tagged)
+    path = tmp_path / "a_clip.pkl"
+    path.write_bytes(pickle.dumps(_Hostile(torch._utils._rebuild_tensor_v2, storage, 0, (3, 4), (4, 1), False, None)))
+    found = read_pickle(path)
+    assert found.device.type == "cpu"
+    assert torch.equal(found, tokens)
+
+
 def test_a_short_file_that_announces_much_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a_clip.pkl"
     path.write_bytes(b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"x.")
