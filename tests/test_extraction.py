@@ -19,7 +19,7 @@ from patchbank.config import Partition
 from patchbank.encoder.untrained import write_untrained
 from patchbank.errors import BankError, ConfigError, DatasetError, PatchbankError, WeightsError
 from patchbank.extraction import execute, load_encoder
-from patchbank.plan import make_plan
+from patchbank.plan import check_disk, make_plan
 from tests.reference.original import Original
 from tests.support import TINY, TINY_VOCABULARY, contents, hico_root, no_leftovers, photographs, relative_error
 from tests.test_preprocess import broken_files
@@ -190,7 +190,7 @@ def test_a_damaged_ledger_is_made_anew(
 ) -> None:
     dataset = load_dataset("folder", images)
     extract(dataset, tmp_path, tiny_config)
-    [index] = tmp_path.glob("index-*")
+    [index] = (tmp_path / "index").iterdir()
     index.write_bytes(index.read_bytes()[50:])
     assert extract(dataset, tmp_path, tiny_config).images == 11
     assert contents(tmp_path) == expected
@@ -391,3 +391,34 @@ def test_failures_by_their_kind(tiny_config: ExtractConfig, tmp_path: Path) -> N
     assert summary.images == 2
     assert summary.failures.keys() == words.keys()
     assert open_bank(tmp_path / "bank").failures == dict(sorted(summary.failures.items()))
+
+
+def test_banks_must_fit_on_the_disk_together(
+    tiny_config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs(tmp_path / "images", 3)
+    dataset = load_dataset("folder", tmp_path / "images")
+    one = make_plan(dataset, tmp_path / "one", tiny_config)
+    other = make_plan(dataset, tmp_path / "other", tiny_config)
+    assert one.bytes_needed >= 3 * 4096
+    monkeypatch.setattr("patchbank.plan.free_bytes", lambda _: one.bytes_needed)
+    check_disk([one])
+    check_disk([other])
+    with pytest.raises(BankError, match="Not enough disk"):
+        check_disk([one, other])
+
+    # What is deleted first makes room.
+    extract(dataset, tmp_path / "one", tiny_config)
+    anew = make_plan(dataset, tmp_path / "one", replace(tiny_config, overwrite=True))
+    assert anew.bytes_freed == 3 * (tmp_path / "one/photo_0000_clip.pkl").stat().st_size
+    monkeypatch.setattr("patchbank.plan.free_bytes", lambda _: anew.bytes_needed - anew.bytes_freed)
+    check_disk([anew])
+
+
+def test_a_first_image_that_is_missing_is_one_failure(tiny_config: ExtractConfig, tmp_path: Path) -> None:
+    hico_root(tmp_path, 3, splits=["test"])
+    dataset = load_dataset("hicodet", tmp_path, "test")
+    dataset.records[0].path.unlink()
+    summary = extract(dataset, tmp_path / "bank", tiny_config)
+    assert summary.images == 2
+    assert list(summary.failures) == [dataset.records[0].key]

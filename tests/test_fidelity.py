@@ -152,3 +152,19 @@ def test_squash_and_pad_see_the_whole_image(tmp_path: Path, tiny_weights: Path) 
     for mode, by_hand in (("squash", squashed), ("pad", padded)):
         by_hand.save(tmp_path / "by_hand.png")
         assert relative_error(encoder.encode([image], mode)[0], original(tmp_path / "by_hand.png")) <= BOUND
+
+
+def test_a_gradient_can_lead_on_from_the_tokens(tmp_path: Path, tiny_weights: Path) -> None:
+    image = Image.open(tmp_path / photographs(tmp_path, 1)[0])
+    tokens = PatchEncoder.load("tiny", weights=tiny_weights).encode([image])
+    head = torch.nn.Linear(32, 3)
+    head(tokens).sum().backward()
+    assert head.weight.grad is not None
+    tokens /= tokens.norm(dim=-1, keepdim=True)
+
+
+def test_pixels_of_another_kind_are_refused(tiny_weights: Path) -> None:
+    encoder = PatchEncoder.load("tiny", weights=tiny_weights)
+    for pixels in (torch.rand(1, 32, 32, 3), torch.zeros(1, 16, 16, 3, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"uint8 \(B, 32, 32, 3\)"):
+            encoder(pixels)

@@ -145,5 +145,7 @@ def _encode(
     pixels = torch.zeros(batch_size, input_size, input_size, 3, dtype=torch.uint8)
     for slot, image in images:
         pixels.numpy()[slot] = image.pixels
-    tokens = encode(pixels).cpu()
-    return [Feature(image.key, tokens[slot], image.size) for slot, image in images], failures
+    # Only the slots that are used: what waits to be written must be no larger than it says.
+    tokens = encode(pixels)[[slot for slot, _ in images]].cpu()
+    features = [Feature(image.key, feature, image.size) for (_, image), feature in zip(images, tokens, strict=True)]
+    return features, failures

@@ -64,14 +64,14 @@ def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_ledger
         return next(number for number, (what, path) in enumerate(log) if what == kind and text in path)
 
     directory = str(tmp_path / "bank")
-    ledger = position("rename", "index-")
+    ledger = position("rename", f"-> {directory}/index/")
     for name in ("a_clip.pkl", "sub/b_clip.pkl"):
         named = position("rename", f"-> {directory}/{name}")
         temporary = log[named][1].split(" -> ")[0]
         assert position("fsync", temporary) < named < ledger
     synced = [path for kind, path in log[:ledger] if kind == "fsync"]
     assert {directory, f"{directory}/sub"} <= set(synced)
-    assert log[-1] == ("fsync", directory)  # the ledger's own name
+    assert log[-1] == ("fsync", f"{directory}/index")  # the ledger's own name
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename"])

@@ -1,24 +1,28 @@
 """The ledger: one line an image, saying that its feature is there and whole, or why it is not.
 
-It lies in the bank as ``index-<hash>.jsonl`` files, each named by its content and never changed. A writer replaces
-a file by first writing a larger one and then deleting the smaller; so at every instant the union of the files that
-are there holds everything that was ever committed, and any number of processes can write, and tidy up, at once
-without a lock. At the end of a run `compact` leaves one file, sorted by key: its bytes depend on what is in the
-bank and not on how it got there.
+It lies in the bank as ``index/<hash>.jsonl`` files, each named by its content and never changed. Entries have an
+order (`_rank`), and the union of files takes the greatest entry of each key: whoever joins the same files gets the
+same result. A file is deleted only when another one is there that says everything it says. So nothing that was
+committed is ever lost, and any number of processes can write, and tidy up, at once without a lock. At the end of a
+run `compact` leaves one file, sorted by key: its bytes depend on what is in the bank and not on how it got there.
+
+The files have a directory to themselves so that it stays small: a listing of a large directory may miss a file
+that is renamed while it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from patchbank.errors import BankError
-from patchbank.files import fsync_directory, is_plain, write_and_sync
+from patchbank.files import fsync_directory, is_plain, make_directory, write_and_sync
 
-_PREFIX, _SUFFIX = "index-", ".jsonl"
+DIRECTORY = "index"
+_SUFFIX = ".jsonl"
 _CHUNK = 1024  # entries a growing file holds before the next is begun
 _ROUNDS = 8  # of tidying up, while other processes go on writing
 
@@ -31,18 +35,34 @@ class Entry(NamedTuple):
         size: (width, height) of the original in pixels; None of an image that failed.
         sha256: of the feature's file; None of an image that failed.
         failure: why there is no feature; None where there is one.
+        revision: how often what was known of the image has been taken back.
     """
 
     key: str
     size: tuple[int, int] | None = None
     sha256: str | None = None
     failure: str | None = None
+    revision: int = 0
 
     def to_line(self) -> str:
         """One line of JSON. Keys that are no valid Unicode survive: JSON escapes them."""
+        revision = {"revision": self.revision} if self.revision else {}
         if self.failure is not None:
-            return json.dumps({"key": self.key, "failure": self.failure})
-        return json.dumps({"key": self.key, "size": self.size, "sha256": self.sha256})
+            return json.dumps({"key": self.key, "failure": self.failure} | revision)
+        return json.dumps({"key": self.key, "size": self.size, "sha256": self.sha256} | revision)
+
+    def after(self, known: Entry | None) -> Entry:
+        """This entry, as it must be written where another is known, so that it is the greater one."""
+        if known is None:
+            return self
+        same = self._replace(revision=known.revision)
+        return same if _rank(same) >= _rank(known) else self._replace(revision=known.revision + 1)
+
+
+def _rank(entry: Entry) -> tuple[object, ...]:
+    """The greater entry of a key is the one that counts: the later revision, and a feature over a failure."""
+    feature = entry.failure is None
+    return entry.revision, feature, entry.sha256 or "", entry.size or (), entry.failure or ""
 
 
 def parse_lines(content: bytes) -> list[Entry]:
@@ -53,39 +73,52 @@ def parse_lines(content: bytes) -> list[Entry]:
         if not is_plain(value["key"]):
             raise ValueError(f"{value['key']!r} would lead out of the bank")
     return [
-        Entry(value["key"], failure=value["failure"])
+        Entry(value["key"], failure=value["failure"], revision=value.get("revision", 0))
         if "failure" in value
-        else Entry(value["key"], tuple(value["size"]), value["sha256"])
+        else Entry(value["key"], tuple(value["size"]), value["sha256"], revision=value.get("revision", 0))
         for value in values
     ]
 
 
-def _files(directory: Path) -> list[Path]:
-    return sorted(directory.glob(f"{_PREFIX}*{_SUFFIX}"))
-
-
-def merge(entries: dict[str, Entry], more: Iterable[Entry]) -> None:
-    """Add entries to a mapping by key: a feature wins over a failure, else the later one wins."""
+def join(entries: dict[str, Entry], more: Iterable[Entry]) -> None:
+    """Add entries to a mapping by key; the greater of two stays."""
     for entry in more:
         known = entries.get(entry.key)
-        if known is None or known.failure is not None or entry.failure is None:
+        if known is None or _rank(entry) > _rank(known):
             entries[entry.key] = entry
 
 
-def read_ledger(directory: Path, damaged: Literal["raise", "skip", "delete"] = "raise") -> dict[str, Entry]:
+def read_ledger(bank: Path, damaged: Literal["raise", "skip", "delete"] = "raise") -> dict[str, Entry]:
     """All entries of a bank, by key.
 
     Args:
         damaged: what to do about a file whose content is not what its name says: raise BankError; or leave it out,
             so that what it listed counts as not done and is made again; or delete it too.
     """
+    return _read(bank / DIRECTORY, damaged)[0]
+
+
+def remove_ledger(bank: Path) -> None:
+    """Delete all of a bank's ledger."""
+    for path in _files(bank / DIRECTORY):
+        path.unlink(missing_ok=True)
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(directory.glob(f"*{_SUFFIX}"))
+
+
+def _read(directory: Path, damaged: Literal["raise", "skip", "delete"]) -> tuple[dict[str, Entry], list[Path]]:
+    """The entries, and the files that they were read from."""
     while True:
         entries: dict[str, Entry] = {}
+        files: list[Path] = []
         try:
             for path in _files(directory):
                 content = path.read_bytes()
                 if _name_for(content) == path.name:
-                    merge(entries, parse_lines(content))
+                    join(entries, parse_lines(content))
+                    files.append(path)
                 elif damaged == "raise":
                     raise BankError(
                         f"{path} is damaged: its content is not what its name says. Run the same extraction again: "
@@ -93,61 +126,49 @@ def read_ledger(directory: Path, damaged: Literal["raise", "skip", "delete"] = "
                     )
                 elif damaged == "delete":
                     path.unlink(missing_ok=True)
-            return entries
+            return entries, files
         except FileNotFoundError:
             continue  # somebody tidied up meanwhile: what it held is in another file now
 
 
-def remove_ledger(directory: Path) -> None:
-    """Delete all of a bank's ledger."""
-    for path in _files(directory):
-        path.unlink(missing_ok=True)
-
-
 def _name_for(content: bytes) -> str:
-    return f"{_PREFIX}{hashlib.sha256(content).hexdigest()[:16]}{_SUFFIX}"
+    return f"{hashlib.sha256(content).hexdigest()[:16]}{_SUFFIX}"
 
 
 class Ledger:
     """One process's hand on a bank's ledger."""
 
-    def __init__(self, directory: Path, scratch: Path) -> None:
+    def __init__(self, bank: Path, scratch: Path) -> None:
         """Read what is there. Damaged files are deleted, so that what they listed is made again."""
-        self._directory = directory
+        self._directory = bank / DIRECTORY
         self._scratch = scratch
         self._growing: dict[str, Entry] = {}
         self._growing_file: Path | None = None
-        self.entries = read_ledger(directory, damaged="delete")
+        make_directory(self._directory)
+        self.entries = _read(self._directory, "delete")[0]
 
-    def append(self, entries: list[Entry]) -> None:
+    def append(self, entries: Iterable[Entry]) -> None:
         """Make entries durable. Call it only when the features they tell of are."""
-        merge(self.entries, entries)
-        merge(self._growing, entries)
+        entries = [entry.after(self.entries.get(entry.key)) for entry in entries]
+        join(self.entries, entries)
+        join(self._growing, entries)
         before, self._growing_file = self._growing_file, self._write(self._growing)
         if before not in (None, self._growing_file):
             before.unlink(missing_ok=True)
         if len(self._growing) >= _CHUNK:
             self._growing, self._growing_file = {}, None
 
-    def compact(self, forget: Collection[str] = ()) -> None:
-        """Leave one file with everything that anybody has written so far, less the keys to `forget`."""
+    def compact(self) -> None:
+        """Leave one file with everything that anybody has written so far."""
         self._growing, self._growing_file = {}, None
-        for key in forget:
-            self.entries.pop(key, None)
         for _ in range(_ROUNDS):
-            files = _files(self._directory)
-            if len(files) < 2 and not forget:
+            if len(_files(self._directory)) < 2:
                 return
-            # Read what others wrote; of images that both know, the own word is the later.
-            entries = read_ledger(self._directory, damaged="delete")
-            for key in forget:
-                entries.pop(key, None)
-            merge(entries, self.entries.values())
-            kept = self._write(entries)
+            self.entries, files = _read(self._directory, "delete")
+            kept = self._write(self.entries)
             for path in files:
                 if path != kept:
                     path.unlink(missing_ok=True)
-            self.entries, forget = entries, ()
 
     def _write(self, entries: Mapping[str, Entry]) -> Path:
         content = "".join(f"{entries[key].to_line()}\n" for key in sorted(entries)).encode()

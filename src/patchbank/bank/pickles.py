@@ -30,6 +30,7 @@ _STORAGES: dict[torch.dtype, str] = {
     torch.float16: "HalfStorage",
     torch.bfloat16: "BFloat16Storage",
 }
+_MAGIC = pickle.dumps(MAGIC_NUMBER, protocol=2)
 # What torch writes of the machine; it reads only the byte order.
 _SYSTEM = {
     "protocol_version": PROTOCOL_VERSION,
@@ -117,8 +118,9 @@ def read_own(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor |
 
 
 def _load_storage(content: bytes) -> Any:
-    if not isinstance(content, bytes):
-        raise pickle.UnpicklingError("a storage that is not made of bytes")
+    # What torch pickles of a storage has this form; its other one is a zip archive, of which a few bytes may swell.
+    if not isinstance(content, bytes) or not content.startswith(_MAGIC):
+        raise pickle.UnpicklingError("a storage in a form that no tensor's pickle has")
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 

@@ -125,9 +125,6 @@ class BankWriter:
             self._ledger = Ledger(self.directory, self._scratch)
             self._dtype: torch.dtype = getattr(torch, self.manifest.dtype)
             self.done = _present(self.directory, self._ledger.entries, self.manifest)
-            recorded = {key for key, entry in self._ledger.entries.items() if not entry.failure}
-            if lost := recorded - self.done:  # features that somebody deleted or cut short
-                self._ledger.compact(forget=lost)
             self._stack = stack.pop_all()
         return self
 

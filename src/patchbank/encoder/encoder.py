@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -73,8 +74,8 @@ class PatchEncoder:
         chosen = get_model(model)
         checkpoint = obtain_checkpoint(
             chosen,
-            None if weights is None else Path(weights),
-            None if checkpoints is None else Path(checkpoints),
+            None if weights is None else Path(weights).expanduser(),
+            None if checkpoints is None else Path(checkpoints).expanduser(),
         )
         return cls(chosen, checkpoint, precision, device)
 
@@ -85,9 +86,16 @@ class PatchEncoder:
             pixels: (B, n, n, 3) uint8 RGB, n being ``model.input_size``, on any device.
 
         Returns:
-            (B, N, D) float32 on the encoder's device, row-major, [CLS] dropped, not normalised to unit length.
+            (B, N, D) float32 on the encoder's device, row-major, [CLS] dropped, not normalised to unit length. No
+            gradient leads back through the encoder; one can lead on from here.
+
+        Raises:
+            ValueError: the pixels are of another shape or dtype.
         """
-        with torch.inference_mode(), _matmul_precision("high" if self.precision == "tf32" else "highest"):
+        n = self.model.input_size
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != (n, n, 3):
+            raise ValueError(f"pixels must be uint8 (B, {n}, {n}, 3), not {pixels.dtype} {tuple(pixels.shape)}")
+        with torch.no_grad(), _float32_products("tf32" if self.precision == "tf32" else "ieee"):
             tokens: Tensor = self._tower(pixels.to(self.device, non_blocking=True)).float()
         return tokens
 
@@ -125,13 +133,27 @@ def auto_batch_size(model: Model, device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def _matmul_precision(level: str) -> Iterator[None]:
+def _float32_products(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
     """float32 products in full precision or in TF32, whatever the program around this has chosen for itself."""
-    before, before_cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision(level)
-    torch.backends.cudnn.allow_tf32 = level == "high"
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
+        before = torch.get_float32_matmul_precision()
+        before_cudnn = torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+            torch.backends.cudnn.allow_tf32 = before_cudnn
+        return
+    cudnn: Any = torch.backends.cudnn  # torch's annotations lack what the documentation names
+    mkldnn: Any = torch.backends.mkldnn
+    backends = [torch.backends.cuda.matmul, cudnn.conv, mkldnn.matmul]
+    chosen = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee" if backend is mkldnn.matmul else precision
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = before_cudnn
+        for backend, own in zip(backends, chosen, strict=True):
+            backend.fp32_precision = own
