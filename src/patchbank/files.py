@@ -99,7 +99,7 @@ def _locked_directory(parent: Path) -> tuple[Path, FileLock]:
         lock = FileLock(directory / _LOCK, timeout=0)
         try:
             lock.acquire()
-        except (Timeout, FileNotFoundError):
+        except (Timeout, FileNotFoundError, FileExistsError):
             continue  # somebody who was removing abandoned ones took it for one, before it was locked
         except (NotImplementedError, OSError) as error:
             # Some cluster file systems have no locks. There, nobody can tell an abandoned directory from a live one.

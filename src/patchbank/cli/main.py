@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import signal
 import sys
 from typing import Annotated
@@ -49,7 +50,9 @@ def main() -> None:
     if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
         show_error("file names are not read as UTF-8 here: set PYTHONUTF8=1, or a UTF-8 locale.")
         sys.exit(2)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that everything is tidied up
+    # At once, outside a run: an exception can be lost in somebody's import, and nothing here needs tidying up that the
+    # next run does not do.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     try:
         app()
     except PatchbankError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.error
 import urllib.request
 import warnings
@@ -22,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from patchbank.errors import WeightsError
-from patchbank.files import fsync_directory, make_directory, sha256_of
+from patchbank.files import fsync_directory, make_directory, scratch_directory, sha256_of
 from patchbank.models import MODELS, Model
 
 CACHE = Path("~/.cache/clip")  # where OpenAI's own package keeps them
@@ -115,42 +114,40 @@ def download(model: Model, target: Path, progress: Progress | None = None) -> Ch
     """
     if not model.url:
         raise WeightsError("None can be downloaded either: give one with --weights.")
-    digest = hashlib.sha256()
-    temporary: Path | None = None
     try:
         with urllib.request.urlopen(model.url, timeout=_TIMEOUT) as response:
-            total = int(response.headers.get("Content-Length") or 0)
             make_directory(target.parent)
-            descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-            temporary = Path(name)
-            with open(descriptor, "wb") as file:
-                received = 0
-                while chunk := response.read(1 << 20):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    received += len(chunk)
-                    if progress:
-                        progress(received, total)
-                file.flush()
-                os.fsync(file.fileno())
-        if digest.hexdigest() != model.sha256:
-            raise WeightsError(
-                f"The download of {model.name} from {model.url} is damaged ({received:,} bytes, "
-                f"{total or 'an unknown number'} announced; SHA-256 {digest.hexdigest()}). Nothing was kept: try again."
-            )
-        temporary.chmod(0o644)
-        temporary.rename(target)
-        fsync_directory(target.parent)
+            with scratch_directory(target.parent) as scratch:
+                _receive(response, model, scratch / target.name, progress)
+                (scratch / target.name).rename(target)
+                fsync_directory(target.parent)
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise WeightsError(
             f"{model.name} could not be downloaded ({reason}). Fetch {model.url} on a machine with a network and "
             f"put it at {target}."
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
     return Checkpoint(target, model.sha256)
+
+
+def _receive(response: http.client.HTTPResponse, model: Model, path: Path, progress: Progress | None) -> None:
+    """Write what the server sends to `path`, durably. Raises WeightsError if it is not the official file."""
+    digest, received = hashlib.sha256(), 0
+    total = int(response.headers.get("Content-Length") or 0)
+    with open(path, "wb") as file:
+        while chunk := response.read(1 << 20):
+            file.write(chunk)
+            digest.update(chunk)
+            received += len(chunk)
+            if progress:
+                progress(received, total)
+        file.flush()
+        os.fsync(file.fileno())
+    if digest.hexdigest() != model.sha256:
+        raise WeightsError(
+            f"The download of {model.name} from {model.url} is damaged ({received:,} bytes, "
+            f"{total or 'an unknown number'} announced; SHA-256 {digest.hexdigest()}). Nothing was kept: try again."
+        )
 
 
 @lru_cache(maxsize=1)
