@@ -159,6 +159,9 @@ def load_visual(model: Model, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     files hold nothing finer, and so other files give the original scripts' numbers too. Not to be written to: the
     last file's parameters are kept, since planning a run looks at them before the run does.
 
+    A state dict is read without running what it names. A TorchScript archive is a program that torch may run in part
+    while it loads: only the official files are known to be harmless.
+
     Raises WeightsError where the file is no such checkpoint, or its shapes are another model's.
     """
     path = checkpoint.path
