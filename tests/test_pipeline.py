@@ -1,0 +1,104 @@
+"""The pipeline: every image in its slot, memory bounded in bytes, and a stop that commits what is begun."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event, Lock
+
+import numpy as np
+import pytest
+import torch
+
+from patchbank import pipeline
+from patchbank.bank.writer import Feature
+from patchbank.budget import ByteBudget
+from patchbank.datasets import Record
+from patchbank.preprocess import Decoded, Failure
+
+SIZE = 4
+
+
+class Watched:
+    """Stages that note what passes them. Record "n" is a picture of brightness n; names with an x fail."""
+
+    def __init__(self, seconds_to_commit: float = 0.0) -> None:
+        self.batches: list[list[int]] = []
+        self.features: dict[str, float] = {}
+        self.failures: list[str] = []
+        self.decoded = self.waiting = self.most_waiting = self.most_ahead = 0
+        self._seconds, self._lock = seconds_to_commit, Lock()
+
+    def decode(self, record: Record, _: ByteBudget) -> Decoded | Failure:
+        with self._lock:
+            self.decoded += 1
+            self.most_ahead = max(self.most_ahead, self.decoded - 4 * len(self.batches))
+        if "x" in record.key:
+            return Failure(record.key, "x")
+        return Decoded(record.key, np.full((SIZE, SIZE, 3), int(record.key), np.uint8), (1, 1))
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.batches.append(pixels[:, 0, 0, 0].tolist())
+        tokens = pixels[:, 0, :2].float()  # (B, 2, 3)
+        with self._lock:
+            self.waiting += 1
+            self.most_waiting = max(self.most_waiting, self.waiting)
+        return tokens
+
+    def commit(self, features: Sequence[Feature], failures: Sequence[Failure]) -> None:
+        time.sleep(self._seconds)
+        self.features |= {feature.key: float(feature.tokens[0, 0]) for feature in features}
+        self.failures += [failure.key for failure in failures]
+        with self._lock:
+            self.waiting -= 1
+
+    def run(self, batches: list[list[tuple[int, str]]], stop: Event | None = None) -> None:
+        stages = pipeline.Stages(self.decode, self.encode, self.commit, lambda *_: None)
+        slots = [[(slot, Record(key, Path(key))) for slot, key in batch] for batch in batches]
+        pipeline.run(slots, stages, batch_size=4, input_size=SIZE, workers=2, stop=stop or Event())
+
+
+def test_every_image_is_in_its_slot_and_no_other_slot_is_filled() -> None:
+    watched = Watched()
+    watched.run([[(0, "1"), (1, "2"), (2, "3"), (3, "4")], [(1, "5"), (2, "x"), (3, "6")], [(0, "x2")], [(2, "7")]])
+    assert watched.batches == [[1, 2, 3, 4], [0, 5, 0, 6], [0, 0, 7, 0]]  # nothing is encoded of a batch that failed
+    assert watched.features == {key: float(key) for key in "1234567"}
+    assert watched.failures == ["x", "x2"]
+
+
+def test_features_that_wait_to_be_written_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch_bytes = 4 * 2 * 3 * 4
+    monkeypatch.setattr(pipeline, "_WRITING_BYTES", 2 * batch_bytes)
+    watched = Watched(seconds_to_commit=0.01)
+    watched.run([[(slot, str(4 * number + slot + 1)) for slot in range(4)] for number in range(20)])
+    assert len(watched.features) == 80
+    assert watched.most_waiting <= 3  # two that wait, and one that has just been encoded
+
+
+def test_decoding_runs_ahead_no_further_than_its_bound() -> None:
+    watched = Watched(seconds_to_commit=0.005)
+    watched.run([[(slot, str(4 * number + slot + 1)) for slot in range(4)] for number in range(40)])
+    assert watched.most_ahead <= 4 * 4  # with two workers: the batch that is waited for, two ahead, one being added
+
+
+def test_a_stop_commits_what_was_encoded() -> None:
+    stop = Event()
+
+    class Encoded(Watched):
+        def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+            stop.set()
+            return super().encode(pixels)
+
+    watched = Encoded()
+    watched.run([[(0, str(number))] for number in range(1, 9)], stop)
+    assert watched.features == {"1": 1.0}
+
+
+def test_an_error_in_a_stage_ends_the_run() -> None:
+    class Broken(Watched):
+        def commit(self, features: Sequence[Feature], failures: Sequence[Failure]) -> None:
+            raise OSError("no more room")
+
+    with pytest.raises(OSError, match="no more room"):
+        Broken().run([[(0, str(number))] for number in range(1, 9)])
