@@ -31,8 +31,8 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_weights: Path) -> ExtractConfig:
-    """The tiny model in batches of four."""
-    return ExtractConfig(model="tiny", weights=tiny_weights, batch_size=4)
+    """The tiny model in batches of four, into pickles."""
+    return ExtractConfig(model="tiny", weights=tiny_weights, batch_size=4, layout="ezhoi")
 
 
 @pytest.fixture(scope="session")

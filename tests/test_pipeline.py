@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from patchbank import pipeline
-from patchbank.bank.writer import Feature
+from patchbank.bank.base_writer import Feature
 from patchbank.budget import ByteBudget
 from patchbank.datasets import Record
 from patchbank.preprocess import Decoded, Failure
@@ -40,21 +40,22 @@ class Watched:
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         self.batches.append(pixels[:, 0, 0, 0].tolist())
-        tokens = pixels[:, 0, :2].float()  # (B, 2, 3)
+        tokens = pixels[:, 0, :3].float()  # (B, 1 + 2, 3)
         with self._lock:
             self.waiting += 1
             self.most_waiting = max(self.most_waiting, self.waiting)
         return tokens
 
-    def commit(self, features: Sequence[Feature], failures: Sequence[Failure]) -> None:
+    def add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> Sequence[Failure]:
         time.sleep(self._seconds)
         self.features |= {feature.key: float(feature.tokens[0, 0]) for feature in features}
         self.failures += [failure.key for failure in failures]
         with self._lock:
             self.waiting -= 1
+        return ()
 
     def run(self, batches: list[list[tuple[int, str]]], stop: Event | None = None) -> None:
-        stages = pipeline.Stages(self.decode, self.encode, self.commit, lambda *_: None)
+        stages = pipeline.Stages(self.decode, self.encode, self.add, lambda *_: None)
         slots = [[(slot, Record(key, Path(key))) for slot, key in batch] for batch in batches]
         pipeline.run(slots, stages, batch_size=4, input_size=SIZE, workers=2, stop=stop or Event())
 
@@ -68,7 +69,7 @@ def test_every_image_is_in_its_slot_and_no_other_slot_is_filled() -> None:
 
 
 def test_features_that_wait_to_be_written_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch_bytes = 4 * 2 * 3 * 4
+    batch_bytes = 4 * (1 + 2) * 3 * 4
     monkeypatch.setattr(pipeline, "_WRITING_BYTES", 2 * batch_bytes)
     watched = Watched(seconds_to_commit=0.01)
     watched.run([[(slot, str(4 * number + slot + 1)) for slot in range(4)] for number in range(20)])
@@ -97,7 +98,7 @@ def test_a_stop_commits_what_was_encoded() -> None:
 
 def test_an_error_in_a_stage_ends_the_run() -> None:
     class Broken(Watched):
-        def commit(self, features: Sequence[Feature], failures: Sequence[Failure]) -> None:
+        def add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> Sequence[Failure]:
             raise OSError("no more room")
 
     with pytest.raises(OSError, match="no more room"):

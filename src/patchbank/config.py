@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 from patchbank.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16", "tf32"]
-StoredDtype = Literal["float32", "float16", "bfloat16"]
+StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
+Layout = Literal["ezhoi", "shards"]
 ResizeMode = Literal["center-crop", "squash", "pad"]
 
 
@@ -40,9 +41,11 @@ class Partition:
                 f"({self.count} parts are 0/{self.count} to {self.count - 1}/{self.count})."
             )
 
-    def of(self, total: int) -> range:
-        """The positions, among `total` records, that are this part's."""
-        return range(self.index * total // self.count, (self.index + 1) * total // self.count)
+    def of(self, total: int, unit: int = 1) -> range:
+        """The positions, among `total` records, that are this part's; no run of `unit` records is cut in two."""
+        units = -(-total // unit)
+        first, last = (part * units // self.count for part in (self.index, self.index + 1))
+        return range(min(first * unit, total), min(last * unit, total))
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
@@ -61,7 +64,10 @@ class ExtractConfig:
         checkpoints: the directory looked in first for official files, and the one a download goes to; None is
             ``checkpoints/pretrained_CLIP`` in the dataset's root, or ``~/.cache/clip`` where it has none.
         precision: what the encoder computes in. ``fp16`` and ``tf32`` need CUDA.
-        dtype: what the bank stores.
+        layout: how the bank lies on disk; None continues a bank in its own, and starts one in ``shards`` for a folder
+            and in ``ezhoi`` for the others.
+        dtype: what the bank stores; ``int8``, with a scale a token, in shards only.
+        shard_size: bytes a shard holds, about.
         resize: how an image of any shape becomes the model's square input.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
         batch_size: images a forward pass; None chooses by device and model.
@@ -75,7 +81,9 @@ class ExtractConfig:
     weights: Path | None = None
     checkpoints: Path | None = None
     precision: Precision = "fp32"
+    layout: Layout | None = None
     dtype: StoredDtype = "float32"
+    shard_size: int = 256_000_000
     resize: ResizeMode = "center-crop"
     device: str = "auto"
     batch_size: int | None = None
@@ -87,13 +95,15 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         for name, choices in (
             ("precision", get_args(Precision)),
+            ("layout", (None, *get_args(Layout))),
             ("dtype", get_args(StoredDtype)),
             ("resize", get_args(ResizeMode)),
         ):
             value = getattr(self, name)
             if value not in choices:
+                choices = tuple(choice for choice in choices if choice)
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
-        for name in ("batch_size", "workers", "limit"):
+        for name in ("batch_size", "workers", "limit", "shard_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name.replace('_', '-')} must be at least 1, not {value}.")
@@ -112,6 +122,8 @@ class Fingerprint:
     """What decides the numbers in a bank. Two banks with equal fingerprints hold the same features.
 
     The batch size, the device and library versions can move the last bits only; a bank records them beside this.
+    `dtype` is what is stored; of a converted bank the dtypes that rounded its numbers before stand in front of it
+    (``float16 > float32``).
     """
 
     model: str

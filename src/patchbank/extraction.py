@@ -10,7 +10,8 @@ from pathlib import Path
 from threading import Event
 
 from patchbank.bank.manifest import Manifest, library_versions
-from patchbank.bank.writer import BankWriter
+from patchbank.bank.packing import images_a_shard
+from patchbank.bank.writer import open_writer
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Dataset, Record
 from patchbank.encoder.encoder import PatchEncoder
@@ -20,8 +21,9 @@ from patchbank.pipeline import Slots, Stages, StageTimes, run
 from patchbank.plan import ExtractPlan, check_disk, make_plan
 from patchbank.preprocess import Failure, load
 
-# Called after each durable commit: features written, and failures, since the last call.
-OnCommit = Callable[[int, Sequence[Failure]], None]
+# Called after each batch is handed to the bank: features and failures since the last call. They are durable when the
+# run ends, and most of them before: a pickle at once, a shard when it is whole.
+OnProgress = Callable[[int, Sequence[Failure]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ def extract(
     out: str | Path,
     config: ExtractConfig | None = None,
     *,
-    on_commit: OnCommit | None = None,
+    on_progress: OnProgress | None = None,
     stop: Event | None = None,
 ) -> ExtractSummary:
     """Extract a dataset's patch tokens into the bank `out`, or complete the bank that is there.
@@ -70,7 +72,7 @@ def extract(
         dataset: what `load_dataset` gives.
         out: the bank's directory.
         config: what to do; None is `ExtractConfig`'s defaults, which are the original scripts'.
-        on_commit: told of every durable commit: (features written, failures), for a progress bar.
+        on_progress: told of every batch: (features, failures), for a progress bar.
         stop: set it to end the run early; what is committed stays, and the next run goes on.
 
     Returns:
@@ -83,7 +85,7 @@ def extract(
     plan = make_plan(dataset, Path(out).expanduser(), config or ExtractConfig())
     check_disk([plan])
     plan = obtain_weights(plan)
-    return execute(plan, load_encoder(plan), on_commit=on_commit, stop=stop)
+    return execute(plan, load_encoder(plan), on_progress=on_progress, stop=stop)
 
 
 def obtain_weights(plan: ExtractPlan, progress: DownloadProgress | None = None) -> ExtractPlan:
@@ -109,7 +111,7 @@ def execute(
     plan: ExtractPlan,
     encoder: PatchEncoder | None,
     *,
-    on_commit: OnCommit | None = None,
+    on_progress: OnProgress | None = None,
     stop: Event | None = None,
 ) -> ExtractSummary:
     """Do what a plan says, with the encoder that `load_encoder` gives. Raises BankError where it cannot be written."""
@@ -119,23 +121,24 @@ def execute(
     failures: dict[str, str] = {}
     written = 0
 
-    def committed(count: int, failed: Sequence[Failure]) -> None:
+    def added(count: int, failed: Sequence[Failure]) -> None:
         nonlocal written
         written += count
         failures.update(failed)
-        if on_commit:
-            on_commit(count, failed)
+        if on_progress:
+            on_progress(count, failed)
 
-    with BankWriter(plan.out, plan.manifest, overwrite=config.overwrite) as bank:
+    keys = [record.key for record in records]
+    with open_writer(plan.out, plan.manifest, keys, overwrite=config.overwrite) as bank:
         batch_size = bank.manifest.batch_size
         todo = [position for position in plan.selected if records[position].key not in bank.done]
         times = StageTimes()
         if encoder is not None:
             stages = Stages(
                 decode=lambda record, budget: load(record, config.resize, model.input_size, budget),
-                encode=encoder,
-                commit=bank.commit,
-                committed=committed,
+                encode=encoder.all_tokens,
+                add=bank.add,
+                added=added,
             )
             times = run(
                 _batches(todo, records, batch_size),
@@ -155,7 +158,7 @@ def execute(
         seconds=time.perf_counter() - began,
         bytes_written=bank.bytes_written,
         times=times,
-        notes=_notes(plan, manifest, encoder),
+        notes=bank.notes + _notes(plan, manifest, encoder),
     )
 
 
@@ -181,6 +184,8 @@ def _notes(plan: ExtractPlan, manifest: Manifest, encoder: PatchEncoder | None) 
     asked = plan.config.batch_size
     if asked and asked != manifest.batch_size:
         notes.append(f"The bank was begun with --batch-size {manifest.batch_size}; that was kept, not {asked}.")
+    if manifest.shard_images not in (None, images_a_shard(manifest, plan.config.shard_size)):
+        notes.append(f"The bank was begun with {manifest.shard_images:,} images a shard; that was kept.")
     if plan.resumed and manifest.device != encoder.device.type:
         notes.append(f"The bank was begun on {manifest.device}: the last bits of its features may differ.")
     now = library_versions()

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -64,6 +65,14 @@ def bytes_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.2f} TB"
+
+
+def parse_bytes(text: str) -> int:
+    """The inverse of `bytes_text`: ``256MB``, ``1.5 GB``, ``64MiB``, ``4096``. Raises ValueError on anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size in bytes, such as 256MB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2].replace("K", "k") or " "))
 
 
 def free_bytes(path: Path) -> int:

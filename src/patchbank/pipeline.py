@@ -18,7 +18,7 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from patchbank.bank.writer import Feature
+from patchbank.bank.base_writer import Feature
 from patchbank.budget import ByteBudget
 from patchbank.datasets import Record
 from patchbank.preprocess import Decoded, Failure
@@ -53,23 +53,24 @@ class Stages:
 
     Attributes:
         decode: one record to its pixels or its failure; called from many threads at once.
-        encode: (B, n, n, 3) uint8 to (B, N, D); called from one thread.
-        commit: make features and failures durable; called from one thread.
-        committed: told of each commit, when it is durable, from the thread that calls `run`.
+        encode: (B, n, n, 3) uint8 to (B, 1 + N, D), [CLS] first; called from one thread.
+        add: hand features and failures to the bank, in the images' order; called from one thread. Returns the failures
+            of features that it cannot store.
+        added: told of each such handing over, from the thread that calls `run`: features, and all failures.
     """
 
     decode: Callable[[Record, ByteBudget], Decoded | Failure]
     encode: Callable[[Tensor], Tensor]
-    commit: Callable[[Sequence[Feature], Sequence[Failure]], None]
-    committed: Callable[[int, Sequence[Failure]], None]
+    add: Callable[[Sequence[Feature], Sequence[Failure]], Sequence[Failure]]
+    added: Callable[[int, Sequence[Failure]], None]
 
 
 def run(
     batches: Iterable[Slots], stages: Stages, *, batch_size: int, input_size: int, workers: int, stop: Event
 ) -> StageTimes:
-    """Encode and commit all batches, in order, or as many as are begun when `stop` is set.
+    """Encode all batches and hand them to the bank, in order, or as many as are begun when `stop` is set.
 
-    Raises what `encode` and `commit` raise; what was committed before stays.
+    Raises what `encode` and `add` raise; what was committed before stays.
     """
     times = StageTimes()
     decoding, writing = ByteBudget(_DECODING_BYTES), ByteBudget(_WRITING_BYTES)
@@ -78,14 +79,14 @@ def run(
 
     decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     writer = ThreadPoolExecutor(1, thread_name_prefix="write")
-    commits: deque[Future[tuple[int, Sequence[Failure]]]] = deque()
+    additions: deque[Future[tuple[int, Sequence[Failure]]]] = deque()
 
-    def commit(features: list[Feature], failures: list[Failure], held: int) -> tuple[int, Sequence[Failure]]:
+    def add(features: list[Feature], failures: list[Failure], held: int) -> tuple[int, Sequence[Failure]]:
         try:
-            stages.commit(features, failures)
+            refused = stages.add(features, failures)
         finally:
             writing.release(held)
-        return len(features), failures
+        return len(features) - len(refused), [*failures, *refused]
 
     try:
         for slots, futures in _decode_ahead(batches, stages.decode, decoders, decoding, ahead):
@@ -98,15 +99,17 @@ def run(
             features, failures = _encode(slots, results, stages.encode, batch_size, input_size)
             times.encode += (encoded := time.perf_counter()) - decoded
 
-            held = writing.acquire(sum(feature.tokens.nbytes for feature in features))
-            commits.append(writer.submit(commit, features, failures, held))
-            while commits and commits[0].done():
-                stages.committed(*commits.popleft().result())
+            held = writing.acquire(
+                sum(each.tokens.nbytes + each.cls.nbytes for each in features if each.cls is not None)
+            )
+            additions.append(writer.submit(add, features, failures, held))
+            while additions and additions[0].done():
+                stages.added(*additions.popleft().result())
             times.write += time.perf_counter() - encoded
 
         began = time.perf_counter()
-        while commits:
-            stages.committed(*commits.popleft().result())
+        while additions:
+            stages.added(*additions.popleft().result())
         times.write += time.perf_counter() - began
     finally:
         decoders.shutdown(wait=True, cancel_futures=True)
@@ -147,5 +150,8 @@ def _encode(
         pixels.numpy()[slot] = image.pixels
     # Only the slots that are used: what waits to be written must be no larger than it says.
     tokens = encode(pixels)[[slot for slot, _ in images]].cpu()
-    features = [Feature(image.key, feature, image.size) for (_, image), feature in zip(images, tokens, strict=True)]
+    features = [
+        Feature(image.key, every[1:], image.size, cls=every[0])
+        for (_, image), every in zip(images, tokens, strict=True)
+    ]
     return features, failures

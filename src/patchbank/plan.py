@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from patchbank.bank import ezhoi
+from patchbank.bank.base_writer import check_same
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest, removable
-from patchbank.config import ExtractConfig, Fingerprint
-from patchbank.datasets import Dataset
+from patchbank.bank.packing import images_a_shard
+from patchbank.bank.removal import removable
+from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest
+from patchbank.config import ExtractConfig, Fingerprint, Layout
+from patchbank.datasets import SPLITS, Dataset
 from patchbank.encoder.encoder import auto_batch_size, resolve_device
 from patchbank.encoder.weights import CHECKPOINTS, Checkpoint, find_checkpoint, load_visual
-from patchbank.errors import BankError, DatasetError
+from patchbank.errors import BankError, ConfigError, DatasetError
 from patchbank.files import bytes_text, free_bytes, nearest_existing
 from patchbank.models import MEAN, STD, Model, get_model
 
@@ -60,7 +65,6 @@ class ExtractPlan:
 def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan:
     """Find out what there is to do. Writes nothing; raises every PatchbankError that `extract` can foresee."""
     keys = [record.key for record in dataset.records]
-    ezhoi.check_names(keys)
     _check_images(dataset)
     model = get_model(config.model)
     device = resolve_device(config.device, config.precision)
@@ -69,24 +73,22 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
     checkpoint = find_checkpoint(model, config.weights, config.checkpoints)
     if checkpoint is not None and config.weights is not None:
         load_visual(model, checkpoint)  # a wrong file is found out before anything is made of it
+
+    existing = existing_manifest(out, overwrite=config.overwrite)
+    layout = config.layout or (existing.layout if existing else default_layout(dataset.name))
     sha256 = checkpoint.sha256 if checkpoint else model.sha256
-    wanted = Manifest(
-        layout="ezhoi",
-        dataset=dataset.name,
-        split=dataset.split,
-        grid=model.grid,
-        dim=model.output_dim,
-        input_size=model.input_size,
-        patch_size=model.patch_size,
-        fingerprint=make_fingerprint(model, sha256, config),
-        batch_size=config.batch_size or auto_batch_size(model, device),
-        device=device.type,
-    )
-    existing = existing_manifest(out, wanted, overwrite=config.overwrite)
-    done, failed = (set[str](), {}) if existing is None else bank_state(out, existing)
-    ezhoi.check_names([*keys, *done])
+    wanted = _wanted(dataset, model, layout, make_fingerprint(model, sha256, config), device, config)
+    done, failed = set[str](), dict[str, str]()
+    if existing is not None:
+        if layout == "shards":
+            wanted = replace(wanted, cls=existing.cls)  # pickles that were converted have none
+        check_same(out, existing, wanted)
+        done, failed = bank_state(out, existing)
+    manifest = existing or wanted
+    if layout == "ezhoi":
+        ezhoi.check_names([*keys, *done])
     limit = min(config.limit or len(dataset), len(dataset))
-    selected = config.partition.of(limit)
+    selected = config.partition.of(limit, manifest.shard_images or 1)
     todo = [position for position in selected if keys[position] not in done]
     return ExtractPlan(
         dataset=dataset,
@@ -94,13 +96,42 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         config=config,
         model=model,
         checkpoint=checkpoint,
-        manifest=existing or wanted,
+        manifest=manifest,
         resumed=existing is not None,
         selected=selected,
         todo=todo,
         failed_before=sum(keys[position] in failed for position in todo),
         to_delete=removable(out) if config.overwrite else [],
     )
+
+
+def default_layout(dataset: str) -> Layout:
+    """EZ-HOI's, for its data sets; the compact one for any other."""
+    return "ezhoi" if dataset in SPLITS else "shards"
+
+
+def _wanted(
+    dataset: Dataset, model: Model, layout: str, fingerprint: Fingerprint, device: torch.device, config: ExtractConfig
+) -> Manifest:
+    """What a bank is that this run begins. Raises ConfigError where layout and dtype do not go together."""
+    if layout == "ezhoi" and config.dtype == "int8":
+        raise ConfigError("--dtype int8 is for --layout shards: a pickle holds one tensor and no scales.")
+    manifest = Manifest(
+        layout=layout,
+        dataset=dataset.name,
+        split=dataset.split,
+        grid=model.grid,
+        dim=model.output_dim,
+        input_size=model.input_size,
+        patch_size=model.patch_size,
+        fingerprint=fingerprint,
+        batch_size=config.batch_size or auto_batch_size(model, device),
+        device=device.type,
+        cls=layout == "shards",
+    )
+    if layout == "shards":
+        manifest = replace(manifest, shard_images=images_a_shard(manifest, config.shard_size))
+    return manifest
 
 
 def make_fingerprint(model: Model, weights_sha256: str, config: ExtractConfig) -> Fingerprint:

@@ -75,7 +75,7 @@ def test_what_is_no_bank(bank: Bank, tmp_path: Path) -> None:
     with pytest.raises(BankError, match="It holds banks: bank"):
         open_bank(bank.path.parent)
     (tmp_path / "a_clip.pkl").write_bytes(b"")
-    with pytest.raises(BankError, match="patchbank did not make it"):
+    with pytest.raises(BankError, match="pickles that patchbank did not make"):
         open_bank(tmp_path)
 
 

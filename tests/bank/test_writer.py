@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from patchbank.bank.base_writer import Feature
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.writer import BankWriter, Feature
+from patchbank.bank.writer import open_writer
 from patchbank.config import ExtractConfig
 from patchbank.errors import BankError
 from patchbank.plan import make_fingerprint
 from patchbank.preprocess import Failure
 from tests.support import TINY, no_leftovers
+
+KEYS = ["a.jpg", "sub/b.jpg", "b.jpg", "c.jpg", "before.jpg"]
 
 
 @pytest.fixture
@@ -54,10 +57,10 @@ def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_ledger
 
     if not Path("/proc/self/fd").exists():
         pytest.skip("there is no /proc to tell which file a descriptor is of")
-    with BankWriter(tmp_path / "bank", manifest) as bank:
+    with open_writer(tmp_path / "bank", manifest, KEYS) as bank:
         monkeypatch.setattr(os, "fsync", logged_fsync)
         monkeypatch.setattr(os, "rename", logged_rename)
-        bank.commit(features("a.jpg", "sub/b.jpg"), [Failure("c.jpg", "missing")])
+        bank.add(features("a.jpg", "sub/b.jpg"), [Failure("c.jpg", "missing")])
         monkeypatch.undo()
 
     def position(kind: str, text: str) -> int:
@@ -80,7 +83,7 @@ def test_a_failing_disk_is_one_error_and_nothing_false_is_said(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, call: str, at: int
 ) -> None:
     """The k-th call of its kind fails within a commit: no feature is half there, none is listed that is not."""
-    bank = BankWriter(tmp_path / "bank", manifest)
+    bank = open_writer(tmp_path / "bank", manifest, KEYS)
     count = 0
 
     def failing(*arguments: object) -> None:
@@ -91,19 +94,19 @@ def test_a_failing_disk_is_one_error_and_nothing_false_is_said(
         return original(*arguments)
 
     with pytest.raises(BankError, match="The disk is full"), bank:
-        bank.commit(features("before.jpg"), [])
+        bank.add(features("before.jpg"), [])
         if call == "write":
-            import patchbank.bank.writer as module
+            import patchbank.bank.ezhoi_writer as module
 
             original = module.write_and_sync
             monkeypatch.setattr(module, "write_and_sync", failing)
         else:
             original = getattr(os, call)
             monkeypatch.setattr(os, call, failing)
-        bank.commit(features("a.jpg", "b.jpg", "c.jpg"), [])
+        bank.add(features("a.jpg", "b.jpg", "c.jpg"), [])
     monkeypatch.undo()
     assert no_leftovers(tmp_path / "bank")
-    with BankWriter(tmp_path / "bank", manifest) as bank:
+    with open_writer(tmp_path / "bank", manifest, KEYS) as bank:
         assert bank.done == {"before.jpg"}
     sizes = {path.stat().st_size for path in (tmp_path / "bank").glob("*_clip.pkl")}
     assert len(sizes) == 1
@@ -111,13 +114,13 @@ def test_a_failing_disk_is_one_error_and_nothing_false_is_said(
 
 def test_live_scratch_is_left_alone_and_abandoned_scratch_is_removed(tmp_path: Path, manifest: Manifest) -> None:
     bank = tmp_path / "bank"
-    with BankWriter(bank, manifest) as first:
+    with open_writer(bank, manifest, KEYS) as first:
         [live] = bank.glob(".patchbank-tmp-*")
         abandoned = bank / ".patchbank-tmp-abandoned"
         abandoned.mkdir()
         (abandoned / "0.part").write_bytes(b"half a file")
-        with BankWriter(bank, manifest):
+        with open_writer(bank, manifest, KEYS):
             assert live.exists()
             assert not abandoned.exists()
-        first.commit(features("a.jpg"), [])
+        first.add(features("a.jpg"), [])
     assert no_leftovers(bank)

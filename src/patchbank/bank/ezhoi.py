@@ -1,19 +1,26 @@
-"""The ``ezhoi`` layout: one pickle an image, named as EZ-HOI's reader expects it."""
+"""The ``ezhoi`` layout: one pickle an image, named as EZ-HOI's reader expects it. Names, and reading."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
+from patchbank.bank.ledger import read_ledger
+from patchbank.bank.manifest import Manifest
 from patchbank.errors import BankError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SUFFIX = "_clip.pkl"
+_AGAIN = "Delete it and run the same extraction again: it makes anew what is missing."
 
 
-def bank_directory(root: Path, dataset: str) -> Path:
-    """Where EZ-HOI keeps a data set's banks: ``ROOT/hicodet_pkl_files``."""
-    return root / f"{dataset}_pkl_files"
+def bank_directory(root: Path, dataset: str, layout: str = "ezhoi") -> Path:
+    """Where EZ-HOI keeps a data set's banks, ``ROOT/hicodet_pkl_files``; shards lie in ``ROOT/hicodet_shards``."""
+    return root / f"{dataset}_{'pkl_files' if layout == 'ezhoi' else layout}"
 
 
 def bank_name(prefix: str, dataset: str, split: str) -> str:
@@ -50,3 +57,48 @@ def pickles_in(directory: Path, below: str = "") -> Iterator[tuple[str, int]]:
                 yield from pickles_in(directory, f"{below}{entry.name}/")
             elif entry.name.endswith(SUFFIX):
                 yield below + entry.name, entry.stat().st_size
+
+
+class PickleStore:
+    """The features in a bank of pickles. It holds no open file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.manifest = Manifest.read(directory)
+        self.entries = read_ledger(directory)
+
+    def tokens(self, key: str) -> Tensor:
+        """(N, D) newly made. Raises BankError where the file is missing, damaged, or holds something else."""
+        import torch  # here, so that what asks for no tensor needs no torch
+
+        from patchbank.bank.pickles import read_own
+        from patchbank.bank.unpickling import read_pickle
+
+        path = self.file(key)
+        dtype: torch.dtype = getattr(torch, self.manifest.dtype)
+        try:
+            tokens = read_own(path, self.manifest.shape, dtype)
+        except OSError as error:
+            raise BankError(f"{path} cannot be read: {error.strerror}. {_AGAIN}") from error
+        if tokens is not None:
+            return tokens
+        found = read_pickle(path)  # an adopted one; or it says what it is instead
+        if tuple(found.shape) != self.manifest.shape or found.dtype != dtype:
+            raise BankError(
+                f"{path} holds {tuple(found.shape)} {found.dtype}, not the bank's {self.manifest.shape} {dtype}: "
+                f"something else wrote it. {_AGAIN}"
+            )
+        return found.contiguous()
+
+    def cls(self, key: str) -> Tensor:
+        """Raises BankError: pickles hold patch tokens alone."""
+        raise BankError(f"{self._directory} has no [CLS] feature of {key!r}: pickles hold patch tokens alone.")
+
+    def file(self, key: str) -> Path:
+        """The key's pickle."""
+        return self._directory / pickle_name(key)
+
+    def bytes_on_disk(self) -> int:
+        """Of all features' files together."""
+        paths = [self.file(key) for key, entry in self.entries.items() if entry.failure is None]
+        return sum(path.stat().st_size for path in paths if path.exists())

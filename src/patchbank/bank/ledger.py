@@ -1,10 +1,10 @@
 """The ledger: one line an image, saying that its feature is there and whole, or why it is not.
 
-It lies in the bank as ``index/<hash>.jsonl`` files, each named by its content and never changed. Entries have an
-order (`_rank`), and the union of files takes the greatest entry of each key: whoever joins the same files gets the
-same result. A file is deleted only when another one is there that says everything it says. So nothing that was
-committed is ever lost, and any number of processes can write, and tidy up, at once without a lock. At the end of a
-run `compact` leaves one file, sorted by key: its bytes depend on what is in the bank and not on how it got there.
+It lies in the bank as ``index/<hash>.jsonl`` files, each named by its content and never changed, and is their union
+(`patchbank.bank.entries`). A file is deleted only when another one is there that says everything it says. So nothing
+that was committed is ever lost, and any number of processes can write, and tidy up, at once without a lock. At the
+end of a run `compact` leaves one file, sorted by key: its bytes depend on what is in the bank and not on how it got
+there.
 
 The files have a directory to themselves so that it stays small: a listing of a large directory may miss a file
 that is renamed while it is read.
@@ -16,10 +16,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from patchbank.bank.entries import Entry, from_json, join, to_json
 from patchbank.errors import BankError
-from patchbank.files import fsync_directory, is_plain, make_directory, write_and_sync
+from patchbank.files import fsync_directory, make_directory, write_and_sync
 
 DIRECTORY = "index"
 _SUFFIX = ".jsonl"
@@ -27,65 +28,11 @@ _CHUNK = 1024  # entries a growing file holds before the next is begun
 _ROUNDS = 8  # of tidying up, while other processes go on writing
 
 
-class Entry(NamedTuple):
-    """What the ledger knows of one image.
-
-    Attributes:
-        key: the image's.
-        size: (width, height) of the original in pixels; None of an image that failed.
-        sha256: of the feature's file; None of an image that failed.
-        failure: why there is no feature; None where there is one.
-        revision: how often what was known of the image has been taken back.
-    """
-
-    key: str
-    size: tuple[int, int] | None = None
-    sha256: str | None = None
-    failure: str | None = None
-    revision: int = 0
-
-    def to_line(self) -> str:
-        """One line of JSON. Keys that are no valid Unicode survive: JSON escapes them."""
-        revision = {"revision": self.revision} if self.revision else {}
-        if self.failure is not None:
-            return json.dumps({"key": self.key, "failure": self.failure} | revision)
-        return json.dumps({"key": self.key, "size": self.size, "sha256": self.sha256} | revision)
-
-    def after(self, known: Entry | None) -> Entry:
-        """This entry, as it must be written where another is known, so that it is the greater one."""
-        if known is None:
-            return self
-        same = self._replace(revision=known.revision)
-        return same if _rank(same) >= _rank(known) else self._replace(revision=known.revision + 1)
-
-
-def _rank(entry: Entry) -> tuple[object, ...]:
-    """The greater entry of a key is the one that counts: the later revision, and a feature over a failure."""
-    feature = entry.failure is None
-    return entry.revision, feature, entry.sha256 or "", entry.size or (), entry.failure or ""
-
-
 def parse_lines(content: bytes) -> list[Entry]:
-    """The inverse of `Entry.to_line`, for a whole file. Raises KeyError, TypeError or ValueError on anything else."""
+    """The entries in a file of the ledger. Raises KeyError, TypeError or ValueError on anything else."""
     # One document is parsed several times faster than as many as there are images.
     values = json.loads(b"[" + content.rstrip().replace(b"\n", b",") + b"]")
-    for value in values:
-        if not is_plain(value["key"]):
-            raise ValueError(f"{value['key']!r} would lead out of the bank")
-    return [
-        Entry(value["key"], failure=value["failure"], revision=value.get("revision", 0))
-        if "failure" in value
-        else Entry(value["key"], tuple(value["size"]), value["sha256"], revision=value.get("revision", 0))
-        for value in values
-    ]
-
-
-def join(entries: dict[str, Entry], more: Iterable[Entry]) -> None:
-    """Add entries to a mapping by key; the greater of two stays."""
-    for entry in more:
-        known = entries.get(entry.key)
-        if known is None or _rank(entry) > _rank(known):
-            entries[entry.key] = entry
+    return [from_json(value) for value in values]
 
 
 def read_ledger(bank: Path, damaged: Literal["raise", "skip", "delete"] = "raise") -> dict[str, Entry]:
@@ -171,7 +118,7 @@ class Ledger:
                     path.unlink(missing_ok=True)
 
     def _write(self, entries: Mapping[str, Entry]) -> Path:
-        content = "".join(f"{entries[key].to_line()}\n" for key in sorted(entries)).encode()
+        content = "".join(f"{json.dumps(to_json(entries[key]))}\n" for key in sorted(entries)).encode()
         path = self._directory / _name_for(content)
         if not path.exists():
             temporary = self._scratch / path.name

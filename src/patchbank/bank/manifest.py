@@ -1,4 +1,4 @@
-"""``bank.json``: what a bank is. Written once, before the first feature, and never changed."""
+"""What a bank is. In the layout ``ezhoi`` it is written once, as ``bank.json``; in ``shards`` every shard says it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from patchbank import __version__
-from patchbank.config import Fingerprint, ResizeMode, StoredDtype
+from patchbank.config import Fingerprint, Layout, ResizeMode, StoredDtype
 from patchbank.errors import BankError
 from patchbank.files import fsync_directory, write_and_sync
 
@@ -34,15 +34,19 @@ class Manifest:
     """What a bank is.
 
     Attributes:
-        layout: how the features lie on disk; ``ezhoi``.
-        dataset, split: what was extracted; `split` is None for a folder.
+        layout: how the features lie on disk, ``ezhoi`` or ``shards``.
+        dataset, split: what was extracted; `split` is None for a folder. Of pickles that somebody else made, the
+            data set is ``unknown`` until somebody says which it is.
         grid: (Gh, Gw), rows and columns of patches.
         dim: D, the dimension of a token.
         input_size, patch_size: in pixels; with `resize` and an image's size they make its `ImageTransform`.
         fingerprint: what decides the numbers.
         batch_size: images a forward pass; with `device` and `versions` it can decide the last bits.
         device: the kind of device, ``cpu`` or ``cuda``.
-        versions: of the libraries that made the bank.
+        versions: of the libraries that the bank was begun with.
+        cls: whether each image's [CLS] feature is stored too.
+        shard_images: images a shard is made for; None where there are no shards.
+        adopted: of a bank made of somebody else's pickles, how that was done; else None.
     """
 
     layout: str
@@ -56,6 +60,9 @@ class Manifest:
     batch_size: int
     device: str
     versions: Mapping[str, str] = field(default_factory=library_versions)
+    cls: bool = False
+    shard_images: int | None = None
+    adopted: str | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,9 +70,9 @@ class Manifest:
         return self.grid[0] * self.grid[1], self.dim
 
     @property
-    def dtype(self) -> str:
-        """What is stored: ``float32``, ``float16`` or ``bfloat16``."""
-        return self.fingerprint.dtype
+    def dtype(self) -> StoredDtype:
+        """What is stored: ``float32``, ``float16``, ``bfloat16`` or ``int8``."""
+        return cast(StoredDtype, self.fingerprint.dtype.rpartition(" > ")[2])  # checked on reading
 
     @property
     def resize(self) -> ResizeMode:
@@ -77,16 +84,40 @@ class Manifest:
         """``hicodet train``, ``folder``: for people."""
         return f"{self.dataset} {self.split}" if self.split else self.dataset
 
+    def differences(self, other: Manifest) -> list[tuple[str, object, object]]:
+        """(what, own value, other's value) for each thing in which two banks' features differ, or how they lie."""
+        names = ("layout", "dataset", "split", "grid", "dim", "input_size", "patch_size", "cls")
+        differing = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        return [each for each in differing if each[1] != each[2]] + self.fingerprint.differences(other.fingerprint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written: JSON's types, in a fixed order. What does not apply is left out."""
+        content = asdict(self) | {"versions": dict(self.versions)}
+        for name in ("cls", "shard_images", "adopted"):
+            if not content[name]:
+                del content[name]
+        return {"format": FORMAT, "version": FORMAT_VERSION, **content}
+
+    @classmethod
+    def from_dict(cls, content: Any, source: Path) -> Manifest:
+        """The inverse of `to_dict`; what else is in `content` is passed over. Raises BankError, naming `source`."""
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise BankError(f"{source} is not a part of a patchbank bank. Is {source.parent} the right directory?")
+        if content.get("version") != FORMAT_VERSION:
+            raise BankError(
+                f"{source} has format version {content.get('version')!r}; patchbank {__version__} reads version "
+                f"{FORMAT_VERSION}. Use the version of patchbank that made it ({_maker(content)})."
+            )
+        try:
+            return cls._from_json(content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BankError(
+                f"{source} is damaged: {type(error).__name__} {error}. Restore it or start anew."
+            ) from error
+
     def create(self, directory: Path, scratch: Path) -> Manifest:
         """Write it as `directory`'s, unless another process was first: then that one's is returned."""
-        temporary = scratch / FILE_NAME
-        content = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            **asdict(self),
-            "versions": dict(self.versions),
-        }
-        write_and_sync(temporary, [(json.dumps(content, indent=2) + "\n").encode()])
+        temporary = self._write(scratch)
         try:
             os.link(temporary, directory / FILE_NAME)  # a rename would replace what another run relies on
             fsync_directory(directory)
@@ -94,56 +125,49 @@ class Manifest:
             pass
         return Manifest.read(directory)
 
+    def replace(self, directory: Path, scratch: Path) -> None:
+        """Write it as `directory`'s in the place of the one that is there."""
+        self._write(scratch).rename(directory / FILE_NAME)
+        fsync_directory(directory)
+
+    def _write(self, scratch: Path) -> Path:
+        temporary = scratch / FILE_NAME
+        write_and_sync(temporary, [(json.dumps(self.to_dict(), indent=2) + "\n").encode()])
+        return temporary
+
     @classmethod
     def read(cls, directory: Path) -> Manifest:
-        """The manifest of a bank. Raises BankError where there is none, or it is damaged or of a later format."""
+        """A bank's ``bank.json``. Raises BankError where there is none, or it is damaged or of a later format."""
         path = directory / FILE_NAME
         try:
             content = json.loads(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise BankError(_no_bank(directory)) from None
         except OSError as error:
             raise BankError(f"{path} cannot be read: {error.strerror}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BankError(f"{path} is damaged: it is not JSON ({error}). Restore it or start anew.") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise BankError(f"{path} is not the manifest of a patchbank bank. Is {directory} the right directory?")
-        if content.get("version") != FORMAT_VERSION:
-            raise BankError(
-                f"{path} has format version {content.get('version')!r}; patchbank {__version__} reads version "
-                f"{FORMAT_VERSION}. Use the version of patchbank that made it ({_maker(content)})."
-            )
-        try:
-            return cls._from_json(content)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BankError(f"{path} is damaged: {type(error).__name__} {error}. Restore it or start anew.") from error
+        return cls.from_dict(content, path)
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> Manifest:
-        values = {key: value for key, value in content.items() if key not in ("format", "version")}
+        values = {each.name: content[each.name] for each in fields(cls) if each.name in content}
         rows, columns = values.pop("grid")
         fingerprint = Fingerprint.from_dict(values.pop("fingerprint"))
         manifest = cls(grid=(int(rows), int(columns)), fingerprint=fingerprint, **values)
-        if manifest.dtype not in get_args(StoredDtype) or manifest.resize not in get_args(ResizeMode):
-            raise ValueError(f"unknown dtype {manifest.dtype!r} or resize {manifest.resize!r}")
-        if min(rows, columns, manifest.dim, manifest.input_size, manifest.patch_size, manifest.batch_size) < 1:
+        for name, choices in (("layout", Layout), ("dtype", StoredDtype), ("resize", ResizeMode)):
+            if (value := getattr(manifest, name)) not in get_args(choices):
+                raise ValueError(f"unknown {name} {value!r}")
+        sizes = [
+            rows,
+            columns,
+            *(getattr(manifest, name) for name in ("dim", "input_size", "patch_size", "batch_size")),
+        ]
+        if min(sizes) < 1 or (manifest.layout == "shards" and not (manifest.shard_images or 0) >= 1):
             raise ValueError("a size is not positive")
+        if any(type(manifest.versions[name]) is not str for name in manifest.versions):
+            raise ValueError("a version is not a text")
         return manifest
 
 
 def _maker(content: Mapping[str, Any]) -> str:
     versions = content.get("versions")
     return f"patchbank {versions['patchbank']}" if isinstance(versions, dict) and "patchbank" in versions else "later"
-
-
-def _no_bank(directory: Path) -> str:
-    if not directory.exists():
-        return f"There is no bank {directory}."
-    if not directory.is_dir():
-        return f"{directory} is a file; a bank is a directory."
-    if any(directory.glob("*_clip.pkl")):
-        return f"{directory} holds pickles but no {FILE_NAME}: patchbank did not make it."
-    found = [*directory.glob(f"*/{FILE_NAME}"), *directory.glob(f"*/*/{FILE_NAME}")]
-    banks = sorted(path.parent.relative_to(directory).as_posix() for path in found)
-    inside = f" It holds banks: {', '.join(banks)}." if banks else ""
-    return f"{directory} is not a bank: it has no {FILE_NAME}.{inside}"

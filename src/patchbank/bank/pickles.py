@@ -1,4 +1,4 @@
-"""One tensor, one pickle: the files EZ-HOI reads, as reproducible bytes, and read without running what they name.
+"""One tensor, one pickle: the files EZ-HOI reads, as reproducible bytes.
 
 ``pickle.dump(tensor)`` writes the storage's memory address as its key, so that no two processes write the same
 bytes; and of a view it writes the whole storage. Here the same structure is assembled with a fixed key around the
@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import collections
 import io
-import math
 import pickle
 import struct
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
-
-from patchbank.errors import BankError
 
 PROTOCOL = 4  # the default of Python 3.8 to 3.13, which is what the original scripts wrote
 
@@ -30,7 +26,6 @@ _STORAGES: dict[torch.dtype, str] = {
     torch.float16: "HalfStorage",
     torch.bfloat16: "BFloat16Storage",
 }
-_MAGIC = pickle.dumps(MAGIC_NUMBER, protocol=2)
 # What torch writes of the machine; it reads only the byte order.
 _SYSTEM = {
     "protocol_version": PROTOCOL_VERSION,
@@ -115,77 +110,3 @@ def read_own(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor |
     with open(path, "rb") as file:
         own = file.read(len(head)) == head and file.readinto(numbers) == len(numbers) and file.read() == tail
     return tensor if own else None
-
-
-def _load_storage(content: bytes) -> Any:
-    # What torch pickles of a storage has this form; its other one is a zip archive, of which a few bytes may swell.
-    if not isinstance(content, bytes) or not content.startswith(_MAGIC):
-        raise pickle.UnpicklingError("a storage in a form that no tensor's pickle has")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-def _rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """``torch._utils._rebuild_tensor_v2``, for arguments that somebody else chose."""
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise pickle.UnpicklingError("a tensor that is not made of a storage")
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(type(number) is int and number >= 0 for number in numbers):
-        raise pickle.UnpicklingError("a tensor of impossible shape")
-    last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
-    held, dtype = storage._untyped_storage, storage.dtype
-    count = held.nbytes() // dtype.itemsize
-    if 0 in size or last >= count or math.prod(size) > count:
-        raise pickle.UnpicklingError("a tensor that is larger than its storage")
-    return torch.empty(0, dtype=dtype).set_(held, offset, size, stride)
-
-
-class _Admitted:
-    """A function that a pickle may call, and whose attributes it cannot set."""
-
-    __slots__ = ("_function",)
-    _function: Callable[..., Any]
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_function", function)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise pickle.UnpicklingError("it changes what it was given")
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Admits what the pickle of a tensor names, and no other global."""
-
-    _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("torch._utils", "_rebuild_tensor_v2"): _Admitted(_rebuild_tensor),
-        ("torch.storage", "_load_from_bytes"): _Admitted(_load_storage),
-        ("collections", "OrderedDict"): _Admitted(lambda: None),  # the backward hooks that a feature has not
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._ADMITTED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which no tensor's pickle does; nothing was run"
-            ) from None
-
-
-def read_pickle(path: Path) -> Tensor:
-    """The tensor in a pickle, on the CPU. Runs nothing that the file names beyond the rebuilding of a tensor.
-
-    Raises BankError where the file cannot be read or holds anything else.
-    """
-    try:
-        # From memory: a file cannot then make the unpickler set aside more than it has itself.
-        value = _TensorUnpickler(io.BytesIO(path.read_bytes())).load()
-    except OSError as error:
-        raise BankError(f"{path} cannot be read: {error.strerror}.") from error
-    except Exception as error:  # a damaged or hostile pickle can raise nearly anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise BankError(f"{path} is not the pickle of a tensor: {reason}.") from error
-    if type(value) is not Tensor:
-        raise BankError(f"{path} holds a {type(value).__name__}, not a tensor.")
-    return value

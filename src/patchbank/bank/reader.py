@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from patchbank.bank import ezhoi
-from patchbank.bank.ledger import Entry, read_ledger
+from patchbank.bank import ezhoi, manifest
+from patchbank.bank.entries import Entry
 from patchbank.bank.manifest import Manifest
+from patchbank.bank.shard import shards_in
+from patchbank.bank.shards import ShardStore
 from patchbank.config import Fingerprint
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.geometry import ImageTransform
@@ -16,11 +18,9 @@ from patchbank.geometry import ImageTransform
 if TYPE_CHECKING:
     from torch import Tensor
 
-_AGAIN = "Delete it and run the same extraction again: it makes anew what is missing."
-
 
 def open_bank(path: str | Path) -> Bank:
-    """Open a bank for reading.
+    """Open a bank for reading, whatever its layout.
 
     Returns:
         A mapping: ``bank["HICO_train2015_00000001.jpg"]`` is the (N, D) tensor of that image's patch tokens.
@@ -31,11 +31,56 @@ def open_bank(path: str | Path) -> Bank:
     return Bank(Path(path).expanduser())
 
 
+class _Store(Protocol):
+    """What a layout's reading side gives."""
+
+    manifest: Manifest
+    entries: dict[str, Entry]
+
+    def tokens(self, key: str) -> Tensor: ...
+    def cls(self, key: str) -> Tensor: ...
+    def file(self, key: str) -> Path: ...
+    def bytes_on_disk(self) -> int: ...
+
+
+def _open_store(directory: Path) -> _Store:
+    has_manifest, has_shards = (directory / manifest.FILE_NAME).exists(), bool(shards_in(directory))
+    if has_manifest and has_shards:
+        raise BankError(f"{directory} holds two banks, of pickles and of shards. Move one to another directory.")
+    if has_shards:
+        return ShardStore(directory)
+    if has_manifest:
+        return ezhoi.PickleStore(directory)
+    raise BankError(_no_bank(directory))
+
+
+def _no_bank(directory: Path) -> str:
+    if not directory.exists():
+        return f"There is no bank {directory}."
+    if not directory.is_dir():
+        return f"{directory} is a file; a bank is a directory."
+    if next(ezhoi.pickles_in(directory), None):
+        return (
+            f"{directory} holds pickles that patchbank did not make. `patchbank verify {directory}` looks at them, and "
+            f"`patchbank repair {directory}` makes a bank of them."
+        )
+    found = {
+        path.parent
+        for pattern in (manifest.FILE_NAME, "shard-*.safetensors")
+        for depth in ("*", "*/*")
+        for path in directory.glob(f"{depth}/{pattern}")
+    }
+    inside = f" It holds banks: {', '.join(sorted(path.relative_to(directory).as_posix() for path in found))}."
+    return (
+        f"{directory} is not a bank: there is neither a {manifest.FILE_NAME} nor a shard in it.{inside * bool(found)}"
+    )
+
+
 class Bank(Mapping[str, "Tensor"]):
     """A bank of patch tokens, read-only. Iterates over the keys that have features, sorted.
 
-    What it lists is what was committed when it was opened. It holds no open file: it can be pickled and sent to
-    data-loader workers.
+    What it lists is what was committed when it was opened. It can be pickled and sent to data-loader workers, where
+    files are opened when they are first read from, and threads may share it.
 
     Attributes:
         path: its directory.
@@ -45,10 +90,11 @@ class Bank(Mapping[str, "Tensor"]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = Manifest.read(path)
-        entries = read_ledger(path)
+        self._store = _open_store(path)
+        self.manifest = self._store.manifest
+        entries = self._store.entries
         self._entries = {key: entries[key] for key in sorted(entries) if entries[key].failure is None}
-        self.failures = {key: entries[key].failure or "" for key in sorted(entries) if entries[key].failure}
+        self.failures = {key: entries[key].failure or "" for key in sorted(entries) if entries[key].failure is not None}
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -68,54 +114,55 @@ class Bank(Mapping[str, "Tensor"]):
         """The patch tokens of one image.
 
         Returns:
-            (N, D) in the bank's stored dtype on the CPU, row-major over the grid, not normalised to unit length.
+            (N, D) in the bank's stored dtype (of int8: float32) on the CPU, row-major over the grid, not normalised to
+            unit length. It is the caller's own: changing it changes nothing else.
 
         Raises:
             KeyNotInBank: a KeyError; the key was never listed, or failed (the message gives the reason).
             BankError: its file is missing, damaged, or not a tensor of the bank's shape.
         """
-        import torch  # here, so that what asks for no tensor needs no torch
+        self._entry(key)
+        return self._store.tokens(key)
 
-        from patchbank.bank.pickles import read_own, read_pickle
+    def cls(self, key: str) -> Tensor:
+        """The [CLS] token's feature, CLIP's of the whole image, as OpenAI's ``encode_image`` gives it.
 
-        path = self.file(key)
-        dtype: torch.dtype = getattr(torch, self.manifest.dtype)
-        try:
-            tokens = read_own(path, self.manifest.shape, dtype)
-        except OSError as error:
-            raise BankError(f"{path} cannot be read: {error.strerror}. {_AGAIN}") from error
-        if tokens is not None:
-            return tokens
-        found = read_pickle(path)  # says what it is instead
-        if tuple(found.shape) != self.manifest.shape or found.dtype != dtype:
-            raise BankError(
-                f"{path} holds {tuple(found.shape)} {found.dtype}, not the bank's {self.manifest.shape} {dtype}: "
-                f"something else wrote it. {_AGAIN}"
-            )
-        return found
+        Returns:
+            (D,) on the CPU, of the dtype that the bank stores (of int8: float16), not normalised to unit length.
+
+        Raises:
+            KeyNotInBank: as ``bank[key]``.
+            BankError: the bank has none: pickles hold patch tokens alone.
+        """
+        self._entry(key)
+        return self._store.cls(key)
 
     def grid(self, key: str) -> Tensor:
         """The patch tokens as a picture: (Gh, Gw, D), row-major. Raises what ``bank[key]`` does."""
         return self[key].view(*self.manifest.grid, self.manifest.dim)
 
     def transform(self, key: str) -> ImageTransform:
-        """How the image became the model's input. Raises KeyNotInBank."""
+        """How the image became the model's input. Raises KeyNotInBank, and BankError where its size is not known."""
         size = self._entry(key).size
-        assert size is not None  # an entry without failure has one
+        if size is None:
+            raise BankError(
+                f"The size of {key!r} is not known: {self.path} was made of somebody else's pickles, which do not say "
+                "it. `patchbank repair` with the data set's options looks at the images."
+            )
         return ImageTransform(*size, self.manifest.resize, self.manifest.input_size, self.manifest.patch_size)
 
     def sha256(self, key: str) -> str:
-        """The SHA-256 of the key's file, as it was written. Raises KeyNotInBank."""
+        """The SHA-256 of the key's feature as it is stored (docs/bank-format.md). Raises KeyNotInBank."""
         return self._entry(key).sha256 or ""
 
     def file(self, key: str) -> Path:
-        """Where the key's feature lies. Raises KeyNotInBank."""
+        """Where the key's feature lies: its pickle, or its shard. Raises KeyNotInBank."""
         self._entry(key)
-        return self.path / ezhoi.pickle_name(key)
+        return self._store.file(key)
 
     def bytes_on_disk(self) -> int:
         """The size of all features' files together, in bytes."""
-        return sum(path.stat().st_size for path in map(self.file, self) if path.exists())
+        return self._store.bytes_on_disk()
 
     def _entry(self, key: str) -> Entry:
         try:

@@ -86,7 +86,7 @@ def demo(
         assert encoder is not None  # overwrite: everything is to do
         title = f"{plan.dataset.title}, {_MODEL}"
         with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
-            execute(plan, encoder, on_commit=progress.advance, stop=signals.stop)
+            execute(plan, encoder, on_progress=progress.advance, stop=signals.stop)
         if signals.exit_code is not None:
             raise typer.Exit(signals.exit_code)
         bank = open_bank(plan.out)

@@ -45,7 +45,7 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
             Path | None,
             typer.Option(
                 metavar="DIR",
-                help=f"The directory that holds the banks; by default ROOT/{dataset}_pkl_files.",
+                help=f"Where the banks lie; by default ROOT/{dataset}_pkl_files, or ROOT/{dataset}_shards.",
                 rich_help_panel="What",
             ),
         ] = None,
@@ -56,7 +56,8 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
 
         root = root.expanduser()
         models = run.models_or(list(EZHOI_MODELS))
-        banks = bank_directory(root, dataset) if out is None else out.expanduser()
+        layout = run.config.layout or "ezhoi"
+        banks = bank_directory(root, dataset, layout) if out is None else out.expanduser()
         jobs = [
             (
                 loaded,
@@ -121,7 +122,7 @@ def _run(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool, js
             encoder = load_encoder(plan, encoder) or encoder
         title = f"{plan.dataset.title}, {plan.model.name}"
         with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
-            summary = execute(plan, encoder if plan.todo else None, on_commit=progress.advance, stop=signals.stop)
+            summary = execute(plan, encoder if plan.todo else None, on_progress=progress.advance, stop=signals.stop)
         summaries.append(summary)
         if not json:
             show_summary(summary)

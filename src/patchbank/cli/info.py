@@ -60,8 +60,12 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     add("dataset", manifest.title)
     add("model", manifest.fingerprint.model)
     add("features", f"{len(bank):,} x ({tokens}, {dim}) {manifest.dtype}, grid {rows} x {columns}")
+    if manifest.cls:
+        add("[CLS]", f"{len(bank):,} x ({dim},)")
     add("failures", f"{len(bank.failures):,}")
     add("bytes", f"{bytes_text(bank.bytes_on_disk())}, layout {manifest.layout}")
+    if manifest.adopted:
+        add("adopted", manifest.adopted)
     official = manifest.fingerprint.weights_sha256 in {known.sha256 for known in MODELS.values()}
     add("weights", "OpenAI's official file" if official else "a checkpoint of the user's, not OpenAI's official file")
     for name, value in manifest.fingerprint.to_dict().items():

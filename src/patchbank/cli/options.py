@@ -9,11 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from patchbank.config import WHOLE, ExtractConfig, Partition, Precision, ResizeMode, StoredDtype
+from patchbank.config import WHOLE, ExtractConfig, Layout, Partition, Precision, ResizeMode, StoredDtype
 from patchbank.errors import ConfigError
+from patchbank.files import bytes_text, parse_bytes
 from patchbank.models import MODELS, get_model
 
 DEFAULTS = ExtractConfig()
+SHARD_SIZE = bytes_text(DEFAULTS.shard_size).replace(" ", "")
 
 _WHAT, _HOW, _RUN = "What", "How", "This run"
 
@@ -77,7 +79,22 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option("--precision", help="What the encoder computes in; fp16 and tf32 need CUDA.", rich_help_panel=_HOW),
 ]
-Dtype = Annotated[StoredDtype, typer.Option("--dtype", help="What the bank stores.", rich_help_panel=_HOW)]
+Dtype = Annotated[
+    StoredDtype, typer.Option("--dtype", help="What the bank stores; int8 in shards only.", rich_help_panel=_HOW)
+]
+LayoutOption = Annotated[
+    Layout | None,
+    typer.Option(
+        "--layout",
+        help="How the bank lies on disk: ezhoi, a pickle an image, as EZ-HOI reads it; shards, safetensors files.",
+        show_default="ezhoi; shards for a folder",
+        rich_help_panel=_HOW,
+    ),
+]
+ShardSize = Annotated[
+    str,
+    typer.Option("--shard-size", metavar="BYTES", help="What a shard holds, about.", rich_help_panel=_HOW),
+]
 Resize = Annotated[
     ResizeMode,
     typer.Option(
@@ -160,7 +177,9 @@ def _run_options(
     weights: Weights = None,
     checkpoints: Checkpoints = None,
     precision: PrecisionOption = DEFAULTS.precision,
+    layout: LayoutOption = DEFAULTS.layout,
     dtype: Dtype = DEFAULTS.dtype,
+    shard_size: ShardSize = SHARD_SIZE,
     resize: Resize = DEFAULTS.resize,
     device: Device = DEFAULTS.device,
     batch_size: BatchSize = DEFAULTS.batch_size,
@@ -175,7 +194,9 @@ def _run_options(
         weights=weights,
         checkpoints=checkpoints,
         precision=precision,
+        layout=layout,
         dtype=dtype,
+        shard_size=_parse_shard_size(shard_size),
         resize=resize,
         device=device,
         batch_size=batch_size,
@@ -185,6 +206,13 @@ def _run_options(
         overwrite=overwrite,
     )
     return RunOptions(model or [], config, dry_run, json)
+
+
+def _parse_shard_size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--shard-size: {error}.") from None
 
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:

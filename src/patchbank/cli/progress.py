@@ -63,8 +63,6 @@ class ImageProgress:
             self._bar.stop()
         elif self._total:
             self._say(self._state(time.monotonic()))
-        if kind is not None:  # what stopped the run is told next; this is how far it came
-            self._say(f"{self._done - self._failed:,} features written")
 
     def advance(self, written: int, failed: Sequence[object]) -> None:
         """Count images whose features are durable, and images that failed."""

@@ -92,6 +92,13 @@ class PatchEncoder:
         Raises:
             ValueError: the pixels are of another shape or dtype.
         """
+        return self.all_tokens(pixels)[:, 1:]
+
+    def all_tokens(self, pixels: Tensor) -> Tensor:
+        """As `__call__`, with the [CLS] token's feature in front: (B, 1 + N, D).
+
+        That one is what ``encode_image`` gives in OpenAI's package: CLIP's feature of the whole image.
+        """
         n = self.model.input_size
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != (n, n, 3):
             raise ValueError(f"pixels must be uint8 (B, {n}, {n}, 3), not {pixels.dtype} {tuple(pixels.shape)}")

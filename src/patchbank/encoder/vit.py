@@ -101,14 +101,14 @@ class VisionTransformer(nn.Module):
         self.register_buffer("std", None, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Patch tokens of a batch of images.
+        """All tokens of a batch of images.
 
         Args:
             pixels: (B, n, n, 3) uint8 RGB on the module's device.
 
         Returns:
-            (B, N, D) in the module's dtype: row-major patch tokens after ``ln_post`` and ``proj``, [CLS] dropped,
-            not normalised to unit length.
+            (B, 1 + N, D) in the module's dtype: [CLS], then the row-major patch tokens, all after ``ln_post`` and
+            ``proj``, not normalised to unit length.
         """
         # The steps of ToTensor and Normalize, in their order, so that the numbers are theirs to the last bit.
         x = pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
@@ -116,7 +116,7 @@ class VisionTransformer(nn.Module):
         cls = self.class_embedding.expand(x.shape[0], 1, -1)
         x = torch.cat([cls, x], dim=1).add_(self.positional_embedding)
         x = self.transformer(self.ln_pre(x))
-        out: Tensor = self.ln_post(x[:, 1:]) @ self.proj
+        out: Tensor = self.ln_post(x) @ self.proj
         return out
 
 

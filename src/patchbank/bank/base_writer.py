@@ -1,0 +1,145 @@
+"""What writing a bank means, whatever its layout: features and failures go in, and what is committed is durable."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from torch import Tensor
+
+from patchbank.bank.manifest import Manifest
+from patchbank.bank.removal import remove_bank
+from patchbank.errors import BankError
+from patchbank.files import bytes_text, make_directory, scratch_directory
+from patchbank.preprocess import Failure
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Feature(NamedTuple):
+    """One image's features, to be written.
+
+    Attributes:
+        key: the image's.
+        tokens: (N, D) patch tokens on the CPU, in any float dtype; the writer stores the bank's.
+        size: (width, height) of the original image in pixels; None where that is not known.
+        cls: (D,) the [CLS] token's feature; needed where the bank stores it, else passed over.
+    """
+
+    key: str
+    tokens: Tensor
+    size: tuple[int, int] | None
+    cls: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        return self.tokens.nbytes + (0 if self.cls is None else self.cls.nbytes)
+
+
+def check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
+    """Raise BankError, naming what differs, where a bank is not what a run would make."""
+    if differences := found.differences(wanted):
+        listed = "\n".join(f"  {name}: the bank has {has}, this run {would}" for name, has, would in differences)
+        raise BankError(
+            f"{directory} is a bank of other features:\n{listed}\n"
+            "Choose another --out, or start it anew with --overwrite, which deletes them."
+        )
+
+
+class BankWriter(ABC):
+    """A bank open for writing; a context manager. Any number of them, in any processes, may write one bank.
+
+    Attributes:
+        directory: the bank's.
+        manifest: of the bank, once it is entered: of the one that is there, or the one wanted.
+        done: keys whose features the bank had when it was entered.
+        notes: what a user should know, a sentence each.
+        features_committed: made durable through this writer.
+        bytes_written: of features.
+    """
+
+    manifest: Manifest
+    done: set[str]
+
+    def __init__(self, directory: Path, wanted: Manifest, keys: Sequence[str], *, overwrite: bool = False) -> None:
+        """Not to be called: `writer.open_writer` chooses the layout's.
+
+        Args:
+            wanted: what the bank is to be.
+            keys: of all images that the bank is made for, in their order.
+            overwrite: delete what is there first.
+        """
+        self.directory = directory
+        self.notes: list[str] = []
+        self.features_committed = 0
+        self.bytes_written = 0
+        self._wanted = wanted
+        self._keys = keys
+        self._overwrite = overwrite
+
+    def __enter__(self) -> Self:
+        with self._storage_errors(), ExitStack() as stack:
+            make_directory(self.directory)
+            if self._overwrite:
+                remove_bank(self.directory)
+            self._scratch = stack.enter_context(scratch_directory(self.directory))
+            self._begin()
+            check_same(self.directory, self.manifest, self._wanted)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                with self._storage_errors():
+                    self._end()
+        finally:
+            self._stack.close()
+
+    def add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
+        """Take outcomes; they are durable once enough have come, and at the latest when the block ends.
+
+        Returns:
+            Failures of features that cannot be stored, since they are no finite numbers in the bank's dtype.
+
+        Raises:
+            BankError: the disk does not take them.
+        """
+        with self._storage_errors():
+            return self._add(features, failures)
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Find out what is there: set `manifest` and `done`."""
+
+    @abstractmethod
+    def _add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]: ...
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Commit what has not been, and tidy up."""
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            safe = f"What was committed is safe ({self.features_committed:,} features of this run)."
+            if error.errno in _FULL:
+                free = shutil.disk_usage(self.directory).free
+                raise BankError(
+                    f"The disk is full: {self.directory} takes no more ({error.strerror}; {bytes_text(free)} free). "
+                    f"{safe} Free some space and run the same command again: it goes on from here."
+                ) from error
+            raise BankError(
+                f"{error.filename or self.directory} cannot be written: {error.strerror or error}. {safe}"
+            ) from error

@@ -1,0 +1,84 @@
+"""The ``ezhoi`` layout, writing: each feature a durable file of its own, and then a line in the ledger."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from patchbank.bank import ezhoi
+from patchbank.bank.base_writer import BankWriter, Feature
+from patchbank.bank.entries import Entry
+from patchbank.bank.ledger import Ledger
+from patchbank.bank.manifest import Manifest
+from patchbank.bank.packing import NotFiniteError, pack
+from patchbank.bank.pickles import pickle_bytes, to_pickle
+from patchbank.files import fsync_directory, make_directory, write_and_sync
+from patchbank.preprocess import Failure
+
+
+def file_bytes(manifest: Manifest) -> int:
+    """The size of each feature's file."""
+    dtype: torch.dtype = getattr(torch, manifest.dtype)
+    return pickle_bytes(manifest.shape, dtype)
+
+
+def present(directory: Path, entries: Mapping[str, Entry], manifest: Manifest) -> set[str]:
+    """Keys that the ledger lists and whose files are there in full size."""
+    usual = file_bytes(manifest)
+    sizes = dict(ezhoi.pickles_in(directory))
+    return {
+        key
+        for key, entry in entries.items()
+        if entry.failure is None and sizes.get(ezhoi.pickle_name(key)) == (entry.bytes or usual)
+    }
+
+
+class EzhoiWriter(BankWriter):
+    """Writes one pickle an image. Every `add` is durable when it returns."""
+
+    def _begin(self) -> None:
+        self.manifest = self._wanted.create(self.directory, self._scratch)
+        self._ledger = Ledger(self.directory, self._scratch)
+        self.done = present(self.directory, self._ledger.entries, self.manifest)
+
+    def _end(self) -> None:
+        self._ledger.compact()
+
+    def _add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
+        not_finite: list[Failure] = []
+        entries: list[Entry] = []
+        moves: list[tuple[Path, Path]] = []
+        for number, feature in enumerate(features):
+            temporary = self._scratch / f"{number}.part"
+            try:
+                tokens = pack(self.manifest, feature.tokens, None)["patch_tokens"]
+            except NotFiniteError as error:
+                not_finite.append(Failure(feature.key, str(error)))
+                continue
+            sha256 = self._write(temporary, tokens)
+            moves.append((temporary, self.directory / ezhoi.pickle_name(feature.key)))
+            entries.append(Entry(feature.key, feature.size, sha256))
+        for temporary, path in moves:
+            make_directory(path.parent)
+            temporary.rename(path)
+        for directory in {path.parent for _, path in moves}:
+            fsync_directory(directory)
+        entries += [Entry(failure.key, failure=failure.reason) for failure in (*failures, *not_finite)]
+        if entries:
+            self._ledger.append(entries)
+        self.features_committed += len(moves)
+        return not_finite
+
+    def _write(self, path: Path, tokens: Tensor) -> str:
+        """Write one tensor as the bank stores it; returns the file's SHA-256."""
+        parts = to_pickle(tokens)
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+            self.bytes_written += len(part)
+        write_and_sync(path, parts)
+        return digest.hexdigest()

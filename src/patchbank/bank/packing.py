@@ -1,0 +1,105 @@
+"""Tokens as they are stored: the dtypes, and int8 with one scale a token.
+
+A token x is stored as int8 numbers q and the scale s of its largest component, q = round(x / s), s = max|x| / 127. The
+scale is rounded up to 16 significant bits: then 127 s is exact in float32, and so is what is read back quantised again,
+so that int8 -> float32 -> int8 gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from patchbank.bank.manifest import Manifest
+from patchbank.errors import PatchbankError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+
+
+class NotFiniteError(PatchbankError):
+    """Features that hold NaN or Inf, or would in the dtype they are to be stored in."""
+
+
+class Field(NamedTuple):
+    """One of the tensors that are stored of every image.
+
+    Attributes:
+        name: ``scale``, ``cls``, ``patch_tokens``.
+        dtype: torch's name of it.
+        shape: of one image's.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one image's."""
+        return ITEM_BYTES[self.dtype] * math.prod(self.shape)
+
+
+def fields(manifest: Manifest) -> tuple[Field, ...]:
+    """What is stored of each image of a bank, in the order it lies in: no dtype stands behind a smaller one."""
+    dtype, dim = manifest.dtype, manifest.dim
+    scale = (Field("scale", "float32", manifest.shape[:1]),) if dtype == "int8" else ()
+    # [CLS] is a feature by itself, and small: int8 would save nothing on it.
+    cls = (Field("cls", "float16" if dtype == "int8" else dtype, (dim,)),) if manifest.cls else ()
+    return (*scale, *cls, Field("patch_tokens", dtype, manifest.shape))
+
+
+def image_bytes(manifest: Manifest) -> int:
+    """Bytes of one image's features."""
+    return sum(field.nbytes for field in fields(manifest))
+
+
+def images_a_shard(manifest: Manifest, shard_size: int) -> int:
+    """How many images' features take about so many bytes."""
+    return max(1, shard_size // image_bytes(manifest))
+
+
+def pack(manifest: Manifest, tokens: Tensor, cls: Tensor | None) -> dict[str, Tensor]:
+    """One image's features as the bank stores them, by field; each owns its storage.
+
+    Args:
+        tokens: (N, D) on the CPU, of any float dtype.
+        cls: (D,) likewise; None where the bank stores none.
+
+    Raises:
+        NotFiniteError: there is NaN or Inf among them, or the stored dtype cannot hold them.
+        ValueError: a shape is not the bank's.
+    """
+    import torch
+
+    given = {"patch_tokens": tokens, "cls": cls}
+    packed: dict[str, Tensor] = {}
+    for name, dtype, shape in fields(manifest):
+        value = given.get(name)
+        if name in given and (value is None or tuple(value.shape) != shape):
+            raise ValueError(f"{name} must be {shape}, not {None if value is None else tuple(value.shape)}")
+        if name == "scale":
+            packed["scale"], packed["patch_tokens"] = quantise(tokens)
+        elif value is not None and name not in packed:
+            packed[name] = value.to(getattr(torch, dtype), copy=True, memory_format=torch.contiguous_format)
+        if packed[name].is_floating_point() and not torch.isfinite(packed[name]).all():
+            raise NotFiniteError(f"the features are not finite numbers, or too large for {dtype}")
+    return packed
+
+
+def unpack(tokens: Tensor, scale: Tensor | None) -> Tensor:
+    """(N, D) patch tokens, newly made, of what is stored: int8 and its scale become float32."""
+    return tokens.clone() if scale is None else tokens.float().mul_(scale.unsqueeze(-1))
+
+
+def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, D) float tokens to their scales, (N,) float32, and numbers, (N, D) int8 within -127 to 127."""
+    import torch
+
+    tokens = tokens.float()
+    scale = tokens.abs().amax(dim=-1).div_(127)
+    scale = scale.view(torch.int32).add_(0xFF).bitwise_and_(~0xFF).view(torch.float32)
+    divisor = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(-1)
+    return scale, tokens.div(divisor).round_().to(torch.int8)

@@ -1,0 +1,160 @@
+"""One shard: a safetensors file that says of itself all there is to know.
+
+Its name holds a hash of its header, and the header the checksum of each image's features. So a shard never changes:
+what has another content has another name, and what has the same name has the same content.
+
+The header is written here and not by the safetensors package, which takes all tensors in memory at once, orders the
+metadata as a hash map happens to and flushes nothing to the disk. What is written is read by that package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patchbank.bank.entries import Entry, from_json, to_json
+from patchbank.bank.manifest import Manifest
+from patchbank.bank.packing import fields
+from patchbank.errors import BankError
+from patchbank.geometry import ImageTransform
+
+METADATA = "patchbank"  # the one key of the header's metadata
+DAMAGED = ".damaged"  # added to the name of a shard that cannot be read, when it is set aside
+_NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{16})\.safetensors")
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
+_LARGEST_HEADER = 100_000_000  # bytes, as the safetensors package has it
+_LENGTH = struct.Struct("<Q")
+
+
+class ShardDamagedError(BankError):
+    """A shard whose content is not what its name says, or that is cut short."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's header, read and checked.
+
+    Attributes:
+        path: the file.
+        manifest: of the bank that it is part of.
+        number: its place in the bank; shards with new images may share one.
+        features: one a row of its tensors, in their order.
+        failures: of images that have no feature.
+        bytes: the file's size.
+    """
+
+    path: Path
+    manifest: Manifest
+    number: int
+    features: tuple[Entry, ...]
+    failures: tuple[Entry, ...]
+    bytes: int
+
+
+def shards_in(directory: Path) -> list[Path]:
+    """The files in a directory that have a shard's name, in order."""
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
+
+
+def make_header(
+    manifest: Manifest, number: int, features: Sequence[Entry], failures: Sequence[Entry]
+) -> tuple[bytes, str]:
+    """What stands before a shard's numbers, and the shard's file name.
+
+    After it come, for each of `packing.fields` in turn, the numbers of all features in order.
+    """
+    transforms = [_transform(manifest, entry.size) for entry in features]
+    content: dict[str, Any] = {
+        **manifest.to_dict(),
+        "number": number,
+        "keys": [entry.key for entry in features],
+        "sizes": [entry.size for entry in features],
+        "resized": [None if transform is None else transform.resized for transform in transforms],
+        "offsets": [None if transform is None else transform.offset for transform in transforms],
+        "sha256": [entry.sha256 for entry in features],
+    }
+    if any(entry.revision for entry in features):
+        content["revisions"] = [entry.revision for entry in features]
+    content["failures"] = [to_json(entry) for entry in failures]
+    metadata = json.dumps(content, separators=(",", ":"))
+    header = {"__metadata__": {METADATA: metadata}, **_tensors(manifest, len(features))}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    return _LENGTH.pack(len(text)) + text, f"shard-{number:05}-{hashlib.sha256(text).hexdigest()[:16]}.safetensors"
+
+
+def _transform(manifest: Manifest, size: tuple[int, int] | None) -> ImageTransform | None:
+    if size is None:
+        return None
+    return ImageTransform(*size, manifest.resize, manifest.input_size, manifest.patch_size)
+
+
+def _tensors(manifest: Manifest, count: int) -> dict[str, Any]:
+    """The safetensors header's entries of the tensors of so many images."""
+    tensors: dict[str, Any] = {}
+    end = 0
+    for field in fields(manifest):
+        begin, end = end, end + count * field.nbytes
+        tensors[field.name] = {
+            "dtype": _DTYPES[field.dtype],
+            "shape": [count, *field.shape],
+            "data_offsets": [begin, end],
+        }
+    return tensors
+
+
+def read_shard(path: Path) -> Shard:
+    """Read and check a shard's header; its numbers are not looked at.
+
+    Raises:
+        FileNotFoundError: it is not there (any more).
+        ShardDamagedError: its content is not what its name says, or it is cut short.
+        BankError: it cannot be read, or is of a later format.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(_LENGTH.size)
+            length = _LENGTH.unpack(start)[0] if len(start) == _LENGTH.size else 0
+            text = file.read(length) if length <= _LARGEST_HEADER else b""
+            size = file.seek(0, 2)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BankError(f"{path} cannot be read: {error.strerror}.") from error
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise BankError(f"{path} does not have a shard's name, shard-NUMBER-HASH.safetensors.")
+    if not text or hashlib.sha256(text).hexdigest()[:16] != match[2]:
+        raise ShardDamagedError(f"{path} is damaged: its header is not what its name says.")
+    try:
+        header = json.loads(text)
+        content = json.loads(header["__metadata__"][METADATA])
+        manifest = Manifest.from_dict(content, path)
+        features, failures = _entries(content)
+        tensors = _tensors(manifest, len(features))
+        if content["number"] != int(match[1]) or {key: header[key] for key in header if key[0] != "_"} != tensors:
+            raise ValueError("its parts do not fit together")
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ShardDamagedError(f"{path} is damaged: {type(error).__name__} {error}.") from error
+    expected = _LENGTH.size + length + tensors["patch_tokens"]["data_offsets"][1]
+    if size != expected:
+        raise ShardDamagedError(f"{path} is damaged: it has {size:,} bytes, and its header says {expected:,}.")
+    return Shard(path, manifest, content["number"], features, failures, size)
+
+
+def _entries(content: dict[str, Any]) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    columns: list[Iterable[Any]] = [content["keys"], content["sizes"], content["sha256"]]
+    columns.append(content.get("revisions", [0] * len(content["keys"])))
+    features = tuple(
+        from_json({"key": key, "size": size, "sha256": sha256, "revision": revision})
+        for key, size, sha256, revision in zip(*columns, strict=True)
+    )
+    return features, tuple(from_json(value) for value in content["failures"])

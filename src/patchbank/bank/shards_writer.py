@@ -1,0 +1,159 @@
+"""The ``shards`` layout, writing: images in their order, a shard for every so many of them.
+
+Image i of a data set belongs to shard ``i // shard_images``. A shard that a run could not complete (it was stopped, or
+was for a part of the images) is committed as it is; a later run that has the rest puts a more complete one in its
+place. The names of the two differ, and the first is deleted only when the second is durable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from patchbank.bank.base_writer import BankWriter, Feature
+from patchbank.bank.entries import Entry, join
+from patchbank.bank.packing import NotFiniteError, fields, pack
+from patchbank.bank.shard import DAMAGED, Shard, make_header
+from patchbank.bank.shards import index, map_shard, read_shards
+from patchbank.files import fsync_directory, write_and_sync
+from patchbank.preprocess import Failure
+
+_ATTEMPTS = 8  # at a shard, while other processes go on writing
+
+_Packed = dict[str, Tensor]
+
+
+class ShardWriter(BankWriter):
+    """Writes shards. Outcomes are held in memory until those of another shard come, or the end.
+
+    They must come in the order of the keys, as far as shards are concerned; else shards are written more than once.
+    """
+
+    def _begin(self) -> None:
+        before = {path.name for path in self.directory.glob(f"*{DAMAGED}")}
+        self._shards = read_shards(self.directory, "set aside")
+        aside = sorted(path.name for path in self.directory.glob(f"*{DAMAGED}") if path.name not in before)
+        if aside:
+            self.notes.append(f"Damaged shards were set aside, and what they held is made anew: {', '.join(aside)}.")
+        self.manifest = self._shards[0].manifest if self._shards else self._wanted
+        self._entries = index(self._shards)[0]
+        self.done = {key for key, entry in self._entries.items() if entry.failure is None}
+        self._positions = {key: position for position, key in enumerate(self._keys)}
+        self._current: int | None = None
+        self._features: dict[str, tuple[Entry, _Packed]] = {}
+        self._failures: dict[str, Entry] = {}
+
+    def _end(self) -> None:
+        self._commit()
+        self._shards = read_shards(self.directory, "skip", self._shards)
+        counts = Counter(number for shard in self._shards if (number := self._only_number(shard)) is not None)
+        for number, count in counts.items():
+            if count > 1:  # two processes had a part of it each
+                self._write(number)
+
+    def _add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
+        not_finite: list[Failure] = []
+        outcomes: list[Feature | Failure] = [*features, *failures]
+        for outcome in sorted(outcomes, key=lambda each: self._positions[each.key]):
+            if (number := self._number(outcome.key)) != self._current:
+                self._commit()
+                self._current = number
+            failure = self._take(outcome) if isinstance(outcome, Feature) else outcome
+            if failure is not None:
+                entry = Entry(failure.key, failure=failure.reason)
+                self._failures[failure.key] = entry.after(self._entries.get(failure.key))
+                if failure is not outcome:
+                    not_finite.append(failure)
+        return not_finite
+
+    def _take(self, feature: Feature) -> Failure | None:
+        try:
+            packed = pack(self.manifest, feature.tokens, feature.cls)
+        except NotFiniteError as error:
+            return Failure(feature.key, str(error))
+        entry = Entry(feature.key, feature.size, checksum(packed))
+        self._features[feature.key] = entry.after(self._entries.get(feature.key)), packed
+        return None
+
+    def _commit(self) -> None:
+        """Make durable what has come."""
+        if self._current is None or not (self._features or self._failures):
+            return
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._write(self._current)
+                break
+            except FileNotFoundError:  # another process has put a more complete shard in the place of one it read
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        join(self._entries, (entry for entry, _ in self._features.values()))
+        join(self._entries, self._failures.values())
+        self.features_committed += len(self._features)
+        self.bytes_written += sum(tensor.nbytes for _, each in self._features.values() for tensor in each.values())
+        self._features, self._failures = {}, {}
+
+    def _write(self, number: int) -> None:
+        """Put one shard in the place of all that hold images of this number alone, with what has come beside."""
+        self._shards = read_shards(self.directory, "skip", self._shards)
+        replaced = [shard for shard in self._shards if self._only_number(shard) == number]
+        entries, rows = index(replaced)
+        join(entries, (entry for entry, _ in self._features.values()))
+        join(entries, self._failures.values())
+        ordered = sorted(entries.values(), key=lambda entry: self._positions[entry.key])
+        features = tuple(entry for entry in ordered if entry.failure is None)
+        failures = tuple(entry for entry in ordered if entry.failure is not None)
+        header, name = make_header(self.manifest, number, features, failures)
+        path = self.directory / name
+        if path in {shard.path for shard in replaced}:
+            return
+        mapped = {shard.path: map_shard(shard) for shard in replaced}
+
+        def packed(entry: Entry) -> _Packed:
+            if (new := self._features.get(entry.key)) and new[0] == entry:
+                return new[1]
+            shard, row = rows[entry.key]
+            return {field: tensor[row] for field, tensor in mapped[shard.path].items()}
+
+        def content() -> Iterator[bytes | memoryview]:
+            yield header
+            for field in fields(self.manifest):
+                for entry in features:
+                    yield memory(packed(entry)[field.name])
+
+        temporary = self._scratch / name
+        write_and_sync(temporary, content())
+        size = temporary.stat().st_size
+        temporary.rename(path)
+        fsync_directory(self.directory)
+        for shard in replaced:
+            shard.path.unlink(missing_ok=True)
+        self._shards = [shard for shard in self._shards if shard not in replaced]
+        self._shards.append(Shard(path, self.manifest, number, features, failures, size))
+
+    def _number(self, key: str) -> int | None:
+        """The number of the shard that an image belongs to; None of an image that is not in the data set."""
+        position = self._positions.get(key)
+        return None if position is None else position // (self.manifest.shard_images or 1)
+
+    def _only_number(self, shard: Shard) -> int | None:
+        """The number that all of a shard's images belong to; None where there is no such."""
+        numbers = {self._number(entry.key) for entry in (*shard.features, *shard.failures)}
+        return numbers.pop() if len(numbers) == 1 else None
+
+
+def checksum(packed: _Packed) -> str:
+    """The SHA-256 of one image's features as they are stored, the fields in the order of `packing.fields`."""
+    digest = hashlib.sha256()
+    for name in ("scale", "cls", "patch_tokens"):
+        if name in packed:
+            digest.update(memory(packed[name]))
+    return digest.hexdigest()
+
+
+def memory(tensor: Tensor) -> memoryview:
+    """A contiguous tensor's bytes."""
+    return tensor.view(torch.uint8).numpy().data.cast("B")
