@@ -7,7 +7,7 @@ classes. Nothing here imports torch, so that ``patchbank --help`` stays fast.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -139,6 +139,18 @@ class Fingerprint:
     def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
         """The inverse of `to_dict`. Raises KeyError where a field is missing."""
         return cls(**{field.name: str(values[field.name]) for field in fields(cls)})
+
+    def stored_as(self, dtype: StoredDtype) -> Fingerprint:
+        """That of the same features, read and stored again as another dtype.
+
+        float32 holds the numbers of all others exactly, and what was rounded to a dtype is not changed by being rounded
+        to it again: so only the dtypes that changed the numbers are kept, and the last.
+        """
+        rounded = [each for each in self.dtype.split(" > ") if each != "float32"]
+        if dtype != "float32" and rounded[-1:] != [dtype]:
+            rounded.append(dtype)
+        chain = rounded if rounded[-1:] == [dtype] else [*rounded, dtype]
+        return replace(self, dtype=" > ".join(chain))
 
     def to_dict(self) -> dict[str, str]:
         """Field names to values, in a fixed order."""

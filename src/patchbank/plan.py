@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from patchbank.bank import ezhoi
 from patchbank.bank.base_writer import check_same
 from patchbank.bank.manifest import Manifest
@@ -67,7 +65,7 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
     keys = [record.key for record in dataset.records]
     _check_images(dataset)
     model = get_model(config.model)
-    device = resolve_device(config.device, config.precision)
+    resolve_device(config.device, config.precision)  # before the weights are looked for, which takes longer
     if config.checkpoints is None and dataset.root is not None:
         config = replace(config, checkpoints=dataset.root / CHECKPOINTS)
     checkpoint = find_checkpoint(model, config.weights, config.checkpoints)
@@ -76,8 +74,7 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
 
     existing = existing_manifest(out, overwrite=config.overwrite)
     layout = config.layout or (existing.layout if existing else default_layout(dataset.name))
-    sha256 = checkpoint.sha256 if checkpoint else model.sha256
-    wanted = _wanted(dataset, model, layout, make_fingerprint(model, sha256, config), device, config)
+    wanted = describe(dataset, layout, config, checkpoint)
     done, failed = set[str](), dict[str, str]()
     if existing is not None:
         if layout == "shards":
@@ -110,10 +107,14 @@ def default_layout(dataset: str) -> Layout:
     return "ezhoi" if dataset in SPLITS else "shards"
 
 
-def _wanted(
-    dataset: Dataset, model: Model, layout: str, fingerprint: Fingerprint, device: torch.device, config: ExtractConfig
-) -> Manifest:
-    """What a bank is that this run begins. Raises ConfigError where layout and dtype do not go together."""
+def describe(dataset: Dataset, layout: str, config: ExtractConfig, checkpoint: Checkpoint | None) -> Manifest:
+    """What a bank is that a run begins; without a checkpoint, with the official one.
+
+    Raises ConfigError where there is no such model or device, or layout and dtype do not go together.
+    """
+    model = get_model(config.model)
+    device = resolve_device(config.device, config.precision)
+    fingerprint = make_fingerprint(model, checkpoint.sha256 if checkpoint else model.sha256, config)
     if layout == "ezhoi" and config.dtype == "int8":
         raise ConfigError("--dtype int8 is for --layout shards: a pickle holds one tensor and no scales.")
     manifest = Manifest(

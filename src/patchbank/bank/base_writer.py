@@ -46,11 +46,13 @@ class Feature(NamedTuple):
 def check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
     """Raise BankError, naming what differs, where a bank is not what a run would make."""
     if differences := found.differences(wanted):
+        mend = "Choose another --out, or start it anew with --overwrite, which deletes them."
+        if found.adopted:
+            mend += (
+                f" `patchbank repair {directory} --extract` adds to adopted features what is missing, if they agree."
+            )
         listed = "\n".join(f"  {name}: the bank has {has}, this run {would}" for name, has, would in differences)
-        raise BankError(
-            f"{directory} is a bank of other features:\n{listed}\n"
-            "Choose another --out, or start it anew with --overwrite, which deletes them."
-        )
+        raise BankError(f"{directory} is a bank of other features:\n{listed}\n{mend}")
 
 
 class BankWriter(ABC):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from patchbank.bank.ledger import read_ledger
 from patchbank.bank.manifest import Manifest
 from patchbank.errors import BankError
+from patchbank.files import sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +94,13 @@ class PickleStore:
     def cls(self, key: str) -> Tensor:
         """Raises BankError: pickles hold patch tokens alone."""
         raise BankError(f"{self._directory} has no [CLS] feature of {key!r}: pickles hold patch tokens alone.")
+
+    def checksum(self, key: str) -> str:
+        """The SHA-256 of the key's file as it is now. Raises BankError where it cannot be read."""
+        try:
+            return sha256_of(self.file(key))
+        except OSError as error:
+            raise BankError(f"{self.file(key)} cannot be read: {error.strerror}. {_AGAIN}") from error
 
     def file(self, key: str) -> Path:
         """The key's pickle."""

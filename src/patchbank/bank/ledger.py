@@ -45,6 +45,15 @@ def read_ledger(bank: Path, damaged: Literal["raise", "skip", "delete"] = "raise
     return _read(bank / DIRECTORY, damaged)[0]
 
 
+def damaged_files(bank: Path) -> list[str]:
+    """Names, relative to the bank, of the ledger's files whose content is not what their name says."""
+    return [
+        path.relative_to(bank).as_posix()
+        for path in _files(bank / DIRECTORY)
+        if _name_for(path.read_bytes()) != path.name
+    ]
+
+
 def remove_ledger(bank: Path) -> None:
     """Delete all of a bank's ledger."""
     for path in _files(bank / DIRECTORY):

@@ -7,7 +7,9 @@ so that int8 -> float32 -> int8 gives the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from patchbank.bank.manifest import Manifest
@@ -103,3 +105,19 @@ def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
     scale = scale.view(torch.int32).add_(0xFF).bitwise_and_(~0xFF).view(torch.float32)
     divisor = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(-1)
     return scale, tokens.div(divisor).round_().to(torch.int8)
+
+
+def checksum(packed: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of one image's features as they are stored, the fields in the order of `fields`."""
+    digest = hashlib.sha256()
+    for name in ("scale", "cls", "patch_tokens"):
+        if name in packed:
+            digest.update(memory(packed[name]))
+    return digest.hexdigest()
+
+
+def memory(tensor: Tensor) -> memoryview:
+    """A contiguous CPU tensor's bytes."""
+    import torch
+
+    return tensor.view(torch.uint8).numpy().data.cast("B")

@@ -39,6 +39,7 @@ class _Store(Protocol):
 
     def tokens(self, key: str) -> Tensor: ...
     def cls(self, key: str) -> Tensor: ...
+    def checksum(self, key: str) -> str: ...
     def file(self, key: str) -> Path: ...
     def bytes_on_disk(self) -> int: ...
 
@@ -59,11 +60,6 @@ def _no_bank(directory: Path) -> str:
         return f"There is no bank {directory}."
     if not directory.is_dir():
         return f"{directory} is a file; a bank is a directory."
-    if next(ezhoi.pickles_in(directory), None):
-        return (
-            f"{directory} holds pickles that patchbank did not make. `patchbank verify {directory}` looks at them, and "
-            f"`patchbank repair {directory}` makes a bank of them."
-        )
     found = {
         path.parent
         for pattern in (manifest.FILE_NAME, "shard-*.safetensors")
@@ -150,6 +146,18 @@ class Bank(Mapping[str, "Tensor"]):
                 "it. `patchbank repair` with the data set's options looks at the images."
             )
         return ImageTransform(*size, self.manifest.resize, self.manifest.input_size, self.manifest.patch_size)
+
+    def size(self, key: str) -> tuple[int, int] | None:
+        """(width, height) of the original image in pixels; None where it is not known. Raises KeyNotInBank."""
+        return self._entry(key).size
+
+    def check(self, key: str) -> None:
+        """Raise BankError where the key's feature is not what was written, by its checksum; or KeyNotInBank."""
+        if self._store.checksum(self._entry(key).key) != self.sha256(key):
+            raise BankError(
+                f"{self._store.file(key)} is damaged: the feature of {key!r} is not what was written. "
+                f"`patchbank repair {self.path}` says what to do."
+            )
 
     def sha256(self, key: str) -> str:
         """The SHA-256 of the key's feature as it is stored (docs/bank-format.md). Raises KeyNotInBank."""

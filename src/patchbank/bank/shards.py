@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from patchbank.bank.entries import Entry, wins
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.packing import fields, unpack
+from patchbank.bank.packing import checksum, fields, unpack
 from patchbank.bank.shard import DAMAGED, Shard, ShardDamagedError, read_shard, shards_in
 from patchbank.errors import BankError
 from patchbank.files import fsync_directory
@@ -83,15 +83,16 @@ class ShardStore:
     it pickled maps for itself.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, damaged: Literal["raise", "skip"] = "raise") -> None:
         self._directory = directory
+        self._damaged = damaged
         self._load()
         if not self._shards:
             raise BankError(f"{directory} is not a bank: there is no shard in it.")
         self.manifest: Manifest = self._shards[0].manifest
 
     def _load(self) -> None:
-        self._shards = read_shards(self._directory)
+        self._shards = read_shards(self._directory, self._damaged)
         self.entries, self._rows = index(self._shards)
         self._mapped: dict[Path, dict[str, Tensor]] = {}
 
@@ -111,10 +112,10 @@ class ShardStore:
             raise BankError(f"{self._directory} has no [CLS] features: it was made of pickles, which have none.")
         return tensors["cls"][row].clone()
 
-    def packed(self, key: str) -> dict[str, Tensor]:
-        """What is stored of one image, by field, as it lies in the mapped file: not to be written to."""
+    def checksum(self, key: str) -> str:
+        """The SHA-256 of the key's feature as it is stored now."""
         tensors, row = self._find(key)
-        return {name: tensor[row] for name, tensor in tensors.items()}
+        return checksum({name: tensor[row] for name, tensor in tensors.items()})
 
     def file(self, key: str) -> Path:
         """The shard that holds the key's feature."""

@@ -7,16 +7,16 @@ place. The names of the two differ, and the first is deleted only when the secon
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from patchbank.bank.base_writer import BankWriter, Feature
 from patchbank.bank.entries import Entry, join
-from patchbank.bank.packing import NotFiniteError, fields, pack
+from patchbank.bank.packing import NotFiniteError, checksum, fields, memory, pack
 from patchbank.bank.shard import DAMAGED, Shard, make_header
 from patchbank.bank.shards import index, map_shard, read_shards
 from patchbank.files import fsync_directory, write_and_sync
@@ -145,15 +145,23 @@ class ShardWriter(BankWriter):
         return numbers.pop() if len(numbers) == 1 else None
 
 
-def checksum(packed: _Packed) -> str:
-    """The SHA-256 of one image's features as they are stored, the fields in the order of `packing.fields`."""
-    digest = hashlib.sha256()
-    for name in ("scale", "cls", "patch_tokens"):
-        if name in packed:
-            digest.update(memory(packed[name]))
-    return digest.hexdigest()
-
-
-def memory(tensor: Tensor) -> memoryview:
-    """A contiguous tensor's bytes."""
-    return tensor.view(torch.uint8).numpy().data.cast("B")
+def take_back(directory: Path, reasons: Mapping[str, str], scratch: Path) -> None:
+    """Write the shards that hold features which cannot be used anew without them; the reasons stand in their place."""
+    shards = read_shards(directory, "skip")
+    entries = index(shards)[0]
+    for shard in shards:
+        if not any(entry.key in reasons for entry in shard.features):
+            continue
+        kept = [(row, entry) for row, entry in enumerate(shard.features) if entry.key not in reasons]
+        lost = [
+            Entry(entry.key, failure=reasons[entry.key]).after(entries[entry.key])
+            for entry in shard.features
+            if entry.key in reasons
+        ]
+        header, name = make_header(shard.manifest, shard.number, [entry for _, entry in kept], [*shard.failures, *lost])
+        mapped = map_shard(shard)
+        numbers = (memory(mapped[field.name][row]) for field in fields(shard.manifest) for row, _ in kept)
+        write_and_sync(scratch / name, chain([header], numbers))
+        (scratch / name).rename(directory / name)
+        fsync_directory(directory)
+        shard.path.unlink(missing_ok=True)

@@ -50,6 +50,15 @@ def _has_ezhoi(directory: Path) -> bool:
     return (directory / manifest.FILE_NAME).exists()
 
 
+def manifest_in(directory: Path) -> Manifest | None:
+    """The manifest of the bank in a directory; None where there is none. Raises BankError where it is damaged."""
+    layout = layout_in(directory)
+    if layout == "ezhoi":
+        return Manifest.read(directory)
+    shards = read_shards(directory, "skip") if layout else []
+    return shards[0].manifest if shards else None
+
+
 def existing_manifest(directory: Path, *, overwrite: bool) -> Manifest | None:
     """The manifest of the bank that a run would complete; None where it would start one.
 
@@ -59,19 +68,13 @@ def existing_manifest(directory: Path, *, overwrite: bool) -> Manifest | None:
         raise BankError(f"{directory} is a file; a bank is a directory. Choose another --out.")
     if overwrite:
         return None
-    layout = layout_in(directory)
-    if layout is None:
-        if directory.is_dir() and next(ezhoi.pickles_in(directory), None):
-            raise BankError(
-                f"{directory} holds pickles but no {manifest.FILE_NAME}: patchbank did not make them and cannot "
-                f"tell whether they are right. `patchbank verify {directory}` looks at them, and `patchbank repair` "
-                "adopts them. Else choose another --out, or start anew with --overwrite, which deletes them."
-            )
-        return None
-    if layout == "ezhoi":
-        return Manifest.read(directory)
-    shards = read_shards(directory, "skip")
-    return shards[0].manifest if shards else None
+    if layout_in(directory) is None and directory.is_dir() and next(ezhoi.pickles_in(directory), None):
+        raise BankError(
+            f"{directory} holds pickles but no {manifest.FILE_NAME}: patchbank did not make them and cannot "
+            f"tell whether they are right. `patchbank verify {directory}` looks at them, and `patchbank repair` "
+            "adopts them. Else choose another --out, or start anew with --overwrite, which deletes them."
+        )
+    return manifest_in(directory)
 
 
 def disk_bytes(image_count: int, like: Manifest) -> int:

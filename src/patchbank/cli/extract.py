@@ -67,7 +67,7 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
             for loaded in load_splits(dataset, root, split or [], images, annotations)
             for name in models
         ]
-        _run(jobs, dry_run=run.dry_run, json=run.json)
+        run_jobs(jobs, dry_run=run.dry_run, json=run.json)
 
     help_text = f"Extract {title}: by default both splits, with both {' and '.join(EZHOI_MODELS)}."
     app.command(dataset, help=help_text)(options.with_run_options(command))
@@ -95,10 +95,10 @@ def _folder(
     config = replace(run.config, model=models[0])
     if config.checkpoints is None and CHECKPOINTS.is_dir():  # in an EZ-HOI checkout
         config = replace(config, checkpoints=CHECKPOINTS)
-    _run([(load_dataset("folder", images), out.expanduser(), config)], dry_run=run.dry_run, json=run.json)
+    run_jobs([(load_dataset("folder", images), out.expanduser(), config)], dry_run=run.dry_run, json=run.json)
 
 
-def _run(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool, json: bool) -> None:
+def run_jobs(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool, json: bool) -> None:
     """Plan every bank, then make them one after the other. Raises typer.Exit with the command's code."""
     with busy("Looking at data set, weights and bank"):
         from patchbank.extraction import execute, load_encoder, obtain_weights

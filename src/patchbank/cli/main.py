@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import patchbank
-from patchbank.cli import demo, extract, info
+from patchbank.cli import convert, demo, extract, info, repair, verify
 from patchbank.cli.console import show_error
 from patchbank.errors import PatchbankError
 
@@ -24,6 +24,9 @@ app = typer.Typer(
 )
 app.add_typer(extract.app, name="extract")
 app.command("info")(info.info)
+app.command("verify")(verify.verify)
+app.command("repair")(repair.repair)
+app.command("convert")(convert.convert)
 app.command("demo")(demo.demo)
 
 

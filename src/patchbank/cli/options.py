@@ -196,7 +196,7 @@ def _run_options(
         precision=precision,
         layout=layout,
         dtype=dtype,
-        shard_size=_parse_shard_size(shard_size),
+        shard_size=parse_shard_size(shard_size),
         resize=resize,
         device=device,
         batch_size=batch_size,
@@ -208,7 +208,8 @@ def _run_options(
     return RunOptions(model or [], config, dry_run, json)
 
 
-def _parse_shard_size(text: str) -> int:
+def parse_shard_size(text: str) -> int:
+    """``256MB`` to bytes. Raises ConfigError where it is no such thing."""
     try:
         return parse_bytes(text)
     except ValueError as error:

@@ -90,10 +90,36 @@ class ImageProgress:
     def _state(self, now: float) -> str:
         rate, left = self._pace(now)
         ahead = f", {left} left" if self._done < self._total else ""
-        return f"{self._done:,}/{self._total:,} images, {rate:.1f} images/s{ahead}, {self._failed:,} failed"
+        failed = f", {self._failed:,} failed" if self._failed else ""
+        return f"{self._done:,}/{self._total:,} images, {rate:.1f} images/s{ahead}{failed}"
 
     def _say(self, text: str) -> None:
         stderr.print(Text(f"{self._title}: {text}"), soft_wrap=True)
+
+
+class CountProgress:
+    """A bar whose total is known only once the work is under way: told (done, total). A context manager."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._done = 0
+        self._bar: ImageProgress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        """Told how many are done, of how many."""
+        if self._bar is None:
+            self._bar = ImageProgress(self._title, total).__enter__()
+        self._bar.advance(done - self._done, ())
+        self._done = done
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(kind, value, traceback)
 
 
 class DownloadProgress:

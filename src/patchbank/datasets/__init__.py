@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from patchbank.datasets import folder, hicodet, vcoco
+from patchbank.datasets.annotations import read_file_names
 from patchbank.datasets.records import Dataset, Record
 from patchbank.errors import ConfigError
 
-__all__ = ["SPLITS", "Dataset", "Record", "load_dataset", "load_splits"]
+__all__ = ["SPLITS", "Dataset", "Record", "find_annotations", "load_dataset", "load_splits", "read_file_names"]
 
 # A registry: each annotated dataset's loader, and its splits in the order of the original scripts.
 _LOADERS: dict[str, Callable[[Path, str, Path | None, Path | None], Dataset]] = {
@@ -56,6 +57,11 @@ def load_dataset(
         None if images is None else Path(images).expanduser(),
         None if annotations is None else Path(annotations).expanduser(),
     )
+
+
+def find_annotations(name: str, root: Path, split: str) -> Path:
+    """The annotation file of a split in an EZ-HOI checkout. Raises DatasetError where the data set needs one."""
+    return {"hicodet": hicodet.find_annotations, "vcoco": vcoco.find_annotations}[name](root, split)
 
 
 def load_splits(

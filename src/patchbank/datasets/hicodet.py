@@ -18,16 +18,20 @@ ANNOTATIONS = {
 }
 
 
+def find_annotations(root: Path, split: str) -> Path:
+    """The split's annotation file. Raises DatasetError where there is none."""
+    places = [root / place for place in ANNOTATIONS[split]]
+    if found := next((place for place in places if place.exists()), None):
+        return found
+    raise DatasetError(
+        f"There is no annotation file of HICO-DET's {split} split: neither {places[0]} nor {places[1]}. "
+        "Is --root an EZ-HOI checkout? Else name the file with --annotations."
+    )
+
+
 def load(root: Path, split: str, images: Path | None, annotations: Path | None) -> Dataset:
     """One split of HICO-DET. Raises DatasetError where its parts are missing or malformed."""
-    if annotations is None:
-        places = [root / place for place in ANNOTATIONS[split]]
-        annotations = next((place for place in places if place.exists()), None)
-        if annotations is None:
-            raise DatasetError(
-                f"There is no annotation file of HICO-DET's {split} split: neither {places[0]} nor {places[1]}. "
-                "Is --root an EZ-HOI checkout? Else name the file with --annotations."
-            )
+    annotations = annotations or find_annotations(root, split)
     names = read_file_names(annotations)
     directory = require_directory(
         images or root / IMAGES[split],

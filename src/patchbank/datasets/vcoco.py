@@ -13,9 +13,14 @@ IMAGES = {split: f"vcoco/mscoco2014/{split}2014" for split in SPLITS}
 ANNOTATIONS = {"train": "vcoco/instances_vcoco_trainval.json", "val": "vcoco/instances_vcoco_test.json"}
 
 
+def find_annotations(root: Path, split: str) -> Path:
+    """Where the split's annotation file lies, or should."""
+    return root / ANNOTATIONS[split]
+
+
 def load(root: Path, split: str, images: Path | None, annotations: Path | None) -> Dataset:
     """One split of V-COCO. Raises DatasetError where its parts are missing or malformed."""
-    source = annotations or root / ANNOTATIONS[split]
+    source = annotations or find_annotations(root, split)
     names = read_file_names(source)
     directory = require_directory(
         images or root / IMAGES[split],

@@ -1,0 +1,219 @@
+"""Mending a bank in place, as far as that is possible without pixels.
+
+Of somebody else's pickles it makes a bank: what can be mended is, and the small files are written that tell patchbank
+what they are. What cannot be mended is set aside under another name, so that no reader takes it for a feature, and
+noted as not there, so that an extraction makes it anew. The old file stays until the new one is durable, and the small
+files come last: a repair that was interrupted is simply begun again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from patchbank.bank import ezhoi, manifest
+from patchbank.bank.entries import Entry
+from patchbank.bank.examine import KINDS, Finding
+from patchbank.bank.ezhoi_writer import file_bytes
+from patchbank.bank.ledger import Ledger, remove_ledger
+from patchbank.bank.manifest import Manifest
+from patchbank.bank.pickles import to_pickle
+from patchbank.bank.shard import DAMAGED
+from patchbank.bank.shards import read_shards
+from patchbank.bank.shards_writer import take_back
+from patchbank.bank.unpickling import inspect_pickle
+from patchbank.bank.verify import Progress, Report, verify
+from patchbank.config import Fingerprint, ResizeMode
+from patchbank.errors import BankError
+from patchbank.files import fsync_directory, scratch_directory, sha256_of, write_and_sync
+from patchbank.models import Model
+
+UNKNOWN = "unknown"
+_AGAIN = "to be extracted again"
+
+SizeOf = Callable[[str], tuple[int, int] | None]  # an image's key to (width, height), where the image can be had
+
+
+@dataclass
+class Repaired:
+    """What `repair` did.
+
+    Attributes:
+        before: what was found.
+        mended: features that were mended, and of what.
+        set_aside: files that were renamed, since they cannot be mended: their new names.
+        to_extract: images that have no feature now, and why.
+        adopted: whether a bank was made of somebody else's pickles.
+    """
+
+    before: Report
+    mended: list[Finding] = field(default_factory=list)
+    set_aside: list[str] = field(default_factory=list)
+    to_extract: list[Finding] = field(default_factory=list)
+    adopted: bool = False
+
+
+def repair(
+    directory: Path,
+    listed: Sequence[str] | None = None,
+    *,
+    dataset: str = UNKNOWN,
+    split: str | None = None,
+    resize: ResizeMode = "center-crop",
+    size_of: SizeOf = lambda _: None,
+    progress: Progress | None = None,
+) -> Repaired:
+    """Mend what can be mended without pixels, and see to it that the rest is not taken for features.
+
+    Args:
+        listed: the keys that there should be; None compares with no list. Without it the keys of somebody else's
+            pickles are their file names without suffix, since the pictures' extensions are not known.
+        dataset, split, resize: of somebody else's pickles, what they are of and how images became square.
+        size_of: the sizes of their images.
+        progress: told how far the looking is.
+
+    Raises:
+        BankError: there is nothing to repair, it is of a later format, or its features are of no known model.
+    """
+    report = verify(directory, listed, progress)
+    if listed and report.manifest and report.manifest.adopted and not {*report.sound} & {*listed}:
+        # It was adopted without a list, under names without extensions: once more, under the list's names.
+        (directory / manifest.FILE_NAME).unlink()
+        remove_ledger(directory)
+        report = verify(directory, listed, progress)
+    if report.layout is None:
+        return _adopt(report, listed or (), _new_manifest(report, dataset, split, resize), size_of)
+    bad = {finding.name: finding for finding in reversed(report.problems) if finding.kind not in ("missing", "failed")}
+    done = Repaired(report, to_extract=[each for each in report.problems if each.kind in ("missing", "failed")])
+    with scratch_directory(directory) as scratch:
+        if report.layout == "shards":
+            _repair_shards(done, bad, scratch)
+        else:
+            _repair_pickles(done, bad, scratch)
+    return done
+
+
+def _repair_shards(done: Repaired, bad: Mapping[str, Finding], scratch: Path) -> None:
+    directory = done.before.bank
+    read_shards(directory, "set aside")
+    for name, finding in bad.items():
+        if finding.kind == "damaged-shard":
+            done.set_aside.append(name + DAMAGED)
+            done.to_extract.append(finding)
+    lost = {name: finding for name, finding in bad.items() if finding.kind != "damaged-shard"}
+    take_back(directory, {name: _reason(finding) for name, finding in lost.items()}, scratch)
+    done.to_extract += lost.values()
+
+
+def _repair_pickles(done: Repaired, bad: Mapping[str, Finding], scratch: Path) -> None:
+    """Of a bank of ours: a file that is not what was written is not to be mended, whatever is in it."""
+    directory = done.before.bank
+    gone = [each for each in done.before.problems if each.kind == "missing" and each.detail]
+    lost = [finding for finding in bad.values() if finding.kind != "damaged-ledger"] + gone
+    ledger = Ledger(directory, scratch)  # deletes what of it is damaged
+    # First the ledger: a reader must not look for what is about to be renamed.
+    ledger.append(Entry(finding.name, failure=_reason(finding)) for finding in lost)
+    for finding in lost:
+        _set_aside(done, directory / ezhoi.pickle_name(finding.name))
+    ledger.compact()
+    done.to_extract += bad.values()
+
+
+def _reason(finding: Finding) -> str:
+    detail = f": {finding.detail}" if finding.detail else ""
+    return f"{KINDS[finding.kind].says}{detail}; {_AGAIN}"
+
+
+def _set_aside(done: Repaired, path: Path) -> None:
+    if path.exists():
+        aside = path.with_name(path.name + DAMAGED)
+        path.rename(aside)
+        fsync_directory(path.parent)
+        done.set_aside.append(aside.relative_to(done.before.bank).as_posix())
+
+
+def _new_manifest(report: Report, dataset: str, split: str | None, resize: ResizeMode) -> Manifest:
+    model = report.model
+    if model is None:
+        raise BankError(
+            f"The pickles in {report.bank} are of no known model: none has the shape of its patch tokens. There is "
+            "nothing to mend; extract them again, with --overwrite, or into another directory."
+        )
+    return Manifest(
+        layout="ezhoi",
+        dataset=dataset,
+        split=split,
+        grid=model.grid,
+        dim=model.output_dim,
+        input_size=model.input_size,
+        patch_size=model.patch_size,
+        fingerprint=_unknown_fingerprint(model, resize),
+        batch_size=1,
+        device=UNKNOWN,
+        versions={},
+        adopted="pickles of unknown making, by their shapes",
+    )
+
+
+def _unknown_fingerprint(model: Model, resize: ResizeMode) -> Fingerprint:
+    return Fingerprint(
+        model=model.name,
+        weights_sha256=UNKNOWN,
+        architecture=model.architecture,
+        output=UNKNOWN,
+        resize=resize,
+        preprocessing=UNKNOWN,
+        precision=UNKNOWN,
+        dtype="float32",
+    )
+
+
+def _adopt(report: Report, listed: Sequence[str], new: Manifest, size_of: SizeOf) -> Repaired:
+    directory = report.bank
+    done = Repaired(report, adopted=True)
+    files = {ezhoi.pickle_name(key): key for key in listed}
+    findings: dict[str, list[Finding]] = {}
+    for finding in report.problems:
+        findings.setdefault(finding.name, []).append(finding)
+    entries: list[Entry] = []
+    usual = file_bytes(new)
+    with scratch_directory(directory) as scratch:
+        for name, _ in sorted(ezhoi.pickles_in(directory)):
+            key = files.get(name, name.removesuffix(ezhoi.SUFFIX))
+            found = findings.get(files.get(name, name), [])
+            path = directory / name
+            if any(KINDS[each.kind].mend == "extract" for each in found):
+                _set_aside(done, path)
+                done.to_extract.append(replace(found[0], name=key))
+                entries.append(Entry(key, failure=_reason(found[0])))
+                continue
+            if found:
+                _mend(path, new, scratch)
+                done.mended += found
+            size = path.stat().st_size
+            entries.append(Entry(key, size_of(key), sha256_of(path), bytes=None if size == usual else size))
+        done.to_extract += [each for each in report.problems if each.kind == "missing"]
+        Ledger(directory, scratch).append(entries)
+        new.create(directory, scratch)
+    return done
+
+
+def _mend(path: Path, bank: Manifest, scratch: Path) -> None:
+    """Write the tensor in a pickle as patchbank does: CPU, float32, its own storage, no [CLS]."""
+    tensor: Tensor = inspect_pickle(path).tensor.to(torch.float32)
+    if tensor.shape[0] == bank.shape[0] + 1:
+        tensor = tensor[1:]
+    temporary = scratch / path.name
+    write_and_sync(temporary, to_pickle(tensor))
+    temporary.rename(path)
+    fsync_directory(path.parent)
+
+
+def confirm(directory: Path, found: Manifest, known: Manifest, evidence: str) -> None:
+    """Write down what an adopted bank's features have been found to be, by computing some anew."""
+    with scratch_directory(directory) as scratch:
+        replace(known, adopted=f"{found.adopted}; {evidence}").replace(directory, scratch)

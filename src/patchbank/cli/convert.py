@@ -1,0 +1,94 @@
+"""``patchbank convert SRC DST``: another layout, another stored dtype."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchbank.cli import options
+from patchbank.cli.console import FAILURES_SHOWN, busy, say, show_json, show_note
+from patchbank.cli.options import SHARD_SIZE, flag
+from patchbank.cli.progress import CountProgress
+from patchbank.cli.signals import StopOnSignal
+from patchbank.config import Layout, StoredDtype
+from patchbank.files import bytes_text
+
+if TYPE_CHECKING:
+    from patchbank.bank.convert import Converted
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The bank.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The new bank's directory.")],
+    *,
+    layout: Annotated[
+        Layout,
+        typer.Option("--layout", help="ezhoi, a pickle an image, as EZ-HOI reads it; shards, safetensors."),
+    ],
+    dtype: Annotated[
+        StoredDtype | None,
+        typer.Option(
+            "--dtype",
+            help="What the new bank stores; int8 in shards only.",
+            show_default="SRC's; float32 for ezhoi, which is what EZ-HOI reads",
+        ),
+    ] = None,
+    shard_size: options.ShardSize = SHARD_SIZE,
+    overwrite: Annotated[bool, flag("--overwrite", "Start DST anew: what it holds is deleted.")] = False,
+    json: Annotated[bool, flag("--json", "The result as JSON on standard output.")] = False,
+) -> None:
+    """Write a bank's features into another bank. What is there is left as it is: the same command goes on.
+
+    Every feature's checksum is compared as it is read. Exit code 0: all is there. 1: some features of SRC are damaged,
+    or too large for the new dtype; they are listed.
+    """
+    with busy("Looking at the bank"):
+        from patchbank.bank.convert import convert
+        from patchbank.bank.reader import open_bank
+
+        bank = open_bank(source)
+    with StopOnSignal() as signals, CountProgress(f"Converting {bank.path.name}") as progress:
+        done = convert(
+            bank,
+            target.expanduser(),
+            layout,
+            dtype,
+            shard_size=options.parse_shard_size(shard_size),
+            overwrite=overwrite,
+            progress=progress,
+            stop=signals.stop,
+        )
+    if json:
+        show_json(_converted_dict(done))
+    else:
+        _show(done)
+    if signals.exit_code is not None:
+        show_note("stopped; what is committed is safe, and the same command goes on from here.")
+        raise typer.Exit(signals.exit_code)
+    raise typer.Exit(1 if done.damaged or done.refused else 0)
+
+
+def _show(done: Converted) -> None:
+    facts = [f"{done.features:,} features written ({bytes_text(done.bytes_written)})"]
+    if done.already_done:
+        facts.append(f"{done.already_done:,} already there")
+    if done.failures:
+        facts.append(f"{done.failures:,} failures carried over")
+    if done.remaining:
+        facts.append(f"{done.remaining:,} left to do")
+    say(str(done.bank), "bold")
+    say(f"  {', '.join(facts)}")
+    wrong = [*done.damaged.items(), *done.refused.items()]
+    for key, reason in wrong[:FAILURES_SHOWN]:
+        say(f"  not converted: {key}: {reason}", "red")
+    if (more := len(wrong) - FAILURES_SHOWN) > 0:
+        say(f"  and {more:,} more: --json names them all", "red")
+
+
+def _converted_dict(done: Converted) -> dict[str, Any]:
+    content = {name: value for name, value in asdict(done).items() if name not in ("bank", "manifest")}
+    manifest = done.manifest
+    return {"bank": str(done.bank), "layout": manifest.layout, "dtype": manifest.dtype, **content}

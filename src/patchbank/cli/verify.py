@@ -1,0 +1,179 @@
+"""``patchbank verify BANK``: is it sound?"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from patchbank.cli import listing
+from patchbank.cli.console import busy, plain_table, say, show_json, stdout
+from patchbank.cli.listing import Listing, find_listing
+from patchbank.cli.options import flag
+from patchbank.cli.progress import CountProgress, DownloadProgress
+
+if TYPE_CHECKING:
+    from patchbank.bank.examine import Finding
+    from patchbank.bank.verify import Report
+
+_NAMED = 10  # findings of a kind; the rest are counted
+
+
+def verify(
+    bank: Annotated[Path, typer.Argument(metavar="BANK", help="A bank, or a directory of EZ-HOI's pickles.")],
+    *,
+    dataset: listing.DatasetName = None,
+    split: listing.Split = None,
+    root: listing.Root = None,
+    images: listing.Images = None,
+    annotations: listing.Annotations = None,
+    sample: Annotated[
+        int, typer.Option("--sample", metavar="N", help="Compute N images anew from their pixels, and compare.", min=0)
+    ] = 0,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="The checkpoint, for --sample, if not the official."),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="For --sample.")] = "auto",
+    all_names: Annotated[bool, flag("--all", f"Name every finding, and not only {_NAMED} of a kind.")] = False,
+    json: Annotated[bool, flag("--json", "The report as JSON on standard output.")] = False,
+) -> None:
+    """Read every feature of a bank, whoever made it, and report what is wrong with it. Writes nothing.
+
+    Exit code 0: it is sound. 1: something is wrong; the report says what, and the command that mends it.
+    """
+    with busy("Looking at the bank"):
+        from patchbank.bank.verify import compare_with_pixels, verify
+        from patchbank.bank.writer import manifest_in
+
+        bank = bank.expanduser()
+        found = find_listing(
+            bank,
+            manifest_in(bank),
+            dataset=dataset,
+            split=split,
+            root=root,
+            images=images,
+            annotations=annotations,
+        )
+        keys = found.keys() if found else None
+    with CountProgress(f"Verifying {bank.name}") as progress:
+        report = verify(bank, keys, progress)
+    if sample and report.sound:
+        recompute = _recompute(report, found, weights, device)
+        with busy(f"Computing {sample} images anew"):
+            compare_with_pixels(report, keys or [], sample, recompute)
+    if json:
+        show_json(_report_dict(report, found))
+    else:
+        show_report(report, found, names=None if all_names else _NAMED)
+    raise typer.Exit(1 if report.problems else 0)
+
+
+def _recompute(report: Report, found: Listing | None, weights: Path | None, device: str) -> Any:
+    from patchbank.encoder.weights import obtain_checkpoint
+    from patchbank.errors import BankError, ConfigError
+    from patchbank.recompute import encoder_of, recompute
+
+    if found is None:
+        raise ConfigError("--sample needs the images: say which --dataset, --split and --root, or a folder's --images.")
+    model = report.model
+    if model is None:
+        raise BankError(f"{report.bank} is of no model that patchbank knows: nothing can be computed to compare with.")
+    dataset = found.load()
+    checkpoints = None if found.root is None else found.root / "checkpoints" / "pretrained_CLIP"
+    obtain_checkpoint(model, weights, checkpoints, DownloadProgress(f"Downloading {model.name}"))
+    with busy(f"Loading {model.name}"):
+        encoder = encoder_of(model, report.manifest, found.root, weights=weights, device=device)
+    return recompute(dataset, encoder, report.manifest.resize if report.manifest else "center-crop")
+
+
+def show_report(report: Report, found: Listing | None, names: int | None = _NAMED) -> None:
+    """For people: what is wrong, the worst first, each with names and what mends it; then one line that sums it up."""
+    from patchbank.bank.examine import KINDS
+
+    say(str(report.bank), "bold")
+    say(f"  {_what(report)}")
+    if found is not None and report.listed is not None:
+        say(f"  compared with the {report.listed:,} images that {found.source} lists")
+    else:
+        say("  compared with no list of images: --dataset, --split and --root name one")
+    if report.sample:
+        worst = max(report.sample, key=lambda key: report.sample[key])
+        error = f"relative error at most {report.sample[worst]:.1e} ({worst})"
+        say(f"  {len(report.sample):,} computed anew from their pixels: {error}")
+    by_kind = report.by_kind()
+    if by_kind:
+        stdout.print()
+        table = plain_table(">features", "what", "mended by")
+        for kind, findings in by_kind.items():
+            style = "red" if KINDS[kind].mend else "dim"
+            mend = {"repair": "repair", "extract": "repair --extract", None: ""}[KINDS[kind].mend]
+            table.add_row(f"{len(findings):,}", Text(KINDS[kind].says, style), mend)
+        stdout.print(table)
+        for kind, findings in by_kind.items():
+            _show_names(kind, findings, names)
+    stdout.print()
+    if not report.problems:
+        say("Sound.", "bold green")
+        return
+    count = len({finding.name for finding in report.problems})
+    say(f"{count:,} of {_total(report):,} are not as they should be. To mend them:", "bold red")
+    command = f"patchbank repair {shlex.quote(str(report.bank))}"
+    options = found.options if found else " --dataset ... --split ... --root ..."
+    mends = {KINDS[finding.kind].mend for finding in report.problems}
+    if "repair" in mends or report.layout is None:
+        say(
+            f"  {command}{found.options if found else ''}    # what needs no images; the old files stay until then",
+            "cyan",
+        )
+    if "extract" in mends:
+        say(f"  {command} --extract{options}    # and the rest from the images", "cyan")
+
+
+def _what(report: Report) -> str:
+    facts = [f"{report.looked_at:,} features read"]
+    if report.manifest is not None:
+        bank = report.manifest
+        facts.append(f"{bank.fingerprint.model}, {bank.shape} {bank.dtype}, layout {bank.layout}, {bank.title}")
+    else:
+        model = f"{report.model.name} by their shapes" if report.model else "of no known model"
+        facts.append(f"pickles that patchbank did not make, {model}")
+    return ": ".join(facts)
+
+
+def _total(report: Report) -> int:
+    return len({*report.sound, *(finding.name for finding in report.findings)})
+
+
+def _show_names(kind: str, findings: list[Finding], names: int | None) -> None:
+    from patchbank.bank.examine import KINDS
+
+    stdout.print()
+    say(KINDS[kind].says, "bold")
+    for finding in findings[:names]:
+        say(f"  {finding.name}" + (f": {finding.detail}" if finding.detail else ""))
+    if names is not None and (more := len(findings) - names) > 0:
+        say(f"  and {more:,} more: --all names them")
+
+
+def _report_dict(report: Report, found: Listing | None) -> dict[str, Any]:
+    from patchbank.bank.examine import KINDS
+
+    return {
+        "bank": str(report.bank),
+        "layout": report.layout,
+        "model": report.model.name if report.model else None,
+        "features": report.looked_at,
+        "sound": len(report.sound),
+        "listed": report.listed,
+        "list": str(found.source) if found else None,
+        "sample": report.sample,
+        "problems": len(report.problems),
+        "counts": {kind: len(findings) for kind, findings in report.by_kind().items()},
+        "findings": [{**asdict(finding), "mend": KINDS[finding.kind].mend} for finding in report.findings],
+    }

@@ -1,0 +1,79 @@
+"""A bank's features computed anew from the images' pixels, to compare them with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from patchbank.bank.manifest import Manifest
+from patchbank.budget import ByteBudget
+from patchbank.config import Precision, ResizeMode
+from patchbank.datasets import Dataset
+from patchbank.encoder.encoder import PatchEncoder, resolve_device
+from patchbank.encoder.weights import CHECKPOINTS
+from patchbank.errors import ConfigError, DatasetError, WeightsError
+from patchbank.models import Model
+from patchbank.preprocess import Failure, load
+
+_BYTES = 2 << 30  # of a picture being decoded
+
+
+def recompute(dataset: Dataset, encoder: PatchEncoder, resize: ResizeMode = "center-crop") -> Callable[[str], Tensor]:
+    """A function of an image's key that gives its (N, D) float32 patch tokens on the CPU.
+
+    It raises DatasetError where the image cannot be read.
+    """
+    records = {record.key: record for record in dataset.records}
+
+    def function(key: str) -> Tensor:
+        image = load(records[key], resize, encoder.model.input_size, ByteBudget(_BYTES))
+        if isinstance(image, Failure):
+            raise DatasetError(
+                f"{records[key].path} is to be compared with the bank, and cannot be read: {image.reason}."
+            )
+        return encoder(torch.from_numpy(image.pixels.copy())[None])[0].cpu()
+
+    return function
+
+
+def encoder_of(
+    model: Model,
+    bank: Manifest | None,
+    root: Path | None,
+    *,
+    weights: Path | None = None,
+    checkpoints: Path | None = None,
+    device: str = "auto",
+) -> PatchEncoder:
+    """The encoder that made a bank, as far as the bank says and this machine can.
+
+    Args:
+        bank: None of features that somebody else made.
+        root: the EZ-HOI checkout whose checkpoints are looked in.
+
+    Raises:
+        WeightsError: there is no checkpoint, or it is another than the bank's.
+        ConfigError: there is no such device.
+    """
+    precision: Precision = "fp32"
+    if bank is not None and bank.fingerprint.precision in ("bf16", "fp16", "tf32"):
+        precision = bank.fingerprint.precision  # type: ignore[assignment]
+        try:
+            resolve_device(device, precision)
+        except ConfigError:
+            precision = "fp32"  # what it stands for
+    if checkpoints is None and root is not None:
+        checkpoints = root / CHECKPOINTS
+    encoder = PatchEncoder.load(
+        model.name, weights=weights, checkpoints=checkpoints, precision=precision, device=device
+    )
+    known = bank.fingerprint.weights_sha256 if bank else "unknown"
+    if known not in ("unknown", encoder.checkpoint.sha256):
+        raise WeightsError(
+            f"The bank was made with other weights than {encoder.checkpoint.path}: their SHA-256 is {known}, this "
+            f"file's {encoder.checkpoint.sha256}. Give the right file with --weights."
+        )
+    return encoder
