@@ -18,7 +18,10 @@ from PIL import Image
 from skimage import data
 from torch import Tensor
 
+from patchbank.bank.manifest import Manifest
+from patchbank.config import ExtractConfig
 from patchbank.models import Model
+from patchbank.plan import make_fingerprint
 
 # As small as CLIP's architecture allows (one head is 64 wide); 16 patch tokens of 32 dimensions.
 TINY = Model(
@@ -36,6 +39,25 @@ TINY = Model(
 TINY_VOCABULARY = 64
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+def tiny_manifest(layout: str = "ezhoi", dtype: str = "float32") -> Manifest:
+    """What a bank of the tiny model's features of a folder is."""
+    config = ExtractConfig(model="tiny", dtype=dtype, layout=layout)  # type: ignore[arg-type]
+    return Manifest(
+        layout=layout,
+        dataset="folder",
+        split=None,
+        grid=TINY.grid,
+        dim=TINY.output_dim,
+        input_size=TINY.input_size,
+        patch_size=TINY.patch_size,
+        fingerprint=make_fingerprint(TINY, "0" * 64, config),
+        batch_size=4,
+        device="cpu",
+        cls=layout == "shards",
+        shard_images=100 if layout == "shards" else None,
+    )
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -76,6 +76,16 @@ def test_vcoco_with_vit_l14_336_equals_the_original(tmp_path: Path) -> None:
         assert relative_error(bank[name], original(images / name)) <= BOUND
 
 
+def test_the_cls_feature_is_openais_image_feature(tmp_path: Path, full_size_weights: Path) -> None:
+    names = photographs(tmp_path / "images", 3, size=(300, 250))
+    config = ExtractConfig(weights=full_size_weights, layout="shards")
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
+    bank, original = open_bank(tmp_path / "bank"), Original(full_size_weights)
+    for name in names:
+        assert relative_error(bank.cls(name), pooled(original, tmp_path / "images" / name)) <= BOUND
+        assert relative_error(bank[name], original(tmp_path / "images" / name)) <= BOUND
+
+
 def test_the_oracle_is_openais_model(tmp_path: Path, tiny_weights: Path) -> None:
     """The reference's first token is stock OpenAI's pooled feature: the oracle itself is checked."""
     [name] = photographs(tmp_path, 1)

@@ -12,29 +12,16 @@ import torch
 from patchbank.bank.base_writer import Feature
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.writer import open_writer
-from patchbank.config import ExtractConfig
 from patchbank.errors import BankError
-from patchbank.plan import make_fingerprint
 from patchbank.preprocess import Failure
-from tests.support import TINY, no_leftovers
+from tests.support import no_leftovers, tiny_manifest
 
 KEYS = ["a.jpg", "sub/b.jpg", "b.jpg", "c.jpg", "before.jpg"]
 
 
 @pytest.fixture
 def manifest() -> Manifest:
-    return Manifest(
-        layout="ezhoi",
-        dataset="folder",
-        split=None,
-        grid=TINY.grid,
-        dim=TINY.output_dim,
-        input_size=TINY.input_size,
-        patch_size=TINY.patch_size,
-        fingerprint=make_fingerprint(TINY, "0" * 64, ExtractConfig(model="tiny")),
-        batch_size=4,
-        device="cpu",
-    )
+    return tiny_manifest()
 
 
 def features(*keys: str) -> list[Feature]:

@@ -13,7 +13,7 @@ from patchbank.bank.base_writer import Feature
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.reader import Bank
-from patchbank.bank.writer import disk_bytes, open_writer
+from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest, open_writer
 from patchbank.config import Layout, StoredDtype
 from patchbank.errors import BankError, ConfigError
 from patchbank.files import bytes_text, free_bytes
@@ -80,10 +80,12 @@ def convert(
     if layout == "ezhoi":
         ezhoi.check_names(keys)
     stop = stop or Event()
+    existing = existing_manifest(target, overwrite=overwrite)
+    there = bank_state(target, existing)[0] if existing else set()
+    _check_disk(target, len({*keys} - there), wanted)
     with open_writer(target, wanted, keys, overwrite=overwrite) as writer:
         done = Converted(target, writer.manifest, already_done=len(writer.done & {*keys}))
         todo = [key for key in keys if key not in writer.done]
-        _check_disk(target, len(todo), wanted)
         refused: list[Failure] = []
         with ThreadPoolExecutor(thread_name_prefix="read") as threads:
             for begin in range(0, len(todo), _AT_ONCE):

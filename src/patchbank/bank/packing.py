@@ -64,7 +64,7 @@ def images_a_shard(manifest: Manifest, shard_size: int) -> int:
 
 
 def pack(manifest: Manifest, tokens: Tensor, cls: Tensor | None) -> dict[str, Tensor]:
-    """One image's features as the bank stores them, by field; each owns its storage.
+    """One image's features as the bank stores them, by field; each is contiguous and owns its storage.
 
     Args:
         tokens: (N, D) on the CPU, of any float dtype.
@@ -91,9 +91,9 @@ def pack(manifest: Manifest, tokens: Tensor, cls: Tensor | None) -> dict[str, Te
     return packed
 
 
-def unpack(tokens: Tensor, scale: Tensor | None) -> Tensor:
-    """(N, D) patch tokens, newly made, of what is stored: int8 and its scale become float32."""
-    return tokens.clone() if scale is None else tokens.float().mul_(scale.unsqueeze(-1))
+def dequantise(numbers: Tensor, scale: Tensor) -> Tensor:
+    """(N, D) int8 and its (N,) scales to the float32 tokens that they stand for."""
+    return numbers.float().mul_(scale.unsqueeze(-1))
 
 
 def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,12 +107,12 @@ def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
     return scale, tokens.div(divisor).round_().to(torch.int8)
 
 
-def checksum(packed: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of one image's features as they are stored, the fields in the order of `fields`."""
+def checksum(packed: Mapping[str, memoryview]) -> str:
+    """The SHA-256 of the bytes of one image's features as they are stored, by field."""
     digest = hashlib.sha256()
-    for name in ("scale", "cls", "patch_tokens"):
+    for name in ("scale", "cls", "patch_tokens"):  # the order of `fields`
         if name in packed:
-            digest.update(memory(packed[name]))
+            digest.update(packed[name])
     return digest.hexdigest()
 
 

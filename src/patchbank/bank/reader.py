@@ -117,7 +117,8 @@ class Bank(Mapping[str, "Tensor"]):
             KeyNotInBank: a KeyError; the key was never listed, or failed (the message gives the reason).
             BankError: its file is missing, damaged, or not a tensor of the bank's shape.
         """
-        self._entry(key)
+        if key not in self._entries:
+            self._entry(key)  # raises
         return self._store.tokens(key)
 
     def cls(self, key: str) -> Tensor:

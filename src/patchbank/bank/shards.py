@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from patchbank.bank.entries import Entry, wins
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.packing import checksum, fields, unpack
+from patchbank.bank.packing import checksum, dequantise, fields
 from patchbank.bank.shard import DAMAGED, Shard, ShardDamagedError, read_shard, shards_in
 from patchbank.errors import BankError
 from patchbank.files import fsync_directory
@@ -17,10 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Row(NamedTuple):
-    """Where a feature lies: in which shard, and in which row of its tensors."""
+# A shard's numbers by field: (rows, bytes of one image's) uint8, not to be written to.
+Mapped = dict[str, NDArray[np.uint8]]
 
-    shard: Shard
+
+class Row(NamedTuple):
+    """Where a feature lies: in which shard of a list, and in which row of its tensors."""
+
+    shard: int
     row: int
 
 
@@ -65,12 +73,12 @@ def index(shards: Iterable[Shard]) -> tuple[dict[str, Entry], dict[str, Row]]:
     """(entry of every key, where the features among them lie)."""
     entries: dict[str, Entry] = {}
     rows: dict[str, Row] = {}
-    for shard in shards:
-        for number, entry in enumerate((*shard.features, *shard.failures)):
+    for number, shard in enumerate(shards):
+        for row, entry in enumerate((*shard.features, *shard.failures)):
             if wins(entry, entries.get(entry.key)):
                 entries[entry.key] = entry
                 if entry.failure is None:
-                    rows[entry.key] = Row(shard, number)
+                    rows[entry.key] = Row(number, row)
                 else:
                     rows.pop(entry.key, None)
     return entries, rows
@@ -90,68 +98,79 @@ class ShardStore:
         if not self._shards:
             raise BankError(f"{directory} is not a bank: there is no shard in it.")
         self.manifest: Manifest = self._shards[0].manifest
+        self._fields = {field.name: field for field in fields(self.manifest)}
 
     def _load(self) -> None:
         self._shards = read_shards(self._directory, self._damaged)
         self.entries, self._rows = index(self._shards)
-        self._mapped: dict[Path, dict[str, Tensor]] = {}
+        self._mapped: list[Mapped | None] = [None] * len(self._shards)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}}
+        return {**self.__dict__, "_mapped": [None] * len(self._shards)}
 
     def tokens(self, key: str) -> Tensor:
         """(N, D) newly made; of int8 it is float32. Raises BankError where the file cannot be read."""
-        tensors, row = self._find(key)
-        scale = tensors.get("scale")
-        return unpack(tensors["patch_tokens"][row], None if scale is None else scale[row])
+        mapped, row = self._find(key)
+        tokens = self._copy(mapped, row, "patch_tokens")
+        return dequantise(tokens, self._copy(mapped, row, "scale")) if "scale" in mapped else tokens
 
     def cls(self, key: str) -> Tensor:
         """(D,) newly made. Raises BankError where the bank has none."""
-        tensors, row = self._find(key)
-        if "cls" not in tensors:
+        mapped, row = self._find(key)
+        if "cls" not in mapped:
             raise BankError(f"{self._directory} has no [CLS] features: it was made of pickles, which have none.")
-        return tensors["cls"][row].clone()
+        return self._copy(mapped, row, "cls")
 
     def checksum(self, key: str) -> str:
         """The SHA-256 of the key's feature as it is stored now."""
-        tensors, row = self._find(key)
-        return checksum({name: tensor[row] for name, tensor in tensors.items()})
+        mapped, row = self._find(key)
+        return checksum({name: numbers[row].data for name, numbers in mapped.items()})
+
+    def _copy(self, mapped: Mapped, row: int, name: str) -> Tensor:
+        import torch  # here, so that what asks for no tensor needs no torch
+
+        _, dtype, shape = self._fields[name]
+        # By numpy: torch would wake its threads for so small a copy, which takes longer wherever cores are busy.
+        return torch.from_numpy(mapped[name][row].copy()).view(getattr(torch, dtype)).view(shape)
 
     def file(self, key: str) -> Path:
         """The shard that holds the key's feature."""
-        return self._rows[key].shard.path
+        return self._shards[self._rows[key].shard].path
 
     def bytes_on_disk(self) -> int:
         """Of all shards together."""
         return sum(shard.bytes for shard in self._shards)
 
-    def _find(self, key: str) -> tuple[dict[str, Tensor], int]:
-        for attempt in (1, 2):
-            shard, row = self._rows[key]
-            try:
-                tensors = self._mapped.get(shard.path)
-                if tensors is None:
-                    tensors = self._mapped[shard.path] = map_shard(shard)
-                return tensors, row
-            except FileNotFoundError as error:
-                if attempt == 2:
-                    raise BankError(f"{shard.path} is gone. Run the same extraction again to make it anew.") from error
-                self._load()  # a run has put a more complete shard in its place since the bank was opened
-                if key not in self._rows:
-                    raise BankError(f"{shard.path} is gone, and with it {key!r}.") from error
-        raise AssertionError
+    def _find(self, key: str) -> tuple[Mapped, int]:
+        number, row = self._rows[key]
+        if (mapped := self._mapped[number]) is not None:
+            return mapped, row
+        try:
+            mapped = self._mapped[number] = map_shard(self._shards[number])
+            return mapped, row
+        except FileNotFoundError as error:
+            gone = self._shards[number].path
+            self._load()  # a run has put a more complete shard in its place since the bank was opened
+            if key not in self._rows or self.file(key) == gone:
+                raise BankError(f"{gone} is gone. Run the same extraction again: it makes it anew.") from error
+            return self._find(key)
 
 
-def map_shard(shard: Shard) -> dict[str, Tensor]:
-    """A shard's tensors, mapped into memory: nothing is read until it is used.
+def map_shard(shard: Shard) -> Mapped:
+    """A shard's numbers, mapped into memory: nothing is read until it is used.
 
     Raises FileNotFoundError where it is gone, BankError where it cannot be mapped.
     """
+    import torch
     from safetensors import SafetensorError, safe_open
 
+    rows = len(shard.features)
     try:
         with safe_open(shard.path, framework="pt") as file:
-            return {field.name: file.get_tensor(field.name) for field in fields(shard.manifest)}
+            return {
+                field.name: file.get_tensor(field.name).reshape(rows, math.prod(field.shape)).view(torch.uint8).numpy()
+                for field in fields(shard.manifest)
+            }
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError) as error:

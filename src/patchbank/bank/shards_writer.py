@@ -8,11 +8,9 @@ place. The names of the two differ, and the first is deleted only when the secon
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-
-from torch import Tensor
 
 from patchbank.bank.base_writer import BankWriter, Feature
 from patchbank.bank.entries import Entry, join
@@ -24,7 +22,7 @@ from patchbank.preprocess import Failure
 
 _ATTEMPTS = 8  # at a shard, while other processes go on writing
 
-_Packed = dict[str, Tensor]
+_Packed = Mapping[str, memoryview]
 
 
 class ShardWriter(BankWriter):
@@ -72,9 +70,10 @@ class ShardWriter(BankWriter):
 
     def _take(self, feature: Feature) -> Failure | None:
         try:
-            packed = pack(self.manifest, feature.tokens, feature.cls)
+            tensors = pack(self.manifest, feature.tokens, feature.cls)
         except NotFiniteError as error:
             return Failure(feature.key, str(error))
+        packed = {name: memory(tensor) for name, tensor in tensors.items()}
         entry = Entry(feature.key, feature.size, checksum(packed))
         self._features[feature.key] = entry.after(self._entries.get(feature.key)), packed
         return None
@@ -93,7 +92,7 @@ class ShardWriter(BankWriter):
         join(self._entries, (entry for entry, _ in self._features.values()))
         join(self._entries, self._failures.values())
         self.features_committed += len(self._features)
-        self.bytes_written += sum(tensor.nbytes for _, each in self._features.values() for tensor in each.values())
+        self.bytes_written += sum(part.nbytes for _, packed in self._features.values() for part in packed.values())
         self._features, self._failures = {}, {}
 
     def _write(self, number: int) -> None:
@@ -108,31 +107,26 @@ class ShardWriter(BankWriter):
         failures = tuple(entry for entry in ordered if entry.failure is not None)
         header, name = make_header(self.manifest, number, features, failures)
         path = self.directory / name
-        if path in {shard.path for shard in replaced}:
-            return
-        mapped = {shard.path: map_shard(shard) for shard in replaced}
+        known = next((shard for shard in replaced if shard.path == path), None)
+        if known is None:
+            mapped = [map_shard(shard) for shard in replaced]
 
-        def packed(entry: Entry) -> _Packed:
-            if (new := self._features.get(entry.key)) and new[0] == entry:
-                return new[1]
-            shard, row = rows[entry.key]
-            return {field: tensor[row] for field, tensor in mapped[shard.path].items()}
+            def packed(entry: Entry) -> _Packed:
+                if (new := self._features.get(entry.key)) and new[0] == entry:
+                    return new[1]
+                shard, row = rows[entry.key]
+                return {field: numbers[row].data for field, numbers in mapped[shard].items()}
 
-        def content() -> Iterator[bytes | memoryview]:
-            yield header
-            for field in fields(self.manifest):
-                for entry in features:
-                    yield memory(packed(entry)[field.name])
-
-        temporary = self._scratch / name
-        write_and_sync(temporary, content())
-        size = temporary.stat().st_size
-        temporary.rename(path)
+            numbers = (packed(entry)[field.name] for field in fields(self.manifest) for entry in features)
+            temporary = self._scratch / name
+            write_and_sync(temporary, chain([header], numbers))
+            known = Shard(path, self.manifest, number, features, failures, temporary.stat().st_size)
+            temporary.rename(path)
         fsync_directory(self.directory)
         for shard in replaced:
-            shard.path.unlink(missing_ok=True)
-        self._shards = [shard for shard in self._shards if shard not in replaced]
-        self._shards.append(Shard(path, self.manifest, number, features, failures, size))
+            if shard.path != path:
+                shard.path.unlink(missing_ok=True)
+        self._shards = [*(shard for shard in self._shards if shard not in replaced), known]
 
     def _number(self, key: str) -> int | None:
         """The number of the shard that an image belongs to; None of an image that is not in the data set."""
@@ -160,7 +154,7 @@ def take_back(directory: Path, reasons: Mapping[str, str], scratch: Path) -> Non
         ]
         header, name = make_header(shard.manifest, shard.number, [entry for _, entry in kept], [*shard.failures, *lost])
         mapped = map_shard(shard)
-        numbers = (memory(mapped[field.name][row]) for field in fields(shard.manifest) for row, _ in kept)
+        numbers = (mapped[field.name][row].data for field in fields(shard.manifest) for row, _ in kept)
         write_and_sync(scratch / name, chain([header], numbers))
         (scratch / name).rename(directory / name)
         fsync_directory(directory)

@@ -1,0 +1,113 @@
+"""Stored dtypes: their bytes, their errors, and numbers that cannot be stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchbank.bank.manifest import Manifest
+from patchbank.bank.packing import (
+    NotFiniteError,
+    checksum,
+    dequantise,
+    fields,
+    image_bytes,
+    images_a_shard,
+    memory,
+    pack,
+    quantise,
+)
+from tests.support import relative_error, tiny_manifest
+
+# What the docs state of each dtype, for normally distributed tokens: bytes an image of ViT-B/16, relative error.
+STATED = {
+    "float32": (403_456, 0.0),
+    "float16": (201_728, 3e-4),
+    "bfloat16": (201_728, 2.4e-3),
+    "int8": (102_160, 1e-2),
+}
+
+
+def vit_b16(dtype: str) -> Manifest:
+    return replace(tiny_manifest("shards", dtype), grid=(14, 14), dim=512)
+
+
+@pytest.mark.parametrize("dtype", STATED)
+def test_bytes_and_errors_are_those_stated(dtype: str) -> None:
+    manifest = vit_b16(dtype)
+    tokens, cls = torch.randn(196, 512), torch.randn(512)
+    packed = pack(manifest, tokens, cls)
+    size, error = STATED[dtype]
+    assert image_bytes(manifest) == sum(tensor.nbytes for tensor in packed.values()) == size
+    stored = packed["patch_tokens"]
+    read = dequantise(stored, packed["scale"]) if "scale" in packed else stored.float()
+    assert relative_error(read, tokens) <= error
+    assert relative_error(packed["cls"].float(), cls) <= error
+    assert images_a_shard(manifest, 256_000_000) == 256_000_000 // size
+
+
+def test_a_float16_image_takes_at_most_051_of_the_original_pickle() -> None:
+    assert image_bytes(vit_b16("float16")) <= 0.505 * 401_823
+
+
+tokens = st.integers(0, 2**32 - 1).map(
+    lambda seed: (lambda g: torch.randn(7, 16, generator=g) * 10 ** (40 * torch.rand(7, 1, generator=g) - 20))(
+        torch.Generator().manual_seed(seed)
+    )
+)
+
+
+@given(tokens)
+def test_what_int8_holds_is_not_changed_by_int8(original: torch.Tensor) -> None:
+    scale, numbers = quantise(original)
+    again = quantise(dequantise(numbers, scale))
+    assert torch.equal(again[0], scale)
+    assert torch.equal(again[1], numbers)
+    assert int(numbers.abs().max()) == 127  # never -128, and the whole range is used
+    assert ((dequantise(numbers, scale) - original).abs() <= 0.501 * scale.unsqueeze(-1)).all()
+
+
+def test_a_zero_token_stays_one() -> None:
+    original = torch.randn(3, 8)
+    original[1] = 0
+    scale, numbers = quantise(original)
+    assert scale[1] == 0
+    assert not dequantise(numbers, scale)[1].any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("float32", "nan"), ("float32", "inf"), ("float16", "1e5"), ("int8", "nan"), ("int8", "-inf")]
+)
+def test_what_is_no_number_is_not_stored(dtype: str, value: str) -> None:
+    manifest = tiny_manifest("shards", dtype)
+    good = torch.randn(16, 32), torch.randn(32)
+    pack(manifest, *good)
+    for number, bad in enumerate(good):
+        bad = bad.clone()
+        bad.view(-1)[5] = float(value)
+        with pytest.raises(NotFiniteError, match="not finite"):
+            pack(manifest, *(bad if number == position else each for position, each in enumerate(good)))
+
+
+def test_a_wrong_shape_is_an_error() -> None:
+    manifest = tiny_manifest("shards", "int8")
+    for shapes in (((17, 32), (32,)), ((16, 32), (33,))):
+        with pytest.raises(ValueError, match="must be"):
+            pack(manifest, *(torch.randn(shape) for shape in shapes))
+
+
+def test_every_field_owns_its_storage_and_counts_in_the_checksum() -> None:
+    batch = torch.randn(8, 17, 32)
+    manifest = tiny_manifest("shards", "float32")
+    packed = pack(manifest, batch[3, 1:], batch[3, 0])
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in packed.values())
+    parts = {name: memory(tensor) for name, tensor in packed.items()}
+    before = checksum(parts)
+    for field in fields(manifest):
+        packed[field.name].view(-1)[0] += 1
+        assert checksum(parts) != before
+        before = checksum(parts)

@@ -1,0 +1,467 @@
+"""The layout of shards: what a shard says, that anybody can read it, and that none is lost or wrongly believed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from patchbank import ExtractConfig, ImageTransform, extract, load_dataset, open_bank
+from patchbank.bank.base_writer import Feature
+from patchbank.bank.entries import Entry
+from patchbank.bank.shard import ShardDamagedError, make_header, read_shard, shards_in
+from patchbank.bank.writer import open_writer
+from patchbank.errors import BankError
+from patchbank.preprocess import Failure
+from tests.support import REPOSITORY, contents, no_leftovers, photographs, tiny_manifest
+
+KEYS = [f"photo_{number}.jpg" for number in range(10)]
+MANIFEST = replace(tiny_manifest("shards"), shard_images=4)
+
+
+def feature(key: str) -> Feature:
+    generator = torch.Generator().manual_seed(KEYS.index(key))
+    every = torch.randn(17, 32, generator=generator)
+    return Feature(key, every[1:], (640, 480), every[0])
+
+
+def write(directory: Path, keys: Iterable[str], failed: Iterable[str] = (), manifest: Any = MANIFEST) -> None:
+    with open_writer(directory, manifest, KEYS) as bank:
+        bank.add([feature(key) for key in keys], [Failure(key, "missing") for key in failed])
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Path:
+    write(tmp_path / "bank", [key for key in KEYS if key != KEYS[5]], [KEYS[5]])
+    return tmp_path / "bank"
+
+
+def rewrite(path: Path, change: Any) -> Path:
+    """Change a shard's header, and give the file the name that goes with it."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    text = change(content[8 : 8 + length])
+    number = path.name.split("-")[1]
+    new = path.with_name(f"shard-{number}-{hashlib.sha256(text).hexdigest()[:16]}.safetensors")
+    path.unlink()
+    new.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    return new
+
+
+def in_metadata(change: Any) -> Any:
+    """The change of a header that changes the JSON in its metadata."""
+
+    def changed(text: bytes) -> bytes:
+        header = json.loads(text)
+        content = json.loads(header["__metadata__"]["patchbank"])
+        change(content)
+        header["__metadata__"]["patchbank"] = json.dumps(content)
+        return json.dumps(header).encode()
+
+    return changed
+
+
+def test_images_lie_in_their_order_a_shard_for_every_so_many(bank: Path) -> None:
+    shards = [read_shard(path) for path in shards_in(bank)]
+    assert [shard.number for shard in shards] == [0, 1, 2]
+    assert [[entry.key for entry in shard.features] for shard in shards] == [
+        KEYS[0:4],
+        [KEYS[4], KEYS[6], KEYS[7]],
+        KEYS[8:],
+    ]
+    assert [entry.key for entry in shards[1].failures] == [KEYS[5]]
+    assert sorted(path.name for path in bank.iterdir()) == [shard.path.name for shard in shards]  # and nothing else
+
+
+def test_reading_back(bank: Path) -> None:
+    opened = open_bank(bank)
+    assert list(opened) == [key for key in KEYS if key != KEYS[5]]
+    assert opened.failures == {KEYS[5]: "missing"}
+    for key in opened:
+        assert torch.equal(opened[key], feature(key).tokens)
+        assert torch.equal(opened.cls(key), feature(key).cls)
+        assert opened.transform(key) == ImageTransform(640, 480, "center-crop", 32, 8)
+        opened.check(key)
+    assert opened.bytes_on_disk() == sum(path.stat().st_size for path in bank.iterdir())
+    with pytest.raises(KeyError, match="could not be extracted: missing"):
+        opened.cls(KEYS[5])
+
+
+def test_what_is_read_is_the_readers_own(bank: Path) -> None:
+    """EZ-HOI's reader divides tokens in place; the mapped file must not feel it."""
+    opened = open_bank(bank)
+    opened[KEYS[0]].div_(2)
+    opened.cls(KEYS[0]).div_(2)
+    assert torch.equal(opened[KEYS[0]], feature(KEYS[0]).tokens)
+    assert torch.equal(opened.cls(KEYS[0]), feature(KEYS[0]).cls)
+    assert opened[KEYS[0]].untyped_storage().nbytes() == 16 * 32 * 4
+
+
+def test_threads_and_processes_share_a_bank(bank: Path) -> None:
+    opened = open_bank(bank)
+    keys = list(opened) * 20
+    with ThreadPoolExecutor(8) as threads:
+        for key, tokens in zip(keys, threads.map(opened.__getitem__, keys), strict=True):
+            assert torch.equal(tokens, feature(key).tokens)
+    for method in ("fork", "spawn"):  # a forked worker has its parent's mappings; another one maps for itself
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            for key, tokens in zip(keys[:9], pool.map(opened.get, keys[:9]), strict=True):
+                assert torch.equal(tokens, feature(key).tokens)
+    copy = pickle.loads(pickle.dumps(opened))
+    assert torch.equal(copy[KEYS[8]], feature(KEYS[8]).tokens)
+    assert len(pickle.dumps(opened)) < 8000  # no mapped numbers in it
+
+
+def test_any_reader_of_safetensors_can_read_it(bank: Path) -> None:
+    """With the package's own functions, and with nothing but JSON and the rules of docs/bank-format.md."""
+    for path in shards_in(bank):
+        tensors = safetensors.torch.load_file(path)
+        for row, entry in enumerate(read_shard(path).features):
+            assert torch.equal(tensors["patch_tokens"][row], feature(entry.key).tokens)
+            assert torch.equal(tensors["cls"][row], feature(entry.key).cls)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_the_page_on_the_format_is_enough_to_read_a_bank(tmp_path: Path, dtype: str) -> None:
+    """The page's own program, in a process that cannot import patchbank."""
+    bank = tmp_path / "bank"
+    write(bank, KEYS[:9], KEYS[9:], replace(tiny_manifest("shards", dtype), shard_images=4))
+    page = (REPOSITORY / "docs/bank-format.md").read_text()
+    [program] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    blocked = "import sys; sys.modules['patchbank'] = None\n"
+    ending = (
+        "\nimport pickle\nfeatures, failures = read_bank(sys.argv[1])\n"
+        "pickle.dump((features, failures), open(sys.argv[2], 'wb'))\n"
+    )
+    subprocess.run([sys.executable, "-c", blocked + program + ending, str(bank), str(tmp_path / "out")], check=True)
+    features, failures = pickle.loads((tmp_path / "out").read_bytes())
+    opened = open_bank(bank)
+    assert failures == opened.failures == {KEYS[9]: "missing"}
+    assert features.keys() == set(opened)
+    for key, found in features.items():
+        assert torch.equal(found["patch_tokens"], opened[key])
+        assert torch.equal(found["cls"], opened.cls(key))
+        transform = opened.transform(key)
+        assert found["size"] == [transform.width, transform.height]
+        assert (found["resized"], found["offset"]) == ([*transform.resized], [*transform.offset])
+
+
+def test_golden_bytes() -> None:
+    """The format, byte for byte: whoever changes this changes the format, and its version."""
+    manifest = replace(MANIFEST, grid=(1, 2), dim=2, versions={"patchbank": "0.1.0"})
+    entries = [Entry("a.jpg", (640, 480), "ab" * 32), Entry("b/ü.png", None, "cd" * 32, revision=1)]
+    header, name = make_header(manifest, 3, entries, [Entry("c.jpg", failure='a "reason"')])
+    assert hashlib.sha256(header).hexdigest() == "56b29929e5a9deb63d3413c5745f61c1c56abf9280a6914ff77231d4994e1892"
+    assert name == "shard-00003-79413265e9baeb5e.safetensors"
+    assert len(header) % 8 == 0
+    text = json.loads(header[8:])
+    assert list(text) == ["__metadata__", "cls", "patch_tokens"]
+    assert text["cls"] == {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    assert text["patch_tokens"] == {"dtype": "F32", "shape": [2, 2, 2], "data_offsets": [16, 48]}
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    program = "import sys; from tests.bank.test_shards import *; write(Path(sys.argv[1]), KEYS[:7], KEYS[7:])"
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], check=True, cwd=REPOSITORY)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+# --- what is damaged, and what is of another making
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_shard_is_never_believed(bank: Path, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    """Bytes of the header changed, cut out or put in; with and without a name that fits the damage."""
+    copy = shutil.copytree(bank, tmp_path_factory.mktemp("damaged") / "bank")
+    path = data.draw(st.sampled_from(shards_in(copy)))
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    position = data.draw(st.integers(0, 7 + length))
+    inserted = data.draw(st.binary(max_size=8))
+    damaged = content[:position] + inserted + content[position + data.draw(st.integers(0, 8)) :]
+    path.write_bytes(damaged)
+    if data.draw(st.booleans()) and position >= 8:
+        (length,) = struct.unpack("<Q", damaged[:8])
+        new = hashlib.sha256(damaged[8 : 8 + length]).hexdigest()[:16]
+        path = path.rename(path.with_name(f"{path.name[:12]}{new}.safetensors"))
+    try:
+        opened = open_bank(copy)
+    except BankError as error:
+        assert str(copy) in str(error)
+        return
+    for key in opened:  # the damage was none, or in what this reader does not need
+        assert opened[key].shape == (16, 32)
+        assert opened.cls(key).shape == (32,)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 100, 3000, -1])
+def test_a_truncated_shard_is_said_to_be_damaged(bank: Path, kept: int) -> None:
+    path = shards_in(bank)[1]
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ShardDamagedError):
+        read_shard(path)
+    with pytest.raises(BankError, match=r"damaged.*patchbank repair"):
+        open_bank(bank)
+
+
+def test_damaged_numbers_are_found_by_their_checksum(bank: Path) -> None:
+    path = shards_in(bank)[1]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    opened = open_bank(bank)
+    for key in opened:
+        if key == KEYS[7]:
+            with pytest.raises(BankError, match="is not what was written"):
+                opened.check(key)
+        else:
+            opened.check(key)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content.update(version=2), "format version 2"),
+        (lambda content: content.update(format="zarr"), "not a part of a patchbank bank"),
+        (lambda content: content["keys"].__setitem__(0, "../a.jpg"), "would lead out of the bank"),
+        (lambda content: content["sizes"].pop(), "damaged"),
+        (lambda content: content["sizes"].__setitem__(0, [0, 480]), "is no entry"),
+        (lambda content: content.update(number=7), "do not fit together"),
+        (lambda content: content.update(dim=31), "do not fit together"),
+        (lambda content: content.pop("fingerprint"), "fingerprint"),
+        (lambda content: content.update(grid=[4, -4]), "not positive"),
+    ],
+)
+def test_what_does_not_fit_is_refused(bank: Path, change: Any, words: str) -> None:
+    rewrite(shards_in(bank)[0], in_metadata(change))
+    with pytest.raises(BankError, match=words):
+        open_bank(bank)
+
+
+def test_shards_of_two_banks_are_refused(bank: Path) -> None:
+    rewrite(shards_in(bank)[2], in_metadata(lambda content: content["fingerprint"].update(precision="bf16")))
+    with pytest.raises(BankError, match=r"shards of two banks.*precision fp32.*has bf16"):
+        open_bank(bank)
+    with pytest.raises(BankError, match="shards of two banks"):
+        write(bank, KEYS)
+
+
+def test_files_of_others_beside_shards_are_left_alone(bank: Path) -> None:
+    (bank / "model.safetensors").write_bytes(b"weights")
+    (bank / "shard-1.safetensors").write_bytes(b"whatever")
+    assert len(open_bank(bank)) == 9
+    with open_writer(bank, MANIFEST, KEYS, overwrite=True):
+        pass
+    assert sorted(path.name for path in bank.iterdir()) == ["model.safetensors", "shard-1.safetensors"]
+
+
+def test_two_layouts_in_one_directory_are_refused(bank: Path) -> None:
+    (bank / "bank.json").write_text("{}")
+    with pytest.raises(BankError, match="holds two banks"):
+        open_bank(bank)
+
+
+# --- runs that complete each other
+
+
+def test_a_damaged_shard_is_set_aside_and_made_again(bank: Path, tmp_path: Path) -> None:
+    whole = contents(bank)
+    path = shards_in(bank)[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    with open_writer(bank, MANIFEST, KEYS) as writer:
+        assert writer.done == {*KEYS[4:]} - {KEYS[5]}
+        assert path.name in writer.notes[0]
+        writer.add([feature(key) for key in KEYS[:4]], [])
+    aside = bank / f"{path.name}.damaged"
+    assert aside.exists()
+    aside.unlink()
+    assert contents(bank) == whole
+
+
+@pytest.mark.parametrize(
+    "runs", [[KEYS[:3], KEYS[3:6], KEYS[6:]], [KEYS[7:], KEYS[:7]], [[key] for key in reversed(KEYS)]]
+)
+def test_runs_in_parts_leave_no_trace(tmp_path: Path, runs: list[list[str]]) -> None:
+    for keys in runs:
+        write(tmp_path / "parts", keys)
+        assert no_leftovers(tmp_path / "parts")
+    write(tmp_path / "whole", KEYS)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_writers_at_once_that_share_shards_lose_nothing(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "both", MANIFEST, KEYS) as one, open_writer(tmp_path / "both", MANIFEST, KEYS) as two:
+        one.add([feature(key) for key in KEYS[0::2]], [])
+        two.add([feature(key) for key in KEYS[1::2]], [])
+    write(tmp_path / "whole", KEYS)
+    assert contents(tmp_path / "both") == contents(tmp_path / "whole")
+
+
+def test_a_bank_that_is_open_finds_what_was_put_in_a_shards_place(tmp_path: Path) -> None:
+    write(tmp_path / "bank", KEYS[:2])
+    opened = open_bank(tmp_path / "bank")
+    assert torch.equal(opened[KEYS[0]], feature(KEYS[0]).tokens)
+    other = open_bank(tmp_path / "bank")  # has not mapped anything yet
+    write(tmp_path / "bank", KEYS[2:])
+    for each in (opened, other):
+        assert torch.equal(each[KEYS[1]], feature(KEYS[1]).tokens)
+        assert list(each) == KEYS[:2]
+    for path in shards_in(tmp_path / "bank"):
+        path.unlink()
+    with pytest.raises(BankError, match="is gone"):
+        pickle.loads(pickle.dumps(other))[KEYS[1]]
+
+
+def test_a_mended_image_replaces_its_failure(bank: Path, tmp_path: Path) -> None:
+    write(bank, [KEYS[5]])
+    write(tmp_path / "whole", KEYS)
+    assert contents(bank) == contents(tmp_path / "whole")
+
+
+def test_features_that_are_no_numbers_are_failures(tmp_path: Path) -> None:
+    bad = Feature(KEYS[1], torch.full((16, 32), torch.nan), (640, 480), torch.zeros(32))
+    with open_writer(tmp_path, MANIFEST, KEYS) as bank:
+        [refused] = bank.add([feature(KEYS[0]), bad], [])
+    assert refused.key == KEYS[1]
+    assert "not finite" in open_bank(tmp_path).failures[KEYS[1]]
+    assert list(open_bank(tmp_path)) == [KEYS[0]]
+
+
+def test_images_that_all_failed_make_a_bank_too(tmp_path: Path) -> None:
+    write(tmp_path, [], KEYS)
+    opened = open_bank(tmp_path)
+    assert len(opened) == 0
+    assert opened.failures == dict.fromkeys(KEYS, "missing")
+    write(tmp_path, KEYS)
+    assert len(open_bank(tmp_path)) == 10
+
+
+# --- durability
+
+
+def test_a_shard_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("there is no /proc to tell which file a descriptor is of")
+    log: list[tuple[str, str]] = []
+    fsync, rename, unlink = os.fsync, os.rename, os.unlink
+
+    def logged_fsync(descriptor: int) -> None:
+        log.append(("fsync", os.path.realpath(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def logged_rename(source: Path, target: Path) -> None:
+        log.append(("rename", f"{source} -> {target}"))
+        rename(source, target)
+
+    def logged_unlink(path: Path, **options: Any) -> None:
+        log.append(("unlink", str(path)))
+        unlink(path, **options)
+
+    write(tmp_path / "bank", KEYS[:2])
+    [old] = shards_in(tmp_path / "bank")
+    with open_writer(tmp_path / "bank", MANIFEST, KEYS) as bank:
+        monkeypatch.setattr(os, "fsync", logged_fsync)
+        monkeypatch.setattr(os, "rename", logged_rename)
+        monkeypatch.setattr(os, "unlink", logged_unlink)
+        bank.add([feature(key) for key in KEYS[2:5]], [])
+        monkeypatch.undo()
+    [new] = [path for path in shards_in(tmp_path / "bank") if path.name.startswith("shard-00000")]
+    steps = [(what, path.rpartition("/")[2]) for what, path in log]
+    assert steps == [("fsync", new.name), ("rename", new.name), ("fsync", "bank"), ("unlink", old.name)]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_failing_disk_is_one_error_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, at: int
+) -> None:
+    write(tmp_path / "whole", KEYS)
+    write(tmp_path / "bank", KEYS[:2])
+    count = 0
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == at + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*arguments)
+
+    writer = open_writer(tmp_path / "bank", MANIFEST, KEYS)
+    with pytest.raises(BankError, match="The disk is full"), writer:
+        if call == "write":
+            import patchbank.bank.shards_writer as module
+
+            original: Any = module.write_and_sync
+            monkeypatch.setattr(module, "write_and_sync", failing)
+        else:
+            original = getattr(os, call)
+            monkeypatch.setattr(os, call, failing)
+        writer.add([feature(key) for key in KEYS[2:]], [])
+    monkeypatch.undo()
+    assert no_leftovers(tmp_path / "bank")
+    assert {*KEYS[:2]} <= set(open_bank(tmp_path / "bank"))
+    for key in open_bank(tmp_path / "bank"):
+        open_bank(tmp_path / "bank").check(key)
+    write(tmp_path / "bank", KEYS[2:])
+    assert contents(tmp_path / "bank") == contents(tmp_path / "whole")
+
+
+# --- through `extract`
+
+
+def test_a_folder_becomes_shards_and_goes_on_as_such(tiny_config: ExtractConfig, tmp_path: Path) -> None:
+    photographs(tmp_path / "images", 7)
+    shutil.copy(tmp_path / "images/photo_0000.jpg", tmp_path / "images/frame.0001.jpg")
+    shutil.copy(tmp_path / "images/photo_0001.jpg", tmp_path / "images/frame.0002.jpg")  # one name, as pickles go
+    config = replace(tiny_config, layout=None, shard_size=3 * 2176)
+    dataset = load_dataset("folder", tmp_path / "images")
+    extract(dataset, tmp_path / "bank", replace(config, limit=4))
+    summary = extract(dataset, tmp_path / "bank", replace(config, shard_size=256_000_000))
+    assert any("3 images a shard" in note for note in summary.notes)
+    opened = open_bank(tmp_path / "bank")
+    assert opened.manifest.layout == "shards"
+    assert len(opened) == 9
+    assert len(shards_in(tmp_path / "bank")) == 3
+
+
+def test_both_layouts_hold_the_same_numbers(tiny_config: ExtractConfig, tmp_path: Path) -> None:
+    photographs(tmp_path / "images", 5)
+    dataset = load_dataset("folder", tmp_path / "images")
+    for layout in ("ezhoi", "shards"):
+        extract(dataset, tmp_path / layout, replace(tiny_config, layout=layout))
+    pickles, shards = open_bank(tmp_path / "ezhoi"), open_bank(tmp_path / "shards")
+    assert list(pickles) == list(shards)
+    assert all(torch.equal(pickles[key], shards[key]) for key in pickles)
+    with pytest.raises(BankError, match=r"no \[CLS\] feature"):
+        pickles.cls("photo_0000.jpg")
+
+
+def test_a_resumed_bank_keeps_its_layout(tiny_config: ExtractConfig, tmp_path: Path) -> None:
+    photographs(tmp_path / "images", 3)
+    dataset = load_dataset("folder", tmp_path / "images")
+    extract(dataset, tmp_path / "bank", replace(tiny_config, layout="ezhoi", limit=1))
+    extract(dataset, tmp_path / "bank", replace(tiny_config, layout=None))
+    assert open_bank(tmp_path / "bank").manifest.layout == "ezhoi"
+    with pytest.raises(BankError, match="layout: the bank has ezhoi, this run shards"):
+        extract(dataset, tmp_path / "bank", replace(tiny_config, layout="shards"))

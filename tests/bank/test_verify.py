@@ -1,0 +1,239 @@
+"""`verify` names every defect, of anybody's pickles and of banks of ours, and runs nothing."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from patchbank import ExtractConfig, extract, load_dataset, open_bank
+from patchbank.bank.examine import KINDS
+from patchbank.bank.shard import shards_in
+from patchbank.bank.verify import Report, compare_with_pixels, tolerance, verify
+from patchbank.config import Fingerprint
+from patchbank.errors import BankError
+from tests.strangers import DEFECTS, write_bank
+from tests.support import contents, photographs, tiny_manifest
+
+KEYS = [f"photo_{number:02}.jpg" for number in range(len(DEFECTS) + 4)]
+DEFECT_OF = dict(zip(KEYS, DEFECTS, strict=False))
+
+
+def tokens_of(keys: list[str]) -> dict[str, Tensor]:
+    return {key: torch.randn(17, 32, generator=torch.Generator().manual_seed(KEYS.index(key))) for key in keys}
+
+
+def kinds(report: Report) -> dict[str, str]:
+    return {finding.name: finding.kind for finding in report.findings}
+
+
+@pytest.fixture
+def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pickles with every defect, three sound ones, one of no listed image; the last listed one is missing."""
+    monkeypatch.chdir(tmp_path)  # where a hostile pickle would leave its trace
+    write_bank(tmp_path / "bank", tokens_of(KEYS[:-1]), DEFECT_OF)
+    (tmp_path / "bank/other_clip.pkl").write_bytes(pickle.dumps(torch.randn(16, 32)))
+    return tmp_path / "bank"
+
+
+def test_every_defect_is_named(strangers: Path) -> None:
+    before = contents(strangers)
+    report = verify(strangers, KEYS)
+    assert kinds(report) == {**DEFECT_OF, KEYS[-1]: "missing", "other_clip.pkl": "extra"}
+    assert [finding.kind for finding in report.findings] == [kind for kind in KINDS if kind in kinds(report).values()]
+    assert len(report.problems) == len(DEFECTS) + 1
+    assert (report.looked_at, report.listed) == (len(KEYS), len(KEYS))
+    assert report.model is not None
+    assert report.model.name == "tiny"
+    assert contents(strangers) == before
+    assert not (strangers.parent / "patchbank-was-run").exists()
+    details = {finding.kind: finding.detail for finding in report.findings}
+    assert "stock `clip`" in details["shape"]
+    assert details["cuda"] == "cuda:0"
+    assert details["view"] == "2,176 bytes for a tensor of 2,048"
+    assert details["zero"] == "1 of 16 tokens"
+
+
+def test_without_a_list_nothing_is_missing_or_extra(strangers: Path) -> None:
+    found = kinds(verify(strangers))
+    assert set(found.values()) == set(DEFECTS)
+    assert "photo_00_clip.pkl" in found  # by its file's name
+
+
+def test_a_slice_of_a_batch_is_a_view(tmp_path: Path) -> None:
+    batch = torch.randn(8, 17, 32)
+    (tmp_path / "a_clip.pkl").write_bytes(pickle.dumps(batch[:, 1:][3]))
+    (tmp_path / "b_clip.pkl").write_bytes(pickle.dumps(torch.randn(32, 16).T))
+    assert kinds(verify(tmp_path)) == {"a_clip.pkl": "view", "b_clip.pkl": "view"}
+
+
+def test_several_defects_of_one_file_are_all_named(tmp_path: Path) -> None:
+    (tmp_path / "a_clip.pkl").write_bytes(pickle.dumps(torch.randn(4, 17, 32).half()[2].requires_grad_()))
+    assert {finding.kind for finding in verify(tmp_path).findings} == {"cls", "dtype", "view", "gradient"}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol_is_read(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "a_clip.pkl").write_bytes(pickle.dumps(torch.randn(16, 32), protocol=protocol))
+    assert verify(tmp_path).findings == []
+
+
+def test_a_full_size_pickle_cut_anywhere_is_unreadable(tmp_path: Path) -> None:
+    whole = pickle.dumps(torch.randn(196, 512))
+    for length in range(0, len(whole), 4096):
+        (tmp_path / f"cut{length}_clip.pkl").write_bytes(whole[:length])
+    report = verify(tmp_path)
+    assert len(report.findings) == len(range(0, len(whole), 4096))
+    assert set(kinds(report).values()) == {"unreadable"}
+
+
+def test_most_shapes_tell_the_model_and_the_directorys_name_more(tmp_path: Path) -> None:
+    for name, count in (("a", 2), ("b", 1)):
+        for number in range(count):
+            shape = (196, 512) if name == "a" else (576, 768)
+            (tmp_path / f"{name}{number}_clip.pkl").write_bytes(pickle.dumps(torch.randn(shape)))
+    assert kinds(verify(tmp_path)) == {"b0_clip.pkl": "shape"}
+    named = tmp_path.rename(tmp_path.parent / "clip336_img_hicodet_train")
+    assert kinds(verify(named)) == {"a0_clip.pkl": "shape", "a1_clip.pkl": "shape"}
+
+
+def test_nothing_to_verify(tmp_path: Path) -> None:
+    with pytest.raises(BankError, match="nothing to verify"):
+        verify(tmp_path)
+    with pytest.raises(BankError, match="There is no directory"):
+        verify(tmp_path / "nowhere")
+
+
+# --- banks of ours
+
+
+@pytest.fixture(params=["ezhoi", "shards"])
+def bank(tmp_path: Path, tiny_config: ExtractConfig, request: pytest.FixtureRequest) -> Path:
+    photographs(tmp_path / "images", 7)
+    (tmp_path / "images/broken.jpg").write_bytes(b"")
+    config = replace(tiny_config, layout=request.param, shard_size=3 * 2176)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
+    return tmp_path / "bank"
+
+
+def test_a_sound_bank(bank: Path) -> None:
+    (bank.parent / "images/broken.jpg").unlink()
+    report = verify(bank, ["broken.jpg", *(f"photo_000{number}.jpg" for number in range(7))])
+    assert kinds(report) == {"broken.jpg": "failed"}
+    assert report.looked_at == len(report.sound) == 7
+    assert kinds(verify(bank, [*report.sound, "more.jpg"])) == {"more.jpg": "missing", "broken.jpg": "failed"}
+    assert kinds(verify(bank, report.sound[1:]))["photo_0000.jpg"] == "extra"
+
+
+def damage_numbers(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-300] ^= 0x40
+    path.write_bytes(content)
+
+
+def test_a_changed_bit_is_found(bank: Path) -> None:
+    opened = open_bank(bank)
+    damage_numbers(opened.file("photo_0006.jpg"))
+    found = {name: kind for name, kind in kinds(verify(bank)).items() if kind != "failed"}
+    assert list(found.values()) == ["checksum"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-7]), "unreadable"),
+        (lambda path: path.write_bytes(b""), "unreadable"),
+        (lambda path: path.write_bytes(pickle.dumps(torch.randn(16, 32))), "checksum"),
+        (lambda path: path.write_bytes(pickle.dumps(torch.randn(17, 32))), "cls"),
+        (lambda path: path.write_bytes(pickle.dumps(torch.ones(511))), "shape"),
+        (lambda path: path.write_bytes(DEFECTS["cuda"](torch.randn(17, 32))), "cuda"),
+        (lambda path: path.write_bytes(DEFECTS["unsafe"](torch.empty(0))), "unsafe"),
+    ],
+)
+def test_what_happens_to_a_pickle_is_found(
+    tmp_path: Path, tiny_config: ExtractConfig, damage: Callable[[Path], object], kind: str
+) -> None:
+    photographs(tmp_path / "images", 2)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    assert verify(tmp_path / "bank").findings == []
+    damage(tmp_path / "bank/photo_0001_clip.pkl")
+    assert kinds(verify(tmp_path / "bank")) == {"photo_0001.jpg": kind}
+
+
+def test_a_damaged_ledger_is_found(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    photographs(tmp_path / "images", 2)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    [index] = (tmp_path / "bank/index").iterdir()
+    index.write_bytes(b"{}")
+    found = kinds(verify(tmp_path / "bank"))
+    assert found.pop(f"index/{index.name}") == "damaged-ledger"
+    assert set(found.values()) == {"extra"}  # its features are there, and nothing tells whose they are
+
+
+@pytest.mark.parametrize("which", ["one", "all"])
+def test_a_damaged_shard_is_found(tmp_path: Path, tiny_config: ExtractConfig, which: str) -> None:
+    photographs(tmp_path / "images", 7)
+    config = replace(tiny_config, layout="shards", shard_size=3 * 2176)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
+    shards = shards_in(tmp_path / "bank")[: 1 if which == "one" else None]
+    for path in shards:
+        path.write_bytes(path.read_bytes()[:-1])
+    report = verify(tmp_path / "bank")
+    assert kinds(report) == {path.name: "damaged-shard" for path in shards}
+    assert report.looked_at == (4 if which == "one" else 0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_banks_of_every_dtype_are_sound(tmp_path: Path, tiny_config: ExtractConfig, dtype: str) -> None:
+    photographs(tmp_path / "images", 3)
+    dataset = load_dataset("folder", tmp_path / "images")
+    layouts = ["shards"] if dtype == "int8" else ["ezhoi", "shards"]
+    for layout in layouts:
+        extract(dataset, tmp_path / layout, replace(tiny_config, layout=layout, dtype=dtype))  # type: ignore[arg-type]
+        assert verify(tmp_path / layout).findings == []
+
+
+# --- against pixels
+
+
+def test_features_of_other_pixels_are_found(bank: Path) -> None:
+    stored = {key: tokens.clone() for key, tokens in open_bank(bank).items()}
+    report = verify(bank)
+    compare_with_pixels(report, [*stored, "broken.jpg"], 4, stored.__getitem__)
+    assert len(report.sample) == 4
+    assert set(report.sample.values()) == {0.0}
+    asked: list[str] = []
+
+    def other(key: str) -> Tensor:
+        asked.append(key)
+        return stored["photo_0000.jpg" if key != "photo_0000.jpg" else "photo_0001.jpg"]
+
+    compare_with_pixels(report, list(stored), 100, other)
+    assert asked == sorted(stored)
+    assert {name for name, kind in kinds(report).items() if kind == "pixels"} == set(stored)
+    assert report.sound == []
+
+
+def test_a_difference_that_is_no_number_is_one(bank: Path) -> None:
+    report = verify(bank)
+    compare_with_pixels(report, report.sound, 1, lambda _: torch.full((16, 32), torch.nan))
+    assert "pixels" in kinds(report).values()
+
+
+def test_tolerances_follow_what_the_bank_says() -> None:
+    def allowed(precision: str, dtype: str, adopted: str | None = None) -> float:
+        manifest = tiny_manifest()
+        fingerprint = Fingerprint(**{**manifest.fingerprint.to_dict(), "precision": precision, "dtype": dtype})
+        return tolerance(replace(manifest, fingerprint=fingerprint, adopted=adopted))
+
+    assert allowed("fp32", "float32") == 2e-5
+    assert allowed("fp32", "float16") == allowed("fp32", "float16 > float32") > 5e-4
+    assert allowed("fp32", "int8 > float16") > allowed("fp32", "int8")
+    assert allowed("bf16", "float32") == 3e-2
+    assert allowed("unknown", "float32", "by hand") == tolerance(None) == 2e-2

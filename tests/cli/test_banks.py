@@ -1,0 +1,220 @@
+"""verify, repair, convert as processes: what people see, what machines read, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from patchbank import PatchEncoder, load_dataset, open_bank
+from patchbank.bank.shard import shards_in
+from patchbank.encoder.untrained import write_untrained
+from patchbank.preprocess import preprocess
+from tests.reference.original import Original
+from tests.strangers import DEFECTS, write_bank
+from tests.support import (
+    REPOSITORY,
+    TINY,
+    TINY_VOCABULARY,
+    command,
+    contents,
+    hico_root,
+    patchbank,
+    photographs,
+    relative_error,
+)
+
+BANK = "hicodet_pkl_files/cliptiny_img_hicodet_test"
+
+
+@pytest.fixture
+def root(tmp_path: Path, tiny_weights: Path) -> Path:
+    """An EZ-HOI root whose test bank has every defect; two are sound, one is missing."""
+    hico_root(tmp_path / "root", len(DEFECTS) + 3, splits=["test"])
+    dataset = load_dataset("hicodet", tmp_path / "root", "test")
+    encoder = PatchEncoder.load("tiny", weights=tiny_weights)
+    keys = [record.key for record in dataset.records]
+    pixels = [
+        torch.from_numpy(preprocess(Image.open(record.path), "center-crop", 32).copy()) for record in dataset.records
+    ]
+    tokens = dict(zip(keys[:-1], encoder.all_tokens(torch.stack(pixels)), strict=False))
+    # Names from one on, so that EZ-HOI's first is sound.
+    write_bank(tmp_path / "root" / BANK, tokens, dict(zip(keys[1:], DEFECTS, strict=False)))
+    return tmp_path / "root"
+
+
+def test_a_strangers_bank_is_verified_repaired_and_sound(root: Path, tiny_weights: Path) -> None:
+    """The whole way, as a user goes it: the list and the images are found by where the bank lies."""
+    before = contents(root)
+    done = patchbank("verify", root / BANK, check=1)
+    assert contents(root) == before
+    for words in (
+        "13 features read: pickles that patchbank did not make, tiny by their shapes",
+        "compared with the 14 images",
+        "would run code",
+        "cut short",
+        "wrong shape",
+        "NaN or Inf",
+        "all zero",
+        "normalised",
+        "missing",
+        "[CLS] left in",
+        "GPU",
+        "dtype",
+        "more storage",
+        "gradients",
+        "12 of 14 are not as they should be",
+        f"patchbank repair {root / BANK}",
+        "--extract",
+    ):
+        assert words in done.stdout, words
+    assert not (REPOSITORY / "patchbank-was-run").exists()  # where the process ran
+
+    report = json.loads(patchbank("verify", root / BANK, "--json", check=1).stdout)
+    assert report["counts"] == {**dict.fromkeys(report["counts"], 1)}
+    assert set(report["counts"]) == {*DEFECTS, "missing"}
+    assert report["problems"] == 12
+    assert report["list"].endswith("test_hico.json")
+
+    done = patchbank("repair", root / BANK, check=1)
+    assert "adopted" in done.stdout
+    assert "7 to extract again: --extract does it" in done.stdout
+    weights = "--weights", tiny_weights
+    done = patchbank("repair", root / BANK, "--extract", *weights, check=0)
+    assert "7 features written" in done.stdout
+    done = patchbank("verify", root / BANK, "--sample", 5, *weights, check=0)
+    assert "Sound." in done.stdout
+    assert "5 computed anew from their pixels: relative error at most" in done.stdout
+
+    original = Original(tiny_weights)
+    for record in load_dataset("hicodet", root, "test").records:
+        with open(root / BANK / f"{record.key.split('.')[0]}_clip.pkl", "rb") as file:
+            tokens = pickle.load(file)
+        assert relative_error(tokens, original(record.path)) <= 3e-4  # one was stored as float16
+    info = patchbank("info", root / BANK, check=0).stdout
+    assert "adopted" in info
+    assert "computed anew from their pixels agree" in info
+    # The bank is one of patchbank's now: extraction finds nothing left to do.
+    extract = "extract", "hicodet", "--root", root, "--split", "test", "--model", "tiny"
+    assert "14 already there" in patchbank(*extract, *weights, check=0).stdout
+
+
+def test_repair_and_extract_in_one_go(root: Path, tiny_weights: Path) -> None:
+    patchbank("repair", root / BANK, "--extract", "--weights", tiny_weights, check=0)
+    assert "Sound." in patchbank("verify", root / BANK, check=0).stdout
+
+
+def test_features_of_other_weights_are_not_mixed(root: Path, tiny_weights: Path) -> None:
+    for path in (root / BANK).iterdir():
+        tokens = torch.randn(16, 32)
+        path.write_bytes(pickle.dumps(tokens))
+    done = patchbank("repair", root / BANK, "--extract", "--weights", tiny_weights, check=2)
+    assert "are not what tiny with" in done.stderr
+    assert "relative error" in done.stderr
+    assert len(open_bank(root / BANK)) == 13
+
+
+def test_weights_that_are_not_the_banks(root: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    patchbank("extract", "folder", root / "hicodet", "--out", tmp_path / "bank", *tiny(tiny_weights), check=0)
+    write_untrained(TINY, tmp_path / "other.pt", seed=2, vocabulary=TINY_VOCABULARY)
+    sample = "verify", tmp_path / "bank", "--images", root / "hicodet", "--sample", "3"
+    patchbank(*sample, "--weights", tiny_weights, check=0)
+    done = patchbank(*sample, "--weights", tmp_path / "other.pt", check=2)
+    assert "made with other weights than" in done.stderr
+
+
+def tiny(weights: Path) -> tuple[str, ...]:
+    return "--model", "tiny", "--weights", str(weights), "--batch-size", "4"
+
+
+def test_images_that_changed_since_are_found(tmp_path: Path, tiny_weights: Path) -> None:
+    photographs(tmp_path / "images", 4)
+    for layout in ("ezhoi", "shards"):
+        bank = tmp_path / layout
+        run = "extract", "folder", tmp_path / "images", "--out", bank, "--layout", layout
+        patchbank(*run, *tiny(tiny_weights), check=0)
+    shutil.copy(tmp_path / "images/photo_0000.jpg", tmp_path / "images/photo_0002.jpg")
+    for layout in ("ezhoi", "shards"):
+        sample = "--images", tmp_path / "images", "--sample", 4, "--weights", tiny_weights
+        done = patchbank("verify", tmp_path / layout, *sample, check=1)
+        assert "not what the image's pixels give\n  photo_0002.jpg: relative error" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("verify", "nowhere"), "There is no directory nowhere"),
+        (("verify", "EMPTY"), "There is nothing to verify"),
+        (("verify", "EMPTY", "--dataset", "coco"), "no dataset 'coco'"),
+        (("verify", "EMPTY", "--dataset", "vcoco", "--split", "test"), "Say which --split of vcoco: train or val"),
+        (("verify", "EMPTY", "--dataset", "folder"), "--images"),
+        (("verify", "EMPTY", "--root", "."), "Say which --dataset"),
+        (("repair", "nowhere"), "There is no directory nowhere"),
+        (("repair", "EMPTY", "--extract"), "--extract needs the images"),
+        (("convert", "nowhere", "x", "--layout", "shards"), "There is no bank nowhere"),
+        (("convert", "EMPTY", "x", "--layout", "shards", "--shard-size", "many"), "is not a bank"),
+    ],
+)
+def test_what_cannot_be_done_is_said(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    (tmp_path / "empty").mkdir()
+    done = patchbank(*(str(tmp_path / "empty") if each == "EMPTY" else each for each in arguments), check=2)
+    assert words in done.stderr
+
+
+def test_a_size_that_is_none(tmp_path: Path, tiny_weights: Path) -> None:
+    photographs(tmp_path / "images", 1)
+    run = "extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights)
+    assert "'many' is no size in bytes" in patchbank(*run, "--shard-size", "many", check=2).stderr
+    patchbank(*run, "--shard-size", "1.5 MiB", check=0)
+    assert open_bank(tmp_path / "bank").manifest.shard_images == 1_572_864 // 2176
+
+
+def test_converting_as_a_user_does(tmp_path: Path, tiny_weights: Path) -> None:
+    photographs(tmp_path / "images", 5)
+    (tmp_path / "images/broken.jpg").write_bytes(b"")
+    run = "extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights)
+    patchbank(*run, check=1)
+    assert "layout shards" in patchbank("info", tmp_path / "bank", check=0).stdout
+    done = patchbank("convert", tmp_path / "bank", tmp_path / "pickles", "--layout", "ezhoi", check=0)
+    assert "5 features written" in done.stdout
+    assert "1 failures carried over" in done.stdout
+    result = json.loads(
+        patchbank("convert", tmp_path / "bank", tmp_path / "pickles", "--layout", "ezhoi", "--json", check=0).stdout
+    )
+    assert (result["features"], result["already_done"], result["layout"]) == (0, 5, "ezhoi")
+    shard = shards_in(tmp_path / "bank")[0]
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+    done = patchbank(
+        "convert", tmp_path / "bank", tmp_path / "half", "--layout", "shards", "--dtype", "float16", check=1
+    )
+    assert "not converted: photo_0004.jpg" in done.stdout
+
+
+@pytest.mark.parametrize("layout", ["ezhoi", "shards"])
+def test_kills_lose_nothing_but_what_was_in_flight(tmp_path: Path, tiny_weights: Path, layout: str) -> None:
+    photographs(tmp_path / "images", 120)
+    run = ("extract", "folder", tmp_path / "images", "--layout", layout, "--shard-size", "20kB", *tiny(tiny_weights))
+    patchbank(*run, "--out", tmp_path / "whole", check=0)
+    bank = tmp_path / "bank"
+    for pause in (0.02, 0.1, 0.2):
+        with subprocess.Popen(
+            command(*run, "--out", bank), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            while process.poll() is None and not (bank.is_dir() and any(bank.glob("[!.]*"))):
+                time.sleep(0.01)
+            time.sleep(pause)
+            process.send_signal(signal.SIGKILL)
+        if layout == "shards" or (bank / "bank.json").exists():
+            patchbank("verify", bank, check=0)  # nothing that is there is half there
+    patchbank(*run, "--out", bank, check=0)
+    assert contents(bank) == contents(tmp_path / "whole")
