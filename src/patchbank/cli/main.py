@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import patchbank
-from patchbank.cli import demo, extract, info
+from patchbank.cli import demo, doctor, extract, info
 from patchbank.cli.console import show_error
 from patchbank.errors import PatchbankError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(extract.app, name="extract")
 app.command("info")(info.info)
+app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 
 
