@@ -80,7 +80,8 @@ def _show(report: Report) -> None:
     say("")
     if problems := len(report.problems):
         says = "There is 1 problem" if problems == 1 else f"There are {problems} problems"
-        say(f"{says}: mend what is marked PROBLEM, and run patchbank doctor again.", "bold red")
+        says += ": mend what is marked PROBLEM, and run patchbank doctor again."
+        stdout.print(Text(says, style="bold red"))
     elif report.commands:
         say(f"All is ready{_notes(report)}: {' && '.join(report.commands)}", "bold green")
     else:
@@ -93,14 +94,20 @@ def _notes(report: Report) -> str:
 
 
 def _show_finding(finding: Finding, widest: int) -> None:
-    """Mark, thing and text side by side; below them the mend, a line a command, unbroken so that it can be copied."""
+    """Mark, thing and text side by side; below them the mend. Commands are not broken, so that they can be copied."""
     mark, style = _MARKS[finding.level]
-    indent = _MARK_WIDTH + widest + 2
-    lines = Text(finding.text).wrap(stdout, max(20, min(stdout.width - indent, _WIDTH)))
-    head = Text.assemble((f"  {mark}".ljust(_MARK_WIDTH), style), f"{finding.what:{widest}}  ")
-    for number, line in enumerate(lines):
+    _say_wrapped(Text.assemble((f"  {mark}".ljust(_MARK_WIDTH), style), f"{finding.what:{widest}}  "), finding.text)
+    for number, line in enumerate((finding.mend or "").splitlines()):
+        indent = Text(" " * _MARK_WIDTH + ("mend: " if not number else "      "))
+        if line.startswith("$ "):
+            say(f"{indent}{line.removeprefix('$ ')}", "cyan")
+        else:
+            _say_wrapped(indent, line)
+
+
+def _say_wrapped(head: Text, text: str) -> None:
+    """`head`, and `text` beside it, in lines of a readable length."""
+    width = min(stdout.width - head.cell_len, _WIDTH)
+    for number, line in enumerate(Text(text).wrap(stdout, max(20, width))):
         line.rstrip()
-        stdout.print(Text.assemble(" " * indent if number else head, line), soft_wrap=True)
-    for number, command in enumerate((finding.mend or "").splitlines()):
-        label = "mend: " if not number else "      "
-        say(f"{' ' * _MARK_WIDTH}{label}{command}", "cyan")
+        stdout.print(Text.assemble(" " * head.cell_len if number else head, line), soft_wrap=True)

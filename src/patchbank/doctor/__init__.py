@@ -10,7 +10,7 @@ from patchbank.doctor.banks import BankState, examine_banks, examine_disks
 from patchbank.doctor.checkpoints import examine_checkpoints
 from patchbank.doctor.data import examine_data
 from patchbank.doctor.environment import examine_environment
-from patchbank.doctor.findings import Finding, Level, Report, extract_command
+from patchbank.doctor.findings import Finding, Level, Report, extract_command, given
 from patchbank.doctor.machine import examine_device, measure, sample
 from patchbank.doctor.timing import Speed
 from patchbank.models import EZHOI_MODELS, get_model
@@ -54,11 +54,11 @@ def examine(
             "Banks and disk": (*(bank.finding for bank in banks), *examine_disks(banks, root)),
             "This machine": (device_finding, *measured),
         },
-        commands=tuple(_commands(root, banks, chosen_by_name=tuple(models) != EZHOI_MODELS)),
+        commands=tuple(_commands(root, banks, given(config), chosen_by_name=tuple(models) != EZHOI_MODELS)),
     )
 
 
-def _commands(root: Path, banks: Sequence[BankState], *, chosen_by_name: bool) -> list[str]:
+def _commands(root: Path, banks: Sequence[BankState], options: Sequence[str], *, chosen_by_name: bool) -> list[str]:
     """What to run: a command a data set, or one a bank where other code's banks are to be left alone."""
     commands: list[str] = []
     for dataset in dict.fromkeys(bank.split.dataset for bank in banks):
@@ -68,10 +68,11 @@ def _commands(root: Path, banks: Sequence[BankState], *, chosen_by_name: bool) -
             continue
         if all(bank.completable for bank in own):
             named = dict.fromkeys(bank.model.name for bank in own) if chosen_by_name else ()
-            commands.append(extract_command(root, dataset, *(word for name in named for word in ("--model", name))))
+            words = [word for name in named for word in ("--model", name)]
+            commands.append(extract_command(root, dataset, *words, *options))
         else:
             commands += [
-                extract_command(root, dataset, "--split", bank.split.split, "--model", bank.model.name)
+                extract_command(root, dataset, "--split", bank.split.split, "--model", bank.model.name, *options)
                 for bank in todo
                 if bank.completable
             ]

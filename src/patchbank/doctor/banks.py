@@ -14,7 +14,7 @@ from patchbank.bank.manifest import FILE_NAME, Manifest
 from patchbank.bank.pickles import pickle_bytes
 from patchbank.bank.writer import bank_state, disk_bytes
 from patchbank.config import ExtractConfig
-from patchbank.doctor.findings import Finding, Level, extract_command, relative, shell
+from patchbank.doctor.findings import Finding, Level, extract_command, given, relative, run, shell
 from patchbank.doctor.splits import Split
 from patchbank.doctor.timing import Speed
 from patchbank.errors import BankError
@@ -87,7 +87,7 @@ def examine_banks(
             name = ezhoi.bank_name(model.bank_prefix, split.dataset, split.split)
             directory = ezhoi.bank_directory(root, split.dataset) / name
             wanted = _manifest(split, model, replace(config, model=model.name), weights[model.name])
-            found = _look(root, directory, split, model, wanted)
+            found = _look(root, directory, split, model, wanted, given(config))
             states.append(_state(split, model, directory, wanted, found, speeds.get(model.name)))
     return states
 
@@ -146,14 +146,16 @@ def _state(
     )
 
 
-def _look(root: Path, directory: Path, split: Split, model: Model, wanted: Manifest) -> _Found:
-    this = ("--split", split.split, "--model", model.name)
+def _look(
+    root: Path, directory: Path, split: Split, model: Model, wanted: Manifest, options: tuple[str, ...]
+) -> _Found:
+    this = ("--split", split.split, "--model", model.name, *options)
     anew = extract_command(root, split.dataset, *this, "--overwrite")
     try:
         if not os.path.lexists(directory):
             return _Found("ok", "not there yet.")
         if not directory.is_dir():
-            mend = f"Remove it or give it another name: {shell('mv', directory, f'{directory}.aside')}"
+            mend = run(shell("mv", directory, f"{directory}.aside"))
             return _Found("problem", "it is not a directory.", mend=mend, completable=False)
         pickles = dict(ezhoi.pickles_in(directory))
         if (directory / FILE_NAME).exists():
@@ -163,10 +165,12 @@ def _look(root: Path, directory: Path, split: Split, model: Model, wanted: Manif
             return _Found("ok", "an empty directory.")
         return _strangers(directory, split, model, pickles, anew)
     except BankError as error:
-        return _Found("problem", str(error), mend=f"Restore {FILE_NAME}, or start anew: {anew}", completable=False)
+        return _Found(
+            "problem", str(error), mend=f"Restore {FILE_NAME}, or start anew:\n{run(anew)}", completable=False
+        )
     except OSError as error:
         text = f"it cannot be read: {error.strerror}."
-        return _Found("problem", text, mend=shell("chmod", "-R", "u+rwX", directory), completable=False)
+        return _Found("problem", text, mend=run(shell("chmod", "-R", "u+rwX", directory)), completable=False)
 
 
 def _own(directory: Path, split: Split, wanted: Manifest, pickles: int, again: str, anew: str) -> _Found:
@@ -188,20 +192,21 @@ def _own(directory: Path, split: Split, wanted: Manifest, pickles: int, again: s
     if differences:
         listed = "; ".join(f"{name} {has}, not {would}" for name, has, would in differences)
         same = [word for name, has, _ in differences if name in _OPTIONS for word in (_OPTIONS[name], has)]
-        go_on = f"If that is intended, give extract and doctor: {shell(*same)}\nor s" if same else "S"
+        go_on = f"If that is intended, give extract and doctor {shell(*same)}.\nOr s" if same else "S"
         if any(name == "weights_sha256" for name, _, _ in differences):
             go_on = "If these weights are intended, give extract and doctor --weights FILE with --model.\nOr s"
         return found(
             "problem",
             f"{count}, of other features than this extraction's: {listed}. It would be refused.",
-            f"{go_on}tart it anew, which deletes them: {anew}",
+            f"{go_on}tart it anew, which deletes them:\n{run(anew)}",
             completable=False,
         )
     if failed:
-        mend = f"{shell('patchbank', 'info', directory, '--failures')}\nthen mend those images and run: {again}"
+        info = run(shell("patchbank", "info", directory, "--failures"))
+        mend = f"{info}\nMend those images, and run:\n{run(again)}"
         return found("note", f"{count}, {len(failed):,} failed.", mend)
     if done < len(split.keys):
-        return found("note", f"{count}.", again)
+        return found("note", f"{count}.", run(again))
     return found("ok", f"complete, {done:,} features.", None)
 
 
@@ -213,8 +218,8 @@ def _strangers(directory: Path, split: Split, model: Model, pickles: Mapping[str
     tiny = sorted(name for name, size in pickles.items() if size < _TINY * usual)
     huge = sum(size > _HUGE * usual for size in pickles.values())
     text = f"{done:,} of {len(split.keys):,} there, made by other code: there is no {FILE_NAME}."
-    verify = shell("patchbank", "verify", directory)
-    restart = f"to start anew, which deletes them: {anew}"
+    verify = run(shell("patchbank", "verify", directory))
+    restart = f"start anew, which deletes them:\n{run(anew)}"
 
     def found(level: Level, text: str, mend: str) -> _Found:
         return _Found(level, text, done, mend, completable=False, made_by="other code", pickles=len(pickles))
@@ -224,12 +229,12 @@ def _strangers(directory: Path, split: Split, model: Model, pickles: Mapping[str
     if tiny:
         return found(
             "problem",
-            f"{text} {len(tiny):,} are far too small for features, {relative(directory / tiny[0], directory)} "
-            f"({pickles[tiny[0]]:,} bytes; a feature has {usual:,}): cut short, or made with the stock clip package.",
-            f"{verify}\nor, {restart}",
+            f"{text} Too small for features: {len(tiny):,}, {tiny[0]} for one ({pickles[tiny[0]]:,} bytes, not "
+            f"{usual:,}). They were cut short, or made with the stock clip package.",
+            f"{verify}\nThen {restart}",
         )
     if done < len(split.keys):
-        return found("problem", f"{text} An extraction does not go on with it.", f"{verify}\nand then, {restart}")
+        return found("problem", f"{text} An extraction does not go on with it.", f"{verify}\nThen {restart}")
     return found("note", text, verify)
 
 
@@ -252,8 +257,8 @@ def examine_disks(states: Sequence[BankState], root: Path) -> list[Finding]:
                     what="disk",
                     level="problem",
                     text=f"{text} That is {bytes_text(needed - free)} too little.",
-                    mend=f"Free as much, or make {place.parent} a link to a directory on a larger disk,\n"
-                    f"or write elsewhere: {extract_command(root, dataset)} --out DIR",
+                    mend=f"Free as much, make {place.parent} a link to a directory on a larger disk, or write "
+                    f"elsewhere, DIR:\n{run(extract_command(root, dataset, '--out', 'DIR'))}",
                     data=data,
                 )
             )
@@ -264,7 +269,7 @@ def examine_disks(states: Sequence[BankState], root: Path) -> list[Finding]:
             what="disk",
             level="problem",
             text=f"{relative(place, root)} may not be written to by this user.",
-            mend=shell("chmod", "u+rwx", place),
+            mend=run(shell("chmod", "u+rwx", place)),
             data={"directory": str(place), "writable": False},
         )
         for place in dict.fromkeys(nearest_existing(state.directory) for state in states if state.todo)

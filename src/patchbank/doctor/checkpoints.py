@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from patchbank.config import ExtractConfig
-from patchbank.doctor.findings import Finding, relative, shell
+from patchbank.doctor.findings import Finding, relative, run, shell
 from patchbank.encoder.weights import CHECKPOINTS, find_checkpoint, load_visual, places
 from patchbank.errors import WeightsError
 from patchbank.files import bytes_text, sha256_of
@@ -54,19 +54,19 @@ def _official(root: Path, model: Model, checkpoints: Path) -> Finding:
             path,
             level="problem",
             text=f"{relative(path, root)} cannot be read: {error.strerror}.",
-            mend=shell("chmod", "u+r", path),
+            mend=run(shell("chmod", "u+r", path)),
         )
     if sha256 == model.sha256:
         return finding(
             path, level="ok", text=f"{relative(path, root)} is OpenAI's ({bytes_text(size)}, SHA-256 checked)."
         )
-    after = f"the next extraction downloads it from {model.url}" if model.url else "put the right file there"
+    after = "the next extraction downloads it" if model.url else "put the right file there"
     return finding(
         path,
         level="problem",
         text=f"{relative(path, root)} is not OpenAI's file: {size:,} bytes with SHA-256 {sha256[:12]}... in place of "
         f"{model.sha256[:12]}.... Its download was probably cut short.",
-        mend=f"{shell('rm', path)}\nThen {after}. A checkpoint of your own is given with --weights.",
+        mend=f"{run(shell('rm', path))}\nThen {after}. A checkpoint of your own is given with --weights.",
     )
 
 
@@ -80,6 +80,6 @@ def _missing(root: Path, model: Model, candidates: Sequence[Path]) -> Finding:
         what=model.name,
         level="note",
         text=f"not on this machine: none of {shown}. The next extraction downloads it, if the network lets it.",
-        mend=f"{shell('mkdir', '-p', candidates[0].parent)} && {shell('curl', '-fo', candidates[0], model.url)}",
+        mend=run(shell("mkdir", "-p", candidates[0].parent), shell("curl", "-fo", candidates[0], model.url)),
         data=data,
     )

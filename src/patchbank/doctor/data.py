@@ -8,7 +8,7 @@ from pathlib import Path
 from patchbank.datasets import SPLITS
 from patchbank.doctor import mends
 from patchbank.doctor.directories import Directories
-from patchbank.doctor.findings import Finding, Level, relative, shell
+from patchbank.doctor.findings import Finding, Level, relative, run, shell
 from patchbank.doctor.misplaced import misplaced
 from patchbank.doctor.splits import Split, look_for_images, read_splits
 
@@ -41,7 +41,7 @@ def examine_data(root: Path) -> tuple[list[Finding], list[Split]]:
                 what="directory",
                 level="problem",
                 text=f"{relative(path, root)} cannot be listed: {reason}.",
-                mend=shell("chmod", "u+rx", path),
+                mend=run(shell("chmod", "u+rx", path)),
                 data={"directory": str(path), "reason": reason},
             )
             for path, reason in directories.unreadable.items()
@@ -56,7 +56,7 @@ def _absent(root: Path, dataset: str, alone: bool) -> Finding:
             what=dataset,
             level="problem",
             text=f"There is no {dataset}/ in {root}, nor the other data set. Is --root an EZ-HOI checkout?",
-            mend="patchbank doctor --root DIR, DIR being the directory that holds hicodet/ or vcoco/",
+            mend="Name the directory that holds hicodet/ or vcoco/:\n$ patchbank doctor --root DIR",
             data={"present": False},
         )
     return Finding(
@@ -73,7 +73,7 @@ def _rename(root: Path, dataset: str, actual: Path, wanted: Path) -> Finding:
         what=dataset,
         level="problem",
         text=f"{relative(actual, root)} should be called {relative(wanted, root)}: the names differ by case.",
-        mend=shell("mv", actual, wanted),
+        mend=run(shell("mv", actual, wanted)),
         data={"cause": "case", "found": str(actual), "expected": str(wanted)},
     )
 
@@ -124,11 +124,12 @@ def _counts(root: Path, split: Split, directories: Directories) -> Finding:
     mend = None
     if split.absent:
         more = ", ..." if len(split.absent) > _SHOWN else ""
-        whose = "missing" if len(split.absent) == missing else f"{len(split.absent):,} are nowhere"
-        text += f" {whose.capitalize()}: {', '.join(split.absent[:_SHOWN])}{more}."
+        text += f" Nowhere in this root: {len(split.absent):,} ({', '.join(split.absent[:_SHOWN])}{more})."
         mend = mends.fetch_images(split.dataset, split.split, root)
         if split.there:
-            mend += "\nOr go on without them: extract lists each as failed and ends with exit code 1."
+            mend += "\nOr go on without them: extract lists each as failed, and ends with exit code 1."
+    elif missing:
+        text += " The others have other names or places, see below."
     level: Level = "problem" if split.absent else "note" if missing else "ok"
     if split.actual in directories.unreadable:
         level, mend = "note", None  # the directory has a finding of its own

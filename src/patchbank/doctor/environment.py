@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from patchbank.bank.manifest import library_versions
-from patchbank.doctor.findings import Finding, shell
+from patchbank.doctor.findings import Finding, run, shell
 
 _NAMES = ("clip", "clip-anytorch", "openai-clip")  # what the stock package is called in an index
 # OpenAI's forward keeps the [CLS] token alone; EZ-HOI's fork has this line as a comment.
@@ -30,7 +30,7 @@ def _clip(root: Path) -> Finding:
     """Which package `import clip` would take in a script that lies in the root. Imports nothing."""
     fork = root / "CLIP" / "clip"
     has_fork = (fork / "model.py").is_file()
-    path = f"export PYTHONPATH={shlex.quote(str(fork.parent.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    path = run(f"export PYTHONPATH={shlex.quote(str(fork.parent.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}")
     place = _location(_find(root))
     data = {"location": None if place is None else str(place), "fork": str(fork) if has_fork else None}
 
@@ -42,7 +42,7 @@ def _clip(root: Path) -> Finding:
         return finding(
             level="ok",
             text=f"no clip package can be imported{own}. {_NONE_USED}",
-            mend=f"For EZ-HOI's own scripts: {path}" if has_fork else None,
+            mend=f"For EZ-HOI's own scripts:\n{path}" if has_fork else None,
         )
     if has_fork and os.path.realpath(place) == os.path.realpath(fork):
         return finding(level="ok", text=f"import clip gives EZ-HOI's fork, CLIP/clip. {_NONE_USED}")
@@ -55,12 +55,12 @@ def _clip(root: Path) -> Finding:
         if stock
         else "EZ-HOI's own scripts need their fork, CLIP/clip."
     )
-    uninstall = shell("pip", "uninstall", name) if (name := _distribution(place)) else None
+    uninstall = run(shell("pip", "uninstall", name)) if (name := _distribution(place)) else None
     first = path if has_fork else "Get the CLIP directory of the EZ-HOI repository, and put it first on PYTHONPATH."
     return finding(
         level="note",
         text=f"import clip gives {place}, {kind}. {effect} {_NONE_USED}",
-        mend=f"{first}\nor {uninstall}" if uninstall else first,
+        mend=f"{first}\nOr:\n{uninstall}" if uninstall else first,
     )
 
 

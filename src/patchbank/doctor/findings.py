@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from patchbank.config import ExtractConfig
+
 # ok: as it should be. note: worth knowing, stops nothing. problem: an extraction would stop, or lack images.
 Level = Literal["ok", "note", "problem"]
 
@@ -20,7 +22,8 @@ class Finding:
         what: the thing, in a word or two: ``hicodet train``, ``ViT-B/16``, ``disk``.
         level: how it is.
         text: how it is, for people.
-        mend: the command or the step that mends it; several commands are several lines. None where nothing is to mend.
+        mend: how to mend it, a step a line; a line that begins with ``$ `` is a command to be run. None where nothing
+            is to mend.
         data: how it is, for programs: what JSON can hold.
     """
 
@@ -67,6 +70,11 @@ def shell(*words: object) -> str:
     return shlex.join(str(word) for word in words)
 
 
+def run(*commands: str) -> str:
+    """Commands, as lines of a mend."""
+    return "\n".join(f"$ {command}" for command in commands)
+
+
 def relative(path: Path, root: Path) -> str:
     """A path as the text of a finding shows it: from the root on, where it lies there."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
@@ -76,3 +84,13 @@ def extract_command(root: Path, dataset: str, *options: object) -> str:
     """``patchbank extract ...`` for this root."""
     at = () if root == Path() else ("--root", root)
     return shell("patchbank", "extract", dataset, *at, *options)
+
+
+def given(config: ExtractConfig) -> tuple[str, ...]:
+    """The options, as `extract` takes them, with which a configuration differs from the default."""
+    default = ExtractConfig()
+    words: list[str] = []
+    for name in ("weights", "checkpoints", "precision", "dtype", "resize", "device", "batch_size", "workers"):
+        if (value := getattr(config, name)) != getattr(default, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return tuple(words)

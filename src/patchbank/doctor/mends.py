@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from patchbank.doctor.findings import shell
+from patchbank.doctor.findings import run, shell
 
 _RULES = 4  # more different renames than these are not worth a loop each
 _ORDINARY = re.compile(r"[\w.-]+", re.ASCII)  # names that a shell's patterns take as they are
@@ -22,8 +22,8 @@ def rename_files(directory: Path, pairs: Sequence[tuple[str, str]]) -> str:
     """
     rules = list(dict.fromkeys(_rule(*pair) for pair in pairs))
     if len(rules) <= _RULES and None not in rules:
-        return "\n".join(_loop(directory, *rule) for rule in rules if rule)
-    first = shell("mv", directory / pairs[0][0], directory / pairs[0][1])
+        return run(*(_loop(directory, *rule) for rule in rules if rule))
+    first = run(shell("mv", directory / pairs[0][0], directory / pairs[0][1]))
     return f"Rename each of them as it is listed, such as:\n{first}"
 
 
@@ -56,14 +56,14 @@ def _loop(directory: Path, kind: str, actual: str, listed: str) -> str:
 def swap(one: Path, other: Path) -> str:
     """Commands that exchange the names of two files or directories."""
     aside = one.with_name(f"{one.name}.aside")
-    return " && ".join((shell("mv", one, aside), shell("mv", other, one), shell("mv", aside, other)))
+    return run(shell("mv", one, aside), shell("mv", other, one), shell("mv", aside, other))
 
 
 def move_directory(source: Path, target: Path) -> str:
     """Commands that give a directory another place, which is not there yet or empty."""
     clear = [shell("rmdir", target)] if target.is_dir() else []
     parent = [] if target.parent.is_dir() else [shell("mkdir", "-p", target.parent)]
-    return " && ".join((*parent, *clear, shell("mv", source, target)))
+    return run(*parent, *clear, shell("mv", source, target))
 
 
 def move_files(source: Path, target: Path, names: Sequence[str], others: Sequence[str]) -> str | None:
@@ -73,9 +73,10 @@ def move_files(source: Path, target: Path, names: Sequence[str], others: Sequenc
     prefix = first[:common].rstrip("0123456789")
     if not prefix or "/" in prefix or any(other.startswith(prefix) for other in others):
         return None
-    made = "" if target.is_dir() else f"{shell('mkdir', '-p', target)} && "
+    made = [] if target.is_dir() else [shell("mkdir", "-p", target)]
     # Not `mv *`: the names of a whole split are longer than a command line may be.
-    return f"{made}{shell('find', source, '-maxdepth', '1', '-name', f'{prefix}*', '-exec', 'mv', '{}', target, ';')}"
+    find = shell("find", source, "-maxdepth", "1", "-name", f"{prefix}*", "-exec", "mv", "{}", target, ";")
+    return run(*made, find)
 
 
 def fetch_images(dataset: str, split: str, root: Path) -> str:
@@ -83,10 +84,10 @@ def fetch_images(dataset: str, split: str, root: Path) -> str:
     if dataset == "vcoco":
         archive = f"{split}2014.zip"
         place = root / "vcoco/mscoco2014"
-        return (
-            f"curl -LO http://images.cocodataset.org/zips/{archive} && "
-            f"{shell('mkdir', '-p', place)} && {shell('unzip', '-q', '-n', archive, '-d', place)}"
+        return run(
+            f"curl -fLO http://images.cocodataset.org/zips/{archive}",
+            *([] if place.is_dir() else [shell("mkdir", "-p", place)]),
+            shell("unzip", "-q", "-n", archive, "-d", place),
         )
-    return (
-        f"Unpack HICO-DET's archive (again): {shell('tar', '-xzf', 'hico_20160224_det.tar.gz', '-C', root / dataset)}"
-    )
+    unpack = run(shell("tar", "-xzf", "hico_20160224_det.tar.gz", "-C", root / dataset))
+    return f"Unpack HICO-DET's archive (again):\n{unpack}"

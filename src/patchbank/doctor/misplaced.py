@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from patchbank.doctor import mends
-from patchbank.doctor.findings import Finding, extract_command, relative
+from patchbank.doctor.findings import Finding, extract_command, relative, run
 from patchbank.doctor.splits import Elsewhere, Split
 
 
@@ -69,8 +69,8 @@ def misplaced(
     if whole and not found.place.is_relative_to(split.images):
         return problem(split.title, text, mends.move_directory(found.place, split.images))
     move = mends.move_files(found.place, split.images, found.names, others)
-    without = extract_command(root, split.dataset, "--split", split.split, "--images", found.place)
-    return problem(split.title, text, move or f"Move them there, or leave them and run: {without}")
+    without = run(extract_command(root, split.dataset, "--split", split.split, "--images", found.place))
+    return problem(split.title, text, move or f"Move them there, or leave them and run:\n{without}")
 
 
 def _in(split: Split, place: Path) -> list[str]:

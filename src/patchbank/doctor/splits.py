@@ -13,7 +13,7 @@ from patchbank.datasets import SPLITS, hicodet, vcoco
 from patchbank.datasets.annotations import read_file_names
 from patchbank.datasets.records import make_records
 from patchbank.doctor.directories import Directories, needed_rename
-from patchbank.doctor.findings import Finding, extract_command, relative
+from patchbank.doctor.findings import Finding, extract_command, relative, run
 from patchbank.errors import BankError, DatasetError
 
 _IMAGES = {"hicodet": hicodet.IMAGES, "vcoco": vcoco.IMAGES}
@@ -107,10 +107,10 @@ def _read_list(root: Path, split: Split) -> Finding | None:
         others = " or ".join(relative(place, root) for place in places)
         source = f"instances_*.json are in github.com/fredzzhang/{split.dataset}"
         other = next(name for name in SPLITS[split.dataset] if name != split.split)
-        only = extract_command(root, split.dataset, "--split", other)
+        only = run(extract_command(root, split.dataset, "--split", other))
         return problem(
             f"There is no annotation file {others}.",
-            f"Put it at {places[0]} ({source}). To do without this split: {only}",
+            f"Put it at {places[0]} ({source}). To do without this split:\n{only}",
         )
     try:
         names = read_file_names(split.annotations)
