@@ -201,6 +201,27 @@ def test_images_in_another_place(tmp_path: Path, tiny_weights: Path, place: str)
     assert not look(tmp_path, tiny_weights).problems
 
 
+def test_an_empty_directory_in_the_way(tmp_path: Path, tiny_weights: Path) -> None:
+    vcoco_root(tmp_path, 2)
+    (tmp_path / COCO / "val2014").rename(tmp_path / "vcoco/elsewhere")
+    (tmp_path / COCO / "val2014").mkdir()
+    mend(problem(look(tmp_path, tiny_weights)))
+    assert not look(tmp_path, tiny_weights).problems
+    assert not (tmp_path / "vcoco/elsewhere").exists()
+
+
+def test_both_splits_images_in_one_directory_and_nothing_in_their_names(tmp_path: Path, tiny_weights: Path) -> None:
+    """No pattern tells them apart: a loop would move the other split's too."""
+    vcoco_root(tmp_path, 1)
+    names = photographs(tmp_path / COCO / "train2014", 6)
+    shutil.rmtree(tmp_path / COCO / "val2014")
+    write_json(tmp_path / "vcoco/instances_vcoco_trainval.json", vcoco_dict(names[:3]))
+    write_json(tmp_path / "vcoco/instances_vcoco_test.json", vcoco_dict(names[3:]))
+    found = problem(look(tmp_path, tiny_weights))
+    last = (found.mend or "").splitlines()[-1]
+    assert last == (f"$ patchbank extract vcoco --root {tmp_path} --split val --images {tmp_path / COCO / 'train2014'}")
+
+
 def test_both_splits_images_in_one_directory(tmp_path: Path, tiny_weights: Path) -> None:
     vcoco_root(tmp_path, 4)
     for path in (tmp_path / COCO / "val2014").iterdir():
@@ -241,6 +262,14 @@ def test_directories_and_lists_whose_names_differ_by_case(
     assert (found.data["found"], found.data["expected"]) == (str(tmp_path / after), str(tmp_path / before))
     assert counts(report) == {"hicodet train": (3, 3), "hicodet test": (3, 3)}
     mend(found)
+    assert not look(tmp_path, tiny_weights).problems
+
+
+def test_lists_and_images_in_two_directories_whose_names_differ_by_case(tmp_path: Path, tiny_weights: Path) -> None:
+    hico_root(tmp_path, 2)
+    (tmp_path / "Hicodet").mkdir()
+    (tmp_path / "hicodet/hico_20160224_det").rename(tmp_path / "Hicodet/hico_20160224_det")
+    mend(problem(look(tmp_path, tiny_weights)))
     assert not look(tmp_path, tiny_weights).problems
 
 
@@ -387,6 +416,15 @@ def test_a_stock_clip_package(tmp_path: Path, tiny_weights: Path, monkeypatch: p
     assert f"export PYTHONPATH={tmp_path / 'root/CLIP'}" in (found.mend or "")
 
 
+def test_another_fork(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hico_root(tmp_path, 1)
+    clip_package(tmp_path / "site", stock=False)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    found = finding(look(tmp_path, tiny_weights), "Environment", "clip")
+    assert "neither OpenAI's package nor this root's fork" in found.text
+    assert "(511,)" not in found.text
+
+
 def test_ezhois_own_clip_package(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hico_root(tmp_path, 1)
     clip_package(tmp_path / "CLIP", stock=False)
@@ -476,7 +514,9 @@ def test_other_codes_pickles(tmp_path: Path, tiny_weights: Path) -> None:
     assert bank.mend == f"$ patchbank verify {out}"
     assert ["--split test" in command for command in report.commands] == [True]  # the other is left alone
     (out / pickle_name("HICO_train2015_0003.jpg")).unlink()
-    found = problem(look(tmp_path, tiny_weights), "Banks and disk")
+    report = look(tmp_path, tiny_weights)
+    found = problem(report, "Banks and disk")
+    assert ["--split test" in command for command in report.commands] == [True]
     assert "3 of 4 there, made by other code" in found.text
     assert "--overwrite" in (found.mend or "")
 

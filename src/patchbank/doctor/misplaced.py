@@ -65,8 +65,7 @@ def misplaced(
         )
     others = [name for each in splits if each is not split for name in (*_in(each, found.place), *_listed(each, owner))]
     text = f"{count} lie in {there}, not in {here}: {found.names[0]}, for one."
-    whole = not others and _is_free(split.images) and not split.images.is_relative_to(found.place)
-    if whole and not found.place.is_relative_to(split.images):
+    if not others and _is_free(split.images) and not split.images.is_relative_to(found.place):
         return problem(split.title, text, mends.move_directory(found.place, split.images))
     move = mends.move_files(found.place, split.images, found.names, others)
     without = run(extract_command(root, split.dataset, "--split", split.split, "--images", found.place))
