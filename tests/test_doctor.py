@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from patchbank.bank.ezhoi import pickle_name
 from patchbank.bank.pickles import pickle_bytes
 from patchbank.config import ExtractConfig
 from patchbank.datasets import load_dataset
-from patchbank.doctor import Finding, Report, banks, examine, machine
+from patchbank.doctor import Finding, Report, disks, examine, machine
 from patchbank.errors import ConfigError
 from patchbank.extraction import extract
 from patchbank.models import MODELS
@@ -132,7 +133,7 @@ def test_no_image_directory(tmp_path: Path, tiny_weights: Path) -> None:
     vcoco_root(tmp_path, 2)
     shutil.rmtree(tmp_path / COCO / "val2014")
     found = problem(look(tmp_path, tiny_weights))
-    assert "val2014, which does not exist" in found.text
+    assert "val2014, which is not there" in found.text
     assert "http://images.cocodataset.org/zips/val2014.zip" in (found.mend or "")
 
 
@@ -140,7 +141,7 @@ def test_a_link_that_leads_nowhere(tmp_path: Path, tiny_weights: Path) -> None:
     vcoco_root(tmp_path, 2)
     shutil.rmtree(tmp_path / COCO / "val2014")
     (tmp_path / COCO / "val2014").symlink_to("/no/such/disk")
-    assert "a link to /no/such/disk, which does not exist" in problem(look(tmp_path, tiny_weights)).text
+    assert "a link to /no/such/disk, which is not there" in problem(look(tmp_path, tiny_weights)).text
 
 
 def test_names_in_subdirectories_and_linked_directories(tmp_path: Path, tiny_weights: Path) -> None:
@@ -327,8 +328,46 @@ def test_a_directory_that_cannot_be_listed(tmp_path: Path, tiny_weights: Path, m
 
     monkeypatch.setattr(os, "scandir", scandir)
     found = problem(look(tmp_path, tiny_weights))
-    assert "cannot be listed: Permission denied" in found.text
+    assert "cannot be listed or entered: Permission denied" in found.text
     assert found.mend == f"$ chmod u+rx {closed}"
+
+
+@pytest.mark.parametrize(
+    ("place", "section"),
+    [
+        (HICO, "Data"),
+        (f"{HICO}/test2015", "Data"),
+        ("checkpoints", "Checkpoints"),
+        ("hicodet_pkl_files/cliptiny_img_hicodet_train", "Banks and disk"),
+    ],
+)
+def test_directories_that_may_not_be_entered(tmp_path: Path, place: str, section: str) -> None:
+    """In a process without the right to pass over permissions, which a superuser has."""
+    hico_root(tmp_path, 2)
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    program = (
+        "import json, sys; from pathlib import Path; from patchbank.doctor import examine\n"
+        "print(json.dumps(examine(Path(sys.argv[1]), timing=False).to_dict()))"
+    )
+    unprivileged = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    if unprivileged and not shutil.which("setpriv"):
+        pytest.skip("a superuser may enter everything, and there is no setpriv here")
+    (tmp_path / place).chmod(0)
+    try:
+        done = subprocess.run(
+            [*unprivileged, sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True
+        )
+    finally:
+        (tmp_path / place).chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    mends = [
+        each["mend"]
+        for each in json.loads(done.stdout)["findings"]
+        if each["level"] == "problem"
+        if each["section"] == section
+    ]
+    assert mends
+    assert all(each.startswith("$ chmod") and each.endswith(f" {tmp_path / place}") for each in mends)
 
 
 def test_names_that_a_terminal_or_a_file_system_cannot_take(tmp_path: Path, tiny_weights: Path) -> None:
@@ -533,9 +572,9 @@ def test_a_disk_that_is_too_small(tmp_path: Path, tiny_weights: Path, monkeypatc
     [disk] = [each for each in look(tmp_path, tiny_weights).sections["Banks and disk"] if each.what == "disk"]
     needed = disk.data["bytes_needed"]
     assert needed > 16 * pickle_bytes((16, 32), torch.float32)
-    monkeypatch.setattr(banks, "free_bytes", lambda _: needed)
+    monkeypatch.setattr(disks, "free_bytes", lambda _: needed)
     assert not look(tmp_path, tiny_weights).problems
-    monkeypatch.setattr(banks, "free_bytes", lambda _: needed - 1)
+    monkeypatch.setattr(disks, "free_bytes", lambda _: needed - 1)
     found = problem(look(tmp_path, tiny_weights), "Banks and disk")
     assert found.data["bytes_free"] == needed - 1
     assert "too little" in found.text
@@ -545,7 +584,7 @@ def test_a_directory_that_may_not_be_written(
     tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hico_root(tmp_path, 1)
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
     assert "may not be written" in problem(look(tmp_path, tiny_weights), "Banks and disk").text
 
 

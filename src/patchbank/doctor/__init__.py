@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from patchbank.config import ExtractConfig
-from patchbank.doctor.banks import BankState, examine_banks, examine_disks
+from patchbank.doctor.banks import BankState, examine_banks
 from patchbank.doctor.checkpoints import examine_checkpoints
 from patchbank.doctor.data import examine_data
+from patchbank.doctor.disks import examine_disks
 from patchbank.doctor.environment import examine_environment
 from patchbank.doctor.findings import Finding, Level, Report, extract_command, given
 from patchbank.doctor.machine import examine_device, measure, sample

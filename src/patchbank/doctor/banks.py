@@ -1,4 +1,4 @@
-"""The banks that EZ-HOI reads: how much of each is there, who made it, and whether the disk has room for the rest."""
+"""The banks that EZ-HOI reads: how much of each is there, who made it, and what is left to do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from patchbank.bank.manifest import FILE_NAME, Manifest
 from patchbank.bank.pickles import pickle_bytes
 from patchbank.bank.writer import bank_state, disk_bytes
 from patchbank.config import ExtractConfig
-from patchbank.doctor.findings import Finding, Level, extract_command, given, relative, run, shell
+from patchbank.doctor.directories import closed
+from patchbank.doctor.findings import Finding, Level, extract_command, given, run, shell
 from patchbank.doctor.splits import Split
 from patchbank.doctor.timing import Speed
 from patchbank.errors import BankError
-from patchbank.files import bytes_text, free_bytes, nearest_existing
+from patchbank.files import bytes_text
 from patchbank.models import Model
 from patchbank.plan import make_fingerprint
 
@@ -152,6 +153,9 @@ def _look(
     this = ("--split", split.split, "--model", model.name, *options)
     anew = extract_command(root, split.dataset, *this, "--overwrite")
     try:
+        if place := closed(directory) or closed(directory / FILE_NAME):
+            mend = run(shell("chmod", "u+rwX", place))
+            return _Found("problem", f"{place} cannot be read: permission denied.", mend=mend, completable=False)
         if not os.path.lexists(directory):
             return _Found("ok", "not there yet.")
         if not directory.is_dir():
@@ -236,46 +240,6 @@ def _strangers(directory: Path, split: Split, model: Model, pickles: Mapping[str
     if done < len(split.keys):
         return found("problem", f"{text} An extraction does not go on with it.", f"{verify}\nThen {restart}")
     return found("note", text, verify)
-
-
-def examine_disks(states: Sequence[BankState], root: Path) -> list[Finding]:
-    """Whether there is room, on each file system, for all that is to be written there."""
-    disks: dict[int, list[BankState]] = {}
-    for state in states:
-        disks.setdefault(nearest_existing(state.directory).stat().st_dev, []).append(state)
-    findings = []
-    for on_disk in disks.values():
-        place = on_disk[0].directory
-        needed, free = sum(state.bytes_needed for state in on_disk), free_bytes(place)
-        directories = sorted({relative(state.directory.parent, root) for state in on_disk})
-        data = {"directories": directories, "bytes_needed": needed, "bytes_free": free}
-        text = f"{bytes_text(needed)} to write into {' and '.join(directories)}, {bytes_text(free)} free."
-        if needed > free:
-            dataset = on_disk[0].split.dataset
-            findings.append(
-                Finding(
-                    what="disk",
-                    level="problem",
-                    text=f"{text} That is {bytes_text(needed - free)} too little.",
-                    mend=f"Free as much, make {place.parent} a link to a directory on a larger disk, or write "
-                    f"elsewhere, DIR:\n{run(extract_command(root, dataset, '--out', 'DIR'))}",
-                    data=data,
-                )
-            )
-        else:
-            findings.append(Finding(what="disk", level="ok", text=text, data=data))
-    findings += [
-        Finding(
-            what="disk",
-            level="problem",
-            text=f"{relative(place, root)} may not be written to by this user.",
-            mend=run(shell("chmod", "u+rwx", place)),
-            data={"directory": str(place), "writable": False},
-        )
-        for place in dict.fromkeys(nearest_existing(state.directory) for state in states if state.todo)
-        if not os.access(place, os.W_OK | os.X_OK)
-    ]
-    return findings
 
 
 def rough(seconds: float) -> str:

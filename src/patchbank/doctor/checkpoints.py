@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from patchbank.config import ExtractConfig
+from patchbank.doctor.directories import closed, is_file
 from patchbank.doctor.findings import Finding, relative, run, shell
 from patchbank.encoder.weights import CHECKPOINTS, find_checkpoint, load_visual, places
 from patchbank.errors import WeightsError
@@ -44,7 +45,14 @@ def _official(root: Path, model: Model, checkpoints: Path) -> Finding:
         data = {"looked_in": looked, "path": None if path is None else str(path)}
         return Finding(what=model.name, data=data, **values)  # type: ignore[arg-type]
 
-    path = next((path for path in candidates if path.is_file()), None)
+    path = next((path for path in candidates if is_file(path)), None)
+    if path is None and (place := closed(candidates[0])):
+        return finding(
+            None,
+            level="problem",
+            text=f"{relative(place, root)} may not be entered, so it cannot be looked for.",
+            mend=run(shell("chmod", "u+rx", place)),
+        )
     if path is None:
         return _missing(root, model, candidates)
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from patchbank.datasets import SPLITS
 from patchbank.doctor import mends
-from patchbank.doctor.directories import Directories
+from patchbank.doctor.directories import Directories, closed, exists, is_directory
 from patchbank.doctor.findings import Finding, Level, relative, run, shell
 from patchbank.doctor.misplaced import misplaced
 from patchbank.doctor.splits import Split, look_for_images, read_splits
@@ -35,17 +36,17 @@ def examine_data(root: Path) -> tuple[list[Finding], list[Split]]:
                 look_for_images(root, split, directories)
         mine = [split for split, _ in found]
         findings += _image_findings(root, mine, directories)
-    if directories.unreadable:
-        findings += [
-            Finding(
-                what="directory",
-                level="problem",
-                text=f"{relative(path, root)} cannot be listed: {reason}.",
-                mend=run(shell("chmod", "u+rx", path)),
-                data={"directory": str(path), "reason": reason},
-            )
-            for path, reason in directories.unreadable.items()
-        ]
+    unreadable = {closed(path) or path: reason for path, reason in directories.unreadable.items()}
+    findings += [
+        Finding(
+            what="directory",
+            level="problem",
+            text=f"{relative(path, root)} cannot be listed or entered: {reason}.",
+            mend=run(shell("chmod", "u+rx", path)),
+            data={"directory": str(path), "reason": reason},
+        )
+        for path, reason in unreadable.items()
+    ]
     return findings, splits
 
 
@@ -114,12 +115,10 @@ def _counts(root: Path, split: Split, directories: Directories) -> Finding:
         text = f"all {listed} are on disk"
     else:
         text = f"{len(split.there):,} of the {listed} are in {relative(split.images, root)}"
-    if not split.actual.is_dir() and not split.actual.is_symlink():
-        text += ", which does not exist"
-    elif split.actual.is_symlink() and not split.actual.exists():
-        text += f", a link to {split.actual.readlink()}, which does not exist"
-    elif split.actual.exists() and not split.actual.is_dir():
-        text += ", which is not a directory"
+    if missing and not is_directory(split.actual):
+        link = f"a link to {os.readlink(split.actual)}, " if os.path.islink(split.actual) else ""  # noqa: PTH114, PTH115
+        state = "is not a directory" if exists(split.actual) else "is not there"
+        text += f", {link}which {state}"
     text += "."
     mend = None
     if split.absent:
@@ -131,7 +130,7 @@ def _counts(root: Path, split: Split, directories: Directories) -> Finding:
     elif missing:
         text += " The others have other names or places, see below."
     level: Level = "problem" if split.absent else "note" if missing else "ok"
-    if split.actual in directories.unreadable:
+    if split.actual in directories.unreadable or closed(split.actual):
         level, mend = "note", None  # the directory has a finding of its own
     return Finding(
         what=split.title,

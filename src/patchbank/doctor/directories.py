@@ -6,6 +6,7 @@ hundredth of the time on a network file system.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -78,6 +79,9 @@ class Directories:
             pass
         except OSError as error:
             self.unreadable[directory] = error.strerror or str(error)
+        else:
+            if not os.access(directory, os.X_OK):  # its names can be read, but nothing in it
+                self.unreadable[directory] = os.strerror(errno.EACCES)
         return frozenset(files), frozenset(directories)
 
 
@@ -87,6 +91,32 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
         return entry.is_dir() if kind == "dir" else entry.is_file()
     except OSError:
         return False
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there; not where a directory on the way may not be entered, or the name cannot be."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a directory is there, likewise."""
+    return exists(path) and path.is_dir()
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there, likewise."""
+    return exists(path) and path.is_file()
+
+
+def closed(path: Path) -> Path | None:
+    """The first on the way to `path`, itself included, that this user may not enter or read; None where all is open."""
+    for place in reversed((path, *path.parents)):
+        if exists(place) and not os.access(place, os.R_OK | (os.X_OK if is_directory(place) else 0)):
+            return place
+    return None
 
 
 def needed_rename(root: Path, actual: Path, wanted: Path) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from patchbank.bank.manifest import library_versions
+from patchbank.doctor.directories import is_file
 from patchbank.doctor.findings import Finding, run, shell
 
 _NAMES = ("clip", "clip-anytorch", "openai-clip")  # what the stock package is called in an index
@@ -29,7 +30,7 @@ def examine_environment(root: Path) -> list[Finding]:
 def _clip(root: Path) -> Finding:
     """Which package `import clip` would take in a script that lies in the root. Imports nothing."""
     fork = root / "CLIP" / "clip"
-    has_fork = (fork / "model.py").is_file()
+    has_fork = is_file(fork / "model.py")
     path = run(f"export PYTHONPATH={shlex.quote(str(fork.parent.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}")
     place = _location(_find(root))
     data = {"location": None if place is None else str(place), "fork": str(fork) if has_fork else None}

@@ -12,8 +12,8 @@ from patchbank.bank.ezhoi import check_names
 from patchbank.datasets import SPLITS, hicodet, vcoco
 from patchbank.datasets.annotations import read_file_names
 from patchbank.datasets.records import make_records
-from patchbank.doctor.directories import Directories, needed_rename
-from patchbank.doctor.findings import Finding, extract_command, relative, run
+from patchbank.doctor.directories import Directories, closed, exists, needed_rename
+from patchbank.doctor.findings import Finding, extract_command, relative, run, shell
 from patchbank.errors import BankError, DatasetError
 
 _IMAGES = {"hicodet": hicodet.IMAGES, "vcoco": vcoco.IMAGES}
@@ -80,7 +80,7 @@ def read_splits(
 
     def locate(place: str) -> Path | None:
         wanted = root / place
-        if _exists(wanted):
+        if exists(wanted):
             return wanted
         if (twin := directories.twin(root, place)) and (rename := needed_rename(root, twin, wanted)) not in renames:
             renames.append(rename)
@@ -115,15 +115,15 @@ def _read_list(root: Path, split: Split) -> Finding | None:
     try:
         names = read_file_names(split.annotations)
         make_records(names, split.images, split.annotations)  # no name may lead out of the directory
+        check_names(names)
     except DatasetError as error:
+        again = f"Correct {split.annotations}, or put the original file there again (see EZ-HOI's README)."
         return problem(
-            str(error), f"Correct {split.annotations}, or put the original file there again (see EZ-HOI's README)."
+            str(error), run(shell("chmod", "u+rX", place)) if (place := closed(split.annotations)) else again
         )
-    split.keys = tuple(dict.fromkeys(names))
-    try:
-        check_names(split.keys)
     except BankError as error:
         return problem(str(error), f"Rename one of the two, on the disk and in {split.annotations}.")
+    split.keys = tuple(dict.fromkeys(names))
     return None
 
 
@@ -141,18 +141,11 @@ def look_for_images(root: Path, split: Split, directories: Directories) -> None:
             name = on_disk.get(key.rpartition("/")[2].lower(), "")
             if place is None or not name:
                 rest.append(key)
-            elif _exists(split.actual / key):  # this file system ignores case
+            elif exists(split.actual / key):  # this file system ignores case
                 split.there.append(key)
             else:
                 split.by_case.append(((place / name).relative_to(split.actual).as_posix(), key))
     _search(root, split, rest, directories)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a directory that may not be entered, a name that no file system has
-        return False
 
 
 def _search(root: Path, split: Split, names: list[str], directories: Directories) -> None:
