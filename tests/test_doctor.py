@@ -338,7 +338,7 @@ def test_a_directory_that_cannot_be_listed(tmp_path: Path, tiny_weights: Path, m
         (HICO, "Data"),
         (f"{HICO}/test2015", "Data"),
         ("checkpoints", "Checkpoints"),
-        ("hicodet_pkl_files/cliptiny_img_hicodet_train", "Banks and disk"),
+        ("hicodet_pkl_files/clipbase_img_hicodet_train", "Banks and disk"),
     ],
 )
 def test_directories_that_may_not_be_entered(tmp_path: Path, place: str, section: str) -> None:
