@@ -444,6 +444,7 @@ def test_a_stock_clip_package(tmp_path: Path, tiny_weights: Path, monkeypatch: p
     hico_root(tmp_path / "root", 1)
     package = clip_package(tmp_path / "site", stock=True)
     monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setitem(sys.modules, "clip", type(sys)("clip"))  # what this process has loaded does not count
     found = finding(look(tmp_path / "root", tiny_weights), "Environment", "clip")
     assert found.level == "note"
     assert found.data["location"] == str(package)

@@ -41,8 +41,9 @@ def doctor(
 ) -> None:
     """Examine an EZ-HOI root: data sets, checkpoints, packages, banks, disk and machine. Changes nothing.
 
-    Give it the options that you will give `extract`. Exit codes: 0 no problem, 1 problems (each with its mend),
-    2 wrong usage.
+    Give it the options that you will give `extract`.
+
+    Exit codes: 0 no problem, 1 problems (each with its mend), 2 wrong usage.
     """
     names = list(dict.fromkeys(model or EZHOI_MODELS))
     for name in names:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shlex
+import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
@@ -68,8 +69,8 @@ def _clip(root: Path) -> Finding:
 def _find(root: Path) -> ModuleSpec | None:
     importlib.invalidate_caches()
     try:
-        # A script's own directory comes first.
-        return PathFinder.find_spec("clip", [str(root.absolute())]) or importlib.util.find_spec("clip")
+        # A script's own directory comes first. The second call knows what only an import hook would find.
+        return PathFinder.find_spec("clip", [str(root.absolute()), *sys.path]) or importlib.util.find_spec("clip")
     except (ImportError, ValueError, OSError):  # a module that is loaded without saying where it came from
         return None
 
