@@ -36,7 +36,7 @@ def tiny(weights: Path) -> tuple[str, ...]:
 
 def test_help_and_version_do_not_import_torch() -> None:
     assert patchbank("--version", tiny=False, check=0).stdout == f"patchbank {__version__}\n"
-    for arguments in (["--help"], ["extract", "hicodet", "--help"], ["info", "--help"]):
+    for arguments in (["--help"], ["extract", "hicodet", "--help"], ["info", "--help"], ["doctor", "--help"]):
         program = (
             "import sys; from patchbank.cli import main; sys.argv = ['patchbank', *sys.argv[1:]]\n"
             "try: main()\nexcept SystemExit as end: assert not end.code\n"

@@ -66,6 +66,11 @@ def _no_bank(directory: Path) -> str:
         for depth in ("*", "*/*")
         for path in directory.glob(f"{depth}/{pattern}")
     }
+    if not found and next(ezhoi.pickles_in(directory), None):
+        return (
+            f"{directory} holds pickles that patchbank did not make. `patchbank verify {directory}` looks at them, and "
+            f"`patchbank repair {directory}` makes a bank of them."
+        )
     inside = f" It holds banks: {', '.join(sorted(path.relative_to(directory).as_posix() for path in found))}."
     return (
         f"{directory} is not a bank: there is neither a {manifest.FILE_NAME} nor a shard in it.{inside * bool(found)}"

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import patchbank
-from patchbank.cli import convert, demo, extract, info, repair, verify
+from patchbank.cli import convert, demo, doctor, extract, info, repair, verify
 from patchbank.cli.console import show_error
 from patchbank.errors import PatchbankError
 
@@ -27,6 +27,7 @@ app.command("info")(info.info)
 app.command("verify")(verify.verify)
 app.command("repair")(repair.repair)
 app.command("convert")(convert.convert)
+app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 
 

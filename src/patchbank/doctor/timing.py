@@ -1,0 +1,124 @@
+"""How fast this machine decodes and encodes, roughly, from a second or two of each. No checkpoint is needed."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+
+from patchbank.budget import ByteBudget
+from patchbank.config import Precision, ResizeMode
+from patchbank.datasets import Record
+from patchbank.encoder import vit
+from patchbank.encoder.encoder import PatchEncoder, auto_batch_size
+from patchbank.encoder.weights import expected_shapes
+from patchbank.models import Model
+from patchbank.preprocess import Decoded, Failure, load, preprocess
+
+_ENCODE_SECONDS = 2.0  # for the measured batch of one model, after a first image
+_DECODE_SECONDS = 0.7
+_SYNTHETIC = (640, 480)  # the commonest size in both data sets
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # else float32
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one image takes, in seconds.
+
+    Attributes:
+        encode: on the device.
+        decode: in one decode thread.
+        workers: decode threads.
+    """
+
+    encode: float
+    decode: float
+    workers: int
+
+    @property
+    def seconds(self) -> float:
+        """For one image of many: the slower of the two stages sets the pace."""
+        return max(self.encode, self.decode / self.workers)
+
+
+class _Untrained(PatchEncoder):
+    """The encoder that a run would use, as large and as slow, without a checkpoint.
+
+    All layers share one layer's random weights: a twelfth or a twenty-fourth of the memory.
+    """
+
+    def __init__(self, model: Model, precision: Precision, device: torch.device) -> None:
+        self.model, self.precision, self.device = model, precision, device
+        dtype = _TYPES.get(precision, torch.float32)
+        values: dict[str, torch.Tensor] = {}
+        for name, shape in expected_shapes(model).items():
+            one = re.sub(r"resblocks\.\d+\.", "resblocks.0.", name)
+            values[name] = values[one] if one in values else 0.02 * torch.randn(shape, dtype=dtype, device=device)
+        self._tower = vit.build(model, values).to(device)
+
+
+def measure_encode(
+    model: Model, precision: Precision, device: torch.device, batch_size: int | None, seconds: float = _ENCODE_SECONDS
+) -> float:
+    """Seconds an image takes in the encoder. Raises RuntimeError where the device's memory does not do."""
+    encoder = _Untrained(model, precision, device)
+    size = batch_size or auto_batch_size(model, device)
+
+    def images(count: int) -> float:
+        pixels = torch.randint(0, 256, (count, model.input_size, model.input_size, 3), dtype=torch.uint8)
+        began = time.perf_counter()
+        encoder(pixels).cpu()  # waits for the device
+        return (time.perf_counter() - began) / count
+
+    if device.type == "cuda":
+        images(size)  # its libraries load and choose kernels
+        return min(images(size) for _ in range(2))
+    first = images(1)
+    if first > seconds:
+        return first
+    return images(max(1, min(size, int(seconds / first))))
+
+
+def measure_decode(
+    records: Sequence[Record], resize: ResizeMode, input_size: int, seconds: float = _DECODE_SECONDS
+) -> tuple[float, list[Failure]]:
+    """Seconds an image takes to be decoded and resized, in one thread; and those images that cannot be.
+
+    Takes a synthetic photograph where there are no records.
+    """
+    budget, taken, failures = ByteBudget(1 << 30), list[float](), list[Failure]()
+    synthetic = None if records else _synthetic()
+    ends = time.perf_counter() + seconds
+    for number in range(len(records) or 8):
+        began = time.perf_counter()
+        if synthetic is not None:
+            with Image.open(io.BytesIO(synthetic)) as image:
+                preprocess(image, resize, input_size)
+            taken.append(time.perf_counter() - began)
+        elif isinstance(result := load(records[number], resize, input_size, budget), Decoded):
+            taken.append(time.perf_counter() - began)
+        else:
+            failures.append(result)
+        if time.perf_counter() > ends:
+            break
+    if not taken:
+        return measure_decode([], resize, input_size, seconds)[0], failures
+    return median(taken), failures
+
+
+def _synthetic() -> bytes:
+    """A JPEG with edges and some noise, of a usual size."""
+    generator = np.random.default_rng(0)
+    coarse = Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize(_SYNTHETIC, Image.Resampling.BICUBIC)).astype(np.int16)
+    noisy = np.clip(pixels + generator.integers(-8, 9, pixels.shape), 0, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noisy).save(stream, "JPEG", quality=90)
+    return stream.getvalue()

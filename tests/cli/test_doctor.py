@@ -1,0 +1,65 @@
+"""`patchbank doctor` as a process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.support import contents, hico_list, hico_root, patchbank, vcoco_root, write_json
+
+
+def test_ready(tmp_path: Path, tiny_weights: Path) -> None:
+    vcoco_root(hico_root(tmp_path, 3), 2)
+    before = contents(tmp_path)
+    options = ("--root", tmp_path, "--model", "tiny", "--weights", tiny_weights)
+    done = patchbank("doctor", *options, check=0)
+    for title in ("Data", "Checkpoints", "Environment", "Banks and disk", "This machine"):
+        assert f"\n{title}\n" in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("All is ready")
+    assert f"patchbank extract hicodet --root {tmp_path} --model tiny" in last
+    assert "images/s" in done.stdout
+    assert "PROBLEM" not in done.stdout
+    assert contents(tmp_path) == before
+    command = last.split(": ", 1)[1].split(" && ")[0].split()  # what it says can be run
+    patchbank(*command[1:], "--dry-run", check=0)
+
+
+def test_problems_and_their_mends(tmp_path: Path, tiny_weights: Path) -> None:
+    hico_root(tmp_path, 3)
+    write_json(tmp_path / "hicodet/test_hico.json", hico_list(["[red]a.jpg", "[/]b.jpg", "\ud800.jpg"]))
+    (tmp_path / "hicodet/trainval_hico.json").write_text('[{"file_name"')
+    (tmp_path / "checkpoints/pretrained_CLIP").mkdir(parents=True)
+    (tmp_path / "checkpoints/pretrained_CLIP/tiny.pt").write_bytes(b"half")
+    before = contents(tmp_path)
+    arguments = ("doctor", "--root", tmp_path, "--model", "tiny", "--no-timing")
+    report = json.loads(patchbank(*arguments, "--json", check=1).stdout)
+    problems = [finding for finding in report["findings"] if finding["level"] == "problem"]
+    assert len(problems) == report["problems"] == 3
+    assert {finding["section"] for finding in problems} == {"Data", "Checkpoints"}
+    text = patchbank(*arguments, check=1).stdout
+    assert "[red]a.jpg" in text
+    assert text.count("PROBLEM") == 4  # the last line names the mark
+    assert "There are 3 problems" in text
+    words = " ".join(text.split())
+    for finding in report["findings"]:
+        for line in (finding["mend"] or "").splitlines():
+            if line.startswith("$ "):
+                assert line.removeprefix("$ ") in text  # unbroken, to be copied
+            elif not any(len(word) > 40 for word in line.split()):
+                assert line in words
+    assert contents(tmp_path) == before
+
+
+def test_wrong_usage(tmp_path: Path) -> None:
+    assert "no such directory" in patchbank("doctor", "--root", tmp_path / "nowhere", check=2).stderr
+    assert "Choose from" in patchbank("doctor", "--root", tmp_path, "--model", "ViT-B/17", check=2).stderr
+    assert "one --model" in patchbank("doctor", "--root", tmp_path, "--weights", "a.pt", check=2).stderr
+
+
+def test_an_empty_root_is_a_problem(tmp_path: Path) -> None:
+    done = patchbank("doctor", "--root", tmp_path, "--no-timing", "--model", "tiny", check=1)
+    assert "Is --root an EZ-HOI checkout?" in " ".join(done.stdout.split())
+    assert list(tmp_path.iterdir()) == []
+
+    assert "--no-timing" in patchbank("doctor", "--help", tiny=False, check=0).stdout
