@@ -117,6 +117,12 @@ class ExtractConfig:
             )
 
 
+def check_dtype(layout: str, dtype: str) -> None:
+    """Raise ConfigError where a layout cannot hold a stored dtype."""
+    if layout == "ezhoi" and dtype == "int8":
+        raise ConfigError("--dtype int8 is for --layout shards: a pickle holds one tensor and no scales.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
     """What decides the numbers in a bank. Two banks with equal fingerprints hold the same features.

@@ -12,11 +12,11 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.removal import removable
 from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest
-from patchbank.config import ExtractConfig, Fingerprint, Layout
+from patchbank.config import ExtractConfig, Fingerprint, Layout, check_dtype
 from patchbank.datasets import SPLITS, Dataset
 from patchbank.encoder.encoder import auto_batch_size, resolve_device
 from patchbank.encoder.weights import CHECKPOINTS, Checkpoint, find_checkpoint, load_visual
-from patchbank.errors import BankError, ConfigError, DatasetError
+from patchbank.errors import BankError, DatasetError
 from patchbank.files import bytes_text, free_bytes, nearest_existing
 from patchbank.models import MEAN, STD, Model, get_model
 
@@ -115,8 +115,7 @@ def describe(dataset: Dataset, layout: str, config: ExtractConfig, checkpoint: C
     model = get_model(config.model)
     device = resolve_device(config.device, config.precision)
     fingerprint = make_fingerprint(model, checkpoint.sha256 if checkpoint else model.sha256, config)
-    if layout == "ezhoi" and config.dtype == "int8":
-        raise ConfigError("--dtype int8 is for --layout shards: a pickle holds one tensor and no scales.")
+    check_dtype(layout, config.dtype)
     manifest = Manifest(
         layout=layout,
         dataset=dataset.name,

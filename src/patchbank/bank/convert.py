@@ -14,8 +14,8 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.reader import Bank
 from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest, open_writer
-from patchbank.config import Layout, StoredDtype
-from patchbank.errors import BankError, ConfigError
+from patchbank.config import Layout, StoredDtype, check_dtype
+from patchbank.errors import BankError
 from patchbank.files import bytes_text, free_bytes
 from patchbank.preprocess import Failure
 
@@ -113,8 +113,7 @@ def convert(
 
 def _wanted(source: Manifest, layout: Layout, dtype: StoredDtype | None, shard_size: int) -> Manifest:
     dtype = dtype or ("float32" if layout == "ezhoi" else source.dtype)
-    if layout == "ezhoi" and dtype == "int8":
-        raise ConfigError("--dtype int8 is for --layout shards: a pickle holds one tensor and no scales.")
+    check_dtype(layout, dtype)
     shards = layout == "shards"
     wanted = replace(
         source,

@@ -11,7 +11,7 @@ from rich.text import Text
 from patchbank.cli import options
 from patchbank.cli.console import busy, say, show_json, stdout
 from patchbank.cli.options import DEFAULTS, flag
-from patchbank.config import ExtractConfig
+from patchbank.config import ExtractConfig, check_dtype
 from patchbank.errors import ConfigError
 from patchbank.models import EZHOI_MODELS, get_model
 
@@ -29,6 +29,7 @@ def doctor(
     weights: options.Weights = None,
     checkpoints: options.Checkpoints = None,
     precision: options.PrecisionOption = DEFAULTS.precision,
+    layout: options.LayoutOption = DEFAULTS.layout,
     dtype: options.Dtype = DEFAULTS.dtype,
     resize: options.Resize = DEFAULTS.resize,
     device: options.Device = DEFAULTS.device,
@@ -57,12 +58,14 @@ def doctor(
         weights=weights,
         checkpoints=checkpoints,
         precision=precision,
+        layout=layout,
         dtype=dtype,
         resize=resize,
         device=device,
         batch_size=batch_size,
         workers=workers,
     )
+    check_dtype(layout or "ezhoi", config.dtype)
     with busy("Looking at data sets, checkpoints, banks and machine"):
         from patchbank.doctor import examine
 

@@ -12,7 +12,7 @@ import torch
 from patchbank.bank import ezhoi
 from patchbank.bank.manifest import FILE_NAME, Manifest
 from patchbank.bank.pickles import pickle_bytes
-from patchbank.bank.writer import bank_state, disk_bytes
+from patchbank.bank.writer import bank_state, disk_bytes, layout_in, manifest_in
 from patchbank.config import ExtractConfig
 from patchbank.doctor.directories import closed
 from patchbank.doctor.findings import Finding, Level, extract_command, given, run, shell
@@ -86,7 +86,7 @@ def examine_banks(
     for split in splits:
         for model in models:
             name = ezhoi.bank_name(model.bank_prefix, split.dataset, split.split)
-            directory = ezhoi.bank_directory(root, split.dataset) / name
+            directory = ezhoi.bank_directory(root, split.dataset, config.layout or "ezhoi") / name
             wanted = _manifest(split, model, replace(config, model=model.name), weights[model.name])
             found = _look(root, directory, split, model, wanted, given(config))
             states.append(_state(split, model, directory, wanted, found, speeds.get(model.name)))
@@ -94,8 +94,9 @@ def examine_banks(
 
 
 def _manifest(split: Split, model: Model, config: ExtractConfig, sha256: str) -> Manifest:
+    layout = config.layout or "ezhoi"
     return Manifest(
-        layout="ezhoi",
+        layout=layout,
         dataset=split.dataset,
         split=split.split,
         grid=model.grid,
@@ -105,6 +106,8 @@ def _manifest(split: Split, model: Model, config: ExtractConfig, sha256: str) ->
         fingerprint=make_fingerprint(model, sha256, config),
         batch_size=1,  # it changes no figure here, nor does the device
         device="cpu",
+        cls=layout == "shards",
+        shard_images=1 if layout == "shards" else None,
     )
 
 
@@ -162,16 +165,14 @@ def _look(
             mend = run(shell("mv", directory, f"{directory}.aside"))
             return _Found("problem", "it is not a directory.", mend=mend, completable=False)
         pickles = dict(ezhoi.pickles_in(directory))
-        if (directory / FILE_NAME).exists():
+        if layout_in(directory):
             again = extract_command(root, split.dataset, *this)
             return _own(directory, split, wanted, len(pickles), again, anew)
         if not pickles:
             return _Found("ok", "an empty directory.")
         return _strangers(directory, split, model, pickles, anew)
     except BankError as error:
-        return _Found(
-            "problem", str(error), mend=f"Restore {FILE_NAME}, or start anew:\n{run(anew)}", completable=False
-        )
+        return _Found("problem", str(error), mend=f"Restore it, or start anew:\n{run(anew)}", completable=False)
     except OSError as error:
         text = f"it cannot be read: {error.strerror}."
         return _Found("problem", text, mend=run(shell("chmod", "-R", "u+rwX", directory)), completable=False)
@@ -179,7 +180,9 @@ def _look(
 
 def _own(directory: Path, split: Split, wanted: Manifest, pickles: int, again: str, anew: str) -> _Found:
     """What there is of a bank that patchbank made."""
-    manifest = Manifest.read(directory)
+    manifest = manifest_in(directory)
+    if manifest is None:
+        raise BankError("every shard of it is damaged.")
     present, failed = bank_state(directory, manifest)
     done = sum(key in present for key in split.keys)
     count = f"{done:,} of {len(split.keys):,} there"
@@ -187,13 +190,7 @@ def _own(directory: Path, split: Split, wanted: Manifest, pickles: int, again: s
     def found(level: Level, text: str, mend: str | None, *, completable: bool = True) -> _Found:
         return _Found(level, text, done, mend, completable, made_by="patchbank", pickles=pickles)
 
-    differences = manifest.fingerprint.differences(wanted.fingerprint)
-    differences += [
-        (name, str(getattr(manifest, name)), str(getattr(wanted, name)))
-        for name in ("dataset", "split")
-        if getattr(manifest, name) != getattr(wanted, name)
-    ]
-    if differences:
+    if differences := manifest.differences(wanted):
         listed = "; ".join(f"{name} {has}, not {would}" for name, has, would in differences)
         same = [word for name, has, _ in differences if name in _OPTIONS for word in (_OPTIONS[name], has)]
         go_on = f"If that is intended, give extract and doctor {shell(*same)}.\nOr s" if same else "S"
@@ -223,7 +220,8 @@ def _strangers(directory: Path, split: Split, model: Model, pickles: Mapping[str
     huge = sum(size > _HUGE * usual for size in pickles.values())
     text = f"{done:,} of {len(split.keys):,} there, made by other code: there is no {FILE_NAME}."
     verify = run(shell("patchbank", "verify", directory))
-    restart = f"start anew, which deletes them:\n{run(anew)}"
+    adopt = f"{verify}\n{run(shell('patchbank', 'repair', directory, '--extract'))}"
+    restart = f"{adopt}\nOr start anew, which deletes them:\n{run(anew)}"
 
     def found(level: Level, text: str, mend: str) -> _Found:
         return _Found(level, text, done, mend, completable=False, made_by="other code", pickles=len(pickles))
@@ -235,10 +233,10 @@ def _strangers(directory: Path, split: Split, model: Model, pickles: Mapping[str
             "problem",
             f"{text} Too small for features: {len(tiny):,}, {tiny[0]} for one ({pickles[tiny[0]]:,} bytes, not "
             f"{usual:,}). They were cut short, or made with the stock clip package.",
-            f"{verify}\nThen {restart}",
+            restart,
         )
     if done < len(split.keys):
-        return found("problem", f"{text} An extraction does not go on with it.", f"{verify}\nThen {restart}")
+        return found("problem", f"{text} An extraction does not go on with it.", restart)
     return found("note", text, verify)
 
 
