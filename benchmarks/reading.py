@@ -122,8 +122,8 @@ def _make(place: Path, keys: list[str]) -> tuple[dict[str, Callable[[str], Tenso
         "shards, float16": banks["float16"].__getitem__,
         "shards, float16, to float32": lambda key: banks["float16"][key].float(),
         "shards, int8 (read as float32)": banks["int8"].__getitem__,
-        # What the layout is not: one tensor a key. Copied too, since a mapped tensor is everybody's.
-        "one file, float16, a tensor a key": lambda key: by_key.get_tensor(key).clone(),
+        # What the layout is not: one tensor a key. Copied likewise, since a mapped tensor is everybody's.
+        "one file, float16, a tensor a key": lambda key: torch.from_numpy(by_key.get_tensor(key).numpy().copy()),
     }
     files = sum(path.stat().st_size for path in (place / "original").iterdir())
     sizes = [
