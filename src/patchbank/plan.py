@@ -63,6 +63,11 @@ class ExtractPlan:
 def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan:
     """Find out what there is to do. Writes nothing; raises every PatchbankError that `extract` can foresee."""
     keys = [record.key for record in dataset.records]
+    existing = existing_manifest(out, overwrite=config.overwrite)
+    layout = config.layout or (existing.layout if existing else default_layout(dataset.name))
+    if layout == "ezhoi":
+        ezhoi.check_names(keys)
+    check_dtype(layout, config.dtype)
     _check_images(dataset)
     model = get_model(config.model)
     resolve_device(config.device, config.precision)  # before the weights are looked for, which takes longer
@@ -72,8 +77,6 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
     if checkpoint is not None and config.weights is not None:
         load_visual(model, checkpoint)  # a wrong file is found out before anything is made of it
 
-    existing = existing_manifest(out, overwrite=config.overwrite)
-    layout = config.layout or (existing.layout if existing else default_layout(dataset.name))
     wanted = describe(dataset, layout, config, checkpoint)
     done, failed = set[str](), dict[str, str]()
     if existing is not None:

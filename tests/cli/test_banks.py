@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +21,6 @@ from tests.support import (
     REPOSITORY,
     TINY,
     TINY_VOCABULARY,
-    command,
     contents,
     hico_root,
     patchbank,
@@ -198,23 +194,3 @@ def test_converting_as_a_user_does(tmp_path: Path, tiny_weights: Path) -> None:
         "convert", tmp_path / "bank", tmp_path / "half", "--layout", "shards", "--dtype", "float16", check=1
     )
     assert "not converted: photo_0004.jpg" in done.stdout
-
-
-@pytest.mark.parametrize("layout", ["ezhoi", "shards"])
-def test_kills_lose_nothing_but_what_was_in_flight(tmp_path: Path, tiny_weights: Path, layout: str) -> None:
-    photographs(tmp_path / "images", 120)
-    run = ("extract", "folder", tmp_path / "images", "--layout", layout, "--shard-size", "20kB", *tiny(tiny_weights))
-    patchbank(*run, "--out", tmp_path / "whole", check=0)
-    bank = tmp_path / "bank"
-    for pause in (0.02, 0.1, 0.2):
-        with subprocess.Popen(
-            command(*run, "--out", bank), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            while process.poll() is None and not (bank.is_dir() and any(bank.glob("[!.]*"))):
-                time.sleep(0.01)
-            time.sleep(pause)
-            process.send_signal(signal.SIGKILL)
-        if layout == "shards" or (bank / "bank.json").exists():
-            patchbank("verify", bank, check=0)  # nothing that is there is half there
-    patchbank(*run, "--out", bank, check=0)
-    assert contents(bank) == contents(tmp_path / "whole")

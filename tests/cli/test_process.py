@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -92,9 +93,19 @@ def test_a_folder_and_its_json(tmp_path: Path, tiny_weights: Path) -> None:
     assert info["features"] == 3
     assert info["shape"] == [16, 32]
     assert info["fingerprint"]["model"] == "tiny"
-    assert info["bytes"] == sum(path.stat().st_size for path in (tmp_path / "bank").glob("*.pkl"))
+    assert info["layout"] == "shards"
+    assert info["bytes"] == sum(path.stat().st_size for path in (tmp_path / "bank").iterdir())
     text = patchbank("info", tmp_path / "bank", check=0).stdout
-    for word in ("tiny", "3 x (16, 32) float32", "grid 4 x 4", "center-crop", "batch size 4", "not OpenAI's"):
+    for word in (
+        "tiny",
+        "layout shards",
+        "3 x (32,)",
+        "3 x (16, 32) float32",
+        "grid 4 x 4",
+        "center-crop",
+        "batch size 4",
+        "not OpenAI's",
+    ):
         assert word in text
 
 
@@ -114,6 +125,7 @@ def test_a_dry_run_tells_of_failures_and_deletions(tmp_path: Path, tiny_weights:
     photographs(tmp_path / "images", 3)
     (tmp_path / "images/broken.jpg").write_bytes(b"")
     arguments = ("extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights))
+    arguments += ("--layout", "ezhoi")
     patchbank(*arguments, check=1)
     done = patchbank(*arguments, "--dry-run", check=0)
     assert "4 images, 3 done, 1 to do" in done.stdout
@@ -176,6 +188,7 @@ LIST, IMAGES = "hicodet/test_hico.json", "hicodet/hico_20160224_det/images/test2
         (None, ["--precision", "tf32"], "needs CUDA"),
         (None, ["--device", "gpu"], "no device 'gpu'"),
         (None, ["--resize", "stretch"], "squash"),
+        (None, ["--dtype", "int8"], "int8 is for --layout shards"),
     ],
 )
 def test_a_wrong_setup_is_one_message_and_nothing_is_written(
@@ -233,18 +246,28 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module", params=["ezhoi", "shards"])
+def run(many: Path, tiny_weights: Path, request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The extraction of that folder, in either layout; a shard holds nine images."""
+    return "extract", "folder", str(many), "--layout", request.param, "--shard-size", "20kB", *tiny(tiny_weights)
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(many: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def uninterrupted(run: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     bank = tmp_path_factory.mktemp("uninterrupted") / "bank"
-    patchbank("extract", "folder", many, "--out", bank, *tiny(tiny_weights), check=1)
+    patchbank(*run, "--out", bank, check=1)
     return contents(bank)
 
 
+def committed(bank: Path) -> list[Path]:
+    return [*bank.glob("*_clip.pkl"), *bank.glob("shard-*")]
+
+
 def interrupt(arguments: list[str], bank: Path, number: int, more: int) -> tuple[int, str]:
-    """Start a run, and send it a signal once it has committed `more` features; its exit code and errors."""
-    before = len(list(bank.glob("*_clip.pkl")))
+    """Start a run, and send it a signal once it has committed `more` files; its exit code and errors."""
+    before = len(committed(bank))
     with subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while len(list(bank.glob("*_clip.pkl"))) < before + more:
+        while len(committed(bank)) < before + more:
             assert process.poll() is None, "the run ended before it could be interrupted"
             time.sleep(0.001)
         process.send_signal(number)
@@ -253,17 +276,15 @@ def interrupt(arguments: list[str], bank: Path, number: int, more: int) -> tuple
 
 
 def test_after_three_sigkills_the_bank_has_the_same_bytes(
-    many: Path, tiny_weights: Path, uninterrupted: dict[str, str], tmp_path: Path
+    many: Path, run: tuple[str, ...], uninterrupted: dict[str, str], tmp_path: Path
 ) -> None:
     bank = tmp_path / "bank"
-    arguments = command("extract", "folder", many, "--out", bank, *tiny(tiny_weights))
-    for more in (5, 20, 30):
+    arguments = command(*run, "--out", bank)
+    for more in (1, 4, 2) if "shards" in run else (5, 20, 30):
         code, _ = interrupt(arguments, bank, signal.SIGKILL, more)
         assert code == -signal.SIGKILL
-        found = contents(bank)
-        for name in found:  # no partial file under a final name
-            if name.endswith("_clip.pkl"):
-                assert found[name] == uninterrupted[name]
+        for path in committed(bank):  # no partial file under a final name
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == uninterrupted[path.name]
         assert set(open_bank(bank)) <= {path.name for path in many.iterdir()}
     patchbank(*arguments[3:], check=1)
     assert contents(bank) == uninterrupted
@@ -272,45 +293,47 @@ def test_after_three_sigkills_the_bank_has_the_same_bytes(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_polite_signal_ends_the_run_and_the_next_goes_on(
-    many: Path, tiny_weights: Path, uninterrupted: dict[str, str], tmp_path: Path, number: int, code: int
+    run: tuple[str, ...], uninterrupted: dict[str, str], tmp_path: Path, number: int, code: int
 ) -> None:
     bank = tmp_path / "bank"
-    arguments = command("extract", "folder", many, "--out", bank, *tiny(tiny_weights))
-    found, errors = interrupt(arguments, bank, number, 8)
+    arguments = command(*run, "--out", bank)
+    found, errors = interrupt(arguments, bank, number, 2 if "shards" in run else 8)
     assert found == code, errors
     assert "what is committed is safe" in errors
     assert "Traceback" not in errors
     assert no_leftovers(bank)
-    assert len(open_bank(bank)) == len(list(bank.glob("*_clip.pkl")))
+    assert len(open_bank(bank)) >= (18 if "shards" in run else 8)
     done = patchbank(*arguments[3:], check=1)
     assert "already there" in done.stdout
     assert contents(bank) == uninterrupted
 
 
 def test_a_disk_that_fills_up_ends_the_run_cleanly(
-    many: Path, tiny_weights: Path, uninterrupted: dict[str, str], tmp_path: Path
+    run: tuple[str, ...], uninterrupted: dict[str, str], tmp_path: Path
 ) -> None:
-    """A limit on the size of files stands in for the disk: the ledger outgrows it in mid-run."""
+    """A limit on the size of files stands in for the disk: the ledger outgrows it in mid-run, a shard at once."""
     bank = tmp_path / "bank"
-    arguments = ("extract", "folder", many, "--out", bank, *tiny(tiny_weights))
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
 
-    done = patchbank(*arguments, check=2, preexec_fn=limit)
+    done = patchbank(*run, "--out", bank, check=2, preexec_fn=limit)
     assert "The disk is full" in done.stderr
     assert "run the same command again" in done.stderr
     assert no_leftovers(bank)
-    assert 0 < len(open_bank(bank)) < 150
-    patchbank(*arguments, check=1)
+    if "shards" in run:
+        assert committed(bank) == []
+    else:
+        assert 0 < len(open_bank(bank)) < 150
+    patchbank(*run, "--out", bank, check=1)
     assert contents(bank) == uninterrupted
 
 
 def test_four_partitions_at_once_give_the_bank_of_one_run(
-    many: Path, tiny_weights: Path, uninterrupted: dict[str, str], tmp_path: Path
+    run: tuple[str, ...], uninterrupted: dict[str, str], tmp_path: Path
 ) -> None:
     bank = tmp_path / "bank"
-    arguments = command("extract", "folder", many, "--out", bank, *tiny(tiny_weights))
+    arguments = command(*run, "--out", bank)
     running = [
         subprocess.Popen([*arguments, "--partition", f"{index}/4"], cwd=REPOSITORY, stderr=subprocess.PIPE)
         for index in range(4)
