@@ -179,6 +179,29 @@ def test_golden_bytes() -> None:
     assert text["patch_tokens"] == {"dtype": "F32", "shape": [2, 2, 2], "data_offsets": [16, 48]}
 
 
+@pytest.mark.parametrize(
+    ("dtype", "name", "sha256"),
+    [
+        ("float32", "bedfd14c9d1c0397", "cb93e8b4401d7b6dea07f9c8849943bfdc8a85b46dcd36ebd3ee9e203c8730e7"),
+        ("float16", "fe5d64d7d324051b", "8048ee8e5ca4f095096a30461831b57a215a2ed500e25d12d30dd517448c4ab2"),
+        ("bfloat16", "4849c514fac20fa0", "ec0314f56b85374640efc9684b56bfd7f862edd88847fbbd503f97114f4cb165"),
+        ("int8", "e15557109029d02c", "6e9efc09f9f4118db524e4a411852d5ffedb60e458316400253a25e0229638af"),
+    ],
+)
+def test_golden_files(tmp_path: Path, dtype: str, name: str, sha256: str) -> None:
+    """A whole shard of each dtype, as docs/bank-format.md describes it."""
+    manifest = replace(tiny_manifest("shards", dtype), grid=(1, 2), dim=3, versions={"patchbank": "0.1.0"})
+    every = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.1, -3.0], [0.0, 0.0, 0.0]])
+    with open_writer(tmp_path, manifest, ["a.jpg", "b.jpg", "c.jpg"]) as bank:
+        bank.add(
+            [Feature("a.jpg", every[1:], (640, 480), every[0]), Feature("c.jpg", -every[1:], (3, 500), every[0])],
+            [Failure("b.jpg", "the file is empty")],
+        )
+    [path] = tmp_path.iterdir()
+    assert path.name == f"shard-00000-{name}.safetensors"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+
+
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     program = "import sys; from tests.bank.test_shards import *; write(Path(sys.argv[1]), KEYS[:7], KEYS[7:])"
     for name in ("one", "two"):

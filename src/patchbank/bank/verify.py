@@ -32,8 +32,7 @@ from patchbank.models import MODELS, Model
 _AT_ONCE = 256  # features handed to the threads
 
 # How far features recomputed from pixels may be from what is stored, as ||a - b|| / ||b||: what each precision and each
-# stored dtype is off by (docs/fidelity.md), with room for another machine. Other weights, another picture or another
-# preprocessing are off by 0.1 and more.
+# stored dtype is off by (docs/fidelity.md), with room for another machine.
 _PRECISION = {"fp32": 2e-5, "tf32": 5e-3, "fp16": 1e-2, "bf16": 3e-2}
 _STORED: dict[StoredDtype, float] = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3, "int8": 3e-2}
 _STRANGERS = 2e-2
