@@ -65,7 +65,7 @@ def test_a_strangers_bank_is_verified_repaired_and_sound(root: Path, tiny_weight
         "[CLS] left in",
         "GPU",
         "dtype",
-        "more storage",
+        "a view",
         "gradients",
         "12 of 14 are not as they should be",
         f"patchbank repair {root / BANK}",

@@ -33,7 +33,7 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("unsafe", "would run code where it is unpickled; was not run", "extract"),
+        Kind("unsafe", "would run code when unpickled; was not run", "extract"),
         Kind("damaged-shard", "shard that cannot be read", "extract"),
         Kind("damaged-ledger", "part of the ledger that cannot be read", "extract"),
         Kind("unreadable", "cut short or no pickle of a tensor", "extract"),
@@ -48,7 +48,7 @@ KINDS = {
         Kind("cls", "with [CLS] left in", "repair"),
         Kind("cuda", "saved from a GPU: it cannot be loaded without one", "repair"),
         Kind("dtype", "of a dtype that EZ-HOI's reader does not take", "repair"),
-        Kind("view", "with more storage than its tensor has, or in another order", "repair"),
+        Kind("view", "a view: with storage that is not its own alone", "repair"),
         Kind("gradient", "asking for gradients", "repair"),
         Kind("extra", "of no listed image (harmless)", None),
     )

@@ -122,17 +122,16 @@ def show_report(report: Report, found: Listing | None, names: int | None = _NAME
         say("Sound.", "bold green")
         return
     count = len({finding.name for finding in report.problems})
-    say(f"{count:,} of {_total(report):,} are not as they should be. To mend them:", "bold red")
+    say(f"{count:,} of {_total(report):,} are not as they should be.", "bold red")
     command = f"patchbank repair {shlex.quote(str(report.bank))}"
     options = found.options if found else " --dataset ... --split ... --root ..."
     mends = {KINDS[finding.kind].mend for finding in report.problems}
     if "repair" in mends or report.layout is None:
-        say(
-            f"  {command}{found.options if found else ''}    # what needs no images; the old files stay until then",
-            "cyan",
-        )
+        say("Mend what needs no images (each old file stays until the new one is on the disk):")
+        say(f"  {command}{found.options if found else ''}", "cyan")
     if "extract" in mends:
-        say(f"  {command} --extract{options}    # and the rest from the images", "cyan")
+        say("Mend that, and extract the rest again:")
+        say(f"  {command} --extract{options}", "cyan")
 
 
 def _what(report: Report) -> str:
