@@ -23,6 +23,19 @@ def is_plain(name: str) -> bool:
     return "\0" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
+def is_scratch(name: str) -> bool:
+    """Whether a directory of this name is somebody's `scratch_directory`."""
+    return name.startswith(_SCRATCH)
+
+
+def is_dangling(path: Path) -> bool:
+    """Whether something of this name can never be read: a link to nowhere, or a pipe.
+
+    A file that has just been deleted is neither: whoever listed it is to list again.
+    """
+    return (path.is_symlink() and not path.exists()) or path.is_fifo()
+
+
 def fsync_directory(directory: Path) -> None:
     """Make the renames within a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY)

@@ -14,26 +14,23 @@ from patchbank.config import Precision, ResizeMode
 from patchbank.datasets import Dataset
 from patchbank.encoder.encoder import PatchEncoder, resolve_device
 from patchbank.encoder.weights import CHECKPOINTS
-from patchbank.errors import ConfigError, DatasetError, WeightsError
+from patchbank.errors import ConfigError, WeightsError
 from patchbank.models import Model
 from patchbank.preprocess import Failure, load
 
 _BYTES = 2 << 30  # of a picture being decoded
 
 
-def recompute(dataset: Dataset, encoder: PatchEncoder, resize: ResizeMode = "center-crop") -> Callable[[str], Tensor]:
-    """A function of an image's key that gives its (N, D) float32 patch tokens on the CPU.
-
-    It raises DatasetError where the image cannot be read.
-    """
+def recompute(
+    dataset: Dataset, encoder: PatchEncoder, resize: ResizeMode = "center-crop"
+) -> Callable[[str], Tensor | None]:
+    """A function of an image's key that gives its (N, D) float32 patch tokens on the CPU; None if it cannot be read."""
     records = {record.key: record for record in dataset.records}
 
-    def function(key: str) -> Tensor:
+    def function(key: str) -> Tensor | None:
         image = load(records[key], resize, encoder.model.input_size, ByteBudget(_BYTES))
         if isinstance(image, Failure):
-            raise DatasetError(
-                f"{records[key].path} is to be compared with the bank, and cannot be read: {image.reason}."
-            )
+            return None
         return encoder(torch.from_numpy(image.pixels.copy())[None])[0].cpu()
 
     return function
@@ -67,10 +64,14 @@ def encoder_of(
             precision = "fp32"  # what it stands for
     if checkpoints is None and root is not None:
         checkpoints = root / CHECKPOINTS
+    known = bank.fingerprint.weights_sha256 if bank else "unknown"
+    if weights is None and known not in ("unknown", model.sha256):
+        raise WeightsError(
+            f"The bank was made with a checkpoint that is not OpenAI's (SHA-256 {known}): give it with --weights."
+        )
     encoder = PatchEncoder.load(
         model.name, weights=weights, checkpoints=checkpoints, precision=precision, device=device
     )
-    known = bank.fingerprint.weights_sha256 if bank else "unknown"
     if known not in ("unknown", encoder.checkpoint.sha256):
         raise WeightsError(
             f"The bank was made with other weights than {encoder.checkpoint.path}: their SHA-256 is {known}, this "

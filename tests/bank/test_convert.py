@@ -115,8 +115,27 @@ def test_a_stopped_conversion_goes_on(banks: Path, tmp_path: Path, monkeypatch: 
                 break
         assert steps >= 3
         assert done.already_done >= 4
+        assert converted(banks / "shards", target, layout).features == 0
         converted(banks / "shards", tmp_path / "whole", layout, overwrite=True)
         assert contents(target) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("layout", ["ezhoi", "shards"])
+def test_what_has_changed_in_the_source_is_converted_again(
+    banks: Path, tmp_path: Path, tiny_config: ExtractConfig, layout: str
+) -> None:
+    shutil.copytree(banks / "images", tmp_path / "images")
+    source = shutil.copytree(banks / "ezhoi", tmp_path / "source")
+    converted(source, tmp_path / "target", layout, "float16")
+    shutil.copy(tmp_path / "images/photo_0004.jpg", tmp_path / "images/photo_0001.jpg")
+    (source / "photo_0001_clip.pkl").unlink()
+    extract(load_dataset("folder", tmp_path / "images"), source, tiny_config)
+    done = converted(source, tmp_path / "target", layout, "float16")
+    assert (done.features, done.already_done) == (1, 6)
+    target = open_bank(tmp_path / "target")
+    assert torch.equal(target["photo_0001.jpg"], open_bank(source)["photo_0001.jpg"].half())
+    assert torch.equal(target["photo_0001.jpg"], target["photo_0004.jpg"])
+    target.check("photo_0001.jpg")
 
 
 def test_damaged_features_are_not_carried_over(banks: Path, tmp_path: Path) -> None:
@@ -136,18 +155,22 @@ def test_damaged_features_are_not_carried_over(banks: Path, tmp_path: Path) -> N
 
 
 def test_numbers_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
     tokens = torch.randn(16, 32)
     for name, factor in (("a", 1.0), ("b", 1e6)):
-        (tmp_path / f"{name}_clip.pkl").write_bytes(pickle.dumps(tokens * factor))
-    repair(tmp_path)
-    done = converted(tmp_path, tmp_path / "half", "shards", "float16")
+        (source / f"{name}_clip.pkl").write_bytes(pickle.dumps(tokens * factor))
+    repair(source)
+    done = converted(source, tmp_path / "half", "shards", "float16")
     assert (done.features, list(done.refused)) == (1, ["b"])
-    assert converted(tmp_path, tmp_path / "int8", "shards", "int8").features == 2
+    assert converted(source, tmp_path / "int8", "shards", "int8").features == 2
 
 
 def test_what_cannot_be_converted(banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BankError, match="is the bank itself"):
         converted(banks / "ezhoi", banks / "images/../ezhoi", "shards")
+    with pytest.raises(BankError, match="or in it"):
+        converted(banks / "ezhoi", banks / "ezhoi/sub", "shards")
     with pytest.raises(ConfigError, match="int8 is for --layout shards"):
         converted(banks / "ezhoi", tmp_path / "int8", "ezhoi", "int8")
     with pytest.raises(BankError, match="layout: the bank has shards, this run ezhoi"):

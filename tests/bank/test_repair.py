@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -93,10 +94,105 @@ def test_without_a_list_keys_are_file_names_and_a_list_mends_that(strangers: Pat
     assert "photo_11" in opened
     with pytest.raises(BankError, match="size of 'photo_11' is not known"):
         opened.transform("photo_11")
-    done = repair(strangers, KEYS, size_of=lambda _: (8, 8))
-    assert done.adopted
-    assert list(open_bank(strangers)) == [key for key in KEYS[:-1] if key not in TO_EXTRACT]
-    assert kinds(verify(strangers, KEYS)) == dict.fromkeys([*TO_EXTRACT, KEYS[-1]], "missing")
+    before = {key: opened.sha256(key) for key in opened}
+    repair(strangers, KEYS, dataset="hicodet", split="test")
+    named = open_bank(strangers)
+    assert list(named) == [key for key in KEYS[:-1] if key not in TO_EXTRACT]
+    assert {key.removesuffix(".jpg"): named.sha256(key) for key in named} == before  # and not what is there by now
+    assert named.manifest.title == "hicodet test"
+    assert kinds(verify(strangers, KEYS)) == {**dict.fromkeys(TO_EXTRACT, "failed"), KEYS[-1]: "missing"}
+
+
+def test_another_list_takes_nothing_from_an_adopted_bank(strangers: Path) -> None:
+    repair(strangers, KEYS, dataset="hicodet", split="test")
+    before = contents(strangers)
+    repair(strangers, ["COCO_1.jpg", "COCO_2.jpg"], dataset="vcoco", split="val")
+    assert contents(strangers) == before
+
+
+def test_damage_to_an_adopted_bank_is_not_made_official(strangers: Path) -> None:
+    repair(strangers, KEYS)
+    adopted = list(open_bank(strangers))
+    for key in adopted:
+        damage_numbers(open_bank(strangers).file(key))
+    assert {kinds(verify(strangers, KEYS))[key] for key in adopted} == {"checksum"}
+    repair(strangers, KEYS)
+    assert len(open_bank(strangers)) == 0
+    assert {*adopted} <= set(open_bank(strangers).failures)
+
+
+def test_names_that_no_image_has_are_left_alone(tmp_path: Path) -> None:
+    """EZ-HOI cuts names at their first dot: it could never find these, nor could patchbank."""
+    names = ["a_clip.pkl", "a.b_clip.pkl", "_clip.pkl", "sub/_clip.pkl", ".._clip.pkl"]
+    (tmp_path / "sub").mkdir()
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(pickle.dumps(torch.full((16, 32), float(number + 2))))
+    before = contents(tmp_path)
+    report = verify(tmp_path)
+    assert kinds(report) == dict.fromkeys(names[1:], "extra")
+    assert report.problems == []
+    repair(tmp_path)
+    opened = open_bank(tmp_path)
+    assert list(opened) == ["a"]
+    assert opened["a"][0, 0] == 2
+    assert {name: contents(tmp_path)[name] for name in names} == before
+
+
+def test_a_passing_error_changes_nothing(strangers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "photo_12_clip.pkl":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    before = contents(strangers)
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(BankError, match=r"could not be read.*Nothing was changed"):
+        repair(strangers, KEYS)
+    monkeypatch.undo()
+    assert contents(strangers) == before
+
+
+def test_a_passing_error_takes_nothing_from_a_bank_of_ours(
+    tiny_config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs(tmp_path / "images", 2)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    before = contents(tmp_path / "bank")
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.suffix == ".pkl":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    done = repair(tmp_path / "bank")
+    monkeypatch.undo()
+    assert len(done.unread) == 2
+    assert contents(tmp_path / "bank") == before
+
+
+def test_a_tensor_that_was_saved_otherwise_is_mended_where_the_checksum_proves_it(
+    tiny_config: ExtractConfig, tmp_path: Path
+) -> None:
+    photographs(tmp_path / "images", 3)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    before = contents(tmp_path / "bank")
+    opened = open_bank(tmp_path / "bank")
+    with_cls = torch.cat([torch.zeros(1, 32), opened["photo_0000.jpg"]])
+    opened.file("photo_0000.jpg").write_bytes(pickle.dumps(with_cls))
+    opened.file("photo_0001.jpg").write_bytes(pickle.dumps(with_cls[1:]))  # other tokens than were there
+    opened.file("photo_0002.jpg").write_bytes(
+        DEFECTS["cuda"](torch.cat([torch.zeros(1, 32), opened["photo_0002.jpg"]]))
+    )
+    done = repair(tmp_path / "bank")
+    assert {finding.name for finding in done.mended} == {"photo_0000.jpg", "photo_0002.jpg"}
+    assert [finding.name for finding in done.to_extract] == ["photo_0001.jpg"]
+    after = contents(tmp_path / "bank")
+    assert after["photo_0000_clip.pkl"] == before["photo_0000_clip.pkl"]
+    assert after["photo_0002_clip.pkl"] == before["photo_0002_clip.pkl"]
 
 
 @pytest.mark.parametrize("call", ["rename", "fsync", "link"])

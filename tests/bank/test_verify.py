@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +20,7 @@ from patchbank.bank.shard import shards_in
 from patchbank.bank.verify import Report, compare_with_pixels, tolerance, verify
 from patchbank.config import Fingerprint
 from patchbank.errors import BankError
-from tests.strangers import DEFECTS, write_bank
+from tests.strangers import DEFECTS, Call, write_bank
 from tests.support import contents, photographs, tiny_manifest
 
 KEYS = [f"photo_{number:02}.jpg" for number in range(len(DEFECTS) + 4)]
@@ -29,7 +32,8 @@ def tokens_of(keys: list[str]) -> dict[str, Tensor]:
 
 
 def kinds(report: Report) -> dict[str, str]:
-    return {finding.name: finding.kind for finding in report.findings}
+    """Each name's finding, but for the files that an earlier repair set aside."""
+    return {finding.name: finding.kind for finding in report.findings if finding.kind != "aside"}
 
 
 @pytest.fixture
@@ -150,9 +154,9 @@ def test_a_changed_bit_is_found(bank: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-7]), "unreadable"),
         (lambda path: path.write_bytes(b""), "unreadable"),
         (lambda path: path.write_bytes(pickle.dumps(torch.randn(16, 32))), "checksum"),
-        (lambda path: path.write_bytes(pickle.dumps(torch.randn(17, 32))), "cls"),
+        (lambda path: path.write_bytes(pickle.dumps(torch.randn(17, 32))), "checksum"),
         (lambda path: path.write_bytes(pickle.dumps(torch.ones(511))), "shape"),
-        (lambda path: path.write_bytes(DEFECTS["cuda"](torch.randn(17, 32))), "cuda"),
+        (lambda path: path.write_bytes(DEFECTS["cuda"](torch.randn(17, 32))), "checksum"),
         (lambda path: path.write_bytes(DEFECTS["unsafe"](torch.empty(0))), "unsafe"),
     ],
 )
@@ -164,6 +168,63 @@ def test_what_happens_to_a_pickle_is_found(
     assert verify(tmp_path / "bank").findings == []
     damage(tmp_path / "bank/photo_0001_clip.pkl")
     assert kinds(verify(tmp_path / "bank")) == {"photo_0001.jpg": kind}
+
+
+def test_a_shard_that_is_missing_is_noticed_without_a_list(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    photographs(tmp_path / "images", 7)
+    config = replace(tiny_config, layout="shards", shard_size=3 * 2176)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
+    shards_in(tmp_path / "bank")[1].unlink()
+    assert kinds(verify(tmp_path / "bank")) == {"shard-00001-*": "missing"}
+    lost = verify(tmp_path / "bank", [f"photo_000{number}.jpg" for number in range(7)])
+    assert kinds(lost) == {f"photo_000{number}.jpg": "missing" for number in (3, 4, 5)}
+
+
+def test_what_can_never_be_read_does_not_hang(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    photographs(tmp_path / "images", 2)
+    for layout in ("ezhoi", "shards"):
+        config = replace(tiny_config, layout=layout)  # type: ignore[arg-type]
+        extract(load_dataset("folder", tmp_path / "images"), tmp_path / layout, config)
+    (tmp_path / "shards/shard-00007-0123456789abcdef.safetensors").symlink_to("nowhere")
+    (tmp_path / "ezhoi/index/0123456789abcdef.jsonl").symlink_to("nowhere")
+    (tmp_path / "ezhoi/link_clip.pkl").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "ezhoi/pipe_clip.pkl")
+    for layout in ("ezhoi", "shards"):
+        assert len(open_bank(tmp_path / layout)) == 2
+        assert verify(tmp_path / layout).findings == []
+
+
+def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(
+    strangers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "photo_12_clip.pkl":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert kinds(verify(strangers, KEYS))["photo_12.jpg"] == "unread"
+
+
+def test_other_data_than_a_tensor_is_not_called_hostile(tmp_path: Path) -> None:
+    values = [numpy.ones((2, 3)), {"a": torch.ones(2, 3)}, [1], torch.ones(16, 32).to(torch.uint8), "text", 7]
+    for number, value in enumerate(values):
+        (tmp_path / f"{number}_clip.pkl").write_bytes(pickle.dumps(value))
+    torch.save(torch.ones(16, 32), tmp_path / "saved_clip.pkl")
+    (tmp_path / "evil_clip.pkl").write_bytes(pickle.dumps({"a": Call(os.mkdir, "patchbank-was-run")}))
+    report = verify(tmp_path)
+    found = kinds(report)
+    assert found.pop("evil_clip.pkl") == "unsafe"
+    assert set(found.values()) == {"unreadable"}
+    assert len(found) == len(values) + 1
+    assert any("archive of torch.save" in finding.detail for finding in report.findings)
+
+
+def test_a_parameter_is_a_tensor_that_asks_for_gradients(tmp_path: Path) -> None:
+    (tmp_path / "a_clip.pkl").write_bytes(pickle.dumps(torch.nn.Parameter(torch.randn(16, 32))))
+    assert kinds(verify(tmp_path)) == {"a_clip.pkl": "gradient"}
 
 
 def test_a_damaged_ledger_is_found(tmp_path: Path, tiny_config: ExtractConfig) -> None:
@@ -215,7 +276,7 @@ def test_features_of_other_pixels_are_found(bank: Path) -> None:
         return stored["photo_0000.jpg" if key != "photo_0000.jpg" else "photo_0001.jpg"]
 
     compare_with_pixels(report, list(stored), 100, other)
-    assert asked == sorted(stored)
+    assert sorted(asked) == sorted(stored)
     assert {name for name, kind in kinds(report).items() if kind == "pixels"} == set(stored)
     assert report.sound == []
 

@@ -46,7 +46,7 @@ class Feature(NamedTuple):
 def check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
     """Raise BankError, naming what differs, where a bank is not what a run would make."""
     if differences := found.differences(wanted):
-        mend = "Choose another --out, or start it anew with --overwrite, which deletes them."
+        mend = "Choose another directory, or start it anew with --overwrite, which deletes them."
         if found.adopted:
             mend += (
                 f" `patchbank repair {directory} --extract` adds to adopted features what is missing, if they agree."
@@ -118,6 +118,10 @@ class BankWriter(ABC):
         """
         with self._storage_errors():
             return self._add(features, failures)
+
+    @abstractmethod
+    def has(self, feature: Feature) -> bool:
+        """Whether the bank lists exactly this feature. Raises NotFiniteError as `packing.pack` does."""
 
     @abstractmethod
     def _begin(self) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from threading import Event
 
 from patchbank.bank import ezhoi
-from patchbank.bank.base_writer import Feature
+from patchbank.bank.base_writer import BankWriter, Feature
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.packing import images_a_shard
+from patchbank.bank.packing import NotFiniteError, images_a_shard
 from patchbank.bank.reader import Bank
 from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest, open_writer
 from patchbank.config import Layout, StoredDtype, check_dtype
@@ -60,7 +60,7 @@ def convert(
     progress: Callable[[int, int], None] | None = None,
     stop: Event | None = None,
 ) -> Converted:
-    """Write a bank's features into another bank; what is there already is left as it is.
+    """Write a bank's features into another bank; what is there already, and the same, is left as it is.
 
     Args:
         dtype: what the new bank stores; None is float32 for pickles, which is what EZ-HOI reads, and else the source's.
@@ -73,8 +73,8 @@ def convert(
         ConfigError: int8 pickles are asked for.
         BankError: the target is the source or another bank, the disk is too small, or two keys would share a pickle.
     """
-    if target.exists() and target.samefile(source.path):
-        raise BankError(f"{target} is the bank itself. Give the new one a directory of its own.")
+    if source.path.resolve() in (target.resolve(), *target.resolve().parents):
+        raise BankError(f"{target} is the bank itself, or in it. Give the new one a directory of its own.")
     wanted = _wanted(source.manifest, layout, dtype, shard_size)
     keys = sorted([*source, *source.failures])
     if layout == "ezhoi":
@@ -84,16 +84,20 @@ def convert(
     there = bank_state(target, existing)[0] if existing else set()
     _check_disk(target, len({*keys} - there), wanted)
     with open_writer(target, wanted, keys, overwrite=overwrite) as writer:
-        done = Converted(target, writer.manifest, already_done=len(writer.done & {*keys}))
-        todo = [key for key in keys if key not in writer.done]
+        # What is there is read again too, last: the source may have changed since.
+        missing = [key for key in keys if key not in writer.done]
+        again = [key for key in keys if key in writer.done and key in source]
+        todo = missing + again
+        done = Converted(target, writer.manifest, already_done=len(again))
         refused: list[Failure] = []
         with ThreadPoolExecutor(thread_name_prefix="read") as threads:
             for begin in range(0, len(todo), _AT_ONCE):
                 if stop.is_set():
-                    done.remaining = len(todo) - begin
+                    done.remaining = max(0, len(missing) - begin)
                     break
                 outcomes = list(threads.map(lambda key: _read(source, key), todo[begin : begin + _AT_ONCE]))
-                features = [each for each in outcomes if isinstance(each, Feature)]
+                features = [each for each in outcomes if isinstance(each, Feature) and not _there(writer, each)]
+                done.already_done -= sum(feature.key in writer.done for feature in features)
                 failures = [each for each in outcomes if isinstance(each, Failure) and each.key in source.failures]
                 done.damaged |= {
                     each.key: each.reason
@@ -135,6 +139,13 @@ def _read(source: Bank, key: str) -> Feature | Failure:
         return Feature(key, source[key], source.size(key), cls)
     except BankError as error:
         return Failure(key, str(error))
+
+
+def _there(writer: BankWriter, feature: Feature) -> bool:
+    try:
+        return feature.key in writer.done and writer.has(feature)
+    except NotFiniteError:
+        return False  # adding it will say so
 
 
 def _check_disk(target: Path, count: int, wanted: Manifest) -> None:

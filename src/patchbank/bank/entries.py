@@ -78,13 +78,14 @@ def from_json(value: Any) -> Entry:
         entry = Entry(key, failure=value["failure"], revision=revision)
         sound = type(entry.failure) is str
     else:
-        size = None if value["size"] is None else (value["size"][0], value["size"][1])
+        size = None if value["size"] is None else tuple(value["size"])
         entry = Entry(key, size, value["sha256"], None, revision, value.get("bytes"))
-        sound = type(entry.sha256) is str and (size is None or (_natural(size[0]) and _natural(size[1])))
+        sound = type(entry.sha256) is str and (size is None or (len(size) == 2 and all(map(_natural, size))))
+        sound = sound and (entry.bytes is None or _natural(entry.bytes))
     if not (sound and (revision == 0 or _natural(revision))):
         raise ValueError(f"the entry of {key!r} is no entry")
     return entry
 
 
 def _natural(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value < 1 << 62

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchbank.bank.unpickling import PickledTensor, UnsafePickleError, inspect_pickle
+from patchbank.bank.unpickling import UnsafePickleError, parse_pickle
 from patchbank.errors import BankError
 from patchbank.models import MODELS, Model
 
@@ -21,12 +21,13 @@ class Kind:
     Attributes:
         name: for machines.
         says: for people, of one or several features.
-        mend: ``repair`` (without pixels), ``extract`` (from the images), or None where there is nothing to mend.
+        mend: ``repair`` (without pixels), ``extract`` (that feature from its image), ``anew`` (all of them), ``look``
+            (somebody must), or None where there is nothing to mend.
     """
 
     name: str
     says: str
-    mend: Literal["repair", "extract"] | None
+    mend: Literal["repair", "extract", "anew", "look"] | None
 
 
 # The worst first.
@@ -36,9 +37,10 @@ KINDS = {
         Kind("unsafe", "would run code when unpickled; was not run", "extract"),
         Kind("damaged-shard", "shard that cannot be read", "extract"),
         Kind("damaged-ledger", "part of the ledger that cannot be read", "extract"),
-        Kind("unreadable", "cut short or no pickle of a tensor", "extract"),
+        Kind("unread", "could not be read: the disk, or permissions", "look"),
+        Kind("unreadable", "cut short, or no tensor of features", "extract"),
         Kind("checksum", "not what was written: the checksum differs", "extract"),
-        Kind("pixels", "not what the image's pixels give", "extract"),
+        Kind("pixels", "not what the image's pixels give", "anew"),
         Kind("shape", "of a wrong shape", "extract"),
         Kind("not-finite", "with NaN or Inf", "extract"),
         Kind("zero", "with tokens that are all zero", "extract"),
@@ -51,6 +53,7 @@ KINDS = {
         Kind("view", "a view: with storage that is not its own alone", "repair"),
         Kind("gradient", "asking for gradients", "repair"),
         Kind("extra", "of no listed image (harmless)", None),
+        Kind("aside", "set aside by an earlier repair (delete it once nothing is missing)", None),
     )
 }
 
@@ -76,22 +79,25 @@ class Look:
 
     Attributes:
         defects: (kind, detail) of each.
-        found: the tensor as it is pickled; None where it cannot be read. Its numbers may have been let go.
+        shape: the tensor's; None where there is none.
     """
 
     defects: tuple[tuple[str, str], ...]
     shape: tuple[int, ...] | None = None
-    found: PickledTensor | None = None
 
 
 def look_at(path: Path, dtype: torch.dtype = torch.float32) -> Look:
     """Everything that can be said of one pickle by itself; not of its shape, which the others must tell about."""
     try:
-        found = inspect_pickle(path)
+        found = parse_pickle(path.read_bytes())
+    except (OSError, MemoryError) as error:  # of the file nothing is known
+        return Look((("unread", getattr(error, "strerror", None) or "out of memory"),))
     except UnsafePickleError as error:
-        return Look((("unsafe", _reason(error, path)),))
+        return Look((("unsafe", str(error)),))
     except BankError as error:
-        return Look((("unreadable", _reason(error, path)),))
+        return Look((("unreadable", str(error)),))
+    if not found.tensor.is_floating_point():
+        return Look((("unreadable", f"it holds {str(found.tensor.dtype).removeprefix('torch.')} numbers"),))
     tensor = found.tensor
     defects: list[tuple[str, str]] = []
     if found.location != "cpu":
@@ -104,7 +110,7 @@ def look_at(path: Path, dtype: torch.dtype = torch.float32) -> Look:
         defects.append(("view", f"strides {tuple(tensor.stride())}"))
     if found.requires_grad:
         defects.append(("gradient", ""))
-    return Look((*defects, *look_into(tensor)), tuple(tensor.shape), found)
+    return Look((*defects, *look_into(tensor)), tuple(tensor.shape))
 
 
 def look_into(tokens: Tensor) -> list[tuple[str, str]]:
@@ -136,7 +142,3 @@ def shape_defect(shape: tuple[int, ...], expected: tuple[int, int] | None) -> tu
 def model_of(shape: tuple[int, ...]) -> Model | None:
     """The model whose patch tokens have this shape."""
     return next((model for model in MODELS.values() if (model.tokens, model.output_dim) == shape), None)
-
-
-def _reason(error: BankError, path: Path) -> str:
-    return str(error).removeprefix(f"{path} ").removeprefix("is not the pickle of a tensor: ").removesuffix(".")

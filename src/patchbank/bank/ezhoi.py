@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from patchbank.bank.ledger import read_ledger
 from patchbank.bank.manifest import Manifest
 from patchbank.errors import BankError
-from patchbank.files import sha256_of
+from patchbank.files import is_plain, is_scratch, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,13 +51,27 @@ def check_names(keys: Iterable[str]) -> None:
             )
 
 
+def key_of(name: str) -> str | None:
+    """The shortest key whose pickle this is, its extension being unknown; None where no key has such a pickle."""
+    key = name.removesuffix(SUFFIX)
+    return key if is_plain(key) and pickle_name(key) == name else None
+
+
 def pickles_in(directory: Path, below: str = "") -> Iterator[tuple[str, int]]:
-    """(name relative to `directory`, size in bytes) of every pickle in it, at any depth."""
-    with os.scandir(directory / below) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
+    """(name relative to `directory`, size in bytes) of every pickle in it, at any depth; scratch is passed over."""
+    try:
+        with os.scandir(directory / below) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        if not below:
+            raise
+        return  # it was there a moment ago
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            if not is_scratch(entry.name):
                 yield from pickles_in(directory, f"{below}{entry.name}/")
-            elif entry.name.endswith(SUFFIX):
+        elif entry.name.endswith(SUFFIX) and entry.is_file():
+            with contextlib.suppress(FileNotFoundError):
                 yield below + entry.name, entry.stat().st_size
 
 

@@ -73,6 +73,16 @@ class EzhoiWriter(BankWriter):
         self.features_committed += len(moves)
         return not_finite
 
+    def has(self, feature: Feature) -> bool:
+        """As the base class says."""
+        entry = self._ledger.entries.get(feature.key)
+        if entry is None or entry.sha256 is None:
+            return False
+        digest = hashlib.sha256()
+        for part in to_pickle(pack(self.manifest, feature.tokens, None)["patch_tokens"]):
+            digest.update(part)
+        return digest.hexdigest() == entry.sha256
+
     def _write(self, path: Path, tokens: Tensor) -> str:
         """Write one tensor as the bank stores it; returns the file's SHA-256."""
         parts = to_pickle(tokens)

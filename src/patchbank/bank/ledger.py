@@ -20,11 +20,12 @@ from typing import Literal
 
 from patchbank.bank.entries import Entry, from_json, join, to_json
 from patchbank.errors import BankError
-from patchbank.files import fsync_directory, make_directory, write_and_sync
+from patchbank.files import fsync_directory, is_dangling, make_directory, write_and_sync
 
 DIRECTORY = "index"
 _SUFFIX = ".jsonl"
 _CHUNK = 1024  # entries a growing file holds before the next is begun
+_ATTEMPTS = 100  # at reading what others are writing
 _ROUNDS = 8  # of tidying up, while other processes go on writing
 
 
@@ -47,11 +48,7 @@ def read_ledger(bank: Path, damaged: Literal["raise", "skip", "delete"] = "raise
 
 def damaged_files(bank: Path) -> list[str]:
     """Names, relative to the bank, of the ledger's files whose content is not what their name says."""
-    return [
-        path.relative_to(bank).as_posix()
-        for path in _files(bank / DIRECTORY)
-        if _name_for(path.read_bytes()) != path.name
-    ]
+    return [path.relative_to(bank).as_posix() for path in _files(bank / DIRECTORY) if _read_file(path) is None]
 
 
 def remove_ledger(bank: Path) -> None:
@@ -61,19 +58,18 @@ def remove_ledger(bank: Path) -> None:
 
 
 def _files(directory: Path) -> list[Path]:
-    return sorted(directory.glob(f"*{_SUFFIX}"))
+    return sorted(path for path in directory.glob(f"*{_SUFFIX}") if not is_dangling(path))
 
 
 def _read(directory: Path, damaged: Literal["raise", "skip", "delete"]) -> tuple[dict[str, Entry], list[Path]]:
     """The entries, and the files that they were read from."""
-    while True:
+    for _ in range(_ATTEMPTS):
         entries: dict[str, Entry] = {}
         files: list[Path] = []
         try:
             for path in _files(directory):
-                content = path.read_bytes()
-                if _name_for(content) == path.name:
-                    join(entries, parse_lines(content))
+                if (found := _read_file(path)) is not None:
+                    join(entries, found)
                     files.append(path)
                 elif damaged == "raise":
                     raise BankError(
@@ -85,6 +81,20 @@ def _read(directory: Path, damaged: Literal["raise", "skip", "delete"]) -> tuple
             return entries, files
         except FileNotFoundError:
             continue  # somebody tidied up meanwhile: what it held is in another file now
+        except PermissionError as error:
+            raise BankError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    raise BankError(f"{directory} changes too fast to be read.")
+
+
+def _read_file(path: Path) -> list[Entry] | None:
+    """The entries in one file; None where it is damaged."""
+    content = path.read_bytes()
+    if _name_for(content) != path.name:
+        return None
+    try:
+        return parse_lines(content)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return None
 
 
 def _name_for(content: bytes) -> str:
@@ -125,6 +135,14 @@ class Ledger:
             for path in files:
                 if path != kept:
                     path.unlink(missing_ok=True)
+
+    def replace(self, entries: Iterable[Entry]) -> None:
+        """Put these in the place of all that the ledger says. Only for one process alone."""
+        kept = self._write({entry.key: entry for entry in entries})
+        for path in _files(self._directory):
+            if path != kept:
+                path.unlink(missing_ok=True)
+        self.entries = _read(self._directory, "delete")[0]
 
     def _write(self, entries: Mapping[str, Entry]) -> Path:
         content = "".join(f"{json.dumps(to_json(entries[key]))}\n" for key in sorted(entries)).encode()

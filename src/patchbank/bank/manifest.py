@@ -18,6 +18,7 @@ from patchbank.files import fsync_directory, write_and_sync
 
 FILE_NAME = "bank.json"
 FORMAT, FORMAT_VERSION = "patchbank", 1
+_LARGEST = 1 << 31  # no size in a manifest is near it
 
 
 def library_versions() -> dict[str, str]:
@@ -156,15 +157,15 @@ class Manifest:
         for name, choices in (("layout", Layout), ("dtype", StoredDtype), ("resize", ResizeMode)):
             if (value := getattr(manifest, name)) not in get_args(choices):
                 raise ValueError(f"unknown {name} {value!r}")
-        sizes = [
-            rows,
-            columns,
-            *(getattr(manifest, name) for name in ("dim", "input_size", "patch_size", "batch_size")),
-        ]
-        if min(sizes) < 1 or (manifest.layout == "shards" and not (manifest.shard_images or 0) >= 1):
+        sizes: list[Any] = [rows, columns, manifest.dim, manifest.input_size, manifest.patch_size, manifest.batch_size]
+        if manifest.layout == "shards":
+            sizes.append(manifest.shard_images)
+        if any(type(size) is not int or not 1 <= size < _LARGEST for size in sizes):
             raise ValueError("a size is not positive")
-        if any(type(manifest.versions[name]) is not str for name in manifest.versions):
-            raise ValueError("a version is not a text")
+        texts = [manifest.dataset, manifest.device, manifest.split or "", manifest.adopted or ""]
+        texts += manifest.versions.values()
+        if type(manifest.cls) is not bool or any(type(text) is not str for text in texts):
+            raise ValueError("a fact is of another type")
         return manifest
 
 

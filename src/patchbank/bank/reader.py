@@ -35,8 +35,9 @@ class _Store(Protocol):
     """What a layout's reading side gives."""
 
     manifest: Manifest
-    entries: dict[str, Entry]
 
+    @property
+    def entries(self) -> dict[str, Entry]: ...
     def tokens(self, key: str) -> Tensor: ...
     def cls(self, key: str) -> Tensor: ...
     def checksum(self, key: str) -> str: ...
@@ -120,7 +121,8 @@ class Bank(Mapping[str, "Tensor"]):
 
         Raises:
             KeyNotInBank: a KeyError; the key was never listed, or failed (the message gives the reason).
-            BankError: its file is missing, damaged, or not a tensor of the bank's shape.
+            BankError: its file is missing, or holds no tensor of the bank's shape. Numbers are not compared with
+                their checksum on every read: `check` does that.
         """
         if key not in self._entries:
             self._entry(key)  # raises

@@ -8,6 +8,7 @@ files come last: a repair that was interrupted is simply begun again.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,17 +16,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from patchbank.bank import ezhoi, manifest
+from patchbank.bank import ezhoi
 from patchbank.bank.entries import Entry
 from patchbank.bank.examine import KINDS, Finding
 from patchbank.bank.ezhoi_writer import file_bytes
-from patchbank.bank.ledger import Ledger, remove_ledger
+from patchbank.bank.ledger import Ledger, read_ledger, remove_ledger
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.pickles import to_pickle
 from patchbank.bank.shard import DAMAGED
 from patchbank.bank.shards import read_shards
 from patchbank.bank.shards_writer import take_back
-from patchbank.bank.unpickling import inspect_pickle
+from patchbank.bank.unpickling import read_pickle
 from patchbank.bank.verify import Progress, Report, verify
 from patchbank.config import Fingerprint, ResizeMode
 from patchbank.errors import BankError
@@ -47,6 +48,7 @@ class Repaired:
         mended: features that were mended, and of what.
         set_aside: files that were renamed, since they cannot be mended: their new names.
         to_extract: images that have no feature now, and why.
+        unread: features that could not be read for a reason that may pass: they were left as they are.
         adopted: whether a bank was made of somebody else's pickles.
     """
 
@@ -54,6 +56,7 @@ class Repaired:
     mended: list[Finding] = field(default_factory=list)
     set_aside: list[str] = field(default_factory=list)
     to_extract: list[Finding] = field(default_factory=list)
+    unread: list[Finding] = field(default_factory=list)
     adopted: bool = False
 
 
@@ -66,6 +69,7 @@ def repair(
     resize: ResizeMode = "center-crop",
     size_of: SizeOf = lambda _: None,
     progress: Progress | None = None,
+    mending: Progress | None = None,
 ) -> Repaired:
     """Mend what can be mended without pixels, and see to it that the rest is not taken for features.
 
@@ -74,21 +78,20 @@ def repair(
             pickles are their file names without suffix, since the pictures' extensions are not known.
         dataset, split, resize: of somebody else's pickles, what they are of and how images became square.
         size_of: the sizes of their images.
-        progress: told how far the looking is.
+        progress, mending: told how far the looking is, and the making of a bank of somebody else's pickles.
 
     Raises:
         BankError: there is nothing to repair, it is of a later format, or its features are of no known model.
     """
     report = verify(directory, listed, progress)
-    if listed and report.manifest and report.manifest.adopted and not {*report.sound} & {*listed}:
-        # It was adopted without a list, under names without extensions: once more, under the list's names.
-        (directory / manifest.FILE_NAME).unlink()
-        remove_ledger(directory)
+    if listed and report.manifest is not None and report.manifest.adopted and _rename(report, listed, dataset, split):
         report = verify(directory, listed, progress)
     if report.layout is None:
-        return _adopt(report, listed or (), _new_manifest(report, dataset, split, resize), size_of)
-    bad = {finding.name: finding for finding in reversed(report.problems) if finding.kind not in ("missing", "failed")}
+        new = _new_manifest(report, dataset, split, resize)
+        return _adopt(report, listed or (), new, size_of, mending or (lambda *_: None))
+    bad = {each.name: each for each in reversed(report.problems) if each.kind not in ("missing", "failed", "unread")}
     done = Repaired(report, to_extract=[each for each in report.problems if each.kind in ("missing", "failed")])
+    done.unread = [each for each in report.problems if each.kind == "unread"]
     with scratch_directory(directory) as scratch:
         if report.layout == "shards":
             _repair_shards(done, bad, scratch)
@@ -110,17 +113,39 @@ def _repair_shards(done: Repaired, bad: Mapping[str, Finding], scratch: Path) ->
 
 
 def _repair_pickles(done: Repaired, bad: Mapping[str, Finding], scratch: Path) -> None:
-    """Of a bank of ours: a file that is not what was written is not to be mended, whatever is in it."""
+    """Of a bank of ours: a file is mended where its tensor, written anew, is what the ledger says was written."""
     directory = done.before.bank
     gone = [each for each in done.before.problems if each.kind == "missing" and each.detail]
-    lost = [finding for finding in bad.values() if finding.kind != "damaged-ledger"] + gone
     ledger = Ledger(directory, scratch)  # deletes what of it is damaged
+    bank = Manifest.read(directory)
+    lost = gone
+    for finding in bad.values():
+        entry = ledger.entries.get(finding.name)
+        if entry is not None and finding.kind == "checksum" and _write_anew(directory, entry, bank, scratch):
+            done.mended.append(finding)
+        elif finding.kind != "damaged-ledger":
+            lost.append(finding)
+            done.to_extract.append(finding)
+        else:
+            done.to_extract.append(finding)
     # First the ledger: a reader must not look for what is about to be renamed.
     ledger.append(Entry(finding.name, failure=_reason(finding)) for finding in lost)
     for finding in lost:
         _set_aside(done, directory / ezhoi.pickle_name(finding.name))
     ledger.compact()
-    done.to_extract += bad.values()
+
+
+def _write_anew(directory: Path, entry: Entry, bank: Manifest, scratch: Path) -> bool:
+    """Write the tensor in a pickle as patchbank does, if that gives the bytes that were there once."""
+    path = directory / ezhoi.pickle_name(entry.key)
+    try:
+        content = b"".join(_own_pickle(path, bank))
+    except (BankError, KeyError):
+        return False
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        return False
+    _replace(path, [content], scratch)
+    return True
 
 
 def _reason(finding: Finding) -> str:
@@ -141,7 +166,7 @@ def _new_manifest(report: Report, dataset: str, split: str | None, resize: Resiz
     if model is None:
         raise BankError(
             f"The pickles in {report.bank} are of no known model: none has the shape of its patch tokens. There is "
-            "nothing to mend; extract them again, with --overwrite, or into another directory."
+            "nothing to mend: extract them again with `patchbank extract`, here with its --overwrite, or elsewhere."
         )
     return Manifest(
         layout="ezhoi",
@@ -172,18 +197,29 @@ def _unknown_fingerprint(model: Model, resize: ResizeMode) -> Fingerprint:
     )
 
 
-def _adopt(report: Report, listed: Sequence[str], new: Manifest, size_of: SizeOf) -> Repaired:
+def _adopt(report: Report, listed: Sequence[str], new: Manifest, size_of: SizeOf, progress: Progress) -> Repaired:
     directory = report.bank
     done = Repaired(report, adopted=True)
     files = {ezhoi.pickle_name(key): key for key in listed}
     findings: dict[str, list[Finding]] = {}
     for finding in report.problems:
         findings.setdefault(finding.name, []).append(finding)
+    if unread := [finding for finding in report.problems if finding.kind == "unread"]:
+        first = unread[0]
+        raise BankError(
+            f"{len(unread):,} files could not be read, {first.name} for one ({first.detail}). Nothing was changed. See "
+            "to the disk or the permissions, and run it again."
+        )
     entries: list[Entry] = []
     usual = file_bytes(new)
     with scratch_directory(directory) as scratch:
-        for name, _ in sorted(ezhoi.pickles_in(directory)):
-            key = files.get(name, name.removesuffix(ezhoi.SUFFIX))
+        remove_ledger(directory)  # what an adoption that was interrupted has left
+        names = sorted(name for name, _ in ezhoi.pickles_in(directory))
+        for number, name in enumerate(names):
+            progress(number, len(names))
+            key = files.get(name) or ezhoi.key_of(name)
+            if key is None:
+                continue
             found = findings.get(files.get(name, name), [])
             path = directory / name
             if any(KINDS[each.kind].mend == "extract" for each in found):
@@ -202,13 +238,39 @@ def _adopt(report: Report, listed: Sequence[str], new: Manifest, size_of: SizeOf
     return done
 
 
+def _rename(report: Report, listed: Sequence[str], dataset: str, split: str | None) -> bool:
+    """Give features that were adopted without a list, under names without extensions, the list's names.
+
+    Their checksums stay what they were. Returns whether there were any.
+    """
+    directory, found = report.bank, report.manifest
+    assert found is not None
+    files = {ezhoi.pickle_name(key): key for key in listed}
+    known = set(listed)
+    old = read_ledger(directory, damaged="skip")
+    new = {key: files.get(ezhoi.pickle_name(key), key) if key not in known else key for key in old}
+    if all(key == name for key, name in new.items()):
+        return False
+    with scratch_directory(directory) as scratch:
+        Ledger(directory, scratch).replace(entry._replace(key=new[key]) for key, entry in old.items())
+        if found.dataset == UNKNOWN:
+            replace(found, dataset=dataset, split=split).replace(directory, scratch)
+    return True
+
+
 def _mend(path: Path, bank: Manifest, scratch: Path) -> None:
     """Write the tensor in a pickle as patchbank does: CPU, float32, its own storage, no [CLS]."""
-    tensor: Tensor = inspect_pickle(path).tensor.to(torch.float32)
-    if tensor.shape[0] == bank.shape[0] + 1:
-        tensor = tensor[1:]
+    _replace(path, _own_pickle(path, bank), scratch)
+
+
+def _own_pickle(path: Path, bank: Manifest) -> Sequence[bytes | memoryview]:
+    tensor: Tensor = read_pickle(path).to(getattr(torch, bank.dtype))
+    return to_pickle(tensor[1:] if tensor.shape[0] == bank.shape[0] + 1 else tensor)
+
+
+def _replace(path: Path, parts: Sequence[bytes | memoryview], scratch: Path) -> None:
     temporary = scratch / path.name
-    write_and_sync(temporary, to_pickle(tensor))
+    write_and_sync(temporary, parts)
     temporary.rename(path)
     fsync_directory(path.parent)
 

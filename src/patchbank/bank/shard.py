@@ -22,6 +22,7 @@ from patchbank.bank.entries import Entry, from_json, to_json
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import fields
 from patchbank.errors import BankError
+from patchbank.files import is_dangling
 from patchbank.geometry import ImageTransform
 
 METADATA = "patchbank"  # the one key of the header's metadata
@@ -61,7 +62,7 @@ def shards_in(directory: Path) -> list[Path]:
     """The files in a directory that have a shard's name, in order."""
     if not directory.is_dir():
         return []
-    return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
+    return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name) and not is_dangling(path))
 
 
 def make_header(
@@ -140,8 +141,12 @@ def read_shard(path: Path) -> Shard:
         manifest = Manifest.from_dict(content, path)
         features, failures = _entries(content)
         tensors = _tensors(manifest, len(features))
-        if content["number"] != int(match[1]) or {key: header[key] for key in header if key[0] != "_"} != tensors:
+        rows = {len(content[column]) for column in ("keys", "resized", "offsets")}
+        found = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        if (content["number"], rows, found) != (int(match[1]), {len(features)}, tensors):
             raise ValueError("its parts do not fit together")
+        if manifest.layout != "shards":
+            raise ValueError(f"a shard of the layout {manifest.layout}")
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ShardDamagedError(f"{path} is damaged: {type(error).__name__} {error}.") from error
     expected = _LENGTH.size + length + tensors["patch_tokens"]["data_offsets"][1]

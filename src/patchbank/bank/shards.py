@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_ATTEMPTS = 100  # at reading what others are writing
+
 # A shard's numbers by field: (rows, bytes of one image's) uint8, not to be written to.
 Mapped = dict[str, NDArray[np.uint8]]
 
@@ -45,7 +47,7 @@ def read_shards(
     Raises BankError where two shards are of different banks.
     """
     read = {shard.path: shard for shard in known}
-    while True:
+    for _ in range(_ATTEMPTS):
         shards: list[Shard] = []
         try:
             for path in shards_in(directory):
@@ -67,6 +69,7 @@ def read_shards(
                     f"{shard.path.name} has {other}. Move the ones that do not belong here to another directory."
                 )
         return shards
+    raise BankError(f"{directory} changes too fast to be read.")
 
 
 def index(shards: Iterable[Shard]) -> tuple[dict[str, Entry], dict[str, Row]]:
@@ -84,6 +87,15 @@ def index(shards: Iterable[Shard]) -> tuple[dict[str, Entry], dict[str, Row]]:
     return entries, rows
 
 
+class _State(NamedTuple):
+    """What a reader knows of a bank at one time. Replaced as a whole, so that threads never see half of it."""
+
+    shards: list[Shard]
+    entries: dict[str, Entry]
+    rows: dict[str, Row]
+    mapped: list[Mapped | None]
+
+
 class ShardStore:
     """The features in a bank of shards.
 
@@ -94,19 +106,24 @@ class ShardStore:
     def __init__(self, directory: Path, damaged: Literal["raise", "skip"] = "raise") -> None:
         self._directory = directory
         self._damaged = damaged
-        self._load()
-        if not self._shards:
-            raise BankError(f"{directory} is not a bank: there is no shard in it.")
-        self.manifest: Manifest = self._shards[0].manifest
+        self._state = self._load()
+        if not self._state.shards:
+            raise BankError(f"{directory} is not a bank: there is no sound shard in it.")
+        self.manifest: Manifest = self._state.shards[0].manifest
         self._fields = {field.name: field for field in fields(self.manifest)}
 
-    def _load(self) -> None:
-        self._shards = read_shards(self._directory, self._damaged)
-        self.entries, self._rows = index(self._shards)
-        self._mapped: list[Mapped | None] = [None] * len(self._shards)
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """What is known of each image."""
+        return self._state.entries
+
+    def _load(self) -> _State:
+        shards = read_shards(self._directory, self._damaged)
+        return _State(shards, *index(shards), [None] * len(shards))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": [None] * len(self._shards)}
+        state = self._state
+        return {**self.__dict__, "_state": state._replace(mapped=[None] * len(state.shards))}
 
     def tokens(self, key: str) -> Tensor:
         """(N, D) newly made; of int8 it is float32. Raises BankError where the file cannot be read."""
@@ -135,25 +152,37 @@ class ShardStore:
 
     def file(self, key: str) -> Path:
         """The shard that holds the key's feature."""
-        return self._shards[self._rows[key].shard].path
+        state = self._state
+        return state.shards[state.rows[key].shard].path
 
     def bytes_on_disk(self) -> int:
         """Of all shards together."""
-        return sum(shard.bytes for shard in self._shards)
+        return sum(shard.bytes for shard in self._state.shards)
 
     def _find(self, key: str) -> tuple[Mapped, int]:
-        number, row = self._rows[key]
-        if (mapped := self._mapped[number]) is not None:
-            return mapped, row
-        try:
-            mapped = self._mapped[number] = map_shard(self._shards[number])
-            return mapped, row
-        except FileNotFoundError as error:
-            gone = self._shards[number].path
-            self._load()  # a run has put a more complete shard in its place since the bank was opened
-            if key not in self._rows or self.file(key) == gone:
-                raise BankError(f"{gone} is gone. Run the same extraction again: it makes it anew.") from error
-            return self._find(key)
+        """The shard's numbers and the feature's row in them. Raises BankError where it is there no longer."""
+        state = self._state
+        for _ in range(_ATTEMPTS):
+            try:
+                number, row = state.rows[key]
+            except KeyError:
+                raise BankError(
+                    f"{self._directory} had a feature of {key!r} when it was opened, and has none."
+                ) from None
+            if (mapped := state.mapped[number]) is not None:
+                return mapped, row
+            try:
+                mapped = state.mapped[number] = map_shard(state.shards[number])
+                return mapped, row
+            except FileNotFoundError:
+                # A run has put a more complete shard in its place since the bank was opened.
+                state = self._load()
+                if not state.shards:
+                    raise BankError(f"{self._directory} is gone: there is no shard in it any more.") from None
+                if state.shards[0].manifest.differences(self.manifest):
+                    raise BankError(f"{self._directory} was replaced since it was opened. Open it again.") from None
+                self._state = state
+        raise BankError(f"{self._directory} changes too fast to be read.")
 
 
 def map_shard(shard: Shard) -> Mapped:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from patchbank.bank.base_writer import BankWriter, Feature
+from patchbank.bank.base_writer import BankWriter, Feature, check_same
 from patchbank.bank.entries import Entry, join
 from patchbank.bank.packing import NotFiniteError, checksum, fields, memory, pack
 from patchbank.bank.shard import DAMAGED, Shard, make_header
@@ -47,7 +47,7 @@ class ShardWriter(BankWriter):
 
     def _end(self) -> None:
         self._commit()
-        self._shards = read_shards(self.directory, "skip", self._shards)
+        self._read()
         counts = Counter(number for shard in self._shards if (number := self._only_number(shard)) is not None)
         for number, count in counts.items():
             if count > 1:  # two processes had a part of it each
@@ -82,22 +82,34 @@ class ShardWriter(BankWriter):
         """Make durable what has come."""
         if self._current is None or not (self._features or self._failures):
             return
-        for attempt in range(_ATTEMPTS):
-            try:
-                self._write(self._current)
-                break
-            except FileNotFoundError:  # another process has put a more complete shard in the place of one it read
-                if attempt == _ATTEMPTS - 1:
-                    raise
+        self._write(self._current)
         join(self._entries, (entry for entry, _ in self._features.values()))
         join(self._entries, self._failures.values())
         self.features_committed += len(self._features)
         self.bytes_written += sum(part.nbytes for _, packed in self._features.values() for part in packed.values())
         self._features, self._failures = {}, {}
 
-    def _write(self, number: int) -> None:
-        """Put one shard in the place of all that hold images of this number alone, with what has come beside."""
+    def _read(self) -> None:
+        """Read the shards that are there by now. Raises BankError where another run has made some of other features."""
         self._shards = read_shards(self.directory, "skip", self._shards)
+        if self._shards:
+            check_same(self.directory, self._shards[0].manifest, self.manifest)
+
+    def _write(self, number: int) -> None:
+        """Put one shard in the place of all that hold images of this number alone, with what has come beside.
+
+        Shards that hold images of several numbers, as a data set that has grown leaves them, stay as they are.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._write_once(number)
+            except FileNotFoundError:  # another process has put a more complete shard in the place of one read here
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        return None
+
+    def _write_once(self, number: int) -> None:
+        self._read()
         replaced = [shard for shard in self._shards if self._only_number(shard) == number]
         entries, rows = index(replaced)
         join(entries, (entry for entry, _ in self._features.values()))
@@ -127,6 +139,14 @@ class ShardWriter(BankWriter):
             if shard.path != path:
                 shard.path.unlink(missing_ok=True)
         self._shards = [*(shard for shard in self._shards if shard not in replaced), known]
+
+    def has(self, feature: Feature) -> bool:
+        """As the base class says."""
+        entry = self._entries.get(feature.key)
+        if entry is None or entry.sha256 is None:
+            return False
+        tensors = pack(self.manifest, feature.tokens, feature.cls)
+        return checksum({name: memory(tensor) for name, tensor in tensors.items()}) == entry.sha256
 
     def _number(self, key: str) -> int | None:
         """The number of the shard that an image belongs to; None of an image that is not in the data set."""

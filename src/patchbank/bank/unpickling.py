@@ -12,10 +12,11 @@ import io
 import math
 import pickle
 import pickletools
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 from patchbank.errors import BankError
 
 _LONGEST = 100  # instructions; a tensor's pickle has about fifty
+
+_MOST_DIMENSIONS = 8
 
 _INSTRUCTIONS = frozenset(
     {
@@ -89,48 +92,93 @@ class _Rebuilt(NamedTuple):
 
 
 def read_pickle(path: Path) -> Tensor:
-    """The tensor in a pickle, on the CPU, as `inspect_pickle` finds it. Raises what that does."""
-    return inspect_pickle(path).tensor
-
-
-def inspect_pickle(path: Path) -> PickledTensor:
-    """Read a pickle of a tensor, whoever made it.
-
-    Raises:
-        UnsafePickleError: it names something that no tensor's pickle does.
-        BankError: it cannot be read, is cut short, or holds anything else.
-    """
+    """The tensor in a pickle, on the CPU, as `parse_pickle` finds it. Raises what that does, and BankError."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BankError(f"{path} cannot be read: {error.strerror}.") from error
     try:
-        stream = io.BytesIO(content)
-        _check(stream, _INSTRUCTIONS)
-        value = _TensorUnpickler(io.BytesIO(content)).load()
-    except UnsafePickleError as error:
-        raise UnsafePickleError(f"{path} is not the pickle of a tensor: {error}; nothing was run.") from None
+        return parse_pickle(content).tensor
+    except BankError as error:
+        raise type(error)(f"{path} is not the pickle of a tensor: {error}.") from None
+
+
+def parse_pickle(content: bytes) -> PickledTensor:
+    """The tensor in a pickle, whoever made it.
+
+    Raises:
+        UnsafePickleError: it names something that neither a tensor's pickle does nor other data that is known.
+        BankError: it is cut short, or holds anything else.
+    """
+    if content.startswith(b"PK"):
+        raise BankError("it is an archive of torch.save")
+    try:
+        _check(io.BytesIO(content), _INSTRUCTIONS)
+        value = _TensorUnpickler(content).load()
+        if type(value) is not _Rebuilt:
+            raise BankError(f"it holds a {type(value).__name__}")
+        storage = value.storage
+        numbers = torch.frombuffer(bytearray(storage.numbers), dtype=storage.dtype)
+        tensor = numbers.as_strided(value.size, value.stride, value.offset)
+        return PickledTensor(tensor, storage.location, storage.numbers.nbytes, value.requires_grad)
+    except (BankError, MemoryError):
+        raise
     except Exception as error:  # a damaged or hostile pickle can raise nearly anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise BankError(f"{path} is not the pickle of a tensor: {reason}.") from error
-    if type(value) is not _Rebuilt:
-        raise BankError(f"{path} holds a {type(value).__name__}, not a tensor.")
-    storage = value.storage
-    numbers = torch.frombuffer(bytearray(storage.numbers), dtype=storage.dtype)
-    tensor = numbers.as_strided(value.size, value.stride, value.offset)
-    return PickledTensor(tensor, storage.location, storage.numbers.nbytes, value.requires_grad)
+        raise BankError(str(error).strip().split("\n")[0].removesuffix(".") or type(error).__name__) from error
 
 
 def _check(stream: io.BytesIO, admitted: frozenset[str]) -> None:
     """Look at one pickle's instructions without following them; leaves `stream` behind it."""
+    foreign = None
+    names = _Names()
     for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if opcode.name not in admitted:
-            raise UnsafePickleError(f"it uses {opcode.name}, which no tensor's pickle does")
+        names.see(opcode.name, argument)
         if number >= _LONGEST:
-            raise UnsafePickleError("it is longer than any tensor's pickle")
+            raise BankError(f"it is longer than any tensor's pickle{f', and uses {foreign}' if foreign else ''}")
         # The unpickler sets aside room for as many values as the greatest of these says.
         if opcode.name in ("BINPUT", "LONG_BINPUT") and (argument or 0) > _LONGEST:
-            raise UnsafePickleError("it keeps values where no tensor's pickle does")
+            raise BankError("it keeps values where no tensor's pickle does")
+        if opcode.name not in admitted:
+            foreign = foreign or opcode.name
+    if foreign:
+        raise BankError(f"it uses {foreign}, which no tensor's pickle does")
+
+
+class _Names:
+    """The functions that a pickle names, as far as its instructions tell without being followed.
+
+    Raises UnsafePickleError on one that is not known to be harmless. It decides on words alone: a pickle that holds
+    other data than a tensor is not opened either.
+    """
+
+    _KNOWN = re.compile(
+        r"torch\.\w*Storage|torch\.cuda\.\w*Storage|torch\.storage\.\w+|torch\._utils\._rebuild_\w+|torch\.(Tensor|Size)"
+        r"|torch\.nn\.parameter\.Parameter|collections\.OrderedDict|_codecs\.encode"
+        r"|numpy(\._?core)?(\.multiarray)?\.(_reconstruct|scalar|ndarray|dtype)"
+    )
+
+    def __init__(self) -> None:
+        self._strings: list[str] = []
+        self._kept: dict[int, str] = {}
+
+    def see(self, opcode: str, argument: Any) -> None:
+        """Told of each instruction in turn."""
+        if opcode.endswith("UNICODE"):
+            self._strings.append(str(argument))
+        elif opcode == "MEMOIZE":
+            self._kept[len(self._kept)] = self._strings[-1] if self._strings else ""
+        elif opcode in ("BINPUT", "LONG_BINPUT"):
+            self._kept[argument] = self._strings[-1] if self._strings else ""
+        elif opcode in ("BINGET", "LONG_BINGET"):
+            self._strings.append(self._kept.get(argument, ""))
+        elif opcode in ("GLOBAL", "INST"):
+            self._judge(str(argument).replace(" ", "."))
+        elif opcode == "STACK_GLOBAL":
+            self._judge(".".join(self._strings[-2:]))
+
+    def _judge(self, name: str) -> None:
+        if self._KNOWN.fullmatch(name) is None:
+            raise UnsafePickleError(f"it names {name}, which no tensor's pickle does; nothing was run")
 
 
 class _Admitted:
@@ -151,12 +199,15 @@ def _rebuild_tensor(
     """``torch._utils._rebuild_tensor_v2``, for arguments that somebody else chose."""
     if not isinstance(storage, _Storage):
         raise ValueError("a tensor that is not made of a storage")
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(type(number) is int and number >= 0 for number in numbers):
+    if type(size) is not tuple or type(stride) is not tuple or not len(size) == len(stride) <= _MOST_DIMENSIONS:
+        raise ValueError("a tensor of impossible shape")
+    if not all(type(number) is int and 0 <= number < 1 << 62 for number in (offset, *size, *stride)):
         raise ValueError("a tensor of impossible shape")
     last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
     count = storage.numbers.nbytes // storage.dtype.itemsize
-    if 0 in size or last >= count or math.prod(size) > count:
+    if 0 in size:
+        raise ValueError("a tensor without numbers")
+    if last >= count or math.prod(size) > count:
         raise ValueError("a tensor that is larger than its storage")
     return _Rebuilt(storage, offset, size, stride, requires_grad is True)
 
@@ -186,22 +237,39 @@ def _load_storage(content: bytes) -> _Storage:
     return _Storage(dtype, location, numbers)
 
 
+def _rebuild_parameter(data: Any, requires_grad: Any, *_: Any) -> _Rebuilt:
+    """``torch._utils._rebuild_parameter``: a tensor again."""
+    if not isinstance(data, _Rebuilt):
+        raise ValueError("a parameter that is not made of a tensor")
+    return data._replace(requires_grad=requires_grad is True)
+
+
 class _TensorUnpickler(pickle.Unpickler):
     """Admits what the pickle of a tensor names, and no other global."""
 
-    _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("torch._utils", "_rebuild_tensor_v2"): _Admitted(_rebuild_tensor),
-        ("torch.storage", "_load_from_bytes"): _Admitted(_load_storage),
-        ("collections", "OrderedDict"): _Admitted(lambda: None),  # the backward hooks that a feature has not
-        # How protocol 2 writes bytes.
-        ("_codecs", "encode"): _Admitted(lambda text, _: text.encode("latin1")),
-    }
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        self._left = len(content)  # bytes that may be made of texts: no more than there are
+        self._admitted: dict[tuple[str, str], Any] = {
+            ("torch._utils", "_rebuild_tensor_v2"): _Admitted(_rebuild_tensor),
+            ("torch._utils", "_rebuild_parameter"): _Admitted(_rebuild_parameter),
+            ("torch.storage", "_load_from_bytes"): _Admitted(_load_storage),
+            ("collections", "OrderedDict"): _Admitted(lambda: None),  # the backward hooks that a feature has not
+            ("_codecs", "encode"): _Admitted(self._encode),
+        }
+
+    def _encode(self, text: str, _: str) -> bytes:
+        """How protocol 2 writes bytes."""
+        self._left -= len(text)
+        if self._left < 0:
+            raise ValueError("it makes more of its texts than there is")
+        return text.encode("latin1")
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return self._ADMITTED[module, name]
+            return self._admitted[module, name]
         except KeyError:
-            raise UnsafePickleError(f"it names {module}.{name}, which no tensor's pickle does") from None
+            raise BankError(f"it holds a {module}.{name}, which is no tensor's") from None
 
 
 class _StorageUnpickler(pickle.Unpickler):
@@ -217,7 +285,7 @@ class _StorageUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in ("torch", "torch.cuda") and name in _DTYPES:
             return _DTYPES[name]
-        raise UnsafePickleError(f"it names {module}.{name}, which no tensor's pickle does")
+        raise BankError(f"it holds a {module}.{name}, which is no tensor's")
 
     def persistent_load(self, pid: Any) -> Any:
         return pid

@@ -20,7 +20,7 @@ from patchbank.bank.entries import Entry
 from patchbank.bank.examine import KINDS, Finding, look_at, look_into, model_of, shape_defect
 from patchbank.bank.ledger import damaged_files, read_ledger
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.shard import ShardDamagedError, read_shard, shards_in
+from patchbank.bank.shard import DAMAGED, ShardDamagedError, read_shard, shards_in
 from patchbank.bank.shards import ShardStore
 from patchbank.bank.unpickling import read_pickle
 from patchbank.bank.writer import layout_in
@@ -38,7 +38,7 @@ _STORED: dict[StoredDtype, float] = {"float32": 0.0, "float16": 1e-3, "bfloat16"
 _STRANGERS = 2e-2
 
 Progress = Callable[[int, int], None]  # features looked at, in all
-Recompute = Callable[[str], Tensor]  # an image's key to its (N, D) patch tokens
+Recompute = Callable[[str], Tensor | None]  # an image's key to its (N, D) patch tokens
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -101,8 +101,22 @@ def verify(directory: Path, listed: Sequence[str] | None = None, progress: Progr
     if listed is not None:
         report.listed = len(listed)
         _compare(report, listed)
+    elif layout == "shards":
+        report.findings += _gaps(directory)
+    report.findings += [
+        Finding("aside", path.relative_to(directory).as_posix()) for path in sorted(directory.rglob(f"*{DAMAGED}"))
+    ]
     _sort(report)
     return report
+
+
+def _gaps(directory: Path) -> list[Finding]:
+    """Shards that are not there, though later ones are: without a list, all that tells of images that are missing."""
+    numbers = {int(path.name.split("-")[1]) for path in shards_in(directory)}
+    absent = sorted(set(range(max(numbers, default=0))) - numbers)
+    return [
+        Finding("missing", f"shard-{number:05}-*", "no shard has this number, and later ones have") for number in absent
+    ]
 
 
 def _sort(report: Report) -> None:
@@ -128,6 +142,8 @@ def _verify_shards(directory: Path, progress: Progress) -> Report:
     for path in shards_in(directory):
         try:
             read_shard(path)
+        except FileNotFoundError:
+            continue  # a run has put another in its place
         except ShardDamagedError as error:
             damaged.append(Finding("damaged-shard", path.name, str(error).removeprefix(f"{path} is damaged: ")))
     try:
@@ -179,12 +195,15 @@ def _look_at_listed(directory: Path, bank: Manifest, entry: Entry) -> list[tuple
     defects = list(look.defects)
     if look.shape is not None and (wrong := shape_defect(look.shape, bank.shape)):
         defects.append(wrong)
-    if not defects and sha256_of(path) != entry.sha256:
-        defects.append(("checksum", ""))
+    if any(kind == "unread" for kind, _ in defects):
+        return defects
+    if sha256_of(path) != entry.sha256 and not any(KINDS[kind].mend == "extract" for kind, _ in defects):
+        # Somebody else's file: what could be mended of it is not what was written here either.
+        return [("checksum", ", ".join(KINDS[kind].says for kind, _ in defects))]
     return defects
 
 
-def _verify_pickles(directory: Path, listed: Iterable[str], progress: Progress) -> Report:
+def _verify_pickles(directory: Path, listed: Sequence[str], progress: Progress) -> Report:
     """A directory of pickles that somebody else made: what they should be, most of them must tell."""
     if not directory.is_dir() or not (names := sorted(name for name, _ in ezhoi.pickles_in(directory))):
         raise BankError(
@@ -193,6 +212,7 @@ def _verify_pickles(directory: Path, listed: Iterable[str], progress: Progress) 
             else f"There is no directory {directory}."
         )
     report = Report(directory, None, None)
+    ezhoi.check_names(listed)
     keys = {ezhoi.pickle_name(key): key for key in listed}
     looks = list(_in_threads(partial(_look_at_file, directory), names, progress))
     report.looked_at = len(looks)
@@ -200,6 +220,9 @@ def _verify_pickles(directory: Path, listed: Iterable[str], progress: Progress) 
     expected = (report.model.tokens, report.model.output_dim) if report.model else None
     for file, (shape, defects) in looks:
         name = keys.get(file, file)
+        if ezhoi.key_of(file) is None:
+            report.findings.append(Finding("extra", file, "no image's features have this name"))
+            continue
         report.sound.append(name)
         wrong = shape_defect(shape, expected) if shape is not None else None
         if wrong and wrong[0] == "shape":  # whatever else there is, the file is of no use
@@ -227,17 +250,23 @@ def expected_model(directory: Path, shapes: Iterable[tuple[int, ...]]) -> Model 
 
 
 def compare_with_pixels(report: Report, keys: Sequence[str], count: int, recompute: Recompute) -> None:
-    """Compute `count` of a bank's sound features anew, and add those that differ to the findings.
+    """Compute `count` of a bank's features anew, sound ones or such as can be mended without it; note what differs.
 
     Args:
-        keys: of the images that can be read.
-        recompute: a key to float32 (N, D) on the CPU, computed with the bank's model and preprocessing.
+        keys: of the images that there are.
+        recompute: a key to float32 (N, D) on the CPU, computed with the bank's model and preprocessing; None where the
+            image cannot be read: another one is taken then.
     """
-    sound = set(report.sound)
-    there = [key for key in keys if key in sound]
+    spoilt = {finding.name for finding in report.findings if KINDS[finding.kind].mend != "repair"}
+    usable = {*report.sound, *(finding.name for finding in report.findings)} - spoilt
+    there = [key for key in keys if key in usable]
+    random.Random(0).shuffle(there)
     read = reader(report)
-    for key in sorted(random.Random(0).sample(there, min(count, len(there)))):
-        expected = recompute(key)
+    for key in there:
+        if len(report.sample) == count:
+            break
+        if (expected := recompute(key)) is None:
+            continue
         error = float((read(key) - expected).norm() / expected.norm())
         report.sample[key] = error
         if not error <= tolerance(report.manifest):
@@ -246,11 +275,16 @@ def compare_with_pixels(report: Report, keys: Sequence[str], count: int, recompu
 
 
 def reader(report: Report) -> Callable[[str], Tensor]:
-    """Reads a sound feature of a bank that was looked into, as float32."""
+    """Reads a feature of a bank that was looked into, as float32 and without [CLS]."""
     if report.layout == "shards":
         store = ShardStore(report.bank, damaged="skip")
         return lambda key: store.tokens(key).float()
-    return lambda key: read_pickle(report.bank / ezhoi.pickle_name(key)).float()
+
+    def read(key: str) -> Tensor:
+        tokens = read_pickle(report.bank / ezhoi.pickle_name(key)).float()
+        return tokens[1:] if report.model and tokens.shape[0] == report.model.tokens + 1 else tokens
+
+    return read
 
 
 def tolerance(bank: Manifest | None) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import typer
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +20,7 @@ stderr = Console(highlight=False, stderr=True)
 
 def say(text: str, style: str = "") -> None:
     """A line of the result, as it is: no markup in it is interpreted, and paths are not broken."""
-    stdout.print(Text(text, style=style), soft_wrap=True)
+    stdout.print(Text(_harmless(text), style=style), soft_wrap=True)
 
 
 def busy(text: str) -> AbstractContextManager[object]:
@@ -37,7 +39,27 @@ def show_note(message: str) -> None:
 
 
 def _tell(label: str, style: str, message: str) -> None:
-    stderr.print(Text.assemble((label, style), message), soft_wrap=True)
+    stderr.print(Text.assemble((label, style), _harmless(message)), soft_wrap=True)
+
+
+def _harmless(text: str) -> str:
+    """Without the control characters with which a file name could write to the terminal as it likes."""
+    return "".join(each if each in "\n\t" or each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def count_text(count: int, what: str) -> str:
+    """``1 file``, ``2,000 files``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+@contextmanager
+def interruptible(text: str) -> Iterator[None]:
+    """Where Ctrl-C ends the block, say what that means; exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        show_note(f"stopped; {text}")
+        raise typer.Exit(130) from None
 
 
 def show_json(value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, busy, say, show_json, show_note
+from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, say, show_json, show_note
 from patchbank.cli.options import SHARD_SIZE, flag
 from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
@@ -72,11 +72,11 @@ def convert(
 
 
 def _show(done: Converted) -> None:
-    facts = [f"{done.features:,} features written ({bytes_text(done.bytes_written)})"]
+    facts = [f"{count_text(done.features, 'feature')} written ({bytes_text(done.bytes_written)})"]
     if done.already_done:
         facts.append(f"{done.already_done:,} already there")
     if done.failures:
-        facts.append(f"{done.failures:,} failures carried over")
+        facts.append(f"{count_text(done.failures, 'failure')} carried over")
     if done.remaining:
         facts.append(f"{done.remaining:,} left to do")
     say(str(done.bank), "bold")

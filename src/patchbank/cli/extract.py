@@ -1,5 +1,6 @@
 """``patchbank extract hicodet | vcoco | folder``."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, busy, duration_text, say, show_json, show_note
+from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, duration_text, say, show_json, show_note
 from patchbank.cli.options import DEFAULTS
 from patchbank.cli.progress import DownloadProgress, ImageProgress
 from patchbank.cli.signals import StopOnSignal
@@ -98,8 +99,18 @@ def _folder(
     run_jobs([(load_dataset("folder", images), out.expanduser(), config)], dry_run=run.dry_run, json=run.json)
 
 
-def run_jobs(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool, json: bool) -> None:
-    """Plan every bank, then make them one after the other. Raises typer.Exit with the command's code."""
+def run_jobs(
+    jobs: list[tuple["Dataset", Path, ExtractConfig]],
+    *,
+    dry_run: bool,
+    json: bool,
+    report: Callable[[list[dict[str, Any]]], Any] = lambda summaries: summaries,
+) -> None:
+    """Plan every bank, then make them one after the other. Raises typer.Exit with the command's code.
+
+    Args:
+        report: what ``--json`` prints, of the banks' summaries.
+    """
     with busy("Looking at data set, weights and bank"):
         from patchbank.extraction import execute, load_encoder, obtain_weights
         from patchbank.plan import check_disk, make_plan
@@ -130,7 +141,7 @@ def run_jobs(jobs: list[tuple["Dataset", Path, ExtractConfig]], *, dry_run: bool
             show_note("stopped; what is committed is safe, and the same command goes on from here.")
             break
     if json:
-        show_json([_summary_dict(*pair) for pair in zip(plans, summaries, strict=False)])
+        show_json(report([_summary_dict(*pair) for pair in zip(plans, summaries, strict=False)]))
     if exit_code is None:
         exit_code = 1 if any(summary.failures for summary in summaries) else 0
     raise typer.Exit(exit_code)
@@ -175,7 +186,7 @@ def show_summary(summary: "ExtractSummary") -> None:
     """What a run did, for people: notes first, then the figures, then what failed."""
     for note in summary.notes:
         show_note(note)
-    facts = [f"{summary.images:,} features written ({bytes_text(summary.bytes_written)})"]
+    facts = [f"{count_text(summary.images, 'feature')} written ({bytes_text(summary.bytes_written)})"]
     if summary.already_done:
         facts.append(f"{summary.already_done:,} already there")
     if summary.failures:

@@ -67,12 +67,16 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     if manifest.adopted:
         add("adopted", manifest.adopted)
     official = manifest.fingerprint.weights_sha256 in {known.sha256 for known in MODELS.values()}
-    add("weights", "OpenAI's official file" if official else "a checkpoint of the user's, not OpenAI's official file")
+    unknown = manifest.fingerprint.weights_sha256 == "unknown"
+    own = "not known" if unknown else "a checkpoint of the user's, not OpenAI's official file"
+    add("weights", "OpenAI's official file" if official else own)
     for name, value in manifest.fingerprint.to_dict().items():
         if name != "model":
             add(name.replace("_", " ").replace("sha256", "SHA-256"), value)
-    add("made on", f"{manifest.device}, batch size {manifest.batch_size}")
-    add("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+    if manifest.device != "unknown":
+        add("made on", f"{manifest.device}, batch size {manifest.batch_size}")
+    if manifest.versions:
+        add("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     shown = list(bank.failures.items())[: None if all_failures else FAILURES_SHOWN]
     for key, reason in shown:
         say(f"failed: {key}: {reason}", "red")

@@ -118,6 +118,7 @@ def find_listing(
         raise ConfigError(f"There is no dataset {dataset!r}. Choose from: {', '.join([*SPLITS, 'folder'])}.")
     if dataset is None and name is None and images is not None and annotations is None:
         dataset = "folder"
+    _refuse_contradiction(bank, manifest, dataset, split)
     chosen = dataset or name
     if chosen == "folder" and images is None:
         if asked:
@@ -126,7 +127,8 @@ def find_listing(
     if chosen in SPLITS:
         split = split or (own_split if chosen == name else None)
         if split not in SPLITS[chosen]:
-            raise ConfigError(f"Say which --split of {chosen}: {' or '.join(SPLITS[chosen])}.")
+            wrong = "Say which --split" if split is None else f"There is no split {split!r}"
+            raise ConfigError(f"{wrong} of {chosen}: {' or '.join(SPLITS[chosen])}.")
     if chosen is None and annotations is None:
         if asked:
             raise ConfigError("Say which --dataset and --split it is of, or give the --annotations.")
@@ -142,6 +144,21 @@ def find_listing(
             if not asked and not _there(listing):
                 return None
     return listing
+
+
+def _refuse_contradiction(bank: Path, manifest: Manifest | None, dataset: str | None, split: str | None) -> None:
+    if manifest is None or manifest.dataset == "unknown":
+        return
+    for what, asked, own in (("dataset", dataset, manifest.dataset), ("split", split, manifest.split)):
+        if asked is not None and asked != own:
+            raise ConfigError(f"{bank} is a bank of {manifest.title}, and --{what} says {asked}: leave it out.")
+
+
+def options_needed(manifest: Manifest | None) -> str:
+    """The options to name a list with, where none is found, for a message: the user has to fill them in."""
+    if manifest is not None and manifest.dataset == "folder":
+        return " --images DIR"
+    return " --dataset NAME --split SPLIT --root DIR"
 
 
 def _there(listing: Listing) -> bool:

@@ -69,3 +69,6 @@ def main() -> None:
         # The reader of our output has gone: `patchbank info BANK | head`.
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # of the disk or of permissions, where no message of ours stands before it
+        show_error(f"{error.filename or 'a file'}: {error.strerror or error}.")
+        sys.exit(2)

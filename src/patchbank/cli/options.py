@@ -211,7 +211,10 @@ def _run_options(
 def parse_shard_size(text: str) -> int:
     """``256MB`` to bytes. Raises ConfigError where it is no such thing."""
     try:
-        return parse_bytes(text)
+        size = parse_bytes(text)
+        if size < 1:
+            raise ValueError(f"{text!r} holds nothing")
+        return size
     except ValueError as error:
         raise ConfigError(f"--shard-size: {error}.") from None
 

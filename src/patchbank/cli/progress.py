@@ -34,10 +34,11 @@ class ImageProgress:
         self._title, self._total = title, total
         self._done = self._failed = 0
         self._began = self._said = time.monotonic()
+        self._last: tuple[int, int] | None = None  # done and failed, when a line last said so
         self._bar: Progress | None = None
         if stderr.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 _Field("rate"),
@@ -47,7 +48,7 @@ class ImageProgress:
                 expand=True,
                 transient=True,
             )
-            self._task = self._bar.add_task(_escape(title), total=total, rate="", left="", failed="")
+            self._task = self._bar.add_task(title, total=total, rate="", left="", failed="")
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -61,7 +62,7 @@ class ImageProgress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        elif self._total:
+        elif self._total and self._last != (self._done, self._failed):
             self._say(self._state(time.monotonic()))
 
     def advance(self, written: int, failed: Sequence[object]) -> None:
@@ -81,6 +82,7 @@ class ImageProgress:
         elif now - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = now
             self._say(self._state(now))
+            self._last = (self._done, self._failed)
 
     def _pace(self, now: float) -> tuple[float, str]:
         """(images/s so far, time left as text)."""
@@ -141,7 +143,3 @@ class DownloadProgress:
             stderr.print(Text(line), end="\n" if done else "\r")
         else:
             stderr.print(Text(line), soft_wrap=True)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

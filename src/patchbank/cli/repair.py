@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import listing, options
-from patchbank.cli.console import FAILURES_SHOWN, busy, say, show_json, show_note
+from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, interruptible, say, show_json, show_note
 from patchbank.cli.extract import run_jobs
-from patchbank.cli.listing import Listing, find_listing
+from patchbank.cli.listing import Listing, find_listing, options_needed
 from patchbank.cli.options import DEFAULTS, flag
 from patchbank.cli.progress import CountProgress, DownloadProgress
 from patchbank.config import ExtractConfig, ResizeMode
-from patchbank.errors import BankError, ConfigError
+from patchbank.errors import BankError, ConfigError, WeightsError
 from patchbank.models import get_model
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ def repair(
     images: listing.Images = None,
     annotations: listing.Annotations = None,
     extract: Annotated[bool, flag("--extract", "Extract again what cannot be mended, and what is missing.")] = False,
-    weights: options.Weights = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="For --extract, a checkpoint that is not the official."),
+    ] = None,
     checkpoints: options.Checkpoints = None,
     device: options.Device = DEFAULTS.device,
     workers: options.Workers = DEFAULTS.workers,
@@ -55,22 +58,21 @@ def repair(
         from patchbank.bank.writer import manifest_in
 
         bank = bank.expanduser()
+        before = manifest_in(bank)
         found = find_listing(
-            bank,
-            manifest_in(bank),
-            dataset=dataset,
-            split=split,
-            root=root,
-            images=images,
-            annotations=annotations,
+            bank, before, dataset=dataset, split=split, root=root, images=images, annotations=annotations
         )
         if extract and found is None:
-            raise ConfigError(
-                "--extract needs the images: say which --dataset, --split and --root, or a folder's --images."
-            )
+            raise ConfigError(f"--extract needs the images: add{options_needed(before)}.")
         loaded = found.load() if found and extract else None
         keys = found.keys() if found else None
-    with CountProgress(f"Looking at {bank.name}") as progress:
+        if loaded is not None and before is not None:
+            _check_weights(before, loaded, _config(before, loaded, weights, checkpoints, device, workers))
+    with (
+        interruptible("nothing is lost: the same command goes on."),
+        CountProgress(f"Looking at {bank.name}") as progress,
+        CountProgress(f"Mending {bank.name}") as mending,
+    ):
         done = repair(
             bank,
             keys,
@@ -79,20 +81,43 @@ def repair(
             resize=resize,
             size_of=_sizes(found),
             progress=progress,
+            mending=mending,
         )
-    if json and not extract:
-        show_json(_repaired_dict(done))
-    elif not json:
+    if not json:
         show_repaired(done, found, extracting=extract)
+    elif not extract:
+        show_json(_repaired_dict(done))
     if loaded is None:
-        raise typer.Exit(1 if done.to_extract else 0)
+        raise typer.Exit(1 if done.to_extract or done.unread else 0)
     manifest = manifest_in(bank)
     if manifest is None:  # every shard of it was damaged: nothing is left that says what it was
         raise BankError(f"Nothing in {bank} says any more what it was. Extract it anew with `patchbank extract`.")
     config = _config(manifest, loaded, weights, checkpoints, device, workers)
     if manifest.adopted and manifest.fingerprint.weights_sha256 == UNKNOWN:
         _confirm(bank, manifest, loaded, config)
-    run_jobs([(loaded, bank, config)], dry_run=False, json=json)
+    run_jobs(
+        [(loaded, bank, config)],
+        dry_run=False,
+        json=json,
+        report=lambda extracted: {"repaired": _repaired_dict(done), "extracted": extracted},
+    )
+
+
+def _check_weights(manifest: Manifest, dataset: Dataset, config: ExtractConfig) -> None:
+    """Raise WeightsError, before anything is done, where the weights at hand are not the bank's."""
+    from patchbank.encoder.weights import CHECKPOINTS, find_checkpoint
+
+    known = manifest.fingerprint.weights_sha256
+    model = get_model(manifest.fingerprint.model)
+    checkpoints = config.checkpoints or (dataset.root and dataset.root / CHECKPOINTS)
+    checkpoint = find_checkpoint(model, config.weights, checkpoints)
+    sha256 = checkpoint.sha256 if checkpoint else model.sha256
+    if known not in ("unknown", sha256):
+        others = checkpoint.path if checkpoint else "the official ones"
+        raise WeightsError(
+            f"The bank was made with other weights than {others} (their SHA-256 is {known}): "
+            "give the file with --weights. Nothing was changed."
+        )
 
 
 def _sizes(found: Listing | None) -> SizeOf:
@@ -126,6 +151,7 @@ def _config(
     workers: int | None,
 ) -> ExtractConfig:
     """The configuration that the bank was made with, or would have been."""
+    from patchbank.bank.packing import image_bytes
     from patchbank.encoder.weights import CHECKPOINTS
 
     fingerprint = manifest.fingerprint
@@ -135,6 +161,7 @@ def _config(
         checkpoints=checkpoints,
         dtype=manifest.dtype,
         layout=manifest.layout,  # type: ignore[arg-type]
+        shard_size=(manifest.shard_images or 1) * image_bytes(manifest),
         resize=manifest.resize,
         device=device,
         workers=workers,
@@ -194,16 +221,20 @@ def show_repaired(done: Repaired, found: Listing | None, *, extracting: bool) ->
         if count := sum(finding.kind == kind for finding in done.mended):
             say(f"  mended: {count:,} {KINDS[kind].says}", "green")
     if done.set_aside:
-        say(f"  set aside: {len(done.set_aside):,} files, as {done.set_aside[0]}; delete them when you like", "yellow")
+        where = f"{done.set_aside[0]} for one" if len(done.set_aside) > 1 else done.set_aside[0]
+        say(f"  set aside: {count_text(len(done.set_aside), 'file')} ({where}); delete them when you like", "yellow")
+    for finding in done.unread[:FAILURES_SHOWN]:
+        say(f"  left as it is: {finding.name}: {KINDS[finding.kind].says} ({finding.detail})", "red")
     for finding in done.to_extract[:FAILURES_SHOWN]:
-        detail = f" ({finding.detail})" if finding.detail else ""
-        say(f"  to extract: {finding.name}: {KINDS[finding.kind].says}{detail}", "red")
+        reason = finding.detail if finding.kind == "failed" else KINDS[finding.kind].says
+        detail = f" ({finding.detail})" if finding.detail and finding.kind != "failed" else ""
+        say(f"  to extract: {finding.name}: {reason}{detail}", "red")
     if (more := len(done.to_extract) - FAILURES_SHOWN) > 0:
         say(f"  and {more:,} more to extract: --json names them all", "red")
-    if done.to_extract:
-        how = f"--extract{found.options} does it" if found else "--extract with the data set's options does it"
-        say(f"  {len(done.to_extract):,} to extract again: {'that is done now' if extracting else how}")
-    else:
+    if done.to_extract and not extracting:
+        how = f"--extract{found.options} does it" if found else f"--extract{options_needed(report.manifest)} does it"
+        say(f"  {len(done.to_extract):,} to extract again: {how}")
+    elif not done.to_extract:
         say("  nothing is left to extract", "green")
 
 
@@ -214,5 +245,6 @@ def _repaired_dict(done: Repaired) -> dict[str, Any]:
         "adopted": done.adopted,
         "mended": [asdict(finding) for finding in done.mended],
         "set_aside": done.set_aside,
+        "unread": [asdict(finding) for finding in done.unread],
         "to_extract": [asdict(finding) for finding in done.to_extract],
     }

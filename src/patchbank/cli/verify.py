@@ -11,15 +11,19 @@ import typer
 from rich.text import Text
 
 from patchbank.cli import listing
-from patchbank.cli.console import busy, plain_table, say, show_json, stdout
-from patchbank.cli.listing import Listing, find_listing
+from patchbank.cli.console import busy, interruptible, plain_table, say, show_json, show_note, stdout
+from patchbank.cli.listing import Listing, find_listing, options_needed
 from patchbank.cli.options import flag
-from patchbank.cli.progress import CountProgress, DownloadProgress
+from patchbank.cli.progress import CountProgress
+from patchbank.errors import BankError, ConfigError, PatchbankError
+from patchbank.models import MODELS
 
 if TYPE_CHECKING:
     from patchbank.bank.examine import Finding
     from patchbank.bank.verify import Report
+    from patchbank.datasets import Dataset
 
+UNKNOWN = "unknown"
 _NAMED = 10  # findings of a kind; the rest are counted
 
 
@@ -47,52 +51,63 @@ def verify(
     Exit code 0: it is sound. 1: something is wrong; the report says what, and the command that mends it.
     """
     with busy("Looking at the bank"):
-        from patchbank.bank.verify import compare_with_pixels, verify
+        from patchbank.bank.verify import verify
         from patchbank.bank.writer import manifest_in
 
         bank = bank.expanduser()
+        manifest = manifest_in(bank)
         found = find_listing(
-            bank,
-            manifest_in(bank),
-            dataset=dataset,
-            split=split,
-            root=root,
-            images=images,
-            annotations=annotations,
+            bank, manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
         )
         keys = found.keys() if found else None
-    with CountProgress(f"Verifying {bank.name}") as progress:
+        if sample and found is None:
+            raise ConfigError(f"--sample needs the images: add{options_needed(manifest)}.")
+        images_there = found.load() if found and sample else None
+    with interruptible("nothing was changed."), CountProgress(f"Verifying {bank.name}") as progress:
         report = verify(bank, keys, progress)
-    if sample and report.sound:
-        recompute = _recompute(report, found, weights, device)
-        with busy(f"Computing {sample} images anew"):
-            compare_with_pixels(report, keys or [], sample, recompute)
+    problem: PatchbankError | None = None
+    if images_there is not None:
+        try:
+            with interruptible("nothing was changed."):
+                _sample(report, images_there, sample, weights, device)
+        except PatchbankError as error:
+            problem = error  # once what was found has been said
     if json:
         show_json(_report_dict(report, found))
     else:
-        show_report(report, found, names=None if all_names else _NAMED)
+        show_report(report, found, _command_options(report, found, weights), names=None if all_names else _NAMED)
+    if problem is not None:
+        raise problem
+    if sample and not report.sample:
+        show_note("no image could be computed anew: none of those that can be read has a feature to compare with.")
     raise typer.Exit(1 if report.problems else 0)
 
 
-def _recompute(report: Report, found: Listing | None, weights: Path | None, device: str) -> Any:
-    from patchbank.encoder.weights import obtain_checkpoint
-    from patchbank.errors import BankError, ConfigError
+def _sample(report: Report, dataset: Dataset, count: int, weights: Path | None, device: str) -> None:
+    """Compare with pixels. Raises PatchbankError where the model or its weights are not to be had."""
+    from patchbank.bank.verify import compare_with_pixels
     from patchbank.recompute import encoder_of, recompute
 
-    if found is None:
-        raise ConfigError("--sample needs the images: say which --dataset, --split and --root, or a folder's --images.")
-    model = report.model
-    if model is None:
+    if report.model is None:
         raise BankError(f"{report.bank} is of no model that patchbank knows: nothing can be computed to compare with.")
-    dataset = found.load()
-    checkpoints = None if found.root is None else found.root / "checkpoints" / "pretrained_CLIP"
-    obtain_checkpoint(model, weights, checkpoints, DownloadProgress(f"Downloading {model.name}"))
-    with busy(f"Loading {model.name}"):
-        encoder = encoder_of(model, report.manifest, found.root, weights=weights, device=device)
-    return recompute(dataset, encoder, report.manifest.resize if report.manifest else "center-crop")
+    with busy(f"Computing {count} images anew"):
+        encoder = encoder_of(report.model, report.manifest, dataset.root, weights=weights, device=device)
+        resize = report.manifest.resize if report.manifest else "center-crop"
+        keys = [record.key for record in dataset.records if record.path.exists()]
+        compare_with_pixels(report, keys, count, recompute(dataset, encoder, resize))
 
 
-def show_report(report: Report, found: Listing | None, names: int | None = _NAMED) -> None:
+def _command_options(report: Report, found: Listing | None, weights: Path | None) -> str:
+    """What the advised `repair --extract` must be given, beside the bank."""
+    options = found.options if found else options_needed(report.manifest)
+    if weights is not None:
+        return f"{options} --weights {shlex.quote(str(weights))}"
+    known = report.manifest.fingerprint.weights_sha256 if report.manifest else UNKNOWN
+    official = {UNKNOWN, *(model.sha256 for model in MODELS.values())}
+    return options if known in official else f"{options} --weights FILE"
+
+
+def show_report(report: Report, found: Listing | None, options: str, names: int | None = _NAMED) -> None:
     """For people: what is wrong, the worst first, each with names and what mends it; then one line that sums it up."""
     from patchbank.bank.examine import KINDS
 
@@ -101,7 +116,7 @@ def show_report(report: Report, found: Listing | None, names: int | None = _NAME
     if found is not None and report.listed is not None:
         say(f"  compared with the {report.listed:,} images that {found.source} lists")
     else:
-        say("  compared with no list of images: --dataset, --split and --root name one")
+        say(f"  compared with no list of images:{options_needed(report.manifest)} names one")
     if report.sample:
         worst = max(report.sample, key=lambda key: report.sample[key])
         error = f"relative error at most {report.sample[worst]:.1e} ({worst})"
@@ -112,26 +127,36 @@ def show_report(report: Report, found: Listing | None, names: int | None = _NAME
         table = plain_table(">features", "what", "mended by")
         for kind, findings in by_kind.items():
             style = "red" if KINDS[kind].mend else "dim"
-            mend = {"repair": "repair", "extract": "repair --extract", None: ""}[KINDS[kind].mend]
+            mend = {"repair": "repair", "extract": "repair --extract", "anew": "extract --overwrite"}.get(
+                KINDS[kind].mend or "", ""
+            )
             table.add_row(f"{len(findings):,}", Text(KINDS[kind].says, style), mend)
         stdout.print(table)
         for kind, findings in by_kind.items():
             _show_names(kind, findings, names)
     stdout.print()
     if not report.problems:
-        say("Sound.", "bold green")
+        say(
+            "Sound." if report.listed is not None else "Sound, as far as it goes: no list says what there should be.",
+            "bold green",
+        )
         return
     count = len({finding.name for finding in report.problems})
-    say(f"{count:,} of {_total(report):,} are not as they should be.", "bold red")
+    verb = "is not as it" if count == 1 else "are not as they"
+    say(f"{count:,} of {_total(report):,} {verb} should be.", "bold red")
     command = f"patchbank repair {shlex.quote(str(report.bank))}"
-    options = found.options if found else " --dataset ... --split ... --root ..."
     mends = {KINDS[finding.kind].mend for finding in report.problems}
-    if "repair" in mends or report.layout is None:
+    if "repair" in mends:
         say("Mend what needs no images (each old file stays until the new one is on the disk):")
         say(f"  {command}{found.options if found else ''}", "cyan")
     if "extract" in mends:
-        say("Mend that, and extract the rest again:")
+        say("Mend that, and extract the rest again:" if "repair" in mends else "Extract again what is not right:")
         say(f"  {command} --extract{options}", "cyan")
+    if "anew" in mends:
+        say("Features that their images do not give: the images, the weights or the preprocessing are others now. If")
+        say("these are the right ones, all features are to be extracted anew: patchbank extract ... --overwrite")
+    if "look" in mends:
+        say("See to the disk and the permissions of what could not be read; repair leaves it as it is.")
 
 
 def _what(report: Report) -> str:
