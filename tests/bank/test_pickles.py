@@ -136,6 +136,11 @@ def _rebuild(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) ->
         ((196, 512), (0, 0), 0),
         ((2**62 + 1, 1), (4, 1), 0),
         ((True, 4), (4, 1), 0),
+        ((3, 4), (4, 2**100), 0),
+        ((1,) * 9, (1,) * 9, 0),
+        (b"\x03\x04", (4, 1), 0),
+        ([3, 4], (4, 1), 0),
+        ((0, 4), (4, 1), 0),
     ],
 )
 def test_a_tensor_cannot_reach_beyond_its_storage(
@@ -173,6 +178,23 @@ def test_a_cuda_tensors_pickle_is_read_on_the_cpu(tmp_path: Path) -> None:
     found = read_pickle(path)
     assert found.device.type == "cpu"
     assert torch.equal(found, tokens)
+
+
+def test_texts_do_not_multiply(tmp_path: Path) -> None:
+    """Protocol 2 makes bytes of texts; one text, kept and used often, must not become many times the file."""
+    text = b"X" + (1_000_000).to_bytes(4, "little") + b"x" * 1_000_000
+    arguments = text + b"X\x06\x00\x00\x00latin1\x86q\x01"
+    calls = b"c_codecs\nencode\nq\x00" + arguments + b"R" + b"h\x00h\x01R" * 20
+    (tmp_path / "a_clip.pkl").write_bytes(b"\x80\x02" + calls + b".")
+    with pytest.raises(BankError, match="makes more of its texts"):
+        read_pickle(tmp_path / "a_clip.pkl")
+
+
+def test_values_kept_far_up_are_refused(tmp_path: Path) -> None:
+    """The unpickler would set aside room for all below."""
+    (tmp_path / "a_clip.pkl").write_bytes(b"\x80\x02Nr" + (1 << 28).to_bytes(4, "little") + b".")
+    with pytest.raises(BankError, match="keeps values where"):
+        read_pickle(tmp_path / "a_clip.pkl")
 
 
 def test_a_short_file_that_announces_much_is_an_error(tmp_path: Path) -> None:

@@ -181,12 +181,10 @@ def test_a_tensor_that_was_saved_otherwise_is_mended_where_the_checksum_proves_i
     extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
     before = contents(tmp_path / "bank")
     opened = open_bank(tmp_path / "bank")
-    with_cls = torch.cat([torch.zeros(1, 32), opened["photo_0000.jpg"]])
+    with_cls = torch.cat([torch.ones(1, 32), opened["photo_0000.jpg"]])
     opened.file("photo_0000.jpg").write_bytes(pickle.dumps(with_cls))
     opened.file("photo_0001.jpg").write_bytes(pickle.dumps(with_cls[1:]))  # other tokens than were there
-    opened.file("photo_0002.jpg").write_bytes(
-        DEFECTS["cuda"](torch.cat([torch.zeros(1, 32), opened["photo_0002.jpg"]]))
-    )
+    opened.file("photo_0002.jpg").write_bytes(DEFECTS["cuda"](torch.cat([torch.ones(1, 32), opened["photo_0002.jpg"]])))
     done = repair(tmp_path / "bank")
     assert {finding.name for finding in done.mended} == {"photo_0000.jpg", "photo_0002.jpg"}
     assert [finding.name for finding in done.to_extract] == ["photo_0001.jpg"]
@@ -226,9 +224,6 @@ def test_an_interrupted_repair_is_begun_again(
             assert stem.exists() or stem.with_name(f"{stem.name}.damaged").exists()
         repair(copy, KEYS)
         assert {*open_bank(copy)} == {*KEYS[:-1]} - {*TO_EXTRACT}
-        assert (
-            set(kinds(verify(copy, KEYS)).values()) == {"failed", "missing"} or at
-        )  # what is set aside may be missing
         assert not [name for name, kind in kinds(verify(copy, KEYS)).items() if kind not in ("failed", "missing")]
         shutil.rmtree(copy)
     assert at > 0
@@ -262,7 +257,7 @@ def test_what_is_damaged_is_taken_back_and_made_again(tiny_config: ExtractConfig
         assert "to be extracted again" in opened.failures[damaged]
         assert kinds(verify(bank)) == {damaged: "failed"}
         assert extract(dataset, bank, config).images == 1
-        assert verify(bank).findings == []
+        assert kinds(verify(bank)) == {}
         assert all(torch.equal(open_bank(bank)[key], tokens) for key, tokens in whole.items())
 
 

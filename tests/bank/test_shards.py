@@ -29,6 +29,7 @@ from patchbank import ExtractConfig, ImageTransform, extract, load_dataset, open
 from patchbank.bank.base_writer import Feature
 from patchbank.bank.entries import Entry
 from patchbank.bank.shard import ShardDamagedError, make_header, read_shard, shards_in
+from patchbank.bank.shards_writer import take_back
 from patchbank.bank.writer import open_writer
 from patchbank.errors import BankError
 from patchbank.preprocess import Failure
@@ -274,6 +275,14 @@ def test_damaged_numbers_are_found_by_their_checksum(bank: Path) -> None:
         (lambda content: content.update(dim=31), "do not fit together"),
         (lambda content: content.pop("fingerprint"), "fingerprint"),
         (lambda content: content.update(grid=[4, -4]), "not positive"),
+        (lambda content: content.update(dim=32.0), "not positive"),
+        (lambda content: content.update(shard_images=2.5), "not positive"),
+        (lambda content: content.update(input_size=float("nan")), "not positive"),
+        (lambda content: content.update(dataset=["x"]), "another type"),
+        (lambda content: content.update(layout="ezhoi"), "layout ezhoi"),
+        (lambda content: content.update(resized=[]), "do not fit together"),
+        (lambda content: content["sizes"].__setitem__(0, [1, 2, 3]), "is no entry"),
+        (lambda content: content["sizes"].__setitem__(0, [10**30, 2]), "is no entry"),
     ],
 )
 def test_what_does_not_fit_is_refused(bank: Path, change: Any, words: str) -> None:
@@ -354,6 +363,125 @@ def test_a_bank_that_is_open_finds_what_was_put_in_a_shards_place(tmp_path: Path
         path.unlink()
     with pytest.raises(BankError, match="is gone"):
         pickle.loads(pickle.dumps(other))[KEYS[1]]
+
+
+def test_a_run_with_other_settings_deletes_nothing_of_a_bank_that_came_meanwhile(bank: Path, tmp_path: Path) -> None:
+    """It began when nothing was there to compare with."""
+    other = replace(MANIFEST, fingerprint=replace(MANIFEST.fingerprint, weights_sha256="1" * 64))
+    for manifest in (other, replace(tiny_manifest("shards", "float16"), shard_images=4)):
+        directory = tmp_path / manifest.dtype
+        with pytest.raises(BankError, match="a bank of other features"), open_writer(directory, manifest, KEYS) as late:
+            shutil.copytree(bank, directory, dirs_exist_ok=True)
+            late.add([feature(key) for key in KEYS], [])
+        assert contents(directory) == contents(bank)
+
+
+def test_parts_of_one_shard_become_one(tmp_path: Path) -> None:
+    """Two processes that commit a part of the same shard in the same instant leave two; the next run joins them."""
+    for name, keys in (("one", KEYS[0:2]), ("two", KEYS[2:4])):
+        write(tmp_path / name, keys)
+    shutil.copytree(tmp_path / "one", tmp_path / "both")
+    shutil.copytree(tmp_path / "two", tmp_path / "both", dirs_exist_ok=True)
+    assert len(shards_in(tmp_path / "both")) == 2
+    assert list(open_bank(tmp_path / "both")) == KEYS[:4]
+    with open_writer(tmp_path / "both", MANIFEST, KEYS):
+        pass
+    write(tmp_path / "whole", KEYS[:4])
+    assert contents(tmp_path / "both") == contents(tmp_path / "whole")
+
+
+def test_a_shard_that_is_replaced_while_it_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import patchbank.bank.shards_writer as module
+
+    write(tmp_path / "bank", KEYS[:1])
+    original, meanwhile = module.map_shard, [KEYS[1:2]]
+
+    def mapping(shard: Any) -> Any:
+        if meanwhile:
+            write(tmp_path / "bank", meanwhile.pop())
+        return original(shard)
+
+    with open_writer(tmp_path / "bank", MANIFEST, KEYS) as writer:
+        monkeypatch.setattr(module, "map_shard", mapping)
+        writer.add([feature(key) for key in KEYS[2:4]], [])
+    write(tmp_path / "whole", KEYS[:4])
+    assert contents(tmp_path / "bank") == contents(tmp_path / "whole")
+
+
+def test_shards_of_a_set_that_has_grown_stay_as_they_are(tmp_path: Path) -> None:
+    """Old images have other places now: their shards hold some of two numbers, and are no part of any."""
+    write(tmp_path / "bank", KEYS[:8])
+    before = contents(tmp_path / "bank")
+    grown = ["a.jpg", "b.jpg", *KEYS]
+    with open_writer(tmp_path / "bank", MANIFEST, grown) as writer:
+        assert writer.done == {*KEYS[:8]}
+        new = [Feature(key, feature(KEYS[9]).tokens, None, feature(KEYS[9]).cls) for key in grown[:2]]
+        writer.add([*new, feature(KEYS[8]), feature(KEYS[9])], [])
+    after = contents(tmp_path / "bank")
+    assert before.items() <= after.items()
+    opened = open_bank(tmp_path / "bank")
+    assert list(opened) == sorted(grown)
+    for key in KEYS:
+        assert torch.equal(opened[key], feature(key).tokens)
+        opened.check(key)
+
+
+def test_a_new_reason_counts_and_not_the_old_one(tmp_path: Path) -> None:
+    for reason in ("zzz", "aaa", "mmm"):
+        with open_writer(tmp_path, MANIFEST, KEYS) as writer:
+            writer.add([], [Failure(KEYS[0], reason)])
+        assert open_bank(tmp_path).failures == {KEYS[0]: reason}
+
+
+def test_what_is_taken_back_leaves_the_others_where_they_are(bank: Path, tmp_path: Path) -> None:
+    take_back(bank, {KEYS[0]: "damaged", KEYS[6]: "damaged"}, tmp_path)
+    opened = open_bank(bank)
+    assert opened.failures == {KEYS[0]: "damaged", KEYS[5]: "missing", KEYS[6]: "damaged"}
+    for key in opened:
+        assert torch.equal(opened[key], feature(key).tokens)
+        assert torch.equal(opened.cls(key), feature(key).cls)
+        opened.check(key)
+    for key in (KEYS[0], KEYS[6]):  # ... and come again
+        write(bank, [key])
+        assert torch.equal(open_bank(bank)[key], feature(key).tokens)
+
+
+def test_a_reader_is_told_when_its_bank_was_replaced(bank: Path) -> None:
+    opened = open_bank(bank)
+    manifest = replace(MANIFEST, fingerprint=replace(MANIFEST.fingerprint, precision="bf16"))
+    with open_writer(bank, manifest, KEYS, overwrite=True) as writer:
+        writer.add([feature(key) for key in KEYS[:4]], [])
+    with pytest.raises(BankError, match="was replaced since it was opened"):
+        opened[KEYS[0]]
+    with open_writer(bank, MANIFEST, KEYS, overwrite=True) as writer:
+        writer.add([feature(key) for key in KEYS[:4]], [])
+    assert torch.equal(opened[KEYS[0]], feature(KEYS[0]).tokens)
+    with pytest.raises(BankError, match="and has none"):
+        opened[KEYS[8]]
+
+
+def test_threads_that_share_a_reader_never_mix_two_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread maps a shard while another finds out that the bank has changed."""
+    import patchbank.bank.shards as module
+
+    write(tmp_path / "bank", KEYS[4:8])
+    write(tmp_path / "bank", KEYS[8:9])
+    opened = open_bank(tmp_path / "bank")
+    original, meanwhile = module.map_shard, [True]
+
+    def mapping(shard: Any) -> Any:
+        mapped = original(shard)
+        if meanwhile:
+            meanwhile.pop()
+            write(tmp_path / "bank", [*KEYS[:4], KEYS[9]])  # a shard comes in front, another is replaced
+            with ThreadPoolExecutor(1) as other:
+                assert torch.equal(other.submit(opened.__getitem__, KEYS[8]).result(), feature(KEYS[8]).tokens)
+        return mapped
+
+    monkeypatch.setattr(module, "map_shard", mapping)
+    for _ in range(2):
+        for key in KEYS[4:9]:
+            assert torch.equal(opened[key], feature(key).tokens)
 
 
 def test_a_mended_image_replaces_its_failure(bank: Path, tmp_path: Path) -> None:
