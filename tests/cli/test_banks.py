@@ -84,8 +84,9 @@ def test_a_strangers_bank_is_verified_repaired_and_sound(root: Path, tiny_weight
     assert "adopted" in done.stdout
     assert "7 to extract again: --extract does it" in done.stdout
     weights = "--weights", tiny_weights
-    done = patchbank("repair", root / BANK, "--extract", *weights, check=0)
-    assert "7 features written" in done.stdout
+    done = patchbank("repair", root / BANK, "--extract", *weights, "--json", check=0)
+    result = json.loads(done.stdout)
+    assert result["extracted"][0]["images"] == len(result["repaired"]["to_extract"]) == 7
     done = patchbank("verify", root / BANK, "--sample", 5, *weights, check=0)
     assert "Sound." in done.stdout
     assert "5 computed anew from their pixels: relative error at most" in done.stdout
@@ -125,10 +126,30 @@ def test_weights_that_are_not_the_banks(root: Path, tiny_weights: Path, tmp_path
     patchbank(*sample, "--weights", tiny_weights, check=0)
     done = patchbank(*sample, "--weights", tmp_path / "other.pt", check=2)
     assert "made with other weights than" in done.stderr
+    assert "Sound." in done.stdout  # what was found all the same
+    assert "give it with --weights" in patchbank(*sample, check=2).stderr
+    before = contents(tmp_path / "bank")
+    mend = "repair", tmp_path / "bank", "--extract", "--images", root / "hicodet"
+    assert "give the file with --weights" in patchbank(*mend, check=2).stderr
+    assert contents(tmp_path / "bank") == before
 
 
 def tiny(weights: Path) -> tuple[str, ...]:
     return "--model", "tiny", "--weights", str(weights), "--batch-size", "4"
+
+
+def test_pickles_that_are_only_saved_badly_are_compared_with_pixels_too(root: Path, tiny_weights: Path) -> None:
+    """All that the original scripts write are views."""
+    (root / BANK).rename(root / "aside")
+    keys = [record.key for record in load_dataset("hicodet", root, "test").records]
+    original = Original(tiny_weights)
+    images = root / "hicodet/hico_20160224_det/images/test2015"
+    tokens = {key: torch.cat([torch.ones(1, 32), original(images / key)]) for key in keys[:3]}
+    write_bank(root / BANK, tokens, dict(zip(tokens, ("view", "cls", "dtype"), strict=True)))
+    sample = "verify", root / BANK, "--sample", 3, "--weights", tiny_weights, "--json"
+    report = json.loads(patchbank(*sample, check=1).stdout)
+    assert sorted(report["sample"]) == keys[:3]
+    assert max(report["sample"].values()) < 1e-3
 
 
 def test_images_that_changed_since_are_found(tmp_path: Path, tiny_weights: Path) -> None:
@@ -150,7 +171,11 @@ def test_images_that_changed_since_are_found(tmp_path: Path, tiny_weights: Path)
         (("verify", "nowhere"), "There is no directory nowhere"),
         (("verify", "EMPTY"), "There is nothing to verify"),
         (("verify", "EMPTY", "--dataset", "coco"), "no dataset 'coco'"),
-        (("verify", "EMPTY", "--dataset", "vcoco", "--split", "test"), "Say which --split of vcoco: train or val"),
+        (
+            ("verify", "EMPTY", "--dataset", "vcoco", "--split", "test"),
+            "There is no split 'test' of vcoco: train or val",
+        ),
+        (("verify", "EMPTY", "--dataset", "vcoco"), "Say which --split of vcoco: train or val"),
         (("verify", "EMPTY", "--dataset", "folder"), "--images"),
         (("verify", "EMPTY", "--root", "."), "Say which --dataset"),
         (("repair", "nowhere"), "There is no directory nowhere"),
@@ -181,7 +206,7 @@ def test_converting_as_a_user_does(tmp_path: Path, tiny_weights: Path) -> None:
     assert "layout shards" in patchbank("info", tmp_path / "bank", check=0).stdout
     done = patchbank("convert", tmp_path / "bank", tmp_path / "pickles", "--layout", "ezhoi", check=0)
     assert "5 features written" in done.stdout
-    assert "1 failures carried over" in done.stdout
+    assert "1 failure carried over" in done.stdout
     result = json.loads(
         patchbank("convert", tmp_path / "bank", tmp_path / "pickles", "--layout", "ezhoi", "--json", check=0).stdout
     )

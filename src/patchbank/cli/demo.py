@@ -111,6 +111,7 @@ def demo(
     say(_READ_BANK.format(bank=str(bank.path), key=key), "cyan")
     say(f"\nNext: patchbank info {shlex.quote(str(bank.path))}")
     if weights is not None:
+        say(f"For other commands on {root}, add: --model {_MODEL} --weights {shlex.quote(str(weights))}")
         say("These features are of untrained weights: they mean nothing.", "bold red")
 
 

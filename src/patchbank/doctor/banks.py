@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from patchbank.bank import ezhoi
+from patchbank.bank.ledger import read_ledger
 from patchbank.bank.manifest import FILE_NAME, Manifest
 from patchbank.bank.pickles import pickle_bytes
 from patchbank.bank.writer import bank_state, disk_bytes, layout_in, manifest_in
@@ -202,6 +203,11 @@ def _own(directory: Path, split: Split, wanted: Manifest, pickles: int, again: s
             f"{go_on}tart it anew, which deletes them:\n{run(anew)}",
             completable=False,
         )
+    entries = read_ledger(directory, damaged="skip") if manifest.layout == "ezhoi" else {}
+    if (lost := sum(entry.failure is None for entry in entries.values()) - len(present)) > 0:
+        verify = run(shell("patchbank", "verify", directory))
+        mend = f"{verify}\n{run(shell('patchbank', 'repair', directory, '--extract'))}"
+        return found("problem", f"{count}; {lost:,} that it lists are gone, or of another size than they had.", mend)
     if failed:
         info = run(shell("patchbank", "info", directory, "--failures"))
         mend = f"{info}\nMend those images, and run:\n{run(again)}"
