@@ -216,7 +216,7 @@ def _adopt(report: Report, listed: Sequence[str], new: Manifest, size_of: SizeOf
         remove_ledger(directory)  # what an adoption that was interrupted has left
         names = sorted(name for name, _ in ezhoi.pickles_in(directory))
         for number, name in enumerate(names):
-            progress(number, len(names))
+            progress(number + 1, len(names))
             key = files.get(name) or ezhoi.key_of(name)
             if key is None:
                 continue

@@ -6,6 +6,7 @@ import codecs
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -23,12 +24,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(extract.app, name="extract")
-app.command("info")(info.info)
-app.command("verify")(verify.verify)
-app.command("repair")(repair.repair)
-app.command("convert")(convert.convert)
-app.command("doctor")(doctor.doctor)
-app.command("demo")(demo.demo)
+
+
+def _unwrapped(text: str | None) -> str:
+    """A docstring's paragraphs, each in one line: typer would keep the line breaks of the source."""
+    return "\n\n".join(" ".join(each.split()) for each in (text or "").split("\n\n"))
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "info": info.info,
+    "verify": verify.verify,
+    "repair": repair.repair,
+    "convert": convert.convert,
+    "doctor": doctor.doctor,
+    "demo": demo.demo,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, help=_unwrapped(_command.__doc__))(_command)
 
 
 def _print_version(value: bool) -> None:

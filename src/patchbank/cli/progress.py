@@ -116,12 +116,15 @@ class CountProgress:
             self._bar = ImageProgress(self._title, total).__enter__()
         self._bar.advance(done - self._done, ())
         self._done = done
+        if done >= total:  # at once, so that another bar can take its place
+            self.__exit__(None, None, None)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(kind, value, traceback)
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.__exit__(kind, value, traceback)
 
 
 class DownloadProgress:
