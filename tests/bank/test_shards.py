@@ -249,6 +249,13 @@ def test_a_truncated_shard_is_said_to_be_damaged(bank: Path, kept: int) -> None:
         open_bank(bank)
 
 
+def test_a_shard_with_more_behind_it_is_said_to_be_damaged(bank: Path) -> None:
+    path = shards_in(bank)[1]
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(ShardDamagedError, match="and its header says"):
+        read_shard(path)
+
+
 def test_damaged_numbers_are_found_by_their_checksum(bank: Path) -> None:
     path = shards_in(bank)[1]
     content = bytearray(path.read_bytes())
