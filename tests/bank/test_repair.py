@@ -229,6 +229,13 @@ def test_an_interrupted_repair_is_begun_again(
     assert at > 0
 
 
+def test_an_adoption_that_ended_before_its_manifest_leaves_no_second_names(strangers: Path) -> None:
+    repair(strangers)
+    (strangers / "bank.json").unlink()
+    repair(strangers, KEYS)
+    assert list(open_bank(strangers)) == [key for key in KEYS[:-1] if key not in TO_EXTRACT]
+
+
 def test_pickles_of_no_known_model_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a_clip.pkl").write_bytes(pickle.dumps(torch.randn(511)))
     before = contents(tmp_path)

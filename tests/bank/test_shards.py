@@ -383,6 +383,19 @@ def test_a_run_with_other_settings_deletes_nothing_of_a_bank_that_came_meanwhile
         assert contents(directory) == contents(bank)
 
 
+def test_of_two_features_of_one_image_one_counts_with_its_own_numbers(tmp_path: Path) -> None:
+    """Two machines give other last bits: whichever counts, its checksum is that of the numbers beside it."""
+    first, second = feature(KEYS[0]), feature(KEYS[1])
+    with open_writer(tmp_path, MANIFEST, KEYS) as late:
+        with open_writer(tmp_path, MANIFEST, KEYS) as early:
+            early.add([first, second], [])
+        late.add([second._replace(key=first.key), first._replace(key=second.key)], [])
+    opened = open_bank(tmp_path)
+    for key in KEYS[:2]:
+        opened.check(key)
+    assert torch.equal(opened[KEYS[0]], opened[KEYS[1]])  # the greater checksum counts, of either image
+
+
 def test_parts_of_one_shard_become_one(tmp_path: Path) -> None:
     """Two processes that commit a part of the same shard in the same instant leave two; the next run joins them."""
     for name, keys in (("one", KEYS[0:2]), ("two", KEYS[2:4])):
