@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+DAMAGED = ".damaged"  # added to the name of a file that is set aside
 _SCRATCH, _LOCK = ".patchbank-tmp-", "lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -63,6 +64,22 @@ def write_and_sync(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
             while view:  # an unbuffered write may be short
                 view = view[file.write(view) :]
         os.fsync(file.fileno())
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that cannot be used, so that nobody takes it for what it was; returns where it is now."""
+    aside = path.with_name(path.name + DAMAGED)
+    path.rename(aside)
+    fsync_directory(path.parent)
+    return aside
+
+
+def sha256_of_chunks(chunks: Iterable[bytes | memoryview]) -> str:
+    """The SHA-256 of what is to be written, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from patchbank.bank.ledger import Ledger
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import NotFiniteError, pack
 from patchbank.bank.pickles import pickle_bytes, to_pickle
-from patchbank.files import fsync_directory, make_directory, write_and_sync
+from patchbank.files import fsync_directory, make_directory, sha256_of_chunks, write_and_sync
 from patchbank.preprocess import Failure
 
 
@@ -78,17 +77,12 @@ class EzhoiWriter(BankWriter):
         entry = self._ledger.entries.get(feature.key)
         if entry is None or entry.sha256 is None:
             return False
-        digest = hashlib.sha256()
-        for part in to_pickle(pack(self.manifest, feature.tokens, None)["patch_tokens"]):
-            digest.update(part)
-        return digest.hexdigest() == entry.sha256
+        parts = to_pickle(pack(self.manifest, feature.tokens, None)["patch_tokens"])
+        return sha256_of_chunks(parts) == entry.sha256
 
     def _write(self, path: Path, tokens: Tensor) -> str:
         """Write one tensor as the bank stores it; returns the file's SHA-256."""
         parts = to_pickle(tokens)
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
-            self.bytes_written += len(part)
         write_and_sync(path, parts)
-        return digest.hexdigest()
+        self.bytes_written += sum(len(part) for part in parts)
+        return sha256_of_chunks(parts)

@@ -7,13 +7,13 @@ so that int8 -> float32 -> int8 gives the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from patchbank.bank.manifest import Manifest
 from patchbank.errors import PatchbankError
+from patchbank.files import sha256_of_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,12 +108,8 @@ def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def checksum(packed: Mapping[str, memoryview]) -> str:
-    """The SHA-256 of the bytes of one image's features as they are stored, by field."""
-    digest = hashlib.sha256()
-    for name in ("scale", "cls", "patch_tokens"):  # the order of `fields`
-        if name in packed:
-            digest.update(packed[name])
-    return digest.hexdigest()
+    """The SHA-256 of the bytes of one image's features as they are stored; fields in the order of `fields`."""
+    return sha256_of_chunks(packed[name] for name in ("scale", "cls", "patch_tokens") if name in packed)
 
 
 def memory(tensor: Tensor) -> memoryview:

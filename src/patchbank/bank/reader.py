@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from patchbank.bank import ezhoi, manifest
 from patchbank.bank.entries import Entry
+from patchbank.bank.layouts import layout_in
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.shard import shards_in
 from patchbank.bank.shards import ShardStore
 from patchbank.config import Fingerprint
 from patchbank.errors import BankError, KeyNotInBank
@@ -46,14 +46,10 @@ class _Store(Protocol):
 
 
 def _open_store(directory: Path) -> _Store:
-    has_manifest, has_shards = (directory / manifest.FILE_NAME).exists(), bool(shards_in(directory))
-    if has_manifest and has_shards:
-        raise BankError(f"{directory} holds two banks, of pickles and of shards. Move one to another directory.")
-    if has_shards:
-        return ShardStore(directory)
-    if has_manifest:
-        return ezhoi.PickleStore(directory)
-    raise BankError(_no_bank(directory))
+    layout = layout_in(directory)
+    if layout is None:
+        raise BankError(_no_bank(directory))
+    return ShardStore(directory) if layout == "shards" else ezhoi.PickleStore(directory)
 
 
 def _no_bank(directory: Path) -> str:

@@ -8,7 +8,6 @@ files come last: a repair that was interrupted is simply begun again.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,14 +22,21 @@ from patchbank.bank.ezhoi_writer import file_bytes
 from patchbank.bank.ledger import Ledger, read_ledger, remove_ledger
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.pickles import to_pickle
-from patchbank.bank.shard import DAMAGED
 from patchbank.bank.shards import read_shards
 from patchbank.bank.shards_writer import take_back
 from patchbank.bank.unpickling import read_pickle
 from patchbank.bank.verify import Progress, Report, verify
 from patchbank.config import Fingerprint, ResizeMode
 from patchbank.errors import BankError
-from patchbank.files import fsync_directory, scratch_directory, sha256_of, write_and_sync
+from patchbank.files import (
+    DAMAGED,
+    fsync_directory,
+    scratch_directory,
+    set_aside,
+    sha256_of,
+    sha256_of_chunks,
+    write_and_sync,
+)
 from patchbank.models import Model
 
 UNKNOWN = "unknown"
@@ -139,12 +145,12 @@ def _write_anew(directory: Path, entry: Entry, bank: Manifest, scratch: Path) ->
     """Write the tensor in a pickle as patchbank does, if that gives the bytes that were there once."""
     path = directory / ezhoi.pickle_name(entry.key)
     try:
-        content = b"".join(_own_pickle(path, bank))
+        parts = _own_pickle(path, bank)
     except (BankError, KeyError):
         return False
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
+    if sha256_of_chunks(parts) != entry.sha256:
         return False
-    _replace(path, [content], scratch)
+    _replace(path, parts, scratch)
     return True
 
 
@@ -155,10 +161,7 @@ def _reason(finding: Finding) -> str:
 
 def _set_aside(done: Repaired, path: Path) -> None:
     if path.exists():
-        aside = path.with_name(path.name + DAMAGED)
-        path.rename(aside)
-        fsync_directory(path.parent)
-        done.set_aside.append(aside.relative_to(done.before.bank).as_posix())
+        done.set_aside.append(set_aside(path).relative_to(done.before.bank).as_posix())
 
 
 def _new_manifest(report: Report, dataset: str, split: str | None, resize: ResizeMode) -> Manifest:

@@ -26,7 +26,6 @@ from patchbank.files import is_dangling
 from patchbank.geometry import ImageTransform
 
 METADATA = "patchbank"  # the one key of the header's metadata
-DAMAGED = ".damaged"  # added to the name of a shard that cannot be read, when it is set aside
 _NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{16})\.safetensors")
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 _LARGEST_HEADER = 100_000_000  # bytes, as the safetensors package has it

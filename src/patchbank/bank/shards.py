@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from patchbank.bank.entries import Entry, wins
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import checksum, dequantise, fields
-from patchbank.bank.shard import DAMAGED, Shard, ShardDamagedError, read_shard, shards_in
+from patchbank.bank.shard import Shard, ShardDamagedError, read_shard, shards_in
 from patchbank.errors import BankError
-from patchbank.files import fsync_directory
+from patchbank.files import set_aside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,8 +57,7 @@ def read_shards(
                     if damaged == "raise":
                         raise BankError(f"{error} `patchbank repair {directory}` says what to do.") from error
                     if damaged == "set aside":
-                        path.rename(path.with_name(path.name + DAMAGED))
-                        fsync_directory(directory)
+                        set_aside(path)
         except FileNotFoundError:
             continue  # somebody completed it meanwhile: what it held is in another shard now
         for shard in shards[1:]:

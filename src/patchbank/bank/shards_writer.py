@@ -15,9 +15,9 @@ from pathlib import Path
 from patchbank.bank.base_writer import BankWriter, Feature, check_same
 from patchbank.bank.entries import Entry, join
 from patchbank.bank.packing import NotFiniteError, checksum, fields, memory, pack
-from patchbank.bank.shard import DAMAGED, Shard, make_header
+from patchbank.bank.shard import Shard, make_header
 from patchbank.bank.shards import index, map_shard, read_shards
-from patchbank.files import fsync_directory, write_and_sync
+from patchbank.files import DAMAGED, fsync_directory, write_and_sync
 from patchbank.preprocess import Failure
 
 _ATTEMPTS = 8  # at a shard, while other processes go on writing

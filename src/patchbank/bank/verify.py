@@ -18,15 +18,15 @@ from torch import Tensor
 from patchbank.bank import ezhoi
 from patchbank.bank.entries import Entry
 from patchbank.bank.examine import KINDS, Finding, look_at, look_into, model_of, shape_defect
+from patchbank.bank.layouts import layout_in
 from patchbank.bank.ledger import damaged_files, read_ledger
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.shard import DAMAGED, ShardDamagedError, read_shard, shards_in
+from patchbank.bank.shard import ShardDamagedError, read_shard, shards_in
 from patchbank.bank.shards import ShardStore
 from patchbank.bank.unpickling import read_pickle
-from patchbank.bank.writer import layout_in
 from patchbank.config import StoredDtype
 from patchbank.errors import BankError
-from patchbank.files import sha256_of
+from patchbank.files import DAMAGED, sha256_of
 from patchbank.models import MODELS, Model
 
 _AT_ONCE = 256  # features handed to the threads

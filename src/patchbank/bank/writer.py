@@ -8,10 +8,10 @@ from pathlib import Path
 from patchbank.bank import ezhoi, manifest
 from patchbank.bank.base_writer import BankWriter, check_same
 from patchbank.bank.ezhoi_writer import EzhoiWriter, file_bytes, present
+from patchbank.bank.layouts import layout_in, manifest_in
 from patchbank.bank.ledger import read_ledger
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import image_bytes
-from patchbank.bank.shard import shards_in
 from patchbank.bank.shards import index, read_shards
 from patchbank.bank.shards_writer import ShardWriter
 from patchbank.errors import BankError
@@ -36,27 +36,6 @@ def open_writer(directory: Path, wanted: Manifest, keys: Sequence[str], *, overw
     if existing := existing_manifest(directory, overwrite=overwrite):
         check_same(directory, existing, wanted)
     return _WRITERS[wanted.layout](directory, wanted, keys, overwrite=overwrite)
-
-
-def layout_in(directory: Path) -> str | None:
-    """The layout of the bank in a directory; None where there is none. Raises BankError where there are two."""
-    found = [layout for layout, there in (("ezhoi", _has_ezhoi(directory)), ("shards", shards_in(directory))) if there]
-    if len(found) > 1:
-        raise BankError(f"{directory} holds two banks, of pickles and of shards. Move one to another directory.")
-    return found[0] if found else None
-
-
-def _has_ezhoi(directory: Path) -> bool:
-    return (directory / manifest.FILE_NAME).exists()
-
-
-def manifest_in(directory: Path) -> Manifest | None:
-    """The manifest of the bank in a directory; None where there is none. Raises BankError where it is damaged."""
-    layout = layout_in(directory)
-    if layout == "ezhoi":
-        return Manifest.read(directory)
-    shards = read_shards(directory, "skip") if layout else []
-    return shards[0].manifest if shards else None
 
 
 def existing_manifest(directory: Path, *, overwrite: bool) -> Manifest | None:

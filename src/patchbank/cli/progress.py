@@ -66,7 +66,7 @@ class ImageProgress:
             self._say(self._state(time.monotonic()))
 
     def advance(self, written: int, failed: Sequence[object]) -> None:
-        """Count images whose features are durable, and images that failed."""
+        """Count images that are done: with features, and failed."""
         self._done += written + len(failed)
         self._failed += len(failed)
         now = time.monotonic()

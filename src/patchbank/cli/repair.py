@@ -54,8 +54,8 @@ def repair(
     *.damaged and listed; --extract makes it anew. Exit code 0: all is well now. 1: something is left to extract.
     """
     with busy("Looking at the bank"):
+        from patchbank.bank.layouts import manifest_in
         from patchbank.bank.repair import UNKNOWN, repair
-        from patchbank.bank.writer import manifest_in
 
         bank = bank.expanduser()
         before = manifest_in(bank)

@@ -51,8 +51,8 @@ def verify(
     Exit code 0: it is sound. 1: something is wrong; the report says what, and the command that mends it.
     """
     with busy("Looking at the bank"):
+        from patchbank.bank.layouts import manifest_in
         from patchbank.bank.verify import verify
-        from patchbank.bank.writer import manifest_in
 
         bank = bank.expanduser()
         manifest = manifest_in(bank)

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from patchbank.bank import ezhoi
+from patchbank.bank.layouts import layout_in, manifest_in
 from patchbank.bank.ledger import read_ledger
 from patchbank.bank.manifest import FILE_NAME, Manifest
 from patchbank.bank.pickles import pickle_bytes
-from patchbank.bank.writer import bank_state, disk_bytes, layout_in, manifest_in
+from patchbank.bank.writer import bank_state, disk_bytes
 from patchbank.config import ExtractConfig
 from patchbank.doctor.directories import closed
 from patchbank.doctor.findings import Finding, Level, extract_command, given, run, shell

@@ -1,0 +1,28 @@
+"""Which layout a directory's bank has, and what it is. No torch: reading what a bank says needs none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patchbank.bank.manifest import FILE_NAME, Manifest
+from patchbank.bank.shard import shards_in
+from patchbank.bank.shards import read_shards
+from patchbank.config import Layout
+from patchbank.errors import BankError
+
+
+def layout_in(directory: Path) -> Layout | None:
+    """The layout of the bank in a directory; None where there is none. Raises BankError where there are two."""
+    has_pickles, has_shards = (directory / FILE_NAME).exists(), bool(shards_in(directory))
+    if has_pickles and has_shards:
+        raise BankError(f"{directory} holds two banks, of pickles and of shards. Move one to another directory.")
+    return "ezhoi" if has_pickles else "shards" if has_shards else None
+
+
+def manifest_in(directory: Path) -> Manifest | None:
+    """The manifest of the bank in a directory; None where there is none. Raises BankError where it is damaged."""
+    layout = layout_in(directory)
+    if layout == "ezhoi":
+        return Manifest.read(directory)
+    shards = read_shards(directory, "skip") if layout else []
+    return shards[0].manifest if shards else None
