@@ -79,14 +79,11 @@ def main() -> None:
 def _make(place: Path, keys: list[str]) -> tuple[dict[str, Callable[[str], Tensor]], dict[str, int]]:
     """Write the same features in every form; returns how each is read, and its size in bytes."""
     model = get_model("ViT-B/16")
-    manifest = Manifest(
+    manifest = Manifest.of_model(
+        model,
         layout="shards",
         dataset="folder",
         split=None,
-        grid=model.grid,
-        dim=model.output_dim,
-        input_size=model.input_size,
-        patch_size=model.patch_size,
         fingerprint=make_fingerprint(model, "0" * 64, ExtractConfig(layout="shards")),
         batch_size=8,
         device="cpu",

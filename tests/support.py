@@ -44,14 +44,11 @@ REPOSITORY = Path(__file__).parents[1]
 def tiny_manifest(layout: str = "ezhoi", dtype: str = "float32") -> Manifest:
     """What a bank of the tiny model's features of a folder is."""
     config = ExtractConfig(model="tiny", dtype=dtype, layout=layout)  # type: ignore[arg-type]
-    return Manifest(
+    return Manifest.of_model(
+        TINY,
         layout=layout,
         dataset="folder",
         split=None,
-        grid=TINY.grid,
-        dim=TINY.output_dim,
-        input_size=TINY.input_size,
-        patch_size=TINY.patch_size,
         fingerprint=make_fingerprint(TINY, "0" * 64, config),
         batch_size=4,
         device="cpu",

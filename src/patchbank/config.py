@@ -19,6 +19,9 @@ Layout = Literal["ezhoi", "shards"]
 ResizeMode = Literal["center-crop", "squash", "pad"]
 
 
+UNKNOWN = "unknown"  # a fact of features that somebody else made
+
+
 @dataclass(frozen=True)
 class Partition:
     """Part `index` (0-based) of `count`: a contiguous run of the dataset's records."""

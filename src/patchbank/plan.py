@@ -119,14 +119,11 @@ def describe(dataset: Dataset, layout: str, config: ExtractConfig, checkpoint: C
     device = resolve_device(config.device, config.precision)
     fingerprint = make_fingerprint(model, checkpoint.sha256 if checkpoint else model.sha256, config)
     check_dtype(layout, config.dtype)
-    manifest = Manifest(
+    manifest = Manifest.of_model(
+        model,
         layout=layout,
         dataset=dataset.name,
         split=dataset.split,
-        grid=model.grid,
-        dim=model.output_dim,
-        input_size=model.input_size,
-        patch_size=model.patch_size,
         fingerprint=fingerprint,
         batch_size=config.batch_size or auto_batch_size(model, device),
         device=device.type,

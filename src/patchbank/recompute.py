@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchbank.bank.manifest import Manifest
 from patchbank.budget import ByteBudget
-from patchbank.config import Precision, ResizeMode
+from patchbank.config import UNKNOWN, Precision, ResizeMode
 from patchbank.datasets import Dataset
 from patchbank.encoder.encoder import PatchEncoder, resolve_device
 from patchbank.encoder.weights import CHECKPOINTS
@@ -64,15 +64,15 @@ def encoder_of(
             precision = "fp32"  # what it stands for
     if checkpoints is None and root is not None:
         checkpoints = root / CHECKPOINTS
-    known = bank.fingerprint.weights_sha256 if bank else "unknown"
-    if weights is None and known not in ("unknown", model.sha256):
+    known = bank.fingerprint.weights_sha256 if bank else UNKNOWN
+    if weights is None and known not in (UNKNOWN, model.sha256):
         raise WeightsError(
             f"The bank was made with a checkpoint that is not OpenAI's (SHA-256 {known}): give it with --weights."
         )
     encoder = PatchEncoder.load(
         model.name, weights=weights, checkpoints=checkpoints, precision=precision, device=device
     )
-    if known not in ("unknown", encoder.checkpoint.sha256):
+    if known not in (UNKNOWN, encoder.checkpoint.sha256):
         raise WeightsError(
             f"The bank was made with other weights than {encoder.checkpoint.path}: their SHA-256 is {known}, this "
             f"file's {encoder.checkpoint.sha256}. Give the right file with --weights."

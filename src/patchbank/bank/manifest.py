@@ -15,6 +15,7 @@ from patchbank import __version__
 from patchbank.config import Fingerprint, Layout, ResizeMode, StoredDtype
 from patchbank.errors import BankError
 from patchbank.files import fsync_directory, write_and_sync
+from patchbank.models import Model
 
 FILE_NAME = "bank.json"
 FORMAT, FORMAT_VERSION = "patchbank", 1
@@ -64,6 +65,12 @@ class Manifest:
     cls: bool = False
     shard_images: int | None = None
     adopted: str | None = None
+
+    @classmethod
+    def of_model(cls, model: Model, /, **facts: Any) -> Manifest:
+        """A bank's of a model's features; `facts` are the attributes that the model does not decide."""
+        size, patch = model.input_size, model.patch_size
+        return cls(grid=model.grid, dim=model.output_dim, input_size=size, patch_size=patch, **facts)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from patchbank.bank.shards import read_shards
 from patchbank.bank.shards_writer import take_back
 from patchbank.bank.unpickling import read_pickle
 from patchbank.bank.verify import Progress, Report, verify
-from patchbank.config import Fingerprint, ResizeMode
+from patchbank.config import UNKNOWN, Fingerprint, ResizeMode
 from patchbank.errors import BankError
 from patchbank.files import (
     DAMAGED,
@@ -39,7 +39,6 @@ from patchbank.files import (
 )
 from patchbank.models import Model
 
-UNKNOWN = "unknown"
 _AGAIN = "to be extracted again"
 
 SizeOf = Callable[[str], tuple[int, int] | None]  # an image's key to (width, height), where the image can be had
@@ -171,14 +170,11 @@ def _new_manifest(report: Report, dataset: str, split: str | None, resize: Resiz
             f"The pickles in {report.bank} are of no known model: none has the shape of its patch tokens. There is "
             "nothing to mend: extract them again with `patchbank extract`, here with its --overwrite, or elsewhere."
         )
-    return Manifest(
+    return Manifest.of_model(
+        model,
         layout="ezhoi",
         dataset=dataset,
         split=split,
-        grid=model.grid,
-        dim=model.output_dim,
-        input_size=model.input_size,
-        patch_size=model.patch_size,
         fingerprint=_unknown_fingerprint(model, resize),
         batch_size=1,
         device=UNKNOWN,

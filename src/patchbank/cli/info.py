@@ -11,6 +11,7 @@ from rich.text import Text
 
 from patchbank.cli.console import FAILURES_SHOWN, say, show_json, stdout
 from patchbank.cli.options import flag
+from patchbank.config import UNKNOWN
 from patchbank.files import bytes_text
 from patchbank.models import MODELS
 
@@ -67,13 +68,13 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     if manifest.adopted:
         add("adopted", manifest.adopted)
     official = manifest.fingerprint.weights_sha256 in {known.sha256 for known in MODELS.values()}
-    unknown = manifest.fingerprint.weights_sha256 == "unknown"
+    unknown = manifest.fingerprint.weights_sha256 == UNKNOWN
     own = "not known" if unknown else "a checkpoint of the user's, not OpenAI's official file"
     add("weights", "OpenAI's official file" if official else own)
     for name, value in manifest.fingerprint.to_dict().items():
         if name != "model":
             add(name.replace("_", " ").replace("sha256", "SHA-256"), value)
-    if manifest.device != "unknown":
+    if manifest.device != UNKNOWN:
         add("made on", f"{manifest.device}, batch size {manifest.batch_size}")
     if manifest.versions:
         add("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from patchbank.config import UNKNOWN
 from patchbank.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def find_listing(
 
 
 def _refuse_contradiction(bank: Path, manifest: Manifest | None, dataset: str | None, split: str | None) -> None:
-    if manifest is None or manifest.dataset == "unknown":
+    if manifest is None or manifest.dataset == UNKNOWN:
         return
     for what, asked, own in (("dataset", dataset, manifest.dataset), ("split", split, manifest.split)):
         if asked is not None and asked != own:
@@ -169,7 +170,7 @@ def _there(listing: Listing) -> bool:
 
 
 def _own_dataset(bank: Path, manifest: Manifest | None) -> tuple[str | None, str | None]:
-    if manifest is not None and manifest.dataset != "unknown":
+    if manifest is not None and manifest.dataset != UNKNOWN:
         return manifest.dataset, manifest.split
     match = _BANK_NAME.fullmatch(bank.resolve().name)
     return (match[1], match[2]) if match else (None, None)

@@ -14,7 +14,7 @@ from patchbank.cli.extract import run_jobs
 from patchbank.cli.listing import Listing, find_listing, options_needed
 from patchbank.cli.options import DEFAULTS, flag
 from patchbank.cli.progress import CountProgress, DownloadProgress
-from patchbank.config import ExtractConfig, ResizeMode
+from patchbank.config import UNKNOWN, ExtractConfig, ResizeMode
 from patchbank.errors import BankError, ConfigError, WeightsError
 from patchbank.models import get_model
 
@@ -55,7 +55,7 @@ def repair(
     """
     with busy("Looking at the bank"):
         from patchbank.bank.layouts import manifest_in
-        from patchbank.bank.repair import UNKNOWN, repair
+        from patchbank.bank.repair import repair
 
         bank = bank.expanduser()
         before = manifest_in(bank)
@@ -112,7 +112,7 @@ def _check_weights(manifest: Manifest, dataset: Dataset, config: ExtractConfig) 
     checkpoints = config.checkpoints or (dataset.root and dataset.root / CHECKPOINTS)
     checkpoint = find_checkpoint(model, config.weights, checkpoints)
     sha256 = checkpoint.sha256 if checkpoint else model.sha256
-    if known not in ("unknown", sha256):
+    if known not in (UNKNOWN, sha256):
         others = checkpoint.path if checkpoint else "the official ones"
         raise WeightsError(
             f"The bank was made with other weights than {others} (their SHA-256 is {known}): "
@@ -168,7 +168,7 @@ def _config(
     )
     if config.checkpoints is None and dataset.root is None and CHECKPOINTS.is_dir():
         config = replace(config, checkpoints=CHECKPOINTS)
-    if manifest.adopted and fingerprint.precision == "unknown":
+    if manifest.adopted and fingerprint.precision == UNKNOWN:
         return config
     return replace(config, precision=fingerprint.precision)  # type: ignore[arg-type]
 

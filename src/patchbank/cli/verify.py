@@ -15,6 +15,7 @@ from patchbank.cli.console import busy, interruptible, plain_table, say, show_js
 from patchbank.cli.listing import Listing, find_listing, options_needed
 from patchbank.cli.options import flag
 from patchbank.cli.progress import CountProgress
+from patchbank.config import UNKNOWN
 from patchbank.errors import BankError, ConfigError, PatchbankError
 from patchbank.models import MODELS
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from patchbank.bank.verify import Report
     from patchbank.datasets import Dataset
 
-UNKNOWN = "unknown"
 _NAMED = 10  # findings of a kind; the rest are counted
 
 

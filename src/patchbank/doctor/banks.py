@@ -97,14 +97,11 @@ def examine_banks(
 
 def _manifest(split: Split, model: Model, config: ExtractConfig, sha256: str) -> Manifest:
     layout = config.layout or "ezhoi"
-    return Manifest(
+    return Manifest.of_model(
+        model,
         layout=layout,
         dataset=split.dataset,
         split=split.split,
-        grid=model.grid,
-        dim=model.output_dim,
-        input_size=model.input_size,
-        patch_size=model.patch_size,
         fingerprint=make_fingerprint(model, sha256, config),
         batch_size=1,  # it changes no figure here, nor does the device
         device="cpu",
