@@ -11,10 +11,12 @@ from PIL import Image
 
 from patchbank import PatchEncoder, extract, load_dataset, open_bank
 from patchbank.config import ExtractConfig
+from patchbank.encoder import vit
 from patchbank.encoder.untrained import write_untrained
-from patchbank.models import MODELS
+from patchbank.encoder.weights import Checkpoint, load_visual
+from patchbank.models import MEAN, MODELS
 from tests.reference.original import Original, pooled
-from tests.support import every_kind, hico_list, patchbank, photographs, relative_error, vcoco_dict, write_json
+from tests.support import TINY, every_kind, hico_list, patchbank, photographs, relative_error, vcoco_dict, write_json
 
 BOUND = 2e-6
 
@@ -122,14 +124,15 @@ def test_what_the_program_around_it_chose_for_its_own_products_does_not_matter(
         torch.set_float32_matmul_precision("highest")
 
 
-def test_pixels_are_normalised_before_they_are_rounded(tmp_path: Path, tiny_weights: Path) -> None:
-    image = Image.open(tmp_path / photographs(tmp_path, 1)[0])
-    seen: list[torch.Tensor] = []
-    encoder = PatchEncoder.load("tiny", weights=tiny_weights, precision="bf16")
-    encoder._tower.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    encoder.encode([image])
-    expected = Original(tiny_weights).preprocess(image).to(torch.bfloat16)
-    assert torch.equal(seen[0][0], expected)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_pixel_is_exact_in_every_precision(tiny_weights: Path, dtype: torch.dtype) -> None:
+    """What is subtracted from the pixels before they are multiplied leaves numbers that the dtype holds exactly."""
+    parameters = load_visual(TINY, Checkpoint(tiny_weights, ""))
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(12).view(1, 32, 32, 3)
+    tower = vit.VisionTransformer(TINY, parameters, dtype)
+    patches = tower._patches(pixels).float()
+    assert torch.equal(patches.unique(), torch.unique(pixels.float().view(-1, 3) - tower.whole.float()))
+    assert float((tower.whole.float() - 255 * torch.tensor(MEAN)).abs().max()) <= 0.5
 
 
 def test_bf16_is_near(tmp_path: Path, tiny_weights: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event, Lock
 
@@ -38,13 +38,13 @@ class Watched:
             return Failure(record.key, "x")
         return Decoded(record.key, np.full((SIZE, SIZE, 3), int(record.key), np.uint8), (1, 1))
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def submit(self, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
         self.batches.append(pixels[:, 0, 0, 0].tolist())
         tokens = pixels[:, 0, :3].float()  # (B, 1 + 2, 3)
         with self._lock:
             self.waiting += 1
             self.most_waiting = max(self.most_waiting, self.waiting)
-        return tokens
+        return lambda: tokens
 
     def add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> Sequence[Failure]:
         time.sleep(self._seconds)
@@ -55,7 +55,7 @@ class Watched:
         return ()
 
     def run(self, batches: list[list[tuple[int, str]]], stop: Event | None = None) -> None:
-        stages = pipeline.Stages(self.decode, self.encode, self.add, lambda *_: None)
+        stages = pipeline.Stages(self.decode, self.submit, self.add, lambda *_: None)
         slots = [[(slot, Record(key, Path(key))) for slot, key in batch] for batch in batches]
         pipeline.run(slots, stages, batch_size=4, input_size=SIZE, workers=2, stop=stop or Event())
 
@@ -74,7 +74,7 @@ def test_features_that_wait_to_be_written_are_bounded(monkeypatch: pytest.Monkey
     watched = Watched(seconds_to_commit=0.01)
     watched.run([[(slot, str(4 * number + slot + 1)) for slot in range(4)] for number in range(20)])
     assert len(watched.features) == 80
-    assert watched.most_waiting <= 3  # two that wait, and one that has just been encoded
+    assert watched.most_waiting <= 4  # two that wait, one that has just been received, and one that is computed
 
 
 def test_decoding_runs_ahead_no_further_than_its_bound() -> None:
@@ -87,9 +87,9 @@ def test_a_stop_commits_what_was_encoded() -> None:
     stop = Event()
 
     class Encoded(Watched):
-        def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        def submit(self, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
             stop.set()
-            return super().encode(pixels)
+            return super().submit(pixels)
 
     watched = Encoded()
     watched.run([[(0, str(number))] for number in range(1, 9)], stop)

@@ -6,8 +6,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
+
+import torch
 
 from patchbank.bank.manifest import Manifest, library_versions
 from patchbank.bank.packing import images_a_shard
@@ -20,6 +23,10 @@ from patchbank.encoder.weights import obtain_checkpoint
 from patchbank.pipeline import Slots, Stages, StageTimes, run
 from patchbank.plan import ExtractPlan, check_disk, make_plan
 from patchbank.preprocess import Failure, load
+
+# What is stored in half the bytes is rounded on the device, so that half the bytes are received. int8's scales are
+# computed of float32.
+_RECEIVED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Called after each batch is handed to the bank: features and failures since the last call. They are durable when the
 # run ends, and most of them before: a pickle at once, a shard when it is whole.
@@ -102,9 +109,18 @@ def load_encoder(plan: ExtractPlan, loaded: PatchEncoder | None = None) -> Patch
     """
     if not plan.todo or plan.checkpoint is None:
         return None
-    if loaded and loaded.model == plan.model and loaded.checkpoint == plan.checkpoint:
+    batch_size, compiled = plan.manifest.batch_size, plan.manifest.compiled
+    if (
+        loaded
+        and (loaded.model, loaded.checkpoint) == (plan.model, plan.checkpoint)
+        and (loaded.batch_size, loaded.compiled) == (batch_size, compiled)
+    ):
         return loaded
-    return PatchEncoder(plan.model, plan.checkpoint, plan.config.precision, plan.config.device)
+    return PatchEncoder(
+        *(plan.model, plan.checkpoint, plan.config.precision, plan.config.device),
+        batch_size=batch_size,
+        compiled=compiled,
+    )
 
 
 def execute(
@@ -129,16 +145,18 @@ def execute(
             on_progress(count, failed)
 
     keys = [record.key for record in records]
-    with open_writer(plan.out, plan.manifest, keys, overwrite=config.overwrite) as bank:
+    wanted = plan.manifest if plan.resumed or encoder is None else replace(plan.manifest, compiled=encoder.compiled)
+    with open_writer(plan.out, wanted, keys, overwrite=config.overwrite) as bank:
         batch_size = bank.manifest.batch_size
         todo = [position for position in plan.selected if records[position].key not in bank.done]
         times = StageTimes()
         if encoder is not None:
             stages = Stages(
-                decode=lambda record, budget: load(record, config.resize, model.input_size, budget),
-                encode=encoder.all_tokens,
+                decode=lambda record, budget: load(record, config.resize, model.input_size, budget, config.decode),
+                submit=partial(encoder.submit, dtype=_RECEIVED.get(bank.manifest.dtype, torch.float32)),
                 add=bank.add,
                 added=added,
+                pinned=encoder.device.type == "cuda",
             )
             times = run(
                 _batches(todo, records, batch_size),
@@ -180,10 +198,12 @@ def _batches(todo: Sequence[int], records: Sequence[Record], batch_size: int) ->
 def _notes(plan: ExtractPlan, manifest: Manifest, encoder: PatchEncoder | None) -> list[str]:
     if encoder is None:
         return []
-    notes = []
+    notes = list(encoder.notes)
     asked = plan.config.batch_size
     if asked and asked != manifest.batch_size:
         notes.append(f"The bank was begun with --batch-size {manifest.batch_size}; that was kept, not {asked}.")
+    if plan.resumed and plan.config.compile in ("on", "off") and manifest.compiled != (plan.config.compile == "on"):
+        notes.append(f"The bank was begun {'' if manifest.compiled else 'un'}compiled; that was kept.")
     if manifest.shard_images not in (None, images_a_shard(manifest, plan.config.shard_size)):
         notes.append(f"The bank was begun with {manifest.shard_images:,} images a shard; that was kept.")
     if plan.resumed and manifest.device != encoder.device.type:

@@ -54,6 +54,27 @@ class Model:
         return self.grid[0] * self.grid[1]
 
     @property
+    def products(self) -> list[tuple[int, int, int, int]]:
+        """Every matrix product of one image's forward pass: (how many such, rows, inner, columns)."""
+        tokens, width, heads = self.tokens + 1, self.width, self.heads
+        head = width // heads
+        return [
+            (1, self.tokens, 3 * self.patch_size**2, width),  # patch embedding
+            (self.layers, tokens, width, 3 * width),  # queries, keys, values
+            (self.layers * heads, tokens, head, tokens),  # attention scores
+            (self.layers * heads, tokens, tokens, head),
+            (self.layers, tokens, width, width),
+            (self.layers, tokens, width, 4 * width),
+            (self.layers, tokens, 4 * width, width),
+            (1, tokens, width, self.output_dim),
+        ]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of those products: a multiplication and an addition for each term."""
+        return sum(2 * count * rows * inner * columns for count, rows, inner, columns in self.products)
+
+    @property
     def architecture(self) -> str:
         """The shape, as the fingerprint records it."""
         return (

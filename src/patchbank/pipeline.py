@@ -1,4 +1,4 @@
-"""The pipeline: records -> decode threads -> fixed-size batches -> encoder -> writer thread. Memory bounded in bytes.
+"""The pipeline: records -> decode threads -> fixed-size batches -> encoder -> writer. Memory bounded in bytes.
 
 Decoding, encoding and writing run at once. An image's slot in its batch is its position in the dataset modulo the
 batch size, and empty slots stay black. So each image meets the encoder in the same place of a batch of the same
@@ -53,16 +53,19 @@ class Stages:
 
     Attributes:
         decode: one record to its pixels or its failure; called from many threads at once.
-        encode: (B, n, n, 3) uint8 to (B, 1 + N, D), [CLS] first; called from one thread.
+        submit: begin the forward pass of (B, n, n, 3) uint8; what it returns waits for the (B, 1 + N, D) tokens on the
+            CPU, [CLS] first. Called from one thread.
         add: hand features and failures to the bank, in the images' order; called from one thread. Returns the failures
             of features that it cannot store.
         added: told of each such handing over, from the thread that calls `run`: features, and all failures.
+        pinned: whether pixels are to lie in page-locked memory, from which CUDA copies while it computes.
     """
 
     decode: Callable[[Record, ByteBudget], Decoded | Failure]
-    encode: Callable[[Tensor], Tensor]
+    submit: Callable[[Tensor], Callable[[], Tensor]]
     add: Callable[[Sequence[Feature], Sequence[Failure]], Sequence[Failure]]
     added: Callable[[int, Sequence[Failure]], None]
+    pinned: bool = False
 
 
 def run(
@@ -79,6 +82,7 @@ def run(
 
     decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+    begun: deque[tuple[Sequence[tuple[int, Decoded]], list[Failure], Callable[[], Tensor]]] = deque()
     additions: deque[Future[tuple[int, Sequence[Failure]]]] = deque()
 
     def add(features: list[Feature], failures: list[Failure], held: int) -> tuple[int, Sequence[Failure]]:
@@ -88,6 +92,17 @@ def run(
             writing.release(held)
         return len(features) - len(refused), [*failures, *refused]
 
+    def finish(images: Sequence[tuple[int, Decoded]], failures: list[Failure], wait: Callable[[], Tensor]) -> None:
+        """Hand what has been computed to the writer."""
+        began = time.perf_counter()
+        features = _features(images, wait) if images else []
+        times.encode += (encoded := time.perf_counter()) - began
+        held = writing.acquire(sum(feature.nbytes for feature in features))
+        additions.append(writer.submit(add, features, failures, held))
+        while additions and additions[0].done():
+            stages.added(*additions.popleft().result())
+        times.write += time.perf_counter() - encoded
+
     try:
         for slots, futures in _decode_ahead(batches, stages.decode, decoders, decoding, ahead):
             began = time.perf_counter()
@@ -95,17 +110,17 @@ def run(
             times.decode += (decoded := time.perf_counter()) - began
             if stop.is_set():
                 break
-
-            features, failures = _encode(slots, results, stages.encode, batch_size, input_size)
-            times.encode += (encoded := time.perf_counter()) - decoded
-
-            held = writing.acquire(
-                sum(each.tokens.nbytes + each.cls.nbytes for each in features if each.cls is not None)
-            )
-            additions.append(writer.submit(add, features, failures, held))
-            while additions and additions[0].done():
-                stages.added(*additions.popleft().result())
-            times.write += time.perf_counter() - encoded
+            images = [
+                (slot, image) for (slot, _), image in zip(slots, results, strict=True) if isinstance(image, Decoded)
+            ]
+            failures = [result for result in results if isinstance(result, Failure)]
+            wait = stages.submit(_batch(images, batch_size, input_size, stages.pinned)) if images else _nothing
+            times.encode += time.perf_counter() - decoded
+            begun.append((images, failures, wait))
+            if len(begun) > 1:  # one batch is computed while the one before is received
+                finish(*begun.popleft())
+        while begun:
+            finish(*begun.popleft())
 
         began = time.perf_counter()
         while additions:
@@ -133,25 +148,24 @@ def _decode_ahead(
     yield from begun
 
 
-def _encode(
-    slots: Slots,
-    results: Sequence[Decoded | Failure],
-    encode: Callable[[Tensor], Tensor],
-    batch_size: int,
-    input_size: int,
-) -> tuple[list[Feature], list[Failure]]:
-    """One forward pass over the batch's images, each in its slot."""
-    failures = [result for result in results if isinstance(result, Failure)]
-    images = [(slot, result) for (slot, _), result in zip(slots, results, strict=True) if isinstance(result, Decoded)]
-    if not images:
-        return [], failures
-    pixels = torch.zeros(batch_size, input_size, input_size, 3, dtype=torch.uint8)
+def _batch(images: Sequence[tuple[int, Decoded]], batch_size: int, input_size: int, pinned: bool) -> Tensor:
+    """(batch_size, n, n, 3) uint8: each image in its slot."""
+    pixels = torch.zeros(batch_size, input_size, input_size, 3, dtype=torch.uint8, pin_memory=pinned)
     for slot, image in images:
         pixels.numpy()[slot] = image.pixels
-    # Only the slots that are used: what waits to be written must be no larger than it says.
-    tokens = encode(pixels)[[slot for slot, _ in images]].cpu()
-    features = [
+    return pixels
+
+
+def _nothing() -> Tensor:
+    """The tokens of a batch without images."""
+    return torch.empty(0)
+
+
+def _features(images: Sequence[tuple[int, Decoded]], wait: Callable[[], Tensor]) -> list[Feature]:
+    tokens = wait()
+    if len(images) < len(tokens):  # what waits to be written must be no larger than it says
+        tokens = tokens[[slot for slot, _ in images]]
+    return [
         Feature(image.key, every[1:], image.size, cls=every[0])
         for (_, image), every in zip(images, tokens, strict=True)
     ]
-    return features, failures

@@ -12,13 +12,20 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.removal import removable
 from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest
-from patchbank.config import ExtractConfig, Fingerprint, Layout, check_dtype
+from patchbank.config import Decode, ExtractConfig, Fingerprint, Layout, check_dtype
 from patchbank.datasets import SPLITS, Dataset
+from patchbank.encoder import compiling
 from patchbank.encoder.encoder import auto_batch_size, resolve_device
 from patchbank.encoder.weights import CHECKPOINTS, Checkpoint, find_checkpoint, load_visual
 from patchbank.errors import BankError, DatasetError
 from patchbank.files import bytes_text, free_bytes, nearest_existing
 from patchbank.models import MEAN, STD, Model, get_model
+
+_EXACT = "Pillow bicubic in the image's own mode, then RGB"
+_PIXELS: dict[Decode, str] = {
+    "exact": _EXACT,
+    "fast": f"JPEGs by torchvision, its uint8 bicubic; others by {_EXACT}",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +134,8 @@ def describe(dataset: Dataset, layout: str, config: ExtractConfig, checkpoint: C
         fingerprint=fingerprint,
         batch_size=config.batch_size or auto_batch_size(model, device),
         device=device.type,
+        # By the whole run, whatever part of it is left or this process's: all must make the same bytes.
+        compiled=compiling.decide(config.compile, model, min(config.limit or len(dataset), len(dataset)), device),
         cls=layout == "shards",
     )
     if layout == "shards":
@@ -143,8 +152,7 @@ def make_fingerprint(model: Model, weights_sha256: str, config: ExtractConfig) -
         output="patch tokens: ln_post and proj on every token, [CLS] dropped, not normalised",
         resize=config.resize,
         preprocessing=(
-            f"to {model.input_size} pixels, Pillow bicubic in the image's own mode, then RGB, no EXIF rotation, "
-            f"mean {MEAN}, std {STD}"
+            f"to {model.input_size} pixels, {_PIXELS[config.decode]}, no EXIF rotation, mean {MEAN}, std {STD}"
         ),
         precision=config.precision,
         dtype=config.dtype,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchbank.bank.manifest import Manifest
 from patchbank.budget import ByteBudget
-from patchbank.config import UNKNOWN, Precision, ResizeMode
+from patchbank.config import UNKNOWN, Decode, Precision, ResizeMode
 from patchbank.datasets import Dataset
 from patchbank.encoder.encoder import PatchEncoder, resolve_device
 from patchbank.encoder.weights import CHECKPOINTS
@@ -22,13 +22,13 @@ _BYTES = 2 << 30  # of a picture being decoded
 
 
 def recompute(
-    dataset: Dataset, encoder: PatchEncoder, resize: ResizeMode = "center-crop"
+    dataset: Dataset, encoder: PatchEncoder, resize: ResizeMode = "center-crop", decode: Decode = "exact"
 ) -> Callable[[str], Tensor | None]:
     """A function of an image's key that gives its (N, D) float32 patch tokens on the CPU; None if it cannot be read."""
     records = {record.key: record for record in dataset.records}
 
     def function(key: str) -> Tensor | None:
-        image = load(records[key], resize, encoder.model.input_size, ByteBudget(_BYTES))
+        image = load(records[key], resize, encoder.model.input_size, ByteBudget(_BYTES), decode)
         if isinstance(image, Failure):
             return None
         return encoder(torch.from_numpy(image.pixels.copy())[None])[0].cpu()

@@ -47,7 +47,7 @@ def test_a_folder_takes_the_same_less_what_it_has_not() -> None:
 
 def test_the_defaults_are_extract_configs() -> None:
     config = ExtractConfig()
-    for name in ("precision", "dtype", "resize", "device"):
+    for name in ("precision", "dtype", "resize", "decode", "device", "compile"):
         assert options("hicodet")[f"--{name}"] == getattr(config, name) == documented()[f"--{name}"]
 
 

@@ -45,6 +45,7 @@ class Manifest:
         fingerprint: what decides the numbers.
         batch_size: images a forward pass; with `device` and `versions` it can decide the last bits.
         device: the kind of device, ``cpu`` or ``cuda``.
+        compiled: whether `torch.compile` made the encoder, which can decide the last bits too.
         versions: of the libraries that the bank was begun with.
         cls: whether each image's [CLS] feature is stored too.
         shard_images: images a shard is made for; None where there are no shards.
@@ -62,6 +63,7 @@ class Manifest:
     batch_size: int
     device: str
     versions: Mapping[str, str] = field(default_factory=library_versions)
+    compiled: bool = False
     cls: bool = False
     shard_images: int | None = None
     adopted: str | None = None
@@ -101,7 +103,7 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """As it is written: JSON's types, in a fixed order. What does not apply is left out."""
         content = asdict(self) | {"versions": dict(self.versions)}
-        for name in ("cls", "shard_images", "adopted"):
+        for name in ("compiled", "cls", "shard_images", "adopted"):
             if not content[name]:
                 del content[name]
         return {"format": FORMAT, "version": FORMAT_VERSION, **content}
@@ -171,7 +173,9 @@ class Manifest:
             raise ValueError("a size is not positive")
         texts = [manifest.dataset, manifest.device, manifest.split or "", manifest.adopted or ""]
         texts += manifest.versions.values()
-        if type(manifest.cls) is not bool or any(type(text) is not str for text in texts):
+        if any(type(flag) is not bool for flag in (manifest.compiled, manifest.cls)) or any(
+            type(text) is not str for text in texts
+        ):
             raise ValueError("a fact is of another type")
         return manifest
 

@@ -9,7 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from patchbank.config import WHOLE, ExtractConfig, Layout, Partition, Precision, ResizeMode, StoredDtype
+from patchbank.config import (
+    WHOLE,
+    Compile,
+    Decode,
+    ExtractConfig,
+    Layout,
+    Partition,
+    Precision,
+    ResizeMode,
+    StoredDtype,
+)
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text, parse_bytes
 from patchbank.models import MODELS, get_model
@@ -104,6 +114,22 @@ Resize = Annotated[
         rich_help_panel=_HOW,
     ),
 ]
+DecodeOption = Annotated[
+    Decode,
+    typer.Option(
+        "--decode",
+        help="exact: Pillow's pixels, as CLIP's own; fast: JPEGs by torchvision, which differ by one here and there.",
+        rich_help_panel=_HOW,
+    ),
+]
+CompileOption = Annotated[
+    Compile,
+    typer.Option(
+        "--compile",
+        help="Whether torch.compile makes the encoder; auto: on CUDA, for long runs.",
+        rich_help_panel=_HOW,
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -181,8 +207,10 @@ def _run_options(
     dtype: Dtype = DEFAULTS.dtype,
     shard_size: ShardSize = SHARD_SIZE,
     resize: Resize = DEFAULTS.resize,
+    decode: DecodeOption = DEFAULTS.decode,
     device: Device = DEFAULTS.device,
     batch_size: BatchSize = DEFAULTS.batch_size,
+    compile: CompileOption = DEFAULTS.compile,
     workers: Workers = DEFAULTS.workers,
     limit: Limit = DEFAULTS.limit,
     partition: PartitionOption = None,
@@ -198,8 +226,10 @@ def _run_options(
         dtype=dtype,
         shard_size=parse_shard_size(shard_size),
         resize=resize,
+        decode=decode,
         device=device,
         batch_size=batch_size,
+        compile=compile,
         workers=workers,
         limit=limit,
         partition=WHOLE if partition is None else Partition.parse(partition),

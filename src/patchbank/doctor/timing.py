@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +15,13 @@ from PIL import Image
 from patchbank.budget import ByteBudget
 from patchbank.config import Precision, ResizeMode
 from patchbank.datasets import Record
-from patchbank.encoder import vit
-from patchbank.encoder.encoder import PatchEncoder, auto_batch_size
-from patchbank.encoder.weights import expected_shapes
+from patchbank.encoder.random import random_encoder
 from patchbank.models import Model
 from patchbank.preprocess import Decoded, Failure, load, preprocess
 
 _ENCODE_SECONDS = 2.0  # for the measured batch of one model, after a first image
 _DECODE_SECONDS = 0.7
 _SYNTHETIC = (640, 480)  # the commonest size in both data sets
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # else float32
 
 
 @dataclass(frozen=True)
@@ -48,28 +44,12 @@ class Speed:
         return max(self.encode, self.decode / self.workers)
 
 
-class _Untrained(PatchEncoder):
-    """The encoder that a run would use, as large and as slow, without a checkpoint.
-
-    All layers share one layer's random weights: a twelfth or a twenty-fourth of the memory.
-    """
-
-    def __init__(self, model: Model, precision: Precision, device: torch.device) -> None:
-        self.model, self.precision, self.device = model, precision, device
-        dtype = _TYPES.get(precision, torch.float32)
-        values: dict[str, torch.Tensor] = {}
-        for name, shape in expected_shapes(model).items():
-            one = re.sub(r"resblocks\.\d+\.", "resblocks.0.", name)
-            values[name] = values[one] if one in values else 0.02 * torch.randn(shape, dtype=dtype, device=device)
-        self._tower = vit.build(model, values).to(device)
-
-
 def measure_encode(
     model: Model, precision: Precision, device: torch.device, batch_size: int | None, seconds: float = _ENCODE_SECONDS
 ) -> float:
     """Seconds an image takes in the encoder. Raises RuntimeError where the device's memory does not do."""
-    encoder = _Untrained(model, precision, device)
-    size = batch_size or auto_batch_size(model, device)
+    encoder = random_encoder(model, precision, device, batch_size)
+    size = encoder.batch_size
 
     def images(count: int) -> float:
         pixels = torch.randint(0, 256, (count, model.input_size, model.input_size, 3), dtype=torch.uint8)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from patchbank.config import Precision, ResizeMode
 from patchbank.encoder import vit
+from patchbank.encoder.compiling import Forward, compile_forward
 from patchbank.encoder.weights import Checkpoint, load_visual, obtain_checkpoint
-from patchbank.errors import ConfigError
+from patchbank.errors import ConfigError, PatchbankError
 from patchbank.models import Model, get_model
 from patchbank.preprocess import preprocess
+
+_TOO_LARGE = "A batch did not fit into the memory"
 
 _DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -35,20 +39,53 @@ class PatchEncoder:
         checkpoint: the file its weights came from.
         precision: what it computes in.
         device: where it computes.
+        batch_size: images a forward pass that it is tuned for; it takes any number.
+        compiled: whether `torch.compile` made it.
+        notes: what a user should know of how it computes, a sentence each.
     """
 
     def __init__(
-        self, model: Model, checkpoint: Checkpoint, precision: Precision = "fp32", device: str = "auto"
+        self,
+        model: Model,
+        checkpoint: Checkpoint,
+        precision: Precision = "fp32",
+        device: str = "auto",
+        *,
+        batch_size: int | None = None,
+        compiled: bool = False,
+        parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Load a checkpoint. Raises WeightsError (not this model's) and ConfigError (precision or device)."""
+        """Load a checkpoint, or take the parameters that `load_visual` has given.
+
+        Raises WeightsError (it is not this model's) and ConfigError (precision or device).
+        """
         self.model = model
         self.checkpoint = checkpoint
         self.precision = precision
         self.device = resolve_device(device, precision)
-        tower = vit.build(model, load_visual(model, checkpoint)).to(self.device)
-        for parameter in tower.parameters():  # not the buffers: pixels are normalised in float32
-            parameter.data = parameter.data.to(_DTYPES[precision])
-        self._tower = tower
+        self.batch_size = batch_size or auto_batch_size(model, self.device)
+        self.compiled = False
+        self.notes: list[str] = []
+        self._largest = self.batch_size  # images that have fitted into the device's memory at once
+        parameters = parameters or load_visual(model, checkpoint)
+        tower = vit.build(model, parameters, _DTYPES[precision], self.device, self.batch_size)
+        self._forward: Forward = tower
+        if precision == "bf16" and self.device.type == "cpu" and not _has_bfloat16():
+            self.notes.append(
+                "This processor has no bfloat16 instructions (AMX or AVX512-BF16): --precision bf16 is slower here "
+                "than fp32, and less exact."
+            )
+        if compiled:
+            self._compile()
+
+    def _compile(self) -> None:
+        n = self.model.input_size
+        blank = torch.zeros(self.batch_size, n, n, 3, dtype=torch.uint8, device=self.device)
+        with self._products():
+            self._forward, failure = compile_forward(self._forward, blank)
+        self.compiled = failure is None
+        if failure:
+            self.notes.append(failure)
 
     @classmethod
     def load(
@@ -102,9 +139,65 @@ class PatchEncoder:
         n = self.model.input_size
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != (n, n, 3):
             raise ValueError(f"pixels must be uint8 (B, {n}, {n}, 3), not {pixels.dtype} {tuple(pixels.shape)}")
-        with torch.no_grad(), _float32_products("tf32" if self.precision == "tf32" else "ieee"):
-            tokens: Tensor = self._tower(pixels.to(self.device, non_blocking=True)).float()
-        return tokens
+        parts = list(torch.split(pixels, self._largest)) if len(pixels) else [pixels]
+        tokens: list[Tensor] = []
+        while parts:
+            try:
+                tokens.append(self._pass(parts[0]))
+                parts.pop(0)
+            except torch.OutOfMemoryError:
+                self._halve(len(parts[0]))
+                parts = [half for part in parts for half in torch.split(part, self._largest)]
+        return tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+
+    def submit(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+        """Begin a batch, as `all_tokens`; on CUDA, return before it is done.
+
+        Returns:
+            A function that waits for the (B, 1 + N, D) tokens, on the CPU and rounded to `dtype`.
+        """
+        tokens = self.all_tokens(pixels).to(dtype)
+        if self.device.type != "cuda":
+            return lambda: tokens
+        # On a stream of its own, so that the next batch is computed while this one is copied.
+        self._copies = getattr(self, "_copies", None) or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._copies.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._copies):
+            received = torch.empty(tokens.shape, dtype=dtype, pin_memory=True).copy_(tokens, non_blocking=True)
+            tokens.record_stream(self._copies)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(self._copies)
+
+        def wait() -> Tensor:
+            done.synchronize()
+            return received
+
+        return wait
+
+    def _pass(self, pixels: Tensor) -> Tensor:
+        with torch.no_grad(), self._products():
+            tokens = self._forward(pixels.to(self.device, non_blocking=True))
+            # A compiled forward pass on CUDA gives the same memory each time.
+            return tokens.to(torch.float32, copy=self.compiled)
+
+    def _halve(self, failed: int) -> None:
+        """After so many images did not fit into the device's memory. Raises PatchbankError where that was one."""
+        if failed == 1:
+            raise PatchbankError(
+                f"{self.device} has not enough free memory for one image of {self.model.name}. Free some (nvidia-smi "
+                "lists who uses it), or use another --device."
+            )
+        self._largest = failed // 2
+        self.notes = [note for note in self.notes if not note.startswith(_TOO_LARGE)]
+        self.notes.append(
+            f"{_TOO_LARGE} of {self.device}: {self._largest} images at a time were computed. "
+            "Give a smaller --batch-size next time."
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _products(self) -> contextlib.AbstractContextManager[None]:
+        return _float32_products("tf32" if self.precision == "tf32" else "ieee")
 
     def encode(self, images: Sequence[Image.Image], resize: ResizeMode = "center-crop") -> Tensor:
         """Patch tokens of opened images: (B, N, D) float32 on the CPU. As `__call__`, for a notebook."""
@@ -137,6 +230,14 @@ def auto_batch_size(model: Model, device: torch.device) -> int:
     if device.type == "cpu":
         return 8
     return int(min(256, 1 << ((65536 // (model.tokens + 1)).bit_length() - 1)))
+
+
+def _has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32."""
+    cpu: Any = torch.cpu
+    amx = getattr(cpu, "_is_amx_tile_supported", lambda: False)()
+    avx512 = getattr(cpu, "_is_avx512_bf16_supported", lambda: True)()
+    return bool(amx or avx512) or platform.machine() in ("arm64", "aarch64")
 
 
 @contextlib.contextmanager

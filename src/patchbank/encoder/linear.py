@@ -1,0 +1,80 @@
+"""A linear layer with what follows it fused: on the CPU by oneDNN, with weights that are packed once.
+
+torch multiplies float32 on the CPU with MKL, which uses less than half of what AMD's cores can do, and packs the
+weights anew at every call. oneDNN's kernels do not mind who made the processor, and take weights packed beforehand, an
+activation and a residual. `torch.compile` reaches them too, after half a minute, but in float32 goes to MKL again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from weakref import WeakValueDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ + b, then SiLU or the sum with a residual."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, silu: bool = False) -> None:
+        """(out, in) `weight` and (out,) `bias`, in any dtype; they are kept in `dtype`."""
+        super().__init__()
+        self.silu = silu
+        self.weight = nn.Parameter(weight.to(dtype).contiguous(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+        self._handle: int | None = None
+
+    def pack(self, rows: int) -> None:
+        """Bring the weights into the order in which oneDNN multiplies them, for products of about so many rows.
+
+        Changes nothing where torch was built without oneDNN.
+        """
+        if self.weight.device.type != "cpu":
+            return
+        try:
+            self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), rows)
+        except (AttributeError, RuntimeError):  # a processor or a build of torch for which there is none
+            return
+        self._features = self.weight.shape[0]
+        self.weight = None  # type: ignore[assignment]
+        self._handle = next(_handles)
+        _layers[self._handle] = self
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x: (..., in), residual: (..., out) -> (..., out), of the residual's dtype. That may be written over."""
+        fused = residual if residual is not None and residual.dtype == x.dtype else None
+        if self._handle is not None:
+            x = _packed_linear(x, fused, self._handle, self._features)
+        else:
+            fused = None
+            x = F.linear(x, self.weight, self.bias)
+            if self.silu:
+                x = F.silu(x, inplace=True)
+        return x if residual is None or residual is fused else residual.add_(x)
+
+    def packed(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """`forward` with the packed weights."""
+        out: Tensor
+        if residual is not None:
+            out = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
+        else:
+            activation = "swish" if self.silu else "none"  # oneDNN's name of SiLU
+            out = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, activation, [], "")
+        return out
+
+
+# An operator of its own, since packed weights are opaque to `torch.compile`: it sees the number of a layer.
+_handles = itertools.count()
+_layers: WeakValueDictionary[int, Linear] = WeakValueDictionary()
+
+
+@torch.library.custom_op("patchbank::packed_linear", mutates_args=())
+def _packed_linear(x: Tensor, residual: Tensor | None, layer: int, features: int) -> Tensor:  # noqa: ARG001
+    return _layers[layer].packed(x, residual)
+
+
+@_packed_linear.register_fake
+def _(x: Tensor, residual: Tensor | None, layer: int, features: int) -> Tensor:  # noqa: ARG001
+    return x.new_empty(*x.shape[:-1], features)
