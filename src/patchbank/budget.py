@@ -1,8 +1,10 @@
-"""A bound on memory, in bytes: who wants to hold some waits until there is room."""
+"""Memory: a bound on it in bytes, where who wants some waits until there is room; and keeping what was freed."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -40,3 +42,17 @@ class ByteBudget:
             yield
         finally:
             self.release(held)
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep freed memory for itself, up to a gigabyte. For programs; a library has no business here.
+
+    The C library returns large blocks to the system as they are freed, and every batch gets them anew, page by page: on
+    the CPU, 3 to 15 % of the encoder's time. Does nothing where the C library is not GNU's.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for setting in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: see mallopt(3)
+            mallopt(setting, 1 << 30)

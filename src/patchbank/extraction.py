@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from threading import Event
 
 import torch
 
+from patchbank.advice import advise, auto_workers
 from patchbank.bank.manifest import Manifest, library_versions
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.writer import open_writer
@@ -27,6 +27,8 @@ from patchbank.preprocess import Failure, load
 # What is stored in half the bytes is rounded on the device, so that half the bytes are received. int8's scales are
 # computed of float32.
 _RECEIVED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_ENOUGH = 4  # batches, from which on a run says what bounds it
 
 # Called after each batch is handed to the bank: features and failures since the last call. They are durable when the
 # run ends, and most of them before: a pickle at once, a shard when it is whole.
@@ -46,6 +48,7 @@ class ExtractSummary:
         seconds: how long it took, without loading the model.
         bytes_written: of features.
         times: seconds spent waiting for each stage.
+        advice: what would make the stage that bounds the run faster; None where the run was too short to tell.
         notes: what a user should know of this run, a sentence each.
     """
 
@@ -57,6 +60,7 @@ class ExtractSummary:
     seconds: float
     bytes_written: int
     times: StageTimes
+    advice: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -167,6 +171,7 @@ def execute(
                 stop=stop,
             )
         manifest = bank.manifest
+    advice = advise(times.bound, manifest, config) if written >= _ENOUGH * batch_size else None
     return ExtractSummary(
         bank=plan.out,
         images=written,
@@ -176,6 +181,7 @@ def execute(
         seconds=time.perf_counter() - began,
         bytes_written=bank.bytes_written,
         times=times,
+        advice=advice,
         notes=bank.notes + _notes(plan, manifest, encoder),
     )
 
@@ -213,9 +219,3 @@ def _notes(plan: ExtractPlan, manifest: Manifest, encoder: PatchEncoder | None) 
     if plan.resumed and changed:
         notes.append(f"Versions have changed since the bank was begun: {', '.join(changed)}.")
     return notes
-
-
-def auto_workers() -> int:
-    """One decode thread for each core this process may use, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores))

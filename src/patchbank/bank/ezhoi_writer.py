@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from patchbank.bank import ezhoi
 from patchbank.bank.base_writer import BankWriter, Feature
@@ -48,19 +47,15 @@ class EzhoiWriter(BankWriter):
         self._ledger.compact()
 
     def _add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
-        not_finite: list[Failure] = []
-        entries: list[Entry] = []
-        moves: list[tuple[Path, Path]] = []
-        for number, feature in enumerate(features):
-            temporary = self._scratch / f"{number}.part"
-            try:
-                tokens = pack(self.manifest, feature.tokens, None)["patch_tokens"]
-            except NotFiniteError as error:
-                not_finite.append(Failure(feature.key, str(error)))
-                continue
-            sha256 = self._write(temporary, tokens)
-            moves.append((temporary, self.directory / ezhoi.pickle_name(feature.key)))
-            entries.append(Entry(feature.key, feature.size, sha256))
+        temporaries = [self._scratch / f"{number}.part" for number in range(len(features))]
+        outcomes = list(self._threads.map(self._write, features, temporaries))
+        entries = [outcome for outcome in outcomes if isinstance(outcome, Entry)]
+        not_finite = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        moves = [
+            (temporary, self.directory / ezhoi.pickle_name(outcome.key))
+            for temporary, outcome in zip(temporaries, outcomes, strict=True)
+            if isinstance(outcome, Entry)
+        ]
         for temporary, path in moves:
             make_directory(path.parent)
             temporary.rename(path)
@@ -70,6 +65,7 @@ class EzhoiWriter(BankWriter):
         if entries:
             self._ledger.append(entries)
         self.features_committed += len(moves)
+        self.bytes_written += len(moves) * file_bytes(self.manifest)
         return not_finite
 
     def has(self, feature: Feature) -> bool:
@@ -80,9 +76,11 @@ class EzhoiWriter(BankWriter):
         parts = to_pickle(pack(self.manifest, feature.tokens, None)["patch_tokens"])
         return sha256_of_chunks(parts) == entry.sha256
 
-    def _write(self, path: Path, tokens: Tensor) -> str:
-        """Write one tensor as the bank stores it; returns the file's SHA-256."""
-        parts = to_pickle(tokens)
+    def _write(self, feature: Feature, path: Path) -> Entry | Failure:
+        """Make one feature durable as the file `path`. Called from several threads."""
+        try:
+            parts = to_pickle(pack(self.manifest, feature.tokens, None)["patch_tokens"])
+        except NotFiniteError as error:
+            return Failure(feature.key, str(error))
         write_and_sync(path, parts)
-        self.bytes_written += sum(len(part) for part in parts)
-        return sha256_of_chunks(parts)
+        return Entry(feature.key, feature.size, sha256_of_chunks(parts))

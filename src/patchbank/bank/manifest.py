@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from patchbank import __version__
-from patchbank.config import Fingerprint, Layout, ResizeMode, StoredDtype
+from patchbank.config import Decode, Fingerprint, Layout, ResizeMode, StoredDtype
 from patchbank.errors import BankError
 from patchbank.files import fsync_directory, write_and_sync
 from patchbank.models import Model
@@ -88,6 +88,11 @@ class Manifest:
     def resize(self) -> ResizeMode:
         """How images became square."""
         return cast(ResizeMode, self.fingerprint.resize)  # checked on reading
+
+    @property
+    def decode(self) -> Decode:
+        """What decoded the images."""
+        return "fast" if "torchvision" in self.fingerprint.preprocessing else "exact"
 
     @property
     def title(self) -> str:

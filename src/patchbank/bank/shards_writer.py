@@ -54,29 +54,27 @@ class ShardWriter(BankWriter):
                 self._write(number)
 
     def _add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
-        not_finite: list[Failure] = []
-        outcomes: list[Feature | Failure] = [*features, *failures]
-        for outcome in sorted(outcomes, key=lambda each: self._positions[each.key]):
-            if (number := self._number(outcome.key)) != self._current:
+        packed = list(self._threads.map(self._pack, features))
+        outcomes = [*packed, *((Entry(failure.key, failure=failure.reason), None) for failure in failures)]
+        for entry, numbers in sorted(outcomes, key=lambda each: self._positions[each[0].key]):
+            if (number := self._number(entry.key)) != self._current:
                 self._commit()
                 self._current = number
-            failure = self._take(outcome) if isinstance(outcome, Feature) else outcome
-            if failure is not None:
-                entry = Entry(failure.key, failure=failure.reason)
-                self._failures[failure.key] = entry.after(self._entries.get(failure.key))
-                if failure is not outcome:
-                    not_finite.append(failure)
-        return not_finite
+            entry = entry.after(self._entries.get(entry.key))
+            if numbers is None:
+                self._failures[entry.key] = entry
+            else:
+                self._features[entry.key] = entry, numbers
+        return [Failure(entry.key, entry.failure) for entry, _ in packed if entry.failure is not None]
 
-    def _take(self, feature: Feature) -> Failure | None:
+    def _pack(self, feature: Feature) -> tuple[Entry, _Packed | None]:
+        """What is stored of one image; None where it cannot be. Called from several threads."""
         try:
             tensors = pack(self.manifest, feature.tokens, feature.cls)
         except NotFiniteError as error:
-            return Failure(feature.key, str(error))
+            return Entry(feature.key, failure=str(error)), None
         packed = {name: memory(tensor) for name, tensor in tensors.items()}
-        entry = Entry(feature.key, feature.size, checksum(packed))
-        self._features[feature.key] = entry.after(self._entries.get(feature.key)), packed
-        return None
+        return Entry(feature.key, feature.size, checksum(packed)), packed
 
     def _commit(self) -> None:
         """Make durable what has come."""

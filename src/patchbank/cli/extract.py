@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
 from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, duration_text, say, show_json, show_note
 from patchbank.cli.options import DEFAULTS
@@ -111,6 +112,7 @@ def run_jobs(
     Args:
         report: what ``--json`` prints, of the banks' summaries.
     """
+    keep_freed_memory()
     with busy("Looking at data set, weights and bank"):
         from patchbank.extraction import execute, load_encoder, obtain_weights
         from patchbank.plan import check_disk, make_plan
@@ -194,12 +196,11 @@ def show_summary(summary: "ExtractSummary") -> None:
     if summary.remaining:
         facts.append(f"{summary.remaining:,} left to do")
     if summary.images:
-        facts.append(
-            f"{summary.images_per_second:.1f} images/s for {duration_text(summary.seconds)}, "
-            f"bound by {summary.times.bound}"
-        )
+        facts.append(f"{summary.images_per_second:.1f} images/s for {duration_text(summary.seconds)}")
     say(str(summary.bank), "bold")
     say(f"  {', '.join(facts)}")
+    if summary.advice:
+        say(f"  {summary.times.bound}-bound; faster with {summary.advice}")
     for key, reason in list(summary.failures.items())[:FAILURES_SHOWN]:
         say(f"  failed: {key}: {reason}", "red")
     if (more := len(summary.failures) - FAILURES_SHOWN) > 0:

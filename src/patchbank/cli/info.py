@@ -75,7 +75,8 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
         if name != "model":
             add(name.replace("_", " ").replace("sha256", "SHA-256"), value)
     if manifest.device != UNKNOWN:
-        add("made on", f"{manifest.device}, batch size {manifest.batch_size}")
+        compiled = ", compiled" if manifest.compiled else ""
+        add("made on", f"{manifest.device}, batch size {manifest.batch_size}{compiled}")
     if manifest.versions:
         add("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     shown = list(bank.failures.items())[: None if all_failures else FAILURES_SHOWN]

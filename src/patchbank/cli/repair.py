@@ -195,7 +195,7 @@ def _confirm(bank: Path, manifest: Manifest, dataset: Dataset, config: ExtractCo
         )
         report = Report(bank, manifest.layout, manifest, model, sound=list(open_bank(bank)))
         keys = [record.key for record in dataset.records if record.path.exists()]
-        compare_with_pixels(report, keys, _COMPARED, recompute(dataset, encoder, config.resize))
+        compare_with_pixels(report, keys, _COMPARED, recompute(dataset, encoder, config.resize, config.decode))
     if different := [finding for finding in report.findings if finding.kind == "pixels"]:
         first = different[0]
         raise BankError(

@@ -92,9 +92,9 @@ def _sample(report: Report, dataset: Dataset, count: int, weights: Path | None, 
         raise BankError(f"{report.bank} is of no model that patchbank knows: nothing can be computed to compare with.")
     with busy(f"Computing {count} images anew"):
         encoder = encoder_of(report.model, report.manifest, dataset.root, weights=weights, device=device)
-        resize = report.manifest.resize if report.manifest else "center-crop"
+        made = (report.manifest.resize, report.manifest.decode) if report.manifest else ()
         keys = [record.key for record in dataset.records if record.path.exists()]
-        compare_with_pixels(report, keys, count, recompute(dataset, encoder, resize))
+        compare_with_pixels(report, keys, count, recompute(dataset, encoder, *made))
 
 
 def _command_options(report: Report, found: Listing | None, weights: Path | None) -> str:

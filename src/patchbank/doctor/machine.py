@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from patchbank.advice import auto_workers
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Record
 from patchbank.doctor.findings import Finding
@@ -17,7 +18,6 @@ from patchbank.doctor.splits import Split
 from patchbank.doctor.timing import Speed, measure_decode, measure_encode
 from patchbank.encoder.encoder import auto_batch_size, resolve_device
 from patchbank.errors import ConfigError
-from patchbank.extraction import auto_workers
 from patchbank.models import Model
 
 _SAMPLED = 16  # images that are decoded

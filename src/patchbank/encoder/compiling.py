@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -38,7 +39,9 @@ def compile_forward(forward: Forward, pixels: Tensor) -> tuple[Forward, str | No
     compiled = torch.compile(forward, mode="reduce-overhead" if pixels.device.type == "cuda" else None)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the compiler's own, on what it would have liked better
+            # The compiler's own, on what it would have liked better, or misses on a machine without CUDA.
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             compiled(pixels)
     except torch.OutOfMemoryError:
         raise
@@ -49,11 +52,8 @@ def compile_forward(forward: Forward, pixels: Tensor) -> tuple[Forward, str | No
 
 
 def _reason(error: BaseException) -> str:
-    """The line of a compiler's error that says what is wrong."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """What is wrong, in a line."""
+    if "No working C++ compiler" in str(error):
+        return f"no C++ compiler works: install {os.environ.get('CXX', 'g++')}, or set CXX"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    missing = os.environ.get("CXX") or "g++"
-    if "InvalidCxxCompiler" in type(error).__name__ or isinstance(error, FileNotFoundError):
-        return f"no working C++ compiler: install {missing}, or set CXX"
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:200]

@@ -70,7 +70,7 @@ class PatchEncoder:
         parameters = parameters or load_visual(model, checkpoint)
         tower = vit.build(model, parameters, _DTYPES[precision], self.device, self.batch_size)
         self._forward: Forward = tower
-        if precision == "bf16" and self.device.type == "cpu" and not _has_bfloat16():
+        if precision == "bf16" and self.device.type == "cpu" and not has_bfloat16():
             self.notes.append(
                 "This processor has no bfloat16 instructions (AMX or AVX512-BF16): --precision bf16 is slower here "
                 "than fp32, and less exact."
@@ -232,7 +232,7 @@ def auto_batch_size(model: Model, device: torch.device) -> int:
     return int(min(256, 1 << ((65536 // (model.tokens + 1)).bit_length() - 1)))
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 faster than float32."""
     cpu: Any = torch.cpu
     amx = getattr(cpu, "_is_amx_tile_supported", lambda: False)()
