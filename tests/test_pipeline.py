@@ -56,7 +56,7 @@ class Watched:
 
     def run(self, batches: list[list[tuple[int, str]]], stop: Event | None = None) -> None:
         stages = pipeline.Stages(self.decode, self.submit, self.add, lambda *_: None)
-        slots = [[(slot, Record(key, Path(key))) for slot, key in batch] for batch in batches]
+        slots = [[(slot, Record(key, Path())) for slot, key in batch] for batch in batches]
         pipeline.run(slots, stages, batch_size=4, input_size=SIZE, workers=2, stop=stop or Event())
 
 

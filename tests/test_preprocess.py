@@ -38,7 +38,7 @@ def test_every_kind_of_picture_gives_openais_pixels(tmp_path: Path, size: int) -
     for name in every_kind(tmp_path):
         with Image.open(tmp_path / name) as image:
             expected = reference(image)
-        found = load(Record(name, tmp_path / name), "center-crop", size, BUDGET)
+        found = load(Record(name, tmp_path), "center-crop", size, BUDGET)
         assert isinstance(found, Decoded), found
         assert torch.equal(normalised(found.pixels), expected), name
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_read_becomes_a_failure_with_its_reason(tmp_path: Path) -
     words |= {"directory.jpg": "not a regular file", "pipe.jpg": "not a regular file", "elongated.png": "elongated"}
     words |= {"missing.jpg": "missing"}
     for name, word in words.items():
-        first, second = (load(Record(name, tmp_path / name), "center-crop", 224, BUDGET) for _ in range(2))
+        first, second = (load(Record(name, tmp_path), "center-crop", 224, BUDGET) for _ in range(2))
         assert isinstance(first, Failure), name
         assert first.key == name
         assert word in first.reason.lower(), first
@@ -124,7 +124,9 @@ def test_unreadable_for_want_of_permission(tmp_path: Path) -> None:
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
-    assert load(Record("locked.jpg", path), "center-crop", 224, BUDGET) == Failure("locked.jpg", "Permission denied")
+    assert load(Record("locked.jpg", tmp_path), "center-crop", 224, BUDGET) == Failure(
+        "locked.jpg", "Permission denied"
+    )
 
 
 def test_the_budget_bounds_what_is_held_at_once() -> None:
@@ -161,7 +163,7 @@ def test_a_picture_is_decoded_within_the_budget(tmp_path: Path) -> None:
             return super().acquire(size)
 
     budget = Watched(1 << 30)
-    assert isinstance(load(Record("coffee.png", tmp_path / "coffee.png"), "center-crop", 224, budget), Decoded)
+    assert isinstance(load(Record("coffee.png", tmp_path), "center-crop", 224, budget), Decoded)
     assert held == [8 * (600 * 400 + 336 * 224)]
     assert budget.acquire(1 << 30) == 1 << 30  # all of it was given back
 

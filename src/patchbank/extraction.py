@@ -150,7 +150,7 @@ def execute(
 
     keys = [record.key for record in records]
     wanted = plan.manifest if plan.resumed or encoder is None else replace(plan.manifest, compiled=encoder.compiled)
-    with open_writer(plan.out, wanted, keys, overwrite=config.overwrite) as bank:
+    with open_writer(plan.out, wanted, keys, overwrite=config.overwrite, known=plan.state) as bank:
         batch_size = bank.manifest.batch_size
         todo = [position for position in plan.selected if records[position].key not in bank.done]
         times = StageTimes()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import orjson
 from filelock import FileLock, Timeout
 
 DAMAGED = ".damaged"  # added to the name of a file that is set aside
@@ -19,9 +22,24 @@ _SCRATCH, _LOCK = ".patchbank-tmp-", "lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
+def parse_json(content: bytes) -> Any:
+    """One JSON document, of any size. Raises ValueError and RecursionError as `json.loads` does.
+
+    By orjson, which takes a third of the time; what that refuses, such as names of bytes that are no UTF-8, the
+    standard library decides on.
+    """
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content)
+
+
+_NOT_PLAIN = {"", ".", ".."}
+
+
 def is_plain(name: str) -> bool:
     """Whether a name is a plain relative POSIX path: it cannot lead out of the directory it is joined to."""
-    return "\0" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
+    return "\0" not in name and _NOT_PLAIN.isdisjoint(name.split("/"))
 
 
 def is_scratch(name: str) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from patchbank.bank import ezhoi
-from patchbank.bank.base_writer import check_same
+from patchbank.bank.base_writer import BankState, check_same
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.removal import removable
 from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest
+from patchbank.budget import without_collection
 from patchbank.config import Decode, ExtractConfig, Fingerprint, Layout, check_dtype
 from patchbank.datasets import SPLITS, Dataset
 from patchbank.encoder import compiling
@@ -38,6 +39,7 @@ class ExtractPlan:
         checkpoint: its weights; None if the official file has to be downloaded first.
         manifest: of the bank: the one that is there, or the one that will be written.
         resumed: whether the bank is there already.
+        state: what it holds, if so.
         selected: positions in ``dataset.records`` of the images this run is for.
         todo: those of them without a feature yet.
         failed_before: how many of those failed in an earlier run.
@@ -51,6 +53,7 @@ class ExtractPlan:
     checkpoint: Checkpoint | None
     manifest: Manifest
     resumed: bool
+    state: BankState | None = field(repr=False)
     selected: range
     todo: list[int]
     failed_before: int
@@ -67,12 +70,13 @@ class ExtractPlan:
         return sum(path.stat().st_size for path in self.to_delete)
 
 
+@without_collection()
 def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan:
     """Find out what there is to do. Writes nothing; raises every PatchbankError that `extract` can foresee."""
     keys = [record.key for record in dataset.records]
     existing = existing_manifest(out, overwrite=config.overwrite)
     layout = config.layout or (existing.layout if existing else default_layout(dataset.name))
-    if layout == "ezhoi":
+    if layout == "ezhoi" and existing is None:
         ezhoi.check_names(keys)
     check_dtype(layout, config.dtype)
     _check_images(dataset)
@@ -85,13 +89,14 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         load_visual(model, checkpoint)  # a wrong file is found out before anything is made of it
 
     wanted = describe(dataset, layout, config, checkpoint)
-    done, failed = set[str](), dict[str, str]()
+    state = None
     if existing is not None:
         if layout == "shards":
             wanted = replace(wanted, cls=existing.cls)  # pickles that were converted have none
         check_same(out, existing, wanted)
-        done, failed = bank_state(out, existing)
+        state = bank_state(out, existing)
     manifest = existing or wanted
+    done, failed = (state.done, state.failed) if state else (set[str](), dict[str, str]())
     if layout == "ezhoi":
         ezhoi.check_names([*keys, *done])
     limit = min(config.limit or len(dataset), len(dataset))
@@ -105,6 +110,7 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         checkpoint=checkpoint,
         manifest=manifest,
         resumed=existing is not None,
+        state=state,
         selected=selected,
         todo=todo,
         failed_before=sum(keys[position] in failed for position in todo),

@@ -15,8 +15,10 @@ from typing import NamedTuple, Self
 
 from torch import Tensor
 
+from patchbank.bank.ledger import Snapshot
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.removal import remove_bank
+from patchbank.bank.shard import Shard
 from patchbank.errors import BankError
 from patchbank.files import bytes_text, make_directory, scratch_directory
 from patchbank.preprocess import Failure
@@ -61,6 +63,20 @@ def check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
         raise BankError(f"{directory} is a bank of other features:\n{listed}\n{mend}")
 
 
+class BankState(NamedTuple):
+    """What a bank was found to hold.
+
+    Attributes:
+        done: keys whose features it has.
+        failed: key -> reason.
+        read: the ledger, or the shards' headers.
+    """
+
+    done: set[str]
+    failed: dict[str, str]
+    read: Snapshot | list[Shard]
+
+
 class BankWriter(ABC):
     """A bank open for writing; a context manager. Any number of them, in any processes, may write one bank.
 
@@ -76,13 +92,22 @@ class BankWriter(ABC):
     manifest: Manifest
     done: set[str]
 
-    def __init__(self, directory: Path, wanted: Manifest, keys: Sequence[str], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        wanted: Manifest,
+        keys: Sequence[str],
+        *,
+        overwrite: bool = False,
+        known: BankState | None = None,
+    ) -> None:
         """Not to be called: `writer.open_writer` chooses the layout's.
 
         Args:
             wanted: what the bank is to be.
             keys: of all images that the bank is made for, in their order.
             overwrite: delete what is there first.
+            known: what the bank was found to hold a moment ago.
         """
         self.directory = directory
         self.notes: list[str] = []
@@ -91,6 +116,7 @@ class BankWriter(ABC):
         self._wanted = wanted
         self._keys = keys
         self._overwrite = overwrite
+        self._known = None if overwrite else known
 
     def __enter__(self) -> Self:
         with self._storage_errors(), ExitStack() as stack:

@@ -81,7 +81,7 @@ def convert(
         ezhoi.check_names(keys)
     stop = stop or Event()
     existing = existing_manifest(target, overwrite=overwrite)
-    there = bank_state(target, existing)[0] if existing else set()
+    there = bank_state(target, existing).done if existing else set()
     _check_disk(target, len({*keys} - there), wanted)
     with open_writer(target, wanted, keys, overwrite=overwrite) as writer:
         # What is there is read again too, last: the source may have changed since.

@@ -55,7 +55,8 @@ def wins(entry: Entry, known: Entry | None) -> bool:
 def join(entries: dict[str, Entry], more: Iterable[Entry]) -> None:
     """Add entries to a mapping by key; the greater of two stays."""
     for entry in more:
-        if wins(entry, entries.get(entry.key)):
+        known = entries.setdefault(entry.key, entry)
+        if known is not entry and wins(entry, known):
             entries[entry.key] = entry
 
 
@@ -78,10 +79,12 @@ def from_json(value: Any) -> Entry:
         entry = Entry(key, failure=value["failure"], revision=revision)
         sound = type(entry.failure) is str
     else:
-        size = None if value["size"] is None else tuple(value["size"])
-        entry = Entry(key, size, value["sha256"], None, revision, value.get("bytes"))
-        sound = type(entry.sha256) is str and (size is None or (len(size) == 2 and all(map(_natural, size))))
-        sound = sound and (entry.bytes is None or _natural(entry.bytes))
+        size, sha256, size_of_file = value["size"], value["sha256"], value.get("bytes")
+        sound = type(sha256) is str and (size_of_file is None or _natural(size_of_file))
+        if size is not None:
+            size = tuple(size)
+            sound = sound and len(size) == 2 and _natural(size[0]) and _natural(size[1])
+        entry = Entry(key, size, sha256, None, revision, size_of_file)
     if not (sound and (revision == 0 or _natural(revision))):
         raise ValueError(f"the entry of {key!r} is no entry")
     return entry

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchbank.bank.ledger import read_ledger
@@ -35,14 +35,17 @@ def pickle_name(key: str) -> str:
 
     The reader cuts a file name at its *first* dot. Directories in a key stay as they are.
     """
-    path = PurePosixPath(key)
-    return (path.parent / (path.name.split(".")[0] + SUFFIX)).as_posix()
+    directory, slash, name = key.rpartition("/")
+    return f"{directory}{slash}{name.partition('.')[0]}{SUFFIX}"
 
 
 def check_names(keys: Iterable[str]) -> None:
     """Raise BankError, naming both, if two keys share one pickle."""
+    unique = dict.fromkeys(keys)
+    if len({pickle_name(key) for key in unique}) == len(unique):
+        return
     owners: dict[str, str] = {}
-    for key in keys:
+    for key in unique:
         name = pickle_name(key)
         if (other := owners.setdefault(name, key)) != key:
             raise BankError(
@@ -70,9 +73,13 @@ def pickles_in(directory: Path, below: str = "") -> Iterator[tuple[str, int]]:
         if entry.is_dir(follow_symlinks=False):
             if not is_scratch(entry.name):
                 yield from pickles_in(directory, f"{below}{entry.name}/")
-        elif entry.name.endswith(SUFFIX) and entry.is_file():
-            with contextlib.suppress(FileNotFoundError):
-                yield below + entry.name, entry.stat().st_size
+        elif entry.name.endswith(SUFFIX):
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(status.st_mode):
+                yield below + entry.name, status.st_size
 
 
 class PickleStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from patchbank.bank import ezhoi
 from patchbank.bank.base_writer import BankWriter, Feature
 from patchbank.bank.entries import Entry
-from patchbank.bank.ledger import Ledger
+from patchbank.bank.ledger import Ledger, Snapshot
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import NotFiniteError, pack
 from patchbank.bank.pickles import pickle_bytes, to_pickle
@@ -26,13 +27,17 @@ def file_bytes(manifest: Manifest) -> int:
 
 def present(directory: Path, entries: Mapping[str, Entry], manifest: Manifest) -> set[str]:
     """Keys that the ledger lists and whose files are there in full size."""
-    usual = file_bytes(manifest)
-    sizes = dict(ezhoi.pickles_in(directory))
-    return {
-        key
-        for key, entry in entries.items()
-        if entry.failure is None and sizes.get(ezhoi.pickle_name(key)) == (entry.bytes or usual)
-    }
+    usual, place = file_bytes(manifest), str(directory)
+    keys: set[str] = set()
+    for key, entry in entries.items():
+        if entry.failure is None:
+            try:  # no Path: making it takes as long as the system call
+                size = os.stat(f"{place}/{ezhoi.pickle_name(key)}").st_size  # noqa: PTH116
+            except OSError:
+                continue
+            if size == (entry.bytes or usual):
+                keys.add(key)
+    return keys
 
 
 class EzhoiWriter(BankWriter):
@@ -40,8 +45,12 @@ class EzhoiWriter(BankWriter):
 
     def _begin(self) -> None:
         self.manifest = self._wanted.create(self.directory, self._scratch)
-        self._ledger = Ledger(self.directory, self._scratch)
-        self.done = present(self.directory, self._ledger.entries, self.manifest)
+        known = self._known.read if self._known and isinstance(self._known.read, Snapshot) else Snapshot({}, [])
+        self._ledger = Ledger(self.directory, self._scratch, known)
+        if self._known and self._ledger.entries == known.entries:
+            self.done = self._known.done
+        else:
+            self.done = present(self.directory, self._ledger.entries, self.manifest)
 
     def _end(self) -> None:
         self._ledger.compact()

@@ -21,7 +21,11 @@ def layout_in(directory: Path) -> Layout | None:
 
 def manifest_in(directory: Path) -> Manifest | None:
     """The manifest of the bank in a directory; None where there is none. Raises BankError where it is damaged."""
-    layout = layout_in(directory)
+    return read_manifest(directory, layout_in(directory))
+
+
+def read_manifest(directory: Path, layout: Layout | None) -> Manifest | None:
+    """As `manifest_in`, of a bank whose layout is known."""
     if layout == "ezhoi":
         return Manifest.read(directory)
     shards = read_shards(directory, "skip") if layout else []

@@ -16,11 +16,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from patchbank.bank.entries import Entry, from_json, join, to_json
+from patchbank.budget import without_collection
 from patchbank.errors import BankError
-from patchbank.files import fsync_directory, is_dangling, make_directory, write_and_sync
+from patchbank.files import fsync_directory, is_dangling, make_directory, parse_json, write_and_sync
 
 DIRECTORY = "index"
 _SUFFIX = ".jsonl"
@@ -32,8 +33,20 @@ _ROUNDS = 8  # of tidying up, while other processes go on writing
 def parse_lines(content: bytes) -> list[Entry]:
     """The entries in a file of the ledger. Raises KeyError, TypeError or ValueError on anything else."""
     # One document is parsed several times faster than as many as there are images.
-    values = json.loads(b"[" + content.rstrip().replace(b"\n", b",") + b"]")
+    values = parse_json(b"[" + content.rstrip().replace(b"\n", b",") + b"]")
     return [from_json(value) for value in values]
+
+
+class Snapshot(NamedTuple):
+    """What a ledger said at one time.
+
+    Attributes:
+        entries: by key.
+        files: that they were read from.
+    """
+
+    entries: dict[str, Entry]
+    files: list[Path]
 
 
 def read_ledger(bank: Path, damaged: Literal["raise", "skip", "delete"] = "raise") -> dict[str, Entry]:
@@ -43,7 +56,12 @@ def read_ledger(bank: Path, damaged: Literal["raise", "skip", "delete"] = "raise
         damaged: what to do about a file whose content is not what its name says: raise BankError; or leave it out,
             so that what it listed counts as not done and is made again; or delete it too.
     """
-    return _read(bank / DIRECTORY, damaged)[0]
+    return take_snapshot(bank, damaged).entries
+
+
+def take_snapshot(bank: Path, damaged: Literal["raise", "skip", "delete"]) -> Snapshot:
+    """As `read_ledger`, to be remembered."""
+    return _read(bank / DIRECTORY, damaged)
 
 
 def damaged_files(bank: Path) -> list[str]:
@@ -61,14 +79,21 @@ def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob(f"*{_SUFFIX}") if not is_dangling(path))
 
 
-def _read(directory: Path, damaged: Literal["raise", "skip", "delete"]) -> tuple[dict[str, Entry], list[Path]]:
-    """The entries, and the files that they were read from."""
+@without_collection()
+def _read(
+    directory: Path,
+    damaged: Literal["raise", "skip", "delete"],
+    known: Snapshot = Snapshot({}, []),  # noqa: B008
+) -> Snapshot:
+    """What a ledger says; the files in `known` never change, and are not read again."""
     for _ in range(_ATTEMPTS):
-        entries: dict[str, Entry] = {}
+        entries = dict(known.entries)
         files: list[Path] = []
         try:
             for path in _files(directory):
-                if (found := _read_file(path)) is not None:
+                if path in known.files:
+                    files.append(path)
+                elif (found := _read_file(path)) is not None:
                     join(entries, found)
                     files.append(path)
                 elif damaged == "raise":
@@ -78,7 +103,7 @@ def _read(directory: Path, damaged: Literal["raise", "skip", "delete"]) -> tuple
                     )
                 elif damaged == "delete":
                     path.unlink(missing_ok=True)
-            return entries, files
+            return Snapshot(entries, files)
         except FileNotFoundError:
             continue  # somebody tidied up meanwhile: what it held is in another file now
         except PermissionError as error:
@@ -104,14 +129,14 @@ def _name_for(content: bytes) -> str:
 class Ledger:
     """One process's hand on a bank's ledger."""
 
-    def __init__(self, bank: Path, scratch: Path) -> None:
-        """Read what is there. Damaged files are deleted, so that what they listed is made again."""
+    def __init__(self, bank: Path, scratch: Path, known: Snapshot = Snapshot({}, [])) -> None:  # noqa: B008
+        """Read what is there, beside what is known. Damaged files are deleted, and what they listed is made again."""
         self._directory = bank / DIRECTORY
         self._scratch = scratch
         self._growing: dict[str, Entry] = {}
         self._growing_file: Path | None = None
         make_directory(self._directory)
-        self.entries = _read(self._directory, "delete")[0]
+        self.entries = _read(self._directory, "delete", known).entries
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Make entries durable. Call it only when the features they tell of are."""
@@ -142,7 +167,7 @@ class Ledger:
         for path in _files(self._directory):
             if path != kept:
                 path.unlink(missing_ok=True)
-        self.entries = _read(self._directory, "delete")[0]
+        self.entries = _read(self._directory, "delete").entries
 
     def _write(self, entries: Mapping[str, Entry]) -> Path:
         content = "".join(f"{json.dumps(to_json(entries[key]))}\n" for key in sorted(entries)).encode()

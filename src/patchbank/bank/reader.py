@@ -91,8 +91,9 @@ class Bank(Mapping[str, "Tensor"]):
         self._store = _open_store(path)
         self.manifest = self._store.manifest
         entries = self._store.entries
-        self._entries = {key: entries[key] for key in sorted(entries) if entries[key].failure is None}
-        self.failures = {key: entries[key].failure or "" for key in sorted(entries) if entries[key].failure is not None}
+        failed = {key for key, entry in entries.items() if entry.failure is not None}
+        self._entries = {key: entries[key] for key in sorted(entries.keys() - failed if failed else entries)}
+        self.failures = {key: entries[key].failure or "" for key in sorted(failed)}
 
     @property
     def fingerprint(self) -> Fingerprint:

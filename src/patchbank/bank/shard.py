@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import struct
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ from patchbank.bank.entries import Entry, from_json, to_json
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import fields
 from patchbank.errors import BankError
-from patchbank.files import is_dangling
+from patchbank.files import is_dangling, parse_json
 from patchbank.geometry import ImageTransform
 
 METADATA = "patchbank"  # the one key of the header's metadata
@@ -61,7 +62,9 @@ def shards_in(directory: Path) -> list[Path]:
     """The files in a directory that have a shard's name, in order."""
     if not directory.is_dir():
         return []
-    return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name) and not is_dangling(path))
+    with os.scandir(directory) as entries:  # of which there may be a million, in a bank of pickles
+        paths = [directory / entry.name for entry in entries if _NAME.fullmatch(entry.name)]
+    return sorted(path for path in paths if not is_dangling(path))
 
 
 def make_header(
@@ -135,8 +138,8 @@ def read_shard(path: Path) -> Shard:
     if not text or hashlib.sha256(text).hexdigest()[:16] != match[2]:
         raise ShardDamagedError(f"{path} is damaged: its header is not what its name says.")
     try:
-        header = json.loads(text)
-        content = json.loads(header["__metadata__"][METADATA])
+        header = parse_json(text)
+        content = parse_json(header["__metadata__"][METADATA])
         manifest = Manifest.from_dict(content, path)
         features, failures = _entries(content)
         tensors = _tensors(manifest, len(features))

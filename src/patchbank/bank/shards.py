@@ -14,6 +14,7 @@ from patchbank.bank.entries import Entry, wins
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import checksum, dequantise, fields
 from patchbank.bank.shard import Shard, ShardDamagedError, read_shard, shards_in
+from patchbank.budget import without_collection
 from patchbank.errors import BankError
 from patchbank.files import set_aside
 
@@ -34,6 +35,7 @@ class Row(NamedTuple):
     row: int
 
 
+@without_collection()
 def read_shards(
     directory: Path, damaged: Literal["raise", "skip", "set aside"] = "raise", known: Iterable[Shard] = ()
 ) -> list[Shard]:
@@ -71,6 +73,7 @@ def read_shards(
     raise BankError(f"{directory} changes too fast to be read.")
 
 
+@without_collection()
 def index(shards: Iterable[Shard]) -> tuple[dict[str, Entry], dict[str, Row]]:
     """(entry of every key, where the features among them lie)."""
     entries: dict[str, Entry] = {}

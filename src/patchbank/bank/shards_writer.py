@@ -33,7 +33,8 @@ class ShardWriter(BankWriter):
 
     def _begin(self) -> None:
         before = {path.name for path in self.directory.glob(f"*{DAMAGED}")}
-        self._shards = read_shards(self.directory, "set aside")
+        known = self._known.read if self._known and isinstance(self._known.read, list) else []
+        self._shards = read_shards(self.directory, "set aside", known)
         aside = sorted(path.name for path in self.directory.glob(f"*{DAMAGED}") if path.name not in before)
         if aside:
             self.notes.append(f"Damaged shards were set aside, and what they held is made anew: {', '.join(aside)}.")

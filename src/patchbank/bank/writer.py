@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from patchbank.bank import ezhoi, manifest
-from patchbank.bank.base_writer import BankWriter, check_same
+from patchbank.bank.base_writer import BankState, BankWriter, check_same
 from patchbank.bank.ezhoi_writer import EzhoiWriter, file_bytes, present
-from patchbank.bank.layouts import layout_in, manifest_in
-from patchbank.bank.ledger import read_ledger
+from patchbank.bank.layouts import layout_in, read_manifest
+from patchbank.bank.ledger import Snapshot, take_snapshot
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import image_bytes
+from patchbank.bank.shard import Shard
 from patchbank.bank.shards import index, read_shards
 from patchbank.bank.shards_writer import ShardWriter
 from patchbank.errors import BankError
@@ -22,20 +23,28 @@ _BLOCK = 4096  # bytes that a file's size is rounded up to on usual file systems
 _ENTRY = 256  # bytes of what a bank says of an image, about
 
 
-def open_writer(directory: Path, wanted: Manifest, keys: Sequence[str], *, overwrite: bool = False) -> BankWriter:
+def open_writer(
+    directory: Path,
+    wanted: Manifest,
+    keys: Sequence[str],
+    *,
+    overwrite: bool = False,
+    known: BankState | None = None,
+) -> BankWriter:
     """The writer of a bank, not entered yet.
 
     Args:
         wanted: what the bank is to be.
         keys: of all images that the bank is made for, in their order: the data set's, not only a part's.
         overwrite: delete what is there first.
+        known: what the bank was found to hold a moment ago; what has not changed is not read again.
 
     Raises:
         BankError: the directory holds another bank or strangers' pickles; see `existing_manifest`.
     """
     if existing := existing_manifest(directory, overwrite=overwrite):
         check_same(directory, existing, wanted)
-    return _WRITERS[wanted.layout](directory, wanted, keys, overwrite=overwrite)
+    return _WRITERS[wanted.layout](directory, wanted, keys, overwrite=overwrite, known=known)
 
 
 def existing_manifest(directory: Path, *, overwrite: bool) -> Manifest | None:
@@ -47,13 +56,13 @@ def existing_manifest(directory: Path, *, overwrite: bool) -> Manifest | None:
         raise BankError(f"{directory} is a file; a bank is a directory. Choose another --out.")
     if overwrite:
         return None
-    if layout_in(directory) is None and directory.is_dir() and next(ezhoi.pickles_in(directory), None):
+    if (layout := layout_in(directory)) is None and directory.is_dir() and next(ezhoi.pickles_in(directory), None):
         raise BankError(
             f"{directory} holds pickles but no {manifest.FILE_NAME}: patchbank did not make them and cannot "
             f"tell whether they are right. `patchbank verify {directory}` looks at them, and `patchbank repair` "
             "adopts them. Else choose another --out, or start anew with --overwrite, which deletes them."
         )
-    return manifest_in(directory)
+    return read_manifest(directory, layout)
 
 
 def disk_bytes(image_count: int, like: Manifest) -> int:
@@ -63,14 +72,16 @@ def disk_bytes(image_count: int, like: Manifest) -> int:
     return image_count * (image_bytes(like) + _ENTRY)
 
 
-def bank_state(directory: Path, like: Manifest) -> tuple[set[str], dict[str, str]]:
-    """(keys whose features a bank has, key -> reason of those that failed). Writes nothing."""
-    if not directory.is_dir():
-        return set(), {}
+def bank_state(directory: Path, like: Manifest) -> BankState:
+    """What a bank holds. Writes nothing."""
+    read: Snapshot | list[Shard]
     if like.layout == "ezhoi":
-        entries = read_ledger(directory, damaged="skip")
+        read = take_snapshot(directory, "skip")
+        entries = read.entries
         done = present(directory, entries, like)
     else:
-        entries = index(read_shards(directory, "skip"))[0]
+        read = read_shards(directory, "skip")
+        entries = index(read)[0]
         done = {key for key, entry in entries.items() if entry.failure is None}
-    return done, {key: entry.failure for key, entry in entries.items() if entry.failure is not None}
+    failed = {key: entry.failure for key, entry in entries.items() if entry.failure is not None}
+    return BankState(done, failed, read)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from patchbank.budget import without_collection
 from patchbank.datasets import folder, hicodet, vcoco
 from patchbank.datasets.annotations import read_file_names
 from patchbank.datasets.records import Dataset, Record
@@ -20,6 +21,7 @@ _LOADERS: dict[str, Callable[[Path, str, Path | None, Path | None], Dataset]] = 
 SPLITS: dict[str, tuple[str, ...]] = {"hicodet": hicodet.SPLITS, "vcoco": vcoco.SPLITS}
 
 
+@without_collection()
 def load_dataset(
     name: str,
     root: str | Path = ".",

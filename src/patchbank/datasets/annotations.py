@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from patchbank.errors import DatasetError
+from patchbank.files import parse_json
 
 _KNOWN = (
     "Known are: HICO-DET's list of {file_name, ...}; V-COCO's {annotations: [{file_name, ...}], ...}; "
@@ -44,7 +45,7 @@ def read_file_names(path: Path) -> list[str]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise DatasetError(f"The annotation file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

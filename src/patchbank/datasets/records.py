@@ -16,11 +16,16 @@ class Record(NamedTuple):
 
     Attributes:
         key: its ``file_name`` as the annotations give it: a relative POSIX path with its extension.
-        path: where it lies.
+        images: the directory that the key is relative to.
     """
 
     key: str
-    path: Path
+    images: Path
+
+    @property
+    def path(self) -> Path:
+        """Where it lies. Made when it is asked for: a million of them take seconds."""
+        return self.images / self.key
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def make_records(names: Iterable[str], images: Path, source: Path) -> tuple[Reco
 
     Raises DatasetError on a name that is no plain relative path: it could lead out of the image directory.
     """
-    return tuple(Record(name, images / _checked(name, source)) for name in dict.fromkeys(names))
+    return tuple(Record(_checked(name, source), images) for name in dict.fromkeys(names))
 
 
 def _checked(name: str, source: Path) -> str:

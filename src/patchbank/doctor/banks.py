@@ -182,7 +182,7 @@ def _own(directory: Path, split: Split, wanted: Manifest, pickles: int, again: s
     manifest = manifest_in(directory)
     if manifest is None:
         raise BankError("every shard of it is damaged.")
-    present, failed = bank_state(directory, manifest)
+    present, failed, _ = bank_state(directory, manifest)
     done = sum(key in present for key in split.keys)
     count = f"{done:,} of {len(split.keys):,} there"
 

@@ -66,7 +66,7 @@ def examine_device(models: Sequence[Model], config: ExtractConfig) -> tuple[Find
 
 def sample(splits: Sequence[Split]) -> list[Record]:
     """A few of the images that are there, from all over the splits."""
-    there = [Record(key, split.actual / key) for split in splits for key in split.there]
+    there = [Record(key, split.actual) for split in splits for key in split.there]
     return there[:: max(1, -(-len(there) // _SAMPLED))]
 
 
