@@ -52,12 +52,12 @@ def listed(text: str) -> list[str]:
 
 
 def numbers(text: str) -> list[int]:
-    """``1,000`` would be two numbers: ``1000,2000`` -> ``[1000, 2000]``."""
+    """``1000,2000`` -> ``[1000, 2000]``."""
     return [int(part) for part in listed(text)]
 
 
 def hico_photographs(directory: Path, count: int) -> list[Path]:
-    """Write `count` different JPEGs of HICO-DET's sizes, parts of photographs, of quality 90; the same ones each time."""
+    """Write `count` different JPEGs of HICO-DET's sizes, parts of photographs, of quality 90; the same each time."""
     directory.mkdir(parents=True, exist_ok=True)
     chance = random.Random(0)
     every = list(HICO_SIZES)

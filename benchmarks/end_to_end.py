@@ -1,25 +1,27 @@
-"""How fast do images become files? patchbank's `extract` against the original scripts and what one would write instead.
+"""How fast do images become files? patchbank's `extract`, the original scripts, and what one would write instead.
 
-    python -m benchmarks.end_to_end [--model ViT-B/16,ViT-L/14@336px] [--precision fp32,bf16] [--images 200] [--rounds 3]
-        [--original-images 32] [--workers N] [--batch-size N] [--compile auto] [--device cuda] [--without NAME,NAME]
+    python -m benchmarks.end_to_end [--model ViT-B/16,ViT-L/14@336px] [--precision fp32,bf16] [--images 200]
+        [--original-images 32] [--rounds 3] [--workers N] [--device cuda]
 
-The same JPEGs of HICO-DET's sizes, the same untrained weights, features on disk at the end, one file an image:
+The same JPEGs of HICO-DET's sizes, the same untrained weights, and in the end features on disk:
 
-- original: the scripts' loop with OpenAI's package, one image at a time, `[1:]` and `pickle.dump` of what that is: a view,
-  whose file holds [CLS] too;
-- original, batched: its description's own variant, batches of 32 decoded in the loop, each image's features pickled as a
-  view, so that every file holds the whole batch (see the bytes);
+- original: the scripts' loop with OpenAI's package, one image at a time, `[1:]`, and `pickle.dump` of what that is: a
+  view, whose file holds [CLS] too;
+- original, batched: its description's own variant, batches of 32 decoded in the loop, each image's features pickled as
+  a view, so that every file holds the whole batch (see the bytes);
 - original, batched, cloned: the same with `.clone()`, which mends that;
-- transformers, open_clip: batches of 32 out of a torch DataLoader with `--workers` processes, cloned and pickled;
+- transformers, open_clip: batches of 32 out of a torch DataLoader with `--workers` processes, which start anew with
+  each run as patchbank's threads do; cloned and pickled;
 - patchbank: as `patchbank extract` runs by default, into pickles; with `decode="fast"`; and into shards.
 
-All preprocess as OpenAI's package does, but for `decode="fast"`. Peers compute in the same precision as patchbank. The
-first two, which are slow or fill the disk, do only `--original-images` of the images a round. patchbank flushes every file
-to the disk before it counts as done, and checks that numbers are finite; the others do neither. Not timed: loading models,
-listing images, and a first run of each over a few images, whose features are compared with the original's in fp32.
+All preprocess as OpenAI's package does, but for `decode="fast"`. Peers compute and store in the precision named,
+patchbank stores float32. The first two, which are slow or fill the disk, do only `--original-images` of the images in a
+round. patchbank flushes every file to the disk before it counts as done and checks that numbers are finite; the others
+do neither. Not timed: loading models, listing images, and a first run of each over a few images, whose features are
+compared with the original's in fp32.
 
-Variants run in turn within one process; medians over the rounds count. The limit is what the model's matrix products alone
-take (`patchbank.bench.limit`). Prints a table for each model and precision, and ends in one JSON line.
+Variants run in turn within one process; medians over the rounds count. The limit is what the model's matrix products
+alone take (`patchbank.bench.limit`). Prints a table for each model and precision, and ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -29,11 +31,16 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
+from tests.support import relative_error
+from torch import Tensor, nn
+
 from benchmarks import peers
 from benchmarks.common import (
     alternate,
@@ -47,10 +54,6 @@ from benchmarks.common import (
     skipped,
     untrained,
 )
-from PIL import Image
-from tests.support import relative_error
-from torch import Tensor, nn
-
 from patchbank import ExtractConfig, load_dataset, open_bank
 from patchbank.bench.limit import product_rate
 from patchbank.encoder.encoder import auto_batch_size, float32_products, resolve_device
@@ -140,14 +143,12 @@ def _measure(
 ) -> dict[str, Any]:
     """One model in one precision: its table, and what the JSON line says of it."""
     model, device = get_model(name), options.device
-    original = peers.OriginalTower(weights)
-    with Image.open(images[0]) as image:
-        sample = original.preprocess(image).unsqueeze(0)
     with torch.no_grad():
-        towers = peers.towers(model, weights, sample)
-        expected = {path: original(_load(original.preprocess, path))[0, 1:] for path in images[:2]}
+        towers = peers.towers(model, weights)
+        original, preprocess = towers["original"], towers["original"].preprocess
+        expected = {path: original(_load(preprocess, path))[0, 1:] for path in images[:2]}
     towers = {peer: peers.cast(tower, precision, device) for peer, tower in towers.items()}
-    variants = _peers(towers, original.preprocess, device, options)
+    variants = _peers(towers, preprocess, device, options)
     config = ExtractConfig(
         model=name,
         weights=weights,
@@ -163,12 +164,11 @@ def _measure(
     errors, sizes = {}, {}
     with torch.no_grad(), float32_products("tf32" if precision == "tf32" else "ieee"):
         for each, variant in variants.items():
-            out = place / "out"
-            variant.run(images[: min(variant.images, _WARM_UP)], out)
+            out, count = place / "out", min(variant.images, _WARM_UP)
+            variant.run(images[:count], out)
             errors[each] = max(relative_error(variant.read(out, path), tokens) for path, tokens in expected.items())
             if "fast" not in each:  # other pixels
                 peers.check(each, errors[each], precision)
-            count = min(variant.images, _WARM_UP)
             sizes[each] = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / count
             shutil.rmtree(out)
         measures = {each: partial(_timed, variant, images, place / "out", device) for each, variant in variants.items()}
@@ -183,8 +183,15 @@ def _measure(
     print_table(
         ["", "images", "images/s", "of the original's", "of the limit", "bytes each", "error"],
         [
-            [each, variants[each].images, rate[each], base and rate[each] / base, rate[each] / limit]
-            + [round(sizes[each]), errors[each]]
+            [
+                each,
+                variants[each].images,
+                rate[each],
+                base and rate[each] / base,
+                rate[each] / limit,
+                round(sizes[each]),
+                errors[each],
+            ]
             for each in variants
         ],
     )
@@ -229,8 +236,6 @@ def _peers(
             batch_size=_BATCH,
             num_workers=options.workers,
             pin_memory=device.type == "cuda",
-            # A worker forked from a process whose threads are running may hang.
-            multiprocessing_context="forkserver" if options.workers else None,
         )
         for pixels, numbers in pictures:
             features = tower(pixels.to(device, non_blocking=True))[:, 1:].cpu()
@@ -270,20 +275,25 @@ def _read(out: Path, path: Path) -> Tensor:
 
 
 def _patchbank(config: ExtractConfig, images: Sequence[Path]) -> dict[str, Variant]:
-    from dataclasses import replace
-
     dataset = load_dataset("folder", images[0].parent)
     configs = {
         "patchbank": replace(config, layout="ezhoi"),
         "patchbank, decode=fast": replace(config, layout="ezhoi", decode="fast"),
         "patchbank, shards": replace(config, layout="shards"),
     }
-    encoder = None
+    # All three take the one encoder, that of a run over all images: whether it is compiled can depend on their number.
+    encoder = load_encoder(make_plan(dataset, images[0].parent / "nowhere", config))
 
     def run(config: ExtractConfig, paths: Sequence[Path], out: Path) -> None:
-        execute(plans[len(paths)](config, out), encoder)
+        part = replace(dataset, records=dataset.records[: len(paths)])
+        summary = execute(make_plan(part, out, config), encoder)
+        if summary.images != len(paths):
+            raise SystemExit(f"patchbank extracted {summary.images} of {len(paths)} images: {summary.failures}")
 
-    raise NotImplementedError
+    def read(out: Path, path: Path) -> Tensor:
+        return open_bank(out)[path.name].float()
+
+    return {name: Variant(partial(run, each), len(images), read) for name, each in configs.items()}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Other people's CLIP image towers with patchbank's weights, each giving every token after ``ln_post`` and projection.
 
-A tower is a module of normalised (B, 3, n, n) pixels to (B, 1 + N, D) tokens. Each package's own code computes up to the
-last block; the final norm and the projection on every token, which none of them offers, are its own layers too. That
-each gives the original's tokens is checked before anything is timed.
+A tower is a module of normalised (B, 3, n, n) pixels to (B, 1 + N, D) tokens. Each package's own code computes up to
+the last block; the final norm and the projection are its own layers, applied to every token, which no package offers.
+That each gives the original's tokens is checked before anything is timed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import clip
 import torch
-from benchmarks.common import skipped
 from tests.reference.original import Original
 from tests.support import relative_error
 from torch import Tensor, nn
 
+from benchmarks.common import skipped
 from patchbank.encoder.encoder import DTYPES
 from patchbank.encoder.weights import Checkpoint, load_visual
 from patchbank.models import Model
@@ -114,7 +114,7 @@ def transformers_names(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
             renamed["visual_projection.weight"] = value.t().contiguous()
             continue
         for old, new in _RENAMED.items():
-            name = name.replace(old, new)  # noqa: PLW2901
+            name = name.replace(old, new)
         stem, joined, kind = name.partition(".attn.in_proj_")
         if joined:
             for part, third in zip("qkv", value.chunk(3), strict=True):
@@ -124,11 +124,13 @@ def transformers_names(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def towers(model: Model, weights: Path, sample: Tensor) -> dict[str, nn.Module]:
+def towers(model: Model, weights: Path) -> dict[str, nn.Module]:
     """The peers that are installed, in float32 on the CPU, by name; the first is the original.
 
-    `sample` is a (1, 3, n, n) normalised picture: a peer that makes other tokens of it ends the program.
+    A peer that does not make the original's tokens ends the program.
     """
+    n = model.input_size
+    sample = torch.randn(1, 3, n, n, generator=torch.Generator().manual_seed(0))
     parameters = load_visual(model, Checkpoint(weights, "untrained"))
     makers: dict[str, Callable[[], nn.Module]] = {
         "original": lambda: OriginalTower(weights),
