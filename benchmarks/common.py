@@ -122,6 +122,8 @@ def batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
 def skipped(what: str, reason: BaseException | str) -> None:
     """Say that something is not measured, and why."""
     if isinstance(reason, BaseException):
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
         reason = f"{type(reason).__name__}: {lines[0] if lines else 'no reason given'}"
     print(f"skipped: {what}: {reason[:160]}")

@@ -7,14 +7,15 @@ The same JPEGs of HICO-DET's sizes, the same untrained weights, and in the end f
 
 - original: the scripts' loop with OpenAI's package, one image at a time, `[1:]`, and `pickle.dump` of what that is: a
   view, whose file holds [CLS] too;
-- original, batched: its description's own variant, batches of 32 decoded in the loop, each image's features pickled as
+- original batched: its description's own variant, batches of 32 decoded in the loop, each image's features pickled as
   a view, so that every file holds the whole batch (see the bytes);
-- original, batched, cloned: the same with `.clone()`, which mends that;
+- original cloned: the same with `.clone()`, which mends that;
 - transformers, open_clip: batches of 32 out of a torch DataLoader with `--workers` processes, which start anew with
   each run as patchbank's threads do; cloned and pickled;
-- patchbank: as `patchbank extract` runs by default, into pickles; with `decode="fast"`; and into shards.
+- patchbank, patchbank fast, patchbank shards: as `patchbank extract` runs by default, into pickles; with
+  `decode="fast"`; and into shards.
 
-All preprocess as OpenAI's package does, but for `decode="fast"`. Peers compute and store in the precision named,
+All but patchbank fast preprocess as OpenAI's package does. Peers compute and store in the precision named,
 patchbank stores float32. The first two, which are slow or fill the disk, do only `--original-images` of the images in a
 round. patchbank flushes every file to the disk before it counts as done and checks that numbers are finite; the others
 do neither. Not timed: loading models, listing images, and a first run of each over a few images, whose features are
@@ -245,8 +246,8 @@ def _peers(
     few, every = options.original_images, options.images
     variants = {
         "original": Variant(loop, few, _read),
-        "original, batched": Variant(partial(batched, clone=False), few, _read),
-        "original, batched, cloned": Variant(partial(batched, clone=True), every, _read),
+        "original batched": Variant(partial(batched, clone=False), few, _read),
+        "original cloned": Variant(partial(batched, clone=True), every, _read),
     }
     for name in ("transformers", "open_clip"):
         if name in towers:
@@ -278,8 +279,8 @@ def _patchbank(config: ExtractConfig, images: Sequence[Path]) -> dict[str, Varia
     dataset = load_dataset("folder", images[0].parent)
     configs = {
         "patchbank": replace(config, layout="ezhoi"),
-        "patchbank, decode=fast": replace(config, layout="ezhoi", decode="fast"),
-        "patchbank, shards": replace(config, layout="shards"),
+        "patchbank fast": replace(config, layout="ezhoi", decode="fast"),
+        "patchbank shards": replace(config, layout="shards"),
     }
     # All three take the one encoder, that of a run over all images: whether it is compiled can depend on their number.
     encoder = load_encoder(make_plan(dataset, images[0].parent / "nowhere", config))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import clip
 import torch
@@ -150,6 +151,11 @@ def towers(model: Model, weights: Path) -> dict[str, nn.Module]:
         check(name, relative_error(tokens, expected), "fp32")
         made[name] = tower
     return made
+
+
+def preprocessing(input_size: int) -> Any:
+    """OpenAI's, of an opened image: its last step normalises."""
+    return clip.clip._transform(input_size)
 
 
 def check(name: str, error: float, precision: str) -> None:
