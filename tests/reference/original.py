@@ -11,14 +11,19 @@ from pathlib import Path
 import clip
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Original:
-    """``clip.load`` on the CPU, and the scripts' loop body."""
+    """``clip.load`` on the CPU, and the scripts' loop body; the model may be moved to another device or dtype."""
 
     def __init__(self, weights: Path) -> None:
         self._model, self.preprocess = clip.load(str(weights), device="cpu", jit=False)
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower."""
+        return self._model.visual
 
     def __call__(self, path: Path) -> Tensor:
         """(N, D) float32: the tensor that the scripts pickle for one image."""
@@ -30,10 +35,10 @@ class Original:
     def encode_image(self, x: Tensor) -> Tensor:
         """(B, 3, n, n) -> (B, 1 + N, D), as the fork's ``encode_image``."""
         visual = self._model.visual
-        x = visual.conv1(x)
+        x = visual.conv1(x.to(visual.conv1.weight.dtype))
         x = x.reshape(x.shape[0], x.shape[1], -1).permute(0, 2, 1)
-        cls = visual.class_embedding + torch.zeros(x.shape[0], 1, x.shape[-1])
-        x = torch.cat([cls, x], dim=1) + visual.positional_embedding
+        cls = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        x = torch.cat([cls, x], dim=1) + visual.positional_embedding.to(x.dtype)
         x = visual.ln_pre(x).permute(1, 0, 2)
         x = visual.transformer(x).permute(1, 0, 2)
         return visual.ln_post(x) @ visual.proj

@@ -23,7 +23,7 @@ from patchbank.preprocess import preprocess
 
 _TOO_LARGE = "A batch did not fit into the memory"
 
-_DTYPES: dict[Precision, torch.dtype] = {
+DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
@@ -68,7 +68,7 @@ class PatchEncoder:
         self.notes: list[str] = []
         self._largest = self.batch_size  # images that have fitted into the device's memory at once
         parameters = parameters or load_visual(model, checkpoint)
-        tower = vit.build(model, parameters, _DTYPES[precision], self.device, self.batch_size)
+        tower = vit.build(model, parameters, DTYPES[precision], self.device, self.batch_size)
         self._forward: Forward = tower
         if precision == "bf16" and self.device.type == "cpu" and not has_bfloat16():
             self.notes.append(
@@ -197,7 +197,7 @@ class PatchEncoder:
             torch.cuda.empty_cache()
 
     def _products(self) -> contextlib.AbstractContextManager[None]:
-        return _float32_products("tf32" if self.precision == "tf32" else "ieee")
+        return float32_products("tf32" if self.precision == "tf32" else "ieee")
 
     def encode(self, images: Sequence[Image.Image], resize: ResizeMode = "center-crop") -> Tensor:
         """Patch tokens of opened images: (B, N, D) float32 on the CPU. As `__call__`, for a notebook."""
@@ -241,7 +241,7 @@ def has_bfloat16() -> bool:
 
 
 @contextlib.contextmanager
-def _float32_products(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
+def float32_products(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
     """float32 products in full precision or in TF32, whatever the program around this has chosen for itself."""
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
         before = torch.get_float32_matmul_precision()

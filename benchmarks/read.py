@@ -1,6 +1,6 @@
 """How fast are features read at random? Pickles as EZ-HOI reads them, against shards, stacked or a tensor a key.
 
-    python -m benchmarks.reading [--images 2000] [--reads 1000]
+    python -m benchmarks.read [--images 2000] [--reads 1000]
 
 Features of ViT-B/16's shape, of random numbers: no model is needed. All variants run in turn within one process,
 several rounds; the median round counts. Files are in the page cache: what is measured is the reading, not the disk.

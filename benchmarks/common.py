@@ -1,0 +1,191 @@
+"""What the benchmarks share: pictures of HICO-DET's sizes, alternating rounds, and how results are printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from tests.support import photograph
+
+import patchbank
+from patchbank.encoder.untrained import write_untrained
+from patchbank.models import Model
+
+# The commonest sizes of HICO-DET's test images, as (width, height), and how many of a hundred have them; together they
+# are 62 of a hundred. The rest differ little: 19,200 to 409,600 pixels.
+HICO_SIZES = {
+    (640, 480): 20,
+    (640, 427): 17,
+    (480, 640): 6,
+    (640, 426): 5,
+    (427, 640): 5,
+    (640, 425): 3,
+    (640, 640): 3,
+    (640, 428): 2,
+    (500, 375): 1,
+}
+_SOURCES = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left")
+_T = TypeVar("_T")
+_VOCABULARY = 64  # the text tower is never run: a small one makes the file smaller
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A command line whose help is a benchmark's docstring."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def listed(text: str) -> list[str]:
+    """``a,b`` -> ``["a", "b"]``."""
+    return [part for part in text.split(",") if part]
+
+
+def numbers(text: str) -> list[int]:
+    """``1000,2000`` -> ``[1000, 2000]``."""
+    return [int(part) for part in listed(text)]
+
+
+def hico_photographs(directory: Path, count: int) -> list[Path]:
+    """Write `count` different JPEGs of HICO-DET's sizes, parts of photographs, of quality 90; the same each time."""
+    directory.mkdir(parents=True, exist_ok=True)
+    chance = random.Random(0)
+    every = list(HICO_SIZES)
+    chosen = [*every, *chance.choices(every, list(HICO_SIZES.values()), k=count)]
+    chance.shuffle(chosen)
+    paths: list[Path] = []
+    for number, (width, height) in enumerate(chosen[:count]):
+        source = photograph(_SOURCES[number % len(_SOURCES)])
+        largest = min(source.width / width, source.height / height)
+        scale = largest * chance.uniform(0.7, 1.0)
+        left = chance.uniform(0, source.width - scale * width)
+        top = chance.uniform(0, source.height - scale * height)
+        box = (left, top, left + scale * width, top + scale * height)
+        paths.append(directory / f"HICO_test2015_{number:08}.jpg")
+        source.resize((width, height), Image.Resampling.BICUBIC, box).save(paths[-1], quality=90)
+    return paths
+
+
+def untrained(model: Model, directory: Path) -> Path:
+    """Write a model's seeded untrained weights; the file that ``clip.load`` and patchbank both open."""
+    path = directory / "untrained.pt"
+    write_untrained(model, path, vocabulary=_VOCABULARY)
+    return path
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def alternate(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Call each variant once a round, in turn, so that a slow minute of the machine is everybody's.
+
+    Each returns the seconds that it measured; the medians are returned.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, measure in variants.items():
+            seconds[name].append(measure())
+    return {name: statistics.median(each) for name, each in seconds.items()}
+
+
+def seconds_of(action: Callable[[], object], device: torch.device | None = None) -> float:
+    """How long an action takes, with what it left to the device."""
+    if device is not None:
+        synchronise(device)
+    began = time.perf_counter()
+    action()
+    if device is not None:
+        synchronise(device)
+    return time.perf_counter() - began
+
+
+def batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
+    """The items in runs of `size`; the last may be shorter."""
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
+def skipped(what: str, reason: BaseException | str) -> None:
+    """Say that something is not measured, and why."""
+    if isinstance(reason, BaseException):
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+        reason = f"{type(reason).__name__}: {lines[0] if lines else 'no reason given'}"
+    print(f"skipped: {what}: {reason[:160]}")
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A Markdown table: the first column is left, the others right; floats have three significant digits."""
+    texts = [list(heads), *([_text(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in texts) for column in range(len(heads))]
+    for number, row in enumerate(texts):
+        cells = [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
+        print(f"| {' | '.join(cells)} |")
+        if number == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return f"{value:,}" if type(value) is int else str(value)
+    if value and abs(value) < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def machine(device: torch.device | None = None) -> str:
+    """The processor, how many of its cores this process may use, and the GPU if it is used."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = f"{_processor()}, {cores} cores"
+    if device is not None and device.type == "cuda":
+        text += f", {torch.cuda.get_device_name(device)}"
+    return text
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of patchbank, Python, torch and these; of those that are installed."""
+    found = {"python": platform.python_version(), "patchbank": patchbank.__version__}
+    for package in ("torch", *packages):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def finish(benchmark: str, *packages: str, device: torch.device | None = None, **facts: Any) -> None:
+    """Print the one JSON line that a benchmark ends in."""
+    head = {
+        "benchmark": benchmark,
+        "machine": machine(device),
+        "versions": versions(*packages),
+        "weights": "untrained",
+    }
+    print(json.dumps(head | facts))

@@ -1,0 +1,279 @@
+"""How fast is the forward pass? patchbank's encoder against other towers and engines with the same weights.
+
+    python -m benchmarks.encoder [--model ViT-B/16,ViT-L/14@336px] [--precision fp32,bf16] [--images 24] [--rounds 5]
+        [--batch-size 8] [--device cuda] [--without NAME,NAME]
+
+- original single, original: OpenAI's package, eager, one image at a time as in the scripts, and in batches;
+- open_clip, transformers: eager, in batches, with the final norm and projection on every token;
+- inductor: open_clip's tower under `torch.compile`, its weights frozen into the graph;
+- onnxruntime, openvino: open_clip's tower, exported by `torch.onnx.export` for this batch size;
+- patchbank, patchbank compiled: as `patchbank extract` runs it, and with `--compile on`.
+
+patchbank's takes uint8 pixels and normalises them within the time; the others get normalised ones. Exporting, compiling
+and a first batch are not timed. Each one's tokens are compared with the original's in fp32. What is not installed, or
+cannot do a precision, is left out with its reason.
+
+A second table has the attention of one layer: patchbank's and torch's `scaled_dot_product_attention`.
+
+Variants run in turn within one process; medians over the rounds count. The limit is what the model's matrix products
+alone take (`patchbank.bench.limit`). Ends in one JSON line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tests.support import relative_error
+from torch import Tensor, nn
+
+from benchmarks import peers
+from benchmarks.common import (
+    alternate,
+    finish,
+    hico_photographs,
+    listed,
+    parser,
+    print_table,
+    seconds_of,
+    skipped,
+    untrained,
+)
+from patchbank.bench.limit import product_rate
+from patchbank.encoder import vit
+from patchbank.encoder.encoder import DTYPES, PatchEncoder, auto_batch_size, float32_products, resolve_device
+from patchbank.encoder.weights import Checkpoint
+from patchbank.models import Model, get_model
+from patchbank.preprocess import preprocess
+
+Forward = Callable[[Tensor], Tensor]  # a batch to its (B, 1 + N, D) tokens
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    command = parser(__doc__)
+    command.add_argument("--model", type=listed, default=["ViT-B/16"])
+    command.add_argument("--precision", type=listed, default=["fp32", "bf16"])
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--images", type=int, help="default: 24, and sixteen batches on CUDA")
+    command.add_argument("--batch-size", type=int, help="default: patchbank's")
+    command.add_argument("--rounds", type=int, default=5)
+    command.add_argument("--without", type=listed, default=[], help="variants to leave out")
+    options = command.parse_args(arguments)
+    options.device = resolve_device(options.device, "fp32")
+    results: dict[str, Any] = {}
+    for name in options.model:
+        with tempfile.TemporaryDirectory() as directory:
+            bench = Bench(options, get_model(name), Path(directory))
+            for precision in options.precision:
+                results[f"{name} {precision}"] = bench.measure(precision)
+    finish(
+        "encoder",
+        *(*peers.VERSIONS, "onnx", "onnxruntime", "openvino"),
+        device=options.device,
+        rounds=options.rounds,
+        results=results,
+    )
+
+
+class Bench:
+    """One model: its pictures, the towers, and what is measured of them in a precision."""
+
+    def __init__(self, options: Any, model: Model, place: Path) -> None:
+        self.model, self.place, self.device = model, place, options.device
+        self.rounds, self.without = options.rounds, options.without
+        self.batch_size = options.batch_size or auto_batch_size(model, self.device)
+        count = options.images or (16 * self.batch_size if self.device.type == "cuda" else 24)
+        count = -(-count // self.batch_size) * self.batch_size  # whole batches: exported graphs take nothing else
+        self.weights = untrained(model, place)
+        paths = hico_photographs(place / "images", min(count, 64))
+        pixels = []
+        for path in paths:
+            with Image.open(path) as image:
+                pixels.append(preprocess(image, "center-crop", model.input_size))
+        stacked = torch.from_numpy(np.stack(pixels))
+        self.pixels = stacked[torch.arange(count) % len(stacked)]
+        self.images = self._normalised(self.pixels)
+        with torch.no_grad():
+            self.expected = peers.OriginalTower(self.weights)(self.images[: self.batch_size])
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """(B, n, n, 3) uint8 -> what OpenAI's preprocessing gives: (B, 3, n, n) float32."""
+        normalise = peers.preprocessing(self.model.input_size).transforms[-1]
+        return normalise(pixels.permute(0, 3, 1, 2).float().div(255))
+
+    def measure(self, precision: str) -> dict[str, Any]:
+        """Every variant in one precision: its table, and what the JSON line says of it."""
+        with torch.no_grad():
+            # Out of the next block: torch's exporter fails where the precision of products has been set.
+            forwards = self._forwards(precision)
+        with torch.no_grad(), float32_products("tf32" if precision == "tf32" else "ieee"):
+            errors: dict[str, float] = {}
+            for name, (forward, inputs, _) in list(forwards.items()):
+                try:
+                    tokens = forward(inputs[: self.batch_size]).float().cpu()
+                except Exception as error:  # whatever a compiler or an engine raises
+                    skipped(f"{name}, {precision}", error)
+                    del forwards[name]
+                    continue
+                errors[name] = relative_error(tokens, self.expected)
+                peers.check(name, errors[name], precision)
+            measures = {name: partial(self._timed, *variant) for name, variant in forwards.items()}
+            seconds = alternate(measures, self.rounds)
+            attention = self._attention(precision)
+        limit = product_rate(self.model, precision, self.device, self.batch_size)  # type: ignore[arg-type]
+        rate = {name: len(self.pixels) / each for name, each in seconds.items()}
+        of_limit = {name: each / limit.images_per_second for name, each in rate.items()}
+
+        print(f"\n{self.model.name}, {precision}, {self.device}, batches of {self.batch_size}\n")
+        print_table(
+            ["", "images/s", "of the limit", "error"],
+            [[name, rate[name], of_limit[name], errors[name]] for name in rate],
+        )
+        print(
+            f"\nThe limit, matrix products alone: {limit.images_per_second:.1f} images/s, "
+            f"{limit.flops_per_second / 1e9:,.0f} GFLOP/s (the fastest layer: {limit.peak / 1e9:,.0f}).\n"
+        )
+        print_table(["attention of a layer", "ms a batch"], [[name, 1000 * each] for name, each in attention.items()])
+        return {
+            "batch_size": self.batch_size,
+            "limit_images_per_second": limit.images_per_second,
+            "limit_flops_per_second": limit.flops_per_second,
+            "peak_flops_per_second": limit.peak,
+            "images_per_second": rate,
+            "of_the_limit": of_limit,
+            "relative_error": errors,
+            "attention_seconds_a_batch": attention,
+        }
+
+    def _timed(self, forward: Forward, inputs: Tensor, batch_size: int) -> float:
+        def run() -> None:
+            for first in range(0, len(inputs), batch_size):
+                forward(inputs[first : first + batch_size])
+
+        return seconds_of(run, self.device)
+
+    def _forwards(self, precision: str) -> dict[str, tuple[Forward, Tensor, int]]:
+        """Every variant that can be had: (forward, its inputs, images a call)."""
+        towers = peers.towers(self.model, self.weights)
+        pixels, images, size = self.pixels.to(self.device), self.images.to(self.device), self.batch_size
+        wanted = {}
+        plain = towers.get("open_clip")
+        if plain is not None:
+            wanted |= {
+                "onnxruntime": partial(self._onnxruntime, plain, precision),
+                "openvino": partial(self._openvino, plain, precision),
+            }
+        # Exported before the towers are moved to the device and rounded to the precision.
+        engines = {name: self._made(f"{name}, {precision}", name, make) for name, make in wanted.items()}
+        towers = {name: peers.cast(tower, precision, self.device) for name, tower in towers.items()}
+        forwards: dict[str, tuple[Forward, Tensor, int]] = {}
+        for name, tower in towers.items():
+            if name == "original":
+                forwards["original single"] = tower, images, 1
+            forwards[name] = tower, images, size
+        if plain is not None:
+            tower, batch = towers["open_clip"], images[:size]
+            engines["inductor"] = self._made(f"inductor, {precision}", "inductor", partial(_frozen, tower, batch))
+        forwards |= {name: (engine, images, size) for name, engine in engines.items() if engine}
+        for name, compiled in (("patchbank", False), ("patchbank compiled", True)):
+            if forward := self._made(name, name, partial(self._patchbank, precision, compiled)):
+                forwards[name] = forward, pixels, size
+        return {name: each for name, each in forwards.items() if name not in self.without}
+
+    def _made(self, what: str, name: str, make: Callable[[], Forward]) -> Forward | None:
+        """What `make` makes; None, with a line that says why, where it cannot."""
+        if name in self.without:
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # exporters' and compilers' own
+                return make()
+        except Exception as error:  # not installed, or whatever an exporter raises
+            skipped(what, error)
+            return None
+
+    def _patchbank(self, precision: str, compiled: bool) -> Forward:
+        checkpoint = Checkpoint(self.weights, "untrained")
+        encoder = PatchEncoder(
+            *(self.model, checkpoint, precision, str(self.device)),  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            compiled=compiled,
+        )
+        if compiled and not encoder.compiled:
+            raise RuntimeError(encoder.notes[-1])
+        return encoder.all_tokens
+
+    def _export(self, tower: nn.Module) -> Path:
+        path = self.place / "tower.onnx"
+        if not path.exists():
+            with contextlib.redirect_stdout(None):  # the exporter reports its steps
+                torch.onnx.export(tower, (self.images[: self.batch_size],), path, input_names=["images"], dynamo=True)
+        return path
+
+    def _onnxruntime(self, tower: nn.Module, precision: str) -> Forward:
+        import onnxruntime
+
+        if precision != "fp32":
+            raise NotImplementedError("its kernels for this processor and graph compute in float32 alone")
+        provider = "CUDAExecutionProvider" if self.device.type == "cuda" else "CPUExecutionProvider"
+        if provider not in onnxruntime.get_available_providers():
+            raise NotImplementedError(f"this build has no {provider}")
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        settings.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(self._export(tower)), settings, providers=[provider])
+        name = session.get_inputs()[0].name
+        return lambda images: torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0])
+
+    def _openvino(self, tower: nn.Module, precision: str) -> Forward:
+        import openvino
+
+        if self.device.type != "cpu":
+            raise NotImplementedError("it computes on Intel's devices and on processors")
+        settings = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        compiled = openvino.Core().compile_model(str(self._export(tower)), "CPU", settings)
+        return lambda images: torch.from_numpy(compiled(images.numpy())[0])
+
+    def _attention(self, precision: str) -> dict[str, float]:
+        """Seconds a batch of one layer's attention, by who computes it."""
+        tokens, width, heads = self.model.tokens + 1, self.model.width, self.model.heads
+        qkv = torch.randn(self.batch_size, tokens, 3 * width).to(self.device, DTYPES[precision])  # type: ignore[index]
+
+        def torchs() -> Tensor:
+            q, k, v = qkv.view(self.batch_size, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
+            x = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+            return x.transpose(1, 2).reshape(self.batch_size, tokens, width)
+
+        ways: dict[str, Callable[[], Tensor]] = {
+            "patchbank": lambda: vit.attention(qkv),
+            "scaled_dot_product_attention": torchs,
+        }
+        peers.check("the attention", relative_error(vit.attention(qkv).float(), torchs().float()), precision)
+        return alternate({name: partial(seconds_of, way, self.device) for name, way in ways.items()}, 5 * self.rounds)
+
+
+def _frozen(tower: nn.Module, images: Tensor) -> Forward:
+    """`torch.compile` with the weights as constants, which Inductor may then lay out as it likes."""
+    import torch._inductor.config
+
+    compiled: Forward = torch.compile(tower)
+    with torch._inductor.config.patch(freezing=True):
+        compiled(images)
+    return compiled
+
+
+if __name__ == "__main__":
+    main()
