@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
-from patchbank.bank import manifest
+from patchbank.bank import ledger, manifest
 from patchbank.config import Partition
 from patchbank.encoder.untrained import write_untrained
 from patchbank.errors import BankError, ConfigError, DatasetError, PatchbankError, WeightsError
 from patchbank.extraction import execute, load_encoder
 from patchbank.plan import check_disk, make_plan
+from patchbank.recompute import recompute
 from tests.reference.original import Original
 from tests.support import TINY, TINY_VOCABULARY, contents, hico_root, no_leftovers, photographs, relative_error
 from tests.test_preprocess import broken_files
@@ -435,3 +436,43 @@ def test_a_first_image_that_is_missing_is_one_failure(config: ExtractConfig, tmp
     summary = extract(dataset, tmp_path / "bank", config)
     assert summary.images == 2
     assert list(summary.failures) == [dataset.records[0].key]
+
+
+def test_a_resumed_run_reads_the_bank_once(
+    images: Path, tiny_config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, config = load_dataset("folder", images), replace(tiny_config, limit=3)
+    extract(dataset, tmp_path, config)
+    read: list[Path] = []
+    read_file = ledger._read_file
+    monkeypatch.setattr(ledger, "_read_file", lambda path: read.append(path) or read_file(path))
+    extract(dataset, tmp_path, config)
+    assert len(read) == 1
+
+
+def test_what_another_run_commits_after_the_plan_is_not_made_again(
+    images: Path, config: ExtractConfig, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    dataset = load_dataset("folder", images)
+    extract(dataset, tmp_path / "bank", replace(config, limit=5))
+    plan = make_plan(dataset, tmp_path / "bank", config)
+    extract(dataset, tmp_path / "bank", config)
+    assert execute(plan, load_encoder(plan)).images == 0
+    assert contents(tmp_path / "bank") == expected
+
+
+def test_fast_decoding_is_another_fingerprint_and_is_verified_by_itself(
+    images: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    dataset = load_dataset("folder", images)
+    extract(dataset, tmp_path / "bank", replace(config, decode="fast"))
+    with pytest.raises(BankError, match="by torch's bicubic"):
+        extract(dataset, tmp_path / "bank", config)
+    bank = open_bank(tmp_path / "bank")
+    assert bank.manifest.decode == "fast"
+    encoder = load_encoder(make_plan(dataset, tmp_path / "anew", config))
+    assert encoder is not None
+    anew = recompute(dataset, encoder, "center-crop", bank.manifest.decode)
+    exact = recompute(dataset, encoder)
+    assert relative_error(bank["photo_0001.jpg"], anew("photo_0001.jpg")) <= 2e-6
+    assert relative_error(bank["photo_0001.jpg"], exact("photo_0001.jpg")) > 2e-6

@@ -103,3 +103,24 @@ def test_an_error_in_a_stage_ends_the_run() -> None:
 
     with pytest.raises(OSError, match="no more room"):
         Broken().run([[(0, str(number))] for number in range(1, 9)])
+
+
+def test_the_next_batch_is_begun_before_the_last_one_is_waited_for() -> None:
+    happened: list[str] = []
+
+    class Device(Watched):
+        def submit(self, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
+            number = len(self.batches)
+            wait = super().submit(pixels)
+            happened.append(f"begun {number}")
+
+            def received() -> torch.Tensor:
+                happened.append(f"received {number}")
+                return wait()
+
+            return received
+
+    watched = Device()
+    watched.run([[(0, "1")], [(0, "2")], [(0, "3")]])
+    assert happened == ["begun 0", "begun 1", "received 0", "begun 2", "received 1", "received 2"]
+    assert watched.features == {"1": 1.0, "2": 2.0, "3": 3.0}

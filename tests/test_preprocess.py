@@ -172,3 +172,27 @@ def test_reasons_hold_no_addresses_and_one_line() -> None:
     error = ValueError("cannot read <_io.BytesIO object at 0x7f3a5c1d2e30>: bad header\nand more")
     assert _first_line(error) == "cannot read: bad header"
     assert _first_line(ValueError()) == "ValueError"
+
+
+def test_fast_decoding_differs_by_little_and_only_of_rgb(tmp_path: Path) -> None:
+    rgb = 0
+    for name in every_kind(tmp_path):
+        with Image.open(tmp_path / name) as image:
+            colours, size = image.mode == "RGB", image.size
+        for mode in ("center-crop", "squash", "pad"):
+            exact = load(Record(name, tmp_path), mode, 224, BUDGET)
+            fast = load(Record(name, tmp_path), mode, 224, BUDGET, "fast")
+            assert isinstance(exact, Decoded) and isinstance(fast, Decoded)
+            assert (fast.size, fast.pixels.shape, fast.pixels.dtype) == (size, (224, 224, 3), np.uint8)
+            difference = np.abs(fast.pixels.astype(int) - exact.pixels)
+            assert difference.max() <= 2 * colours, name
+            assert (difference > 0).mean() < 0.02, name
+            rgb += difference.max()
+    assert rgb > 10  # it is another resizing
+
+
+def test_fast_decoding_fails_where_exact_decoding_does(tmp_path: Path) -> None:
+    for name in broken_files(tmp_path):
+        exact = load(Record(name, tmp_path), "center-crop", 224, BUDGET)
+        assert load(Record(name, tmp_path), "center-crop", 224, BUDGET, "fast") == exact
+        assert isinstance(exact, Failure)

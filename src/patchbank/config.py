@@ -74,8 +74,8 @@ class ExtractConfig:
         dtype: what the bank stores; ``int8``, with a scale a token, in shards only.
         shard_size: bytes a shard holds, about.
         resize: how an image of any shape becomes the model's square input.
-        decode: ``exact`` gives Pillow's pixels; ``fast`` torchvision's, of JPEGs, in a third of the time: one pixel in
-            some hundreds differs, by one.
+        decode: ``exact`` resizes as Pillow does; ``fast`` as torch does, in half the time: one number in some hundreds
+            differs, by one.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
         batch_size: images a forward pass; None chooses by device and model.
         compile: whether `torch.compile` makes the encoder; ``auto`` decides by the device and the number of images.

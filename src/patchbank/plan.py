@@ -25,7 +25,7 @@ from patchbank.models import MEAN, STD, Model, get_model
 _EXACT = "Pillow bicubic in the image's own mode, then RGB"
 _PIXELS: dict[Decode, str] = {
     "exact": _EXACT,
-    "fast": f"JPEGs by torchvision, its uint8 bicubic; others by {_EXACT}",
+    "fast": f"RGB by torch's bicubic of uint8, others by {_EXACT}",
 }
 
 

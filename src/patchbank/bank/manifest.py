@@ -91,8 +91,8 @@ class Manifest:
 
     @property
     def decode(self) -> Decode:
-        """What decoded the images."""
-        return "fast" if "torchvision" in self.fingerprint.preprocessing else "exact"
+        """How the images were resized."""
+        return "fast" if "torch" in self.fingerprint.preprocessing else "exact"
 
     @property
     def title(self) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import patchbank
-from patchbank.cli import convert, demo, doctor, extract, info, repair, verify
+from patchbank.cli import bench, convert, demo, doctor, extract, info, repair, verify
 from patchbank.cli.console import show_error
 from patchbank.errors import PatchbankError
 
@@ -37,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "repair": repair.repair,
     "convert": convert.convert,
     "doctor": doctor.doctor,
+    "bench": bench.bench,
     "demo": demo.demo,
 }
 for _name, _command in _COMMANDS.items():

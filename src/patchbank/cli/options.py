@@ -118,7 +118,7 @@ DecodeOption = Annotated[
     Decode,
     typer.Option(
         "--decode",
-        help="exact: Pillow's pixels, as CLIP's own; fast: JPEGs by torchvision, which differ by one here and there.",
+        help="exact: Pillow's pixels, as CLIP's own; fast: resized by torch, which differ by one here and there.",
         rich_help_panel=_HOW,
     ),
 ]

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import numpy as np
 import torch
 from PIL import Image
 
+from patchbank.bench.pictures import jpeg
 from patchbank.budget import ByteBudget
 from patchbank.config import Precision, ResizeMode
 from patchbank.datasets import Record
@@ -21,7 +21,6 @@ from patchbank.preprocess import Decoded, Failure, load, preprocess
 
 _ENCODE_SECONDS = 2.0  # for the measured batch of one model, after a first image
 _DECODE_SECONDS = 0.7
-_SYNTHETIC = (640, 480)  # the commonest size in both data sets
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def measure_decode(
     Takes a synthetic photograph where there are no records.
     """
     budget, taken, failures = ByteBudget(1 << 30), list[float](), list[Failure]()
-    synthetic = None if records else _synthetic()
+    synthetic = None if records else jpeg()
     ends = time.perf_counter() + seconds
     for number in range(len(records) or 8):
         began = time.perf_counter()
@@ -91,14 +90,3 @@ def measure_decode(
     if not taken:
         return measure_decode([], resize, input_size, seconds)[0], failures
     return median(taken), failures
-
-
-def _synthetic() -> bytes:
-    """A JPEG with edges and some noise, of a usual size."""
-    generator = np.random.default_rng(0)
-    coarse = Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    pixels = np.asarray(coarse.resize(_SYNTHETIC, Image.Resampling.BICUBIC)).astype(np.int16)
-    noisy = np.clip(pixels + generator.integers(-8, 9, pixels.shape), 0, 255).astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(noisy).save(stream, "JPEG", quality=90)
-    return stream.getvalue()

@@ -139,7 +139,9 @@ class PatchEncoder:
         n = self.model.input_size
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != (n, n, 3):
             raise ValueError(f"pixels must be uint8 (B, {n}, {n}, 3), not {pixels.dtype} {tuple(pixels.shape)}")
-        parts = list(torch.split(pixels, self._largest)) if len(pixels) else [pixels]
+        if not len(pixels):
+            return torch.empty(0, 1 + self.model.tokens, self.model.output_dim, device=self.device)
+        parts = list(torch.split(pixels, self._largest))
         tokens: list[Tensor] = []
         while parts:
             try:

@@ -1,0 +1,150 @@
+"""Everything measured in turn, and what follows: the options to choose on this machine."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchbank.advice import auto_workers
+from patchbank.bank.manifest import library_versions
+from patchbank.bench import stages
+from patchbank.bench.limit import Limit, product_rate
+from patchbank.bench.stages import Measure
+from patchbank.config import ExtractConfig, Precision
+from patchbank.datasets import Dataset
+from patchbank.encoder.encoder import has_bfloat16, resolve_device
+from patchbank.models import Model, get_model
+
+_ENOUGH = 0.97  # a smaller batch that is nearly as fast as the fastest is to be preferred
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured.
+
+    Attributes:
+        machine: in words.
+        model: whose encoder.
+        limits: by precision, what the matrix products alone take.
+        measures: in the order of the stages.
+        bound: the stage that bounds the extraction end to end.
+        options: of ``patchbank extract``, to choose on this machine.
+    """
+
+    machine: str
+    model: Model
+    limits: dict[Precision, Limit]
+    measures: list[Measure]
+    bound: str | None
+    options: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's types."""
+        return {
+            "machine": self.machine,
+            "versions": library_versions(),
+            "weights": "random numbers",
+            "model": self.model.name,
+            "limit": {
+                precision: {
+                    "images_per_second": limit.images_per_second,
+                    "flops_per_second": limit.flops_per_second,
+                    "peak_flops_per_second": limit.peak,
+                }
+                for precision, limit in self.limits.items()
+            },
+            "measures": [
+                asdict(each) | {"of_the_limit": each.rate / each.limit if each.limit else None}
+                for each in self.measures
+            ],
+            "bound": self.bound,
+            "options": self.options,
+        }
+
+
+def run(
+    dataset: Dataset, config: ExtractConfig, place: Path, precisions: list[Precision], now: Callable[[str], None]
+) -> Report:
+    """Measure everything, a minute or so.
+
+    Args:
+        dataset: the images to decode.
+        config: model, precision, layout, dtype, resize, device and workers of the extraction end to end.
+        place: a directory on the disk that is to be written to.
+        precisions: that the encoder is measured in.
+        now: told what is being measured.
+
+    Raises PatchbankError where the device is not there, or none of the images can be decoded.
+    """
+    model, device = get_model(config.model), resolve_device(config.device, config.precision)
+    workers = config.workers or auto_workers()
+    measures: list[Measure] = []
+    for how in ("exact", "fast"):
+        for threads in sorted({1, workers}):
+            now(f"decoding, {threads} at a time")
+            measures.append(stages.decode(dataset, config, model, how, threads))
+
+    limits: dict[Precision, Limit] = {}
+    best: dict[Precision, tuple[int, float]] = {}
+    sizes = [config.batch_size] if config.batch_size else _batch_sizes(device)
+    for precision in precisions:
+        now(f"matrix products, {precision}")
+        limits[precision] = product_rate(model, precision, device, sizes[-1])
+        rates: list[tuple[int, float]] = []
+        now(f"encoding, {precision}")
+        for size, measure in stages.encode(model, precision, device, sizes, limits[precision], config.compile == "on"):
+            measures.append(measure)
+            rates.append((size, measure.rate))
+        fastest = max((rate for _, rate in rates), default=0.0)
+        best[precision] = next((each for each in rates if each[1] >= _ENOUGH * fastest), (sizes[0], 0.0))
+
+    now("writing and reading")
+    measures += stages.write_and_read(model, place, 128)
+    options = _options(measures, best[config.precision], workers)
+    now("images to files")
+    whole, times = stages.end_to_end(dataset, replace(config, batch_size=int(options["--batch-size"])), model, place)
+    measures.append(whole)
+    return Report(_machine(device), model, limits, measures, times.bound, options)
+
+
+def precisions_of(device: torch.device) -> list[Precision]:
+    """Those that are worth trying on a device."""
+    if device.type == "cuda":
+        return ["fp32", "tf32", "fp16", "bf16"]
+    return ["fp32", "bf16"] if has_bfloat16() else ["fp32"]
+
+
+def _batch_sizes(device: torch.device) -> list[int]:
+    return [16, 64, 128, 256] if device.type == "cuda" else [1, 4, 8, 16]
+
+
+def _options(measures: list[Measure], best: tuple[int, float], workers: int) -> dict[str, str]:
+    """What to give ``patchbank extract``: the batch size, and as many decode threads as feed the encoder."""
+    batch_size, rate = best
+    one = next(each.rate for each in measures if each.what == "exact, 1 thread")
+    needed = ceil(rate / one)
+    options = {"--batch-size": str(batch_size), "--workers": str(max(1, min(needed, workers)))}
+    if needed > workers:
+        options["--decode"] = "fast"
+    return options
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {auto_workers()} cores"
+    return f"{_processor()}, {auto_workers()} cores"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
