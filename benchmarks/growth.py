@@ -132,10 +132,8 @@ def _child(step: str, place: Path, keys: int, layout: str) -> dict[str, float]:
     return result
 
 
-def _prepare(place: Path, _keys: int, _layout: str) -> dict[str, float]:
-    """The pictures, and the tiny model's weights."""
-    from tests.support import TINY
-
+def _prepare(place: Path) -> None:
+    """Write the pictures, and the tiny model's weights."""
     untrained(TINY, place)
     pictures = place / "pictures"
     pictures.mkdir()
