@@ -6,8 +6,9 @@ The smallest CLIP there can be (32-pixel inputs, 16 tokens of 32 dimensions) and
 patchbank's own work for each image. The list is HICO-DET's; a few hundred files serve all keys, through links to their
 directory. For each number of keys, each step a process of its own:
 
-- make: `extract` up to `--extract-up-to` keys; beyond, features of random numbers through the bank's writer, whose
-  flushing is left out, since a million flushes measure the disk. `ezhoi` stops at `--ezhoi-up-to` keys, a file each;
+- make: `extract` up to `--extract-up-to` keys; then features of random numbers through the bank's writer up to
+  `--write-up-to`, whose flushing is left out, since so many flushes measure the disk; beyond, the same shards without
+  the writer. `ezhoi` stops at `--ezhoi-up-to` keys, a file each;
 - open: `open_bank` of the complete bank, and one feature read;
 - resume: `load_dataset` reads the list, and `make_plan` finds that nothing is left to do; the list's share is given.
 
@@ -42,6 +43,7 @@ _REPOSITORY = Path(__file__).parents[1]
 _FILES = 250  # different pictures, and keys a directory
 _SHARD_IMAGES = 634
 _BATCH = 8
+_MAKERS = {"extract": "extract", "write": "writer", "lay": "neither"}
 _HELPS = 5  # times that `patchbank --help` is run
 
 
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--keys", type=numbers, default=[1_000, 10_000, 100_000, 1_000_000])
     command.add_argument("--layouts", type=listed, default=["shards", "ezhoi"])
     command.add_argument("--extract-up-to", type=int, default=10_000)
+    command.add_argument("--write-up-to", type=int, default=100_000)
     command.add_argument("--ezhoi-up-to", type=int, default=100_000)
     command.add_argument("--directory", type=Path, help="where to write; default: the temporary directory")
     command.add_argument("--step", help="one step, in this process: for this program's own use")
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _prepare(Path(directory))
         for layout in options.layouts:
             results[layout] = [
-                _measure(Path(directory), keys, layout, extracted=keys <= options.extract_up_to)
+                _measure(Path(directory), keys, layout, _way(keys, layout, options))
                 for keys in options.keys
                 if layout != "ezhoi" or keys <= options.ezhoi_up_to
             ]
@@ -77,18 +80,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finish("growth", "numpy", help_seconds=statistics.median(helps), results=results, checks=checks)
 
 
-def _measure(place: Path, keys: int, layout: str, *, extracted: bool) -> dict[str, Any]:
+def _way(keys: int, layout: str, options: Any) -> str:
+    """The step that makes a bank of so many keys."""
+    if keys <= options.extract_up_to:
+        return "extract"
+    return "write" if keys <= options.write_up_to or layout == "ezhoi" else "lay"
+
+
+def _measure(place: Path, keys: int, layout: str, way: str) -> dict[str, Any]:
     """One row of the table; the bank is deleted after."""
-    make = _child("extract" if extracted else "write", place, keys, layout)
+    make = _child(way, place, keys, layout)
     opened = _child("open", place, keys, layout)
     resumed = _child("resume", place, keys, layout)
     files = sum(len(names) for _, _, names in os.walk(place / "bank"))
     shutil.rmtree(place / "bank")
     return {
         "keys": keys,
-        "made_by": "extract" if extracted else "writer",
-        "images_per_second": keys / make["seconds"],
-        "make_peak_mb": make["peak"] / 1e6,
+        "made_by": _MAKERS[way],
+        "images_per_second": None if way == "lay" else keys / make["seconds"],
+        "make_peak_mb": None if way == "lay" else make["peak"] / 1e6,
         "open_seconds": opened["seconds"],
         "open_peak_mb": opened["peak"] / 1e6,
         "resume_seconds": resumed["seconds"],
@@ -211,6 +221,30 @@ def _write(place: Path, keys: int, layout: str) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began, "peak": _peak()}
 
 
+def _lay(place: Path, keys: int, layout: str) -> dict[str, float]:
+    """The shards that the writer would leave, each with the same feature for all of its images."""
+    import torch
+
+    from patchbank.bank.entries import Entry
+    from patchbank.bank.packing import checksum, fields, memory, pack
+    from patchbank.bank.shard import make_header
+    from patchbank.plan import make_plan
+
+    names = _write_list(place, keys)
+    manifest = make_plan(_dataset(place, keys), place / "bank", _config(place, layout)).manifest
+    every = torch.randn(1 + manifest.shape[0], manifest.dim)
+    packed = {name: memory(tensor) for name, tensor in pack(manifest, every[1:], every[0]).items()}
+    sha256 = checksum(packed)
+    (place / "bank").mkdir()
+    began = time.perf_counter()
+    for number, batch in enumerate(batches(names, manifest.shard_images or 1)):
+        header, name = make_header(manifest, number, [Entry(key, (64, 48), sha256) for key in batch], [])
+        with open(place / "bank" / name, "wb") as file:
+            file.write(header)
+            file.writelines(bytes(packed[field.name]) * len(batch) for field in fields(manifest))
+    return {"seconds": time.perf_counter() - began, "peak": _peak()}
+
+
 def _open(place: Path, keys: int, _layout: str) -> dict[str, float]:
     import torch  # noqa: F401  a trainer has it, and reading a feature imports it
 
@@ -254,7 +288,7 @@ def _peak() -> float:
     return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-_STEPS = {"extract": _extract, "write": _write, "open": _open, "resume": _resume}
+_STEPS = {"extract": _extract, "write": _write, "lay": _lay, "open": _open, "resume": _resume}
 
 
 if __name__ == "__main__":

@@ -107,12 +107,12 @@ def test_growth(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("layout", ["ezhoi", "shards"])
-def test_growth_without_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+@pytest.mark.parametrize(("layout", "way"), [("ezhoi", "write"), ("shards", "write"), ("shards", "lay")])
+def test_growth_without_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, way: str) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # this process goes on
     growth._prepare(tmp_path)
-    for step in (growth._write, growth._open, growth._resume):
-        assert step(tmp_path, 300, layout)["peak"] > 0
+    for step in (way, "open", "resume"):
+        assert growth._STEPS[step](tmp_path, 700, layout)["peak"] > 0
 
 
 @pytest.mark.parametrize("name", ["dtypes", "fidelity"])
