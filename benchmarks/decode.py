@@ -122,13 +122,13 @@ def _each(decode: Callable[[Path], object], paths: Sequence[Path]) -> float:
     return seconds_of(lambda: [decode(path) for path in paths])
 
 
-def _held(action: Callable[[], object], seconds: float = _SAMPLING_SECONDS) -> float:
+def _held(action: Callable[[], object]) -> float:
     """The share of an action's time in which it holds Python's lock, estimated as the module says."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(10.0)  # the sampler waits until the lock is given up, and does not have it taken away
     try:
-        alone = sorted(_lateness(lambda: time.sleep(0.05), seconds))
-        beside = _lateness(action, seconds)
+        alone = sorted(_lateness(lambda: time.sleep(0.05), _SAMPLING_SECONDS))
+        beside = _lateness(action, _SAMPLING_SECONDS)
     finally:
         sys.setswitchinterval(before)
     usual = alone[int(_USUAL * len(alone))]

@@ -7,41 +7,37 @@ Prints a table (docs/bank-format.md has it) and ends in one JSON line.
 
 from __future__ import annotations
 
-import argparse
-import json
 import pickle
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import torch
 from tests.support import photographs, relative_error
 
+from benchmarks.common import finish, parser, print_table, untrained
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.convert import convert
 from patchbank.config import StoredDtype
-from patchbank.encoder.untrained import write_untrained
 from patchbank.models import get_model
 
 _IMAGES = 16
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ViT-B/16")
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    command = parser(__doc__)
+    command.add_argument("--model", default="ViT-B/16")
+    options = command.parse_args(arguments)
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as directory:
-        weights, images, whole = (Path(directory, name) for name in ("untrained.pt", "images", "float32"))
-        write_untrained(get_model(options.model), weights)
+        images, whole = Path(directory, "images"), Path(directory, "float32")
+        weights = untrained(get_model(options.model), Path(directory))
         photographs(images, _IMAGES, size=(390, 280))
         config = ExtractConfig(model=options.model, weights=weights, layout="shards")
         extract(load_dataset("folder", images), whole, config)
         exact = open_bank(whole)
         original = len(pickle.dumps(exact[next(iter(exact))]))  # as the original scripts save one image
-        print(
-            f"| {'dtype':9}| {'bytes':9}| {'of the pickle':14}| {'tokens':9}| {'[CLS]':9}| {'worst token cosine':19}|"
-        )
         for dtype in get_args(StoredDtype):
             bank = exact
             if dtype != "float32":
@@ -57,13 +53,14 @@ def main() -> None:
                     for key in exact
                 ),
             }
-            row = results[dtype]
-            print(
-                f"| {dtype:9}| {row['bytes']:<9,.0f}| {row['of_the_pickle']:<14.3f}| {row['tokens']:<9.1e}"
-                f"| {row['cls']:<9.1e}| {row['cosine']:<13.7f}|"
-            )
-    facts = {"benchmark": "dtypes", "weights": "untrained", "model": options.model, "images": _IMAGES}
-    print(json.dumps({**facts, "torch": torch.__version__, "dtypes": results}))
+    print_table(
+        ["dtype", "bytes", "of the pickle", "tokens", "[CLS]", "worst token cosine"],
+        [
+            [dtype, round(row["bytes"]), row["of_the_pickle"], row["tokens"], row["cls"], f"{row['cosine']:.7f}"]
+            for dtype, row in results.items()
+        ],
+    )
+    finish("dtypes", "pillow", model=options.model, images=_IMAGES, dtypes=results)
 
 
 if __name__ == "__main__":

@@ -183,9 +183,9 @@ class Bench:
         if plain is not None:
             tower, batch = towers["open_clip"], images[:size]
             engines["inductor"] = self._made(f"inductor, {precision}", "inductor", partial(_frozen, tower, batch))
-        forwards |= {name: (engine, images, size) for name, engine in engines.items() if engine}
+        forwards |= {name: (engine, images, size) for name, engine in engines.items() if engine is not None}
         for name, compiled in (("patchbank", False), ("patchbank compiled", True)):
-            if forward := self._made(name, name, partial(self._patchbank, precision, compiled)):
+            if (forward := self._made(name, name, partial(self._patchbank, precision, compiled))) is not None:
                 forwards[name] = forward, pixels, size
         return {name: each for name, each in forwards.items() if name not in self.without}
 

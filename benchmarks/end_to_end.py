@@ -52,7 +52,6 @@ from benchmarks.common import (
     parser,
     print_table,
     seconds_of,
-    skipped,
     untrained,
 )
 from patchbank import ExtractConfig, load_dataset, open_bank
@@ -252,8 +251,6 @@ def _peers(
     for name in ("transformers", "open_clip"):
         if name in towers:
             variants[name] = Variant(partial(loader, towers[name]), every, _read)
-        else:
-            skipped(name, "it is not installed")
     return variants
 
 

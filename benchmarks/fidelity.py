@@ -7,31 +7,28 @@ Prints a table, a picture a line, and ends in one JSON line.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-import PIL
-import torch
 from PIL import Image
 from tests.reference.original import Original
 from tests.support import every_kind, relative_error
 
+from benchmarks.common import finish, parser, untrained
 from patchbank import PatchEncoder
-from patchbank.encoder.untrained import write_untrained
+from patchbank.encoder.encoder import resolve_device
 from patchbank.models import get_model
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ViT-B/16")
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    command = parser(__doc__)
+    command.add_argument("--model", default="ViT-B/16")
+    command.add_argument("--device", default="cpu")
+    options = command.parse_args(arguments)
     with tempfile.TemporaryDirectory() as directory:
-        weights, images = Path(directory, "untrained.pt"), Path(directory, "images")
-        write_untrained(get_model(options.model), weights)
+        images = Path(directory, "images")
+        weights = untrained(get_model(options.model), Path(directory))
         original = Original(weights)
         encoders = {
             precision: PatchEncoder.load(options.model, weights=weights, precision=precision, device=options.device)
@@ -45,17 +42,13 @@ def main() -> None:
                 with Image.open(images / name) as image:
                     errors[precision][name] = relative_error(encoder.encode([image])[0], expected)
             print(f"{name:24}{errors['fp32'][name]:12.1e}{errors['bf16'][name]:12.1e}")
-    result = {
-        "benchmark": "fidelity",
-        "weights": "untrained",
-        "model": options.model,
-        "device": options.device,
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "pillow": PIL.__version__,
-        "largest_relative_error": {precision: max(values.values()) for precision, values in errors.items()},
-    }
-    print(json.dumps(result))
+    finish(
+        "fidelity",
+        *("pillow", "clip-anytorch"),
+        device=resolve_device(options.device, "fp32"),
+        model=options.model,
+        largest_relative_error={precision: max(values.values()) for precision, values in errors.items()},
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast are features read at random? Pickles as EZ-HOI reads them, against shards, stacked or a tensor a key.
 
-    python -m benchmarks.read [--images 2000] [--reads 1000]
+    python -m benchmarks.read [--images 2000] [--reads 1000] [--rounds 7]
 
 Features of ViT-B/16's shape, of random numbers: no model is needed. All variants run in turn within one process,
 several rounds; the median round counts. Files are in the page cache: what is measured is the reading, not the disk.
@@ -9,16 +9,11 @@ Prints a table and ends in one JSON line.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import pickle
-import platform
 import random
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -26,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.common import alternate, finish, parser, print_table, seconds_of
 from patchbank import ExtractConfig, open_bank
 from patchbank.bank.base_writer import Feature
 from patchbank.bank.convert import convert
@@ -34,46 +30,45 @@ from patchbank.bank.writer import open_writer
 from patchbank.models import get_model
 from patchbank.plan import make_fingerprint
 
-_ROUNDS = 7
+_PICKLES = "pickles, pickle.load"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--reads", type=int, default=1000)
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    command = parser(__doc__)
+    command.add_argument("--images", type=int, default=2000)
+    command.add_argument("--reads", type=int, default=1000)
+    command.add_argument("--rounds", type=int, default=7)
+    options = command.parse_args(arguments)
     keys = [f"image_{number:06}.jpg" for number in range(options.images)]
     chosen = [random.Random(0).choice(keys) for _ in range(options.reads)]
     with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory)
-        readers, sizes = _make(place, keys)
-        rounds: dict[str, list[float]] = {name: [] for name in readers}
-        for _ in range(_ROUNDS):
-            for name, read in readers.items():
-                began = time.perf_counter()
-                for key in chosen:
-                    read(key)
-                rounds[name].append(time.perf_counter() - began)
-    seconds = {name: statistics.median(each) for name, each in rounds.items()}
-    base, base_size = seconds["pickles, pickle.load"], sizes["pickles, pickle.load"]
-    print(f"{'':44}{'reads/s':>10}{'us each':>10}{'faster':>9}{'bytes':>9}")
-    for name, each in seconds.items():
-        print(
-            f"{name:44}{options.reads / each:10,.0f}{each / options.reads * 1e6:10.1f}{base / each:8.1f}x"
-            f"{sizes[name] / base_size:9.3f}"
-        )
-    result = {
-        "benchmark": "reading",
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "safetensors": safetensors.__version__,
-        "images": options.images,
-        "reads": options.reads,
-        "microseconds": {name: each / options.reads * 1e6 for name, each in seconds.items()},
-        "times_faster_than_pickles": {name: base / each for name, each in seconds.items()},
-        "bytes_of_the_pickles": {name: sizes[name] / base_size for name in sizes},
-    }
-    print(json.dumps(result))
+        readers, sizes = _make(Path(directory), keys)
+        seconds = alternate({name: partial(_timed, read, chosen) for name, read in readers.items()}, options.rounds)
+    base, base_size = seconds[_PICKLES], sizes[_PICKLES]
+    print_table(
+        ["", "reads/s", "us each", "times as fast", "bytes"],
+        [
+            [name, options.reads / each, each / options.reads * 1e6, base / each, sizes[name] / base_size]
+            for name, each in seconds.items()
+        ],
+    )
+    finish(
+        "read",
+        "safetensors",
+        images=options.images,
+        reads=options.reads,
+        microseconds={name: each / options.reads * 1e6 for name, each in seconds.items()},
+        times_faster_than_pickles={name: base / each for name, each in seconds.items()},
+        bytes_of_the_pickles={name: sizes[name] / base_size for name in sizes},
+    )
+
+
+def _timed(read: Callable[[str], Tensor], keys: Sequence[str]) -> float:
+    def run() -> None:
+        for key in keys:
+            read(key)
+
+    return seconds_of(run)
 
 
 def _make(place: Path, keys: list[str]) -> tuple[dict[str, Callable[[str], Tensor]], dict[str, int]]:
@@ -113,7 +108,7 @@ def _make(place: Path, keys: list[str]) -> tuple[dict[str, Callable[[str], Tenso
         return tokens
 
     readers: dict[str, Callable[[str], Tensor]] = {
-        "pickles, pickle.load": original,
+        _PICKLES: original,
         "pickles, open_bank": banks["pickles"].__getitem__,
         "shards, float32": banks["float32"].__getitem__,
         "shards, float16": banks["float16"].__getitem__,

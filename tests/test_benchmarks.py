@@ -1,0 +1,154 @@
+"""Every benchmark runs, at toy size, so that none rots. Nothing here is about time."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks import growth, peers
+from benchmarks.common import HICO_SIZES, hico_photographs
+
+from patchbank.bench import limit
+from tests.support import REPOSITORY, TINY
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # other packages' own
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a benchmark; returns the JSON line that it ends in, with what it printed before as ``printed``."""
+    monkeypatch.setattr(limit, "_SECONDS", 0.01)
+    monkeypatch.setattr(limit, "_TRIAL_SECONDS", 0.005)
+
+    def run(name: str, *arguments: object) -> dict[str, Any]:
+        importlib.import_module(f"benchmarks.{name}").main([str(argument) for argument in arguments])
+        *before, last = capsys.readouterr().out.splitlines()
+        result: dict[str, Any] = json.loads(last)
+        assert result["benchmark"] == name
+        assert result["machine"] and result["versions"]["torch"] and result["weights"] == "untrained"
+        return {**result, "printed": "\n".join(before)}
+
+    return run
+
+
+def expected_peers(result: dict[str, Any], packages: dict[str, str]) -> set[str]:
+    """Of variants by package, those whose package is installed; the others must have been named as skipped."""
+    for name, package in packages.items():
+        if not find_spec(package):
+            assert f"skipped: {name}" in result["printed"]
+    return {name for name, package in packages.items() if find_spec(package)}
+
+
+def test_end_to_end(run: Run, tmp_path: Path) -> None:
+    sizes = ("--images", 5, "--original-images", 3, "--rounds", 1, "--workers", 1)
+    result = run("end_to_end", "--model", "tiny", "--precision", "fp32", "--directory", tmp_path, *sizes)
+    of_tiny = result["results"]["tiny fp32"]
+    names = {"original", "original batched", "original cloned", "patchbank", "patchbank fast", "patchbank shards"}
+    names |= expected_peers(result, {"transformers": "transformers", "open_clip": "open_clip"})
+    assert of_tiny["images_per_second"].keys() == names
+    assert all(error < peers.EQUAL for name, error in of_tiny["relative_error"].items() if name != "patchbank fast")
+    assert of_tiny["relative_error"]["patchbank"] < 2e-6
+    assert of_tiny["limit_images_per_second"] > 0
+    # The description's batched variant pickles the whole batch with each image.
+    assert of_tiny["bytes_an_image"]["original batched"] > 2 * of_tiny["bytes_an_image"]["original cloned"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_encoder(run: Run) -> None:
+    # Compiling takes half a minute.
+    arguments = ("--images", 2, "--batch-size", 2, "--rounds", 1, "--without", "inductor,patchbank compiled")
+    result = run("encoder", "--model", "tiny", "--precision", "fp32,bf16", *arguments)
+    for precision, bound in (("fp32", peers.EQUAL), ("bf16", peers.ROUNDED)):
+        of_tiny = result["results"][f"tiny {precision}"]
+        assert {"original single", "original", "patchbank"} <= of_tiny["images_per_second"].keys()
+        assert expected_peers(result, {"open_clip": "open_clip", "transformers": "transformers"}) <= set(
+            of_tiny["relative_error"]
+        )
+        assert all(error < bound for error in of_tiny["relative_error"].values())
+        assert of_tiny["attention_seconds_a_batch"].keys() == {"patchbank", "scaled_dot_product_attention"}
+
+
+def test_decode(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.decode._SAMPLING_SECONDS", 0.1)
+    result = run("decode", "--images", 4, "--rounds", 1, "--workers", 1)
+    names = {"original", "patchbank", "patchbank fast"}
+    assert result["seconds_an_image"].keys() == result["share_with_pythons_lock"].keys() == names
+    assert result["images_per_second"].keys() == {"1 threads", "1 processes"}
+    assert result["fast_against_exact"]["largest"] <= 1
+    assert 0 < result["fast_against_exact"]["share"] < 0.02
+
+
+def test_write(run: Run, tmp_path: Path) -> None:
+    result = run("write", "--model", "tiny", "--images", 20, "--rounds", 1, "--directory", tmp_path)
+    names = result["features_per_second"].keys()
+    assert {"pickles, original", "shards, durable, int8", "files, flushed", "one file, flushed"} <= names
+    assert any(name.startswith("pickles, durable") for name in names)
+
+
+def test_read(run: Run) -> None:
+    result = run("read", "--images", 4, "--reads", 4, "--rounds", 1)
+    assert "shards, float16" in result["times_faster_than_pickles"]
+
+
+def test_growth(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "_HELPS", 1)
+    result = run("growth", "--keys", 20, "--layouts", "shards", "--directory", tmp_path)
+    (row,) = result["results"]["shards"]
+    assert (row["keys"], row["made_by"], row["files"]) == (20, "extract", 1)
+    assert result["help_seconds"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("layout", "way"), [("ezhoi", "write"), ("shards", "write"), ("shards", "lay")])
+def test_growth_without_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, way: str) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # this process goes on
+    growth._prepare(tmp_path)
+    for step in (way, "open", "resume"):
+        assert growth._STEPS[step](tmp_path, 700, layout)["peak"] > 0
+
+
+@pytest.mark.parametrize("name", ["dtypes", "fidelity"])
+def test_the_others(run: Run, name: str) -> None:
+    result = run(name, "--model", "tiny")
+    assert result["model"] == "tiny"
+
+
+def test_the_photographs_differ_and_have_the_sizes(tmp_path: Path) -> None:
+    paths = hico_photographs(tmp_path / "once", 24)
+    again = hico_photographs(tmp_path / "again", 24)
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+    assert len({path.read_bytes() for path in paths}) == 24
+    assert sum(HICO_SIZES.values()) == 62
+
+
+def test_a_peer_that_computes_something_else_is_no_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.common import untrained
+
+    weights = untrained(TINY, tmp_path)
+    original = peers.OriginalTower.forward
+    calls = iter((1.0, 1.001))
+    monkeypatch.setattr(peers.OriginalTower, "forward", lambda self, x: original(self, x) * next(calls))
+    monkeypatch.setattr(peers, "OpenClipTower", lambda *_: peers.OriginalTower(weights))
+    with torch.no_grad(), pytest.raises(SystemExit, match="open_clip differs from the original"):
+        peers.towers(TINY, weights)
+
+
+def test_the_limit_counts_every_product() -> None:
+    measured = limit.product_rate(TINY, "fp32", torch.device("cpu"), 2)
+    assert sum(product.count * product.flops for product in measured.products) == TINY.flops
+    assert measured.seconds > 0 and measured.peak > 0
+
+
+def test_every_benchmark_is_named_by_its_command() -> None:
+    for path in (REPOSITORY / "benchmarks").glob("*.py"):
+        text = path.read_text()
+        if "def main(" in text:
+            assert f"python -m benchmarks.{path.stem}" in text
