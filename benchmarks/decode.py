@@ -34,10 +34,10 @@ import torch
 from PIL import Image
 
 from benchmarks.common import alternate, finish, hico_photographs, numbers, parser, print_table, seconds_of
+from patchbank.advice import auto_workers
 from patchbank.budget import ByteBudget
 from patchbank.config import Decode
 from patchbank.datasets import Record
-from patchbank.extraction import auto_workers
 from patchbank.preprocess import Decoded, load
 
 _BUDGET = 2 << 30
@@ -105,7 +105,7 @@ def _transform(input_size: int) -> Callable[[Image.Image], torch.Tensor]:
 
 
 def _patchbank(decode: Decode, input_size: int, path: Path) -> Decoded:
-    decoded = load(Record(path.name, path), "center-crop", input_size, ByteBudget(_BUDGET), decode)
+    decoded = load(Record(path.name, path.parent), "center-crop", input_size, ByteBudget(_BUDGET), decode)
     if not isinstance(decoded, Decoded):
         raise SystemExit(f"{path.name}: {decoded.reason}")
     return decoded

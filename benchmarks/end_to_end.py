@@ -55,9 +55,10 @@ from benchmarks.common import (
     untrained,
 )
 from patchbank import ExtractConfig, load_dataset, open_bank
+from patchbank.advice import auto_workers
 from patchbank.bench.limit import product_rate
 from patchbank.encoder.encoder import auto_batch_size, float32_products, resolve_device
-from patchbank.extraction import auto_workers, execute, load_encoder
+from patchbank.extraction import execute, load_encoder
 from patchbank.models import get_model
 from patchbank.plan import make_plan
 
