@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from patchbank.bank.manifest import Manifest
 from patchbank.errors import PatchbankError
@@ -18,6 +21,7 @@ from patchbank.files import sha256_of_chunks
 if TYPE_CHECKING:
     from torch import Tensor
 
+_EXPONENTS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
@@ -85,10 +89,36 @@ def pack(manifest: Manifest, tokens: Tensor, cls: Tensor | None) -> dict[str, Te
         if name == "scale":
             packed["scale"], packed["patch_tokens"] = quantise(tokens)
         elif value is not None and name not in packed:
-            packed[name] = value.to(getattr(torch, dtype), copy=True, memory_format=torch.contiguous_format)
-        if packed[name].is_floating_point() and not torch.isfinite(packed[name]).all():
+            packed[name] = _copy(value.to(getattr(torch, dtype)))
+        if packed[name].is_floating_point() and not _finite(packed[name]):
             raise NotFiniteError(f"the features are not finite numbers, or too large for {dtype}")
     return packed
+
+
+def _bits(tensor: Tensor) -> NDArray[np.signedinteger[Any]]:
+    """A float tensor's numbers as whole ones of the same bits: numpy has no bfloat16.
+
+    And no threads: torch would wake a team of them for each of several writing threads, and where cores are busy, those
+    wait for each other far longer than this takes.
+    """
+    import torch
+
+    whole = torch.int32 if tensor.dtype == torch.float32 else torch.int16
+    bits: NDArray[np.signedinteger[Any]] = tensor.contiguous().view(whole).numpy()
+    return bits
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Of a float tensor: contiguous, with a storage of its own."""
+    import torch
+
+    return torch.from_numpy(_bits(tensor).copy()).view(tensor.dtype)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no number's exponent is all ones, as those of NaN and Inf are."""
+    exponent = _EXPONENTS[str(tensor.dtype).removeprefix("torch.")]
+    return not bool((_bits(tensor) & exponent == exponent).any())
 
 
 def dequantise(numbers: Tensor, scale: Tensor) -> Tensor:
@@ -100,11 +130,12 @@ def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """(N, D) float tokens to their scales, (N,) float32, and numbers, (N, D) int8 within -127 to 127."""
     import torch
 
-    tokens = tokens.float()
-    scale = tokens.abs().amax(dim=-1).div_(127)
-    scale = scale.view(torch.int32).add_(0xFF).bitwise_and_(~0xFF).view(torch.float32)
-    divisor = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(-1)
-    return scale, tokens.div(divisor).round_().to(torch.int8)
+    numbers = tokens.float().numpy()
+    scale = np.abs(numbers).max(axis=-1) / np.float32(127)
+    scale = ((scale.view(np.int32) + 0xFF) & ~0xFF).view(np.float32)
+    divisor = np.where(scale > 0, scale, np.float32(1))[:, None]
+    with np.errstate(invalid="ignore"):  # of what is not finite the scale is not either: the caller looks at that
+        return torch.from_numpy(scale), torch.from_numpy(np.rint(numbers / divisor).astype(np.int8))
 
 
 def checksum(packed: Mapping[str, memoryview]) -> str:

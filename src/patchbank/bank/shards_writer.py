@@ -42,6 +42,7 @@ class ShardWriter(BankWriter):
         self._entries = index(self._shards)[0]
         self.done = {key for key, entry in self._entries.items() if entry.failure is None}
         self._positions = {key: position for position, key in enumerate(self._keys)}
+        self._numbers: dict[Path, int | None] = {}
         self._current: int | None = None
         self._features: dict[str, tuple[Entry, _Packed]] = {}
         self._failures: dict[str, Entry] = {}
@@ -154,8 +155,10 @@ class ShardWriter(BankWriter):
 
     def _only_number(self, shard: Shard) -> int | None:
         """The number that all of a shard's images belong to; None where there is no such."""
-        numbers = {self._number(entry.key) for entry in (*shard.features, *shard.failures)}
-        return numbers.pop() if len(numbers) == 1 else None
+        if shard.path not in self._numbers:  # it is asked of every shard at every commit
+            numbers = {self._number(entry.key) for entry in (*shard.features, *shard.failures)}
+            self._numbers[shard.path] = numbers.pop() if len(numbers) == 1 else None
+        return self._numbers[shard.path]
 
 
 def take_back(directory: Path, reasons: Mapping[str, str], scratch: Path) -> None:
