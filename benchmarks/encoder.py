@@ -49,6 +49,7 @@ from benchmarks.common import (
     untrained,
 )
 from patchbank.bench.limit import product_rate
+from patchbank.budget import keep_freed_memory
 from patchbank.encoder import vit
 from patchbank.encoder.encoder import DTYPES, PatchEncoder, auto_batch_size, float32_products, resolve_device
 from patchbank.encoder.weights import Checkpoint
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--rounds", type=int, default=5)
     command.add_argument("--without", type=listed, default=[], help="variants to leave out")
     options = command.parse_args(arguments)
+    keep_freed_memory()  # as the command line does
     options.device = resolve_device(options.device, "fp32")
     results: dict[str, Any] = {}
     for name in options.model:

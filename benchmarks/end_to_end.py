@@ -57,6 +57,7 @@ from benchmarks.common import (
 from patchbank import ExtractConfig, load_dataset, open_bank
 from patchbank.advice import auto_workers
 from patchbank.bench.limit import product_rate
+from patchbank.budget import keep_freed_memory
 from patchbank.encoder.encoder import auto_batch_size, float32_products, resolve_device
 from patchbank.extraction import execute, load_encoder
 from patchbank.models import get_model
@@ -133,6 +134,7 @@ def _options(arguments: Sequence[str] | None) -> Any:
     command.add_argument("--without", type=listed, default=[], help="variants to leave out")
     command.add_argument("--directory", type=Path, help="where the files are written; default: the temporary directory")
     options = command.parse_args(arguments)
+    keep_freed_memory()  # as the command line does
     options.device = resolve_device(options.device, "fp32")
     options.images = options.images or (4000 if options.device.type == "cuda" else 200)
     options.original_images = min(options.images, options.original_images)

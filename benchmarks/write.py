@@ -30,6 +30,7 @@ from patchbank.bank.base_writer import Feature
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.writer import open_writer
+from patchbank.budget import keep_freed_memory
 from patchbank.files import write_and_sync
 from patchbank.models import Model, get_model
 from patchbank.plan import make_fingerprint
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--rounds", type=int, default=5)
     command.add_argument("--directory", type=Path, help="where to write; default: the temporary directory")
     options = command.parse_args(arguments)
+    keep_freed_memory()  # as the command line does
     model = get_model(options.model)
     features = _features(model, options.images)
     variants = _variants(model, features)

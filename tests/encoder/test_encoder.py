@@ -60,14 +60,18 @@ def test_packed_and_unpacked_layers_equal_the_original(pictures: tuple[list[Path
 
 @pytest.mark.parametrize("images", [1, 3, 100])
 def test_attention_equals_torchs_own(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
-    """However many images its scores are computed for at once."""
+    """However many images the scores of batched products are computed for at once."""
     torch.manual_seed(0)
     batch, tokens, heads = 5, 17, 3
     monkeypatch.setattr(vit, "_SCORE_BYTES", images * heads * tokens * tokens * 4)
     qkv = torch.randn(batch, tokens, 3 * heads * 64)
+    qkv[..., : heads * 64] /= 8  # as the weights do
     q, k, v = qkv.view(batch, tokens, 3, heads, 64).permute(2, 0, 3, 1, 4)
     expected = F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).reshape(batch, tokens, -1)
     assert torch.allclose(vit.attention(qkv), expected, rtol=1e-5, atol=1e-5)
+    by_products = vit._attention_on_cpu(qkv.view(batch, tokens, 3, heads, 64))
+    assert torch.allclose(by_products, expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(vit.attention(qkv.bfloat16()).float(), expected, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("bias", [True, False])

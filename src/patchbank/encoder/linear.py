@@ -47,6 +47,8 @@ class Linear(nn.Module):
         fused = residual if residual is not None and residual.dtype == x.dtype else None
         if self._handle is not None:
             x = _packed_linear(x, fused, self._handle, self._features)
+            if residual is not None:
+                x = x.to(residual.dtype)  # the CPU adds different dtypes more slowly than it converts and adds
         else:
             fused = None
             x = F.linear(x, self.weight, self.bias)
