@@ -5,7 +5,7 @@
 
 - original single, original: OpenAI's package, eager, one image at a time as in the scripts, and in batches;
 - open_clip, transformers: eager, in batches, with the final norm and projection on every token;
-- inductor: open_clip's tower under `torch.compile`, its weights frozen into the graph;
+- inductor frozen: patchbank's tower with plain layers, under `torch.compile` with its weights frozen into the graph;
 - onnxruntime, openvino: open_clip's tower, exported by `torch.onnx.export` for this batch size;
 - patchbank, patchbank compiled: as `patchbank extract` runs it, and with `--compile on`.
 
@@ -52,7 +52,7 @@ from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
 from patchbank.encoder import vit
 from patchbank.encoder.encoder import DTYPES, PatchEncoder, auto_batch_size, float32_products, resolve_device
-from patchbank.encoder.weights import Checkpoint
+from patchbank.encoder.weights import Checkpoint, load_visual
 from patchbank.models import Model, get_model
 from patchbank.preprocess import preprocess
 
@@ -182,10 +182,10 @@ class Bench:
             if name == "original":
                 forwards["original single"] = tower, images, 1
             forwards[name] = tower, images, size
-        if plain is not None:
-            tower, batch = towers["open_clip"], images[:size]
-            engines["inductor"] = self._made(f"inductor, {precision}", "inductor", partial(_frozen, tower, batch))
         forwards |= {name: (engine, images, size) for name, engine in engines.items() if engine is not None}
+        frozen = partial(self._frozen, precision, pixels[:size])
+        if (forward := self._made(f"inductor frozen, {precision}", "inductor frozen", frozen)) is not None:
+            forwards["inductor frozen"] = forward, pixels, size
         for name, compiled in (("patchbank", False), ("patchbank compiled", True)):
             if (forward := self._made(name, name, partial(self._patchbank, precision, compiled))) is not None:
                 forwards[name] = forward, pixels, size
@@ -202,6 +202,17 @@ class Bench:
         except Exception as error:  # not installed, or whatever an exporter raises
             skipped(what, error)
             return None
+
+    def _frozen(self, precision: str, pixels: Tensor) -> Forward:
+        """`torch.compile` with the weights as constants, which Inductor may then lay out as it likes."""
+        import torch._inductor.config
+
+        parameters = load_visual(self.model, Checkpoint(self.weights, "untrained"))
+        tower = vit.VisionTransformer(self.model, parameters, DTYPES[precision]).to(self.device)  # type: ignore[index]
+        compiled: Forward = torch.compile(tower)
+        with torch._inductor.config.patch(freezing=True):
+            compiled(pixels.to(self.device))
+        return compiled
 
     def _patchbank(self, precision: str, compiled: bool) -> Forward:
         checkpoint = Checkpoint(self.weights, "untrained")
@@ -265,16 +276,6 @@ class Bench:
         }
         peers.check("the attention", relative_error(vit.attention(qkv).float(), torchs().float()), precision)
         return alternate({name: partial(seconds_of, way, self.device) for name, way in ways.items()}, 5 * self.rounds)
-
-
-def _frozen(tower: nn.Module, images: Tensor) -> Forward:
-    """`torch.compile` with the weights as constants, which Inductor may then lay out as it likes."""
-    import torch._inductor.config
-
-    compiled: Forward = torch.compile(tower)
-    with torch._inductor.config.patch(freezing=True):
-        compiled(images)
-    return compiled
 
 
 if __name__ == "__main__":

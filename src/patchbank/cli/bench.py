@@ -13,7 +13,7 @@ from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
 from patchbank.cli.console import busy, plain_table, say, show_json, stderr, stdout
 from patchbank.cli.options import DEFAULTS
-from patchbank.config import ExtractConfig
+from patchbank.config import ExtractConfig, check_dtype
 from patchbank.errors import ConfigError
 from patchbank.models import get_model
 
@@ -61,6 +61,7 @@ def bench(
         compile=compile,
         workers=workers,
     )
+    check_dtype(config.layout or "ezhoi", dtype)
     place = out.expanduser()
     if not place.is_dir():
         raise ConfigError(f"--out {place}: there is no such directory.")

@@ -66,6 +66,7 @@ class PatchEncoder:
         self.batch_size = batch_size or auto_batch_size(model, self.device)
         self.compiled = False
         self.notes: list[str] = []
+        self._copies: torch.cuda.Stream | None = None
         self._largest = self.batch_size  # images that have fitted into the device's memory at once
         parameters = parameters or load_visual(model, checkpoint)
         tower = vit.build(model, parameters, DTYPES[precision], self.device, self.batch_size)
@@ -162,7 +163,7 @@ class PatchEncoder:
         if self.device.type != "cuda":
             return lambda: tokens
         # On a stream of its own, so that the next batch is computed while this one is copied.
-        self._copies = getattr(self, "_copies", None) or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._copies = self._copies or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._copies.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._copies):
             received = torch.empty(tokens.shape, dtype=dtype, pin_memory=True).copy_(tokens, non_blocking=True)

@@ -1,0 +1,60 @@
+"""`patchbank bench`, as a process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import patchbank, photographs
+
+
+def test_every_stage_is_measured_and_nothing_is_left(tmp_path: Path) -> None:
+    photographs(tmp_path / "images", 9)
+    (tmp_path / "out").mkdir()
+    done = patchbank(
+        *("bench", "--model", "tiny", "--images", tmp_path / "images", "--limit", "8", "--out", tmp_path / "out"),
+        "--json",
+        check=0,
+    )
+    report = json.loads(done.stdout)
+    assert [each["stage"] for each in report["measures"] if "float" not in each["what"]].count("decode") >= 2
+    assert {each["stage"] for each in report["measures"]} == {"decode", "encode", "write", "read", "end to end"}
+    assert all(each["rate"] > 0 for each in report["measures"])
+    assert all(each["of_the_limit"] > 0 for each in report["measures"] if each["stage"] == "encode")
+    assert report["limit"]["fp32"]["peak_flops_per_second"] > 0
+    assert report["bound"] in ("decode", "encode", "write")
+    assert int(report["options"]["--batch-size"]) >= 1 and int(report["options"]["--workers"]) >= 1
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_table_and_the_options_that_it_ends_in(tmp_path: Path) -> None:
+    done = patchbank("bench", "--model", "tiny", "--limit", "4", "--batch-size", "2", "--out", tmp_path, check=0)
+    for words in ("fp32, batches of 2", "exact, 1 thread", "shards, float16, at random", "-bound. For fp32:"):
+        assert words in done.stdout
+    assert "--batch-size 2 --workers 1" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "nowhere"], "--out nowhere: there is no such directory"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--model", "ViT-B/17"], "no model 'ViT-B/17'"),
+        (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs CUDA"),
+        (["--dtype", "int8"], "int8 is for --layout shards"),
+    ],
+)
+def test_a_wrong_setup_is_one_message(arguments: list[str], words: str) -> None:
+    done = patchbank("bench", *arguments, check=2)
+    assert words in done.stderr
+    assert not done.stdout
+
+
+def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/broken.jpg").write_bytes(b"no picture")
+    done = patchbank("bench", "--model", "tiny", "--images", tmp_path / "images", check=2)
+    assert "None of the images" in done.stderr
