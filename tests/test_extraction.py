@@ -476,3 +476,25 @@ def test_fast_decoding_is_another_fingerprint_and_is_verified_by_itself(
     exact = recompute(dataset, encoder)
     assert relative_error(bank["photo_0001.jpg"], anew("photo_0001.jpg")) <= 2e-6
     assert relative_error(bank["photo_0001.jpg"], exact("photo_0001.jpg")) > 2e-6
+
+
+def test_what_vanishes_after_the_plan_is_made_again(
+    images: Path, config: ExtractConfig, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    dataset, bank = load_dataset("folder", images), tmp_path / "bank"
+    extract(dataset, bank, replace(config, limit=5))
+    plan = make_plan(dataset, bank, config)
+    shutil.rmtree(bank)
+    execute(plan, load_encoder(plan))
+    assert contents(bank) == expected
+
+
+def test_pickles_that_vanish_after_the_plan_are_made_again(
+    images: Path, tiny_config: ExtractConfig, tmp_path: Path, expected_pickles: dict[str, str]
+) -> None:
+    dataset = load_dataset("folder", images)
+    extract(dataset, tmp_path, replace(tiny_config, limit=5))
+    plan = make_plan(dataset, tmp_path, tiny_config)
+    (tmp_path / "photo_0002_clip.pkl").unlink()
+    execute(plan, load_encoder(plan))
+    assert contents(tmp_path) == expected_pickles

@@ -210,6 +210,8 @@ def _notes(plan: ExtractPlan, manifest: Manifest, encoder: PatchEncoder | None) 
         notes.append(f"The bank was begun with --batch-size {manifest.batch_size}; that was kept, not {asked}.")
     if plan.resumed and plan.config.compile in ("on", "off") and manifest.compiled != (plan.config.compile == "on"):
         notes.append(f"The bank was begun {'' if manifest.compiled else 'un'}compiled; that was kept.")
+    if plan.resumed and manifest.compiled and not encoder.compiled:
+        notes.append("The bank was begun compiled: the last bits of these features may differ.")
     if manifest.shard_images not in (None, images_a_shard(manifest, plan.config.shard_size)):
         notes.append(f"The bank was begun with {manifest.shard_images:,} images a shard; that was kept.")
     if plan.resumed and manifest.device != encoder.device.type:

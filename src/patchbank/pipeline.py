@@ -73,7 +73,7 @@ def run(
 ) -> StageTimes:
     """Encode all batches and hand them to the bank, in order, or as many as are begun when `stop` is set.
 
-    Raises what `encode` and `add` raise; what was committed before stays.
+    Raises what `submit` and `add` raise; what was committed before stays.
     """
     times = StageTimes()
     decoding, writing = ByteBudget(_DECODING_BYTES), ByteBudget(_WRITING_BYTES)

@@ -64,7 +64,7 @@ def load(
             if resized[0] * resized[1] > MAX_PIXELS:
                 return Failure(record.key, f"too elongated: {width} x {height} pixels")
             # The picture and its resized form, at four bytes a pixel, and what decoder and resizer hold beside.
-            with budget.reserve(8 * (width * height + resized[0] * resized[1])):
+            with budget.reserve((12 if decode == "fast" else 8) * (width * height + resized[0] * resized[1])):
                 return Decoded(record.key, preprocess(image, mode, input_size, decode), size)
     except FileNotFoundError:
         return Failure(record.key, "missing: there is no such file")

@@ -111,3 +111,24 @@ def test_every_field_owns_its_storage_and_counts_in_the_checksum() -> None:
         packed[field.name].view(-1)[0] += 1
         assert checksum(parts) != before
         before = checksum(parts)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_number_that_is_not_finite_is_refused_wherever_it_is(dtype: str, value: float) -> None:
+    manifest = tiny_manifest("shards", dtype)
+    for column in range(manifest.dim):
+        tokens = torch.ones(manifest.shape)
+        tokens[3, column] = value
+        with pytest.raises(NotFiniteError):
+            pack(manifest, tokens, torch.ones(manifest.dim))
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7FC00000])
+def test_every_nan_is_refused_as_int8(bits: int) -> None:
+    manifest = tiny_manifest("shards", "int8")
+    for column in range(manifest.dim):
+        tokens = torch.ones(manifest.shape)
+        tokens.view(torch.int32)[3, column] = bits
+        with pytest.raises(NotFiniteError):
+            pack(manifest, tokens, torch.ones(manifest.dim))

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchbank import ExtractConfig, PatchEncoder, extract, load_dataset, open_bank
-from patchbank.config import Precision
+from patchbank.config import Partition, Precision
 from patchbank.encoder import compiling, vit
 from patchbank.encoder import encoder as encoder_module
 from patchbank.encoder.linear import Linear
@@ -252,3 +252,45 @@ def test_a_compiled_run_that_is_interrupted_goes_on_compiled_to_the_same_bytes(
         assert relative_error(bank[name], original(tmp_path / "images" / name)) <= BOUND
     run("plain")
     assert run("plain", "--compile", "on")["notes"] == []  # nothing was left to do
+
+
+def test_a_compiled_forward_may_give_the_same_memory_each_time(
+    pictures: tuple[list[Path], Tensor], tiny_weights: Path
+) -> None:
+    """As CUDA graphs do; and batches of another size do not go through it."""
+    encoder = PatchEncoder.load("tiny", weights=tiny_weights)
+    pixels = pictures[1][:4]
+    expected = encoder.all_tokens(pixels), encoder.all_tokens(pixels.flip(0))
+    memory, forward, sizes = torch.empty_like(expected[0]), encoder._forward, []
+
+    def compiled(batch: Tensor) -> Tensor:
+        sizes.append(len(batch))
+        return memory.copy_(forward(batch))
+
+    encoder.batch_size, encoder.compiled, encoder._compiled = 4, True, compiled
+    found = encoder.all_tokens(pixels), encoder.all_tokens(pixels.flip(0))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    encoder.all_tokens(pixels[:3])
+    assert sizes == [4, 4]
+
+
+def test_an_encoder_is_loaded_anew_for_another_batch_size(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    photographs(tmp_path / "images", 2)
+    dataset = load_dataset("folder", tmp_path / "images")
+    plans = [make_plan(dataset, tmp_path / str(size), replace(tiny_config, batch_size=size)) for size in (2, 2, 4)]
+    first = load_encoder(plans[0])
+    assert load_encoder(plans[1], first) is first
+    assert load_encoder(plans[2], first) is not first
+
+
+def test_compiling_is_decided_by_all_images_of_the_run(
+    tmp_path: Path, tiny_config: ExtractConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(compiling, "decide", lambda _, __, images, ___: asked.append(images) or False)
+    photographs(tmp_path / "images", 7)
+    dataset = load_dataset("folder", tmp_path / "images")
+    extract(dataset, tmp_path / "bank", replace(tiny_config, limit=3))
+    make_plan(dataset, tmp_path / "bank", tiny_config)
+    make_plan(dataset, tmp_path / "bank", replace(tiny_config, partition=Partition(1, 3)))
+    assert asked == [3, 7, 7]

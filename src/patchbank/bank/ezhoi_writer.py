@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def present(directory: Path, entries: Mapping[str, Entry], manifest: Manifest) -
         if entry.failure is None:
             try:  # no Path: making it takes as long as the system call
                 size = os.stat(f"{place}/{ezhoi.pickle_name(key)}").st_size  # noqa: PTH116
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a name that no file can have
                 continue
             if size == (entry.bytes or usual):
                 keys.add(key)
@@ -44,19 +45,18 @@ class EzhoiWriter(BankWriter):
     """Writes one pickle an image. Every `add` is durable when it returns."""
 
     def _begin(self) -> None:
+        self._numbers = itertools.count()
         self.manifest = self._wanted.create(self.directory, self._scratch)
         known = self._known.read if self._known and isinstance(self._known.read, Snapshot) else Snapshot({}, [])
         self._ledger = Ledger(self.directory, self._scratch, known)
-        if self._known and self._ledger.entries == known.entries:
-            self.done = self._known.done
-        else:
-            self.done = present(self.directory, self._ledger.entries, self.manifest)
+        self.done = present(self.directory, self._ledger.entries, self.manifest)
 
     def _end(self) -> None:
         self._ledger.compact()
 
     def _add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
-        temporaries = [self._scratch / f"{number}.part" for number in range(len(features))]
+        # Never the same name twice: where one write fails, others of the same call may still be under way.
+        temporaries = [self._scratch / f"{next(self._numbers)}.part" for _ in features]
         outcomes = list(self._threads.map(self._write, features, temporaries))
         entries = [outcome for outcome in outcomes if isinstance(outcome, Entry)]
         not_finite = [outcome for outcome in outcomes if isinstance(outcome, Failure)]

@@ -85,12 +85,15 @@ def _read(
     damaged: Literal["raise", "skip", "delete"],
     known: Snapshot = Snapshot({}, []),  # noqa: B008
 ) -> Snapshot:
-    """What a ledger says; the files in `known` never change, and are not read again."""
+    """What a ledger says; the files in `known` never change, and are not read again, unless one of them has gone."""
     for _ in range(_ATTEMPTS):
-        entries = dict(known.entries)
         files: list[Path] = []
         try:
-            for path in _files(directory):
+            there = _files(directory)
+            if not set(known.files) <= set(there):
+                known = Snapshot({}, [])
+            entries = dict(known.entries)
+            for path in there:
                 if path in known.files:
                     files.append(path)
                 elif (found := _read_file(path)) is not None:

@@ -132,7 +132,8 @@ def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
     numbers = tokens.float().numpy()
     scale = np.abs(numbers).max(axis=-1) / np.float32(127)
-    scale = ((scale.view(np.int32) + 0xFF) & ~0xFF).view(np.float32)
+    rounded = ((scale.view(np.int32) + 0xFF) & ~0xFF).view(np.float32)
+    scale = np.where(np.isfinite(scale), rounded, np.float32(np.nan))
     divisor = np.where(scale > 0, scale, np.float32(1))[:, None]
     with np.errstate(invalid="ignore"):  # of what is not finite the scale is not either: the caller looks at that
         return torch.from_numpy(scale), torch.from_numpy(np.rint(numbers / divisor).astype(np.int8))

@@ -21,6 +21,7 @@ from patchbank.datasets import Dataset
 from patchbank.encoder.encoder import has_bfloat16, resolve_device
 from patchbank.models import Model, get_model
 
+_PRODUCTS = 64  # images whose products are measured: more are no faster, and need much memory
 _ENOUGH = 0.97  # a smaller batch that is nearly as fast as the fastest is to be preferred
 
 
@@ -95,7 +96,7 @@ def run(
     sizes = [config.batch_size] if config.batch_size else _batch_sizes(device)
     for precision in precisions:
         now(f"matrix products, {precision}")
-        limits[precision] = product_rate(model, precision, device, sizes[-1])
+        limits[precision] = product_rate(model, precision, device, min(sizes[-1], _PRODUCTS))
         rates: list[tuple[int, float]] = []
         now(f"encoding, {precision}")
         for size, measure in stages.encode(model, precision, device, sizes, limits[precision], config.compile == "on"):

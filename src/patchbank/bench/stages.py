@@ -78,6 +78,8 @@ def encode(
             n = model.input_size
             pixels = torch.randint(0, 256, (batch_size, n, n, 3), dtype=torch.uint8)
             encoder.submit(pixels)()  # what is prepared once
+            if encoder.largest_batch < batch_size:
+                return
             seconds = _median(partial(_encode, encoder, pixels))
         except (torch.OutOfMemoryError, PatchbankError):
             return

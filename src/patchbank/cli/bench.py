@@ -20,7 +20,7 @@ from patchbank.models import get_model
 if TYPE_CHECKING:
     from patchbank.bench.measure import Report
 
-_PICTURES = 48
+_PICTURES = {"cpu": 48, "cuda": 1024}  # some batches of them
 
 
 def bench(
@@ -29,7 +29,12 @@ def bench(
         Path | None,
         typer.Option("--images", metavar="DIR", help="Images to decode.", show_default="made-up JPEGs"),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", help="Only the first N of them.", min=1)] = 200,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", metavar="N", help="Only the first N of them.", show_default="48, or 1024 on CUDA", min=1
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="A directory on the disk that is to be written to.")
     ] = Path(),
@@ -46,7 +51,8 @@ def bench(
 ) -> None:
     """Measure every stage of an extraction on this machine: decode, encode, write, read, and all together.
 
-    Takes about a minute, needs no checkpoint (the weights are random numbers), and leaves nothing behind.
+    Takes a minute, and some with the larger models; needs no checkpoint (the weights are random numbers), and leaves
+    nothing behind.
     """
     get_model(model)
     config = ExtractConfig(
@@ -74,15 +80,16 @@ def bench(
         from patchbank.datasets import load_dataset
         from patchbank.encoder.encoder import resolve_device
 
-        precisions = precisions_of(resolve_device(device, precision))
+        place_of = resolve_device(device, precision)
+        precisions = precisions_of(place_of)
     if precision not in precisions:
         precisions.append(precision)
     with TemporaryDirectory(prefix="patchbank-bench-") as made, stderr.status("") as status:
         if images is None:
             images = Path(made, "pictures")
-            write_pictures(images, min(limit, _PICTURES))
+            write_pictures(images, limit or _PICTURES[place_of.type])
         dataset = load_dataset("folder", images)
-        dataset = replace(dataset, records=dataset.records[:limit])
+        dataset = replace(dataset, records=dataset.records[: limit or _PICTURES[place_of.type]])
         report = run(dataset, config, place, precisions, lambda what: status.update(Text(f"Measuring: {what}")))
     show_json(report.to_dict()) if json else _show(report, config)
 

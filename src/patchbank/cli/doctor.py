@@ -32,8 +32,10 @@ def doctor(
     layout: options.LayoutOption = DEFAULTS.layout,
     dtype: options.Dtype = DEFAULTS.dtype,
     resize: options.Resize = DEFAULTS.resize,
+    decode: options.DecodeOption = DEFAULTS.decode,
     device: options.Device = DEFAULTS.device,
     batch_size: options.BatchSize = DEFAULTS.batch_size,
+    compile: options.CompileOption = DEFAULTS.compile,
     workers: options.Workers = DEFAULTS.workers,
     no_timing: Annotated[
         bool, flag("--no-timing", "Measure nothing: no times, but an answer at once.", "This run")
@@ -61,8 +63,10 @@ def doctor(
         layout=layout,
         dtype=dtype,
         resize=resize,
+        decode=decode,
         device=device,
         batch_size=batch_size,
+        compile=compile,
         workers=workers,
     )
     check_dtype(layout or "ezhoi", config.dtype)

@@ -163,6 +163,7 @@ def _config(
         layout=manifest.layout,  # type: ignore[arg-type]
         shard_size=(manifest.shard_images or 1) * image_bytes(manifest),
         resize=manifest.resize,
+        decode=manifest.decode,
         device=device,
         workers=workers,
     )

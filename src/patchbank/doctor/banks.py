@@ -192,6 +192,8 @@ def _own(directory: Path, split: Split, wanted: Manifest, pickles: int, again: s
     if differences := manifest.differences(wanted):
         listed = "; ".join(f"{name} {has}, not {would}" for name, has, would in differences)
         same = [word for name, has, _ in differences if name in _OPTIONS for word in (_OPTIONS[name], has)]
+        if manifest.decode != wanted.decode:
+            same += ["--decode", manifest.decode]
         go_on = f"If that is intended, give extract and doctor {shell(*same)}.\nOr s" if same else "S"
         if any(name == "weights_sha256" for name, _, _ in differences):
             go_on = "If these weights are intended, give extract and doctor --weights FILE with --model.\nOr s"

@@ -17,7 +17,7 @@ from patchbank.doctor.findings import Finding
 from patchbank.doctor.splits import Split
 from patchbank.doctor.timing import Speed, measure_decode, measure_encode
 from patchbank.encoder.encoder import auto_batch_size, resolve_device
-from patchbank.errors import ConfigError
+from patchbank.errors import ConfigError, PatchbankError
 from patchbank.models import Model
 
 _SAMPLED = 16  # images that are decoded
@@ -83,7 +83,7 @@ def measure(
             decode, failed = measure_decode(records, config.resize, model.input_size)
             failures.update(failed)
             encode = measure_encode(model, config.precision, device, config.batch_size)
-        except (RuntimeError, MemoryError) as error:  # torch's out of memory is a RuntimeError
+        except (PatchbankError, RuntimeError, MemoryError) as error:  # torch's out of memory is a RuntimeError
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             findings.append(
                 Finding(

@@ -40,7 +40,8 @@ class PatchEncoder:
         precision: what it computes in.
         device: where it computes.
         batch_size: images a forward pass that it is tuned for; it takes any number.
-        compiled: whether `torch.compile` made it.
+        compiled: whether `torch.compile` made what batches of that size pass through.
+        largest_batch: how many images fit into the device's memory at once, as far as is known.
         notes: what a user should know of how it computes, a sentence each.
     """
 
@@ -67,10 +68,11 @@ class PatchEncoder:
         self.compiled = False
         self.notes: list[str] = []
         self._copies: torch.cuda.Stream | None = None
-        self._largest = self.batch_size  # images that have fitted into the device's memory at once
+        self.largest_batch = self.batch_size  # images that have fitted into the device's memory at once
         parameters = parameters or load_visual(model, checkpoint)
         tower = vit.build(model, parameters, DTYPES[precision], self.device, self.batch_size)
         self._forward: Forward = tower
+        self._compiled: Forward | None = None  # for batches of exactly `batch_size`
         if precision == "bf16" and self.device.type == "cpu" and not has_bfloat16():
             self.notes.append(
                 "This processor has no bfloat16 instructions (AMX or AVX512-BF16): --precision bf16 is slower here "
@@ -83,10 +85,12 @@ class PatchEncoder:
         n = self.model.input_size
         blank = torch.zeros(self.batch_size, n, n, 3, dtype=torch.uint8, device=self.device)
         with self._products():
-            self._forward, failure = compile_forward(self._forward, blank)
+            forward, failure = compile_forward(self._forward, blank)
         self.compiled = failure is None
         if failure:
             self.notes.append(failure)
+        else:
+            self._compiled = forward
 
     @classmethod
     def load(
@@ -142,15 +146,18 @@ class PatchEncoder:
             raise ValueError(f"pixels must be uint8 (B, {n}, {n}, 3), not {pixels.dtype} {tuple(pixels.shape)}")
         if not len(pixels):
             return torch.empty(0, 1 + self.model.tokens, self.model.output_dim, device=self.device)
-        parts = list(torch.split(pixels, self._largest))
+        parts = list(torch.split(pixels, self.largest_batch))
         tokens: list[Tensor] = []
         while parts:
-            try:
+            with contextlib.suppress(torch.OutOfMemoryError):
                 tokens.append(self._pass(parts[0]))
                 parts.pop(0)
-            except torch.OutOfMemoryError:
-                self._halve(len(parts[0]))
-                parts = [half for part in parts for half in torch.split(part, self._largest)]
+                continue
+            # Here the failed pass is forgotten, and what it held can be used.
+            self._halve(len(parts[0]))
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            parts = [half for part in parts for half in torch.split(part, self.largest_batch)]
         return tokens[0] if len(tokens) == 1 else torch.cat(tokens)
 
     def submit(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
@@ -179,7 +186,9 @@ class PatchEncoder:
 
     def _pass(self, pixels: Tensor) -> Tensor:
         with torch.no_grad(), self._products():
-            tokens = self._forward(pixels.to(self.device, non_blocking=True))
+            whole = len(pixels) == self.batch_size
+            forward = self._compiled if whole and self._compiled is not None else self._forward
+            tokens = forward(pixels.to(self.device, non_blocking=True))
             # A compiled forward pass on CUDA gives the same memory each time.
             return tokens.to(torch.float32, copy=self.compiled)
 
@@ -190,14 +199,12 @@ class PatchEncoder:
                 f"{self.device} has not enough free memory for one image of {self.model.name}. Free some (nvidia-smi "
                 "lists who uses it), or use another --device."
             )
-        self._largest = failed // 2
+        self.largest_batch = failed // 2
         self.notes = [note for note in self.notes if not note.startswith(_TOO_LARGE)]
         self.notes.append(
-            f"{_TOO_LARGE} of {self.device}: {self._largest} images at a time were computed. "
+            f"{_TOO_LARGE} of {self.device}: {self.largest_batch} images at a time were computed. "
             "Give a smaller --batch-size next time."
         )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _products(self) -> contextlib.AbstractContextManager[None]:
         return float32_products("tf32" if self.precision == "tf32" else "ieee")
