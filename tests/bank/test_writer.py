@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 import torch
 
+from patchbank import open_bank
+from patchbank.bank import base_writer, ezhoi_writer
 from patchbank.bank.base_writer import Feature
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.writer import open_writer
@@ -111,3 +115,40 @@ def test_live_scratch_is_left_alone_and_abandoned_scratch_is_removed(tmp_path: P
             assert not abandoned.exists()
         first.add(features("a.jpg"), [])
     assert no_leftovers(bank)
+
+
+def test_a_write_that_fails_leaves_the_writes_of_the_next_call_alone(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other threads may still be writing what belonged to the call that failed."""
+    real, opened, gate = ezhoi_writer.write_and_sync, Event(), Event()
+
+    def write(path: Path, parts: Sequence[bytes]) -> None:
+        mark = float(torch.frombuffer(bytearray(parts[1][:4]), dtype=torch.float32))
+        if mark == 1:
+            opened.wait(10)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if mark == 2:  # a slow one of the same call
+            with open(path, "wb") as file:
+                opened.set()
+                gate.wait(10)
+                file.writelines(parts)
+        else:
+            real(path, parts)
+
+    def of(key: str, mark: float) -> Feature:
+        return Feature(key, torch.full((16, 32), mark), (640, 480))
+
+    monkeypatch.setattr(base_writer, "_THREADS", 4)
+    monkeypatch.setattr(ezhoi_writer, "write_and_sync", write)
+    with open_writer(tmp_path / "bank", manifest, KEYS) as bank:
+        with pytest.raises(BankError, match="full"):
+            bank.add([of("a.jpg", 1), of("b.jpg", 2)], [])
+        later = Thread(target=bank.add, args=([of("sub/b.jpg", 3), of("c.jpg", 4)], []))
+        later.start()
+        later.join(10)
+        gate.set()
+    found = open_bank(tmp_path / "bank")
+    for key, mark in (("sub/b.jpg", 3), ("c.jpg", 4)):
+        found.check(key)
+        assert (found[key] == mark).all()

@@ -219,3 +219,19 @@ def test_converting_as_a_user_does(tmp_path: Path, tiny_weights: Path) -> None:
         "convert", tmp_path / "bank", tmp_path / "half", "--layout", "shards", "--dtype", "float16", check=1
     )
     assert "not converted: photo_0004.jpg" in done.stdout
+
+
+def test_a_bank_of_fast_decoding_is_verified_and_repaired_as_one(tmp_path: Path, tiny_weights: Path) -> None:
+    photographs(tmp_path / "images", 4, size=(200, 150))
+    bank, weights = tmp_path / "bank", ("--weights", tiny_weights)
+    patchbank(
+        *("extract", "folder", tmp_path / "images", "--out", bank, "--layout", "ezhoi", "--decode", "fast"),
+        *("--model", "tiny", *weights),
+        check=0,
+    )
+    feature = contents(bank)["photo_0001_clip.pkl"]
+    given = ("--images", tmp_path / "images", *weights)
+    patchbank("verify", bank, *given, "--sample", "4", check=0)
+    (bank / "photo_0001_clip.pkl").unlink()
+    patchbank("repair", bank, *given, "--extract", check=0)
+    assert contents(bank)["photo_0001_clip.pkl"] == feature
