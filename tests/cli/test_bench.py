@@ -33,7 +33,7 @@ def test_the_table_and_the_options_that_it_ends_in(tmp_path: Path) -> None:
     done = patchbank("bench", "--model", "tiny", "--limit", "4", "--batch-size", "2", "--out", tmp_path, check=0)
     for words in ("fp32, batches of 2", "exact, 1 thread", "shards, float16, at random", "-bound. For fp32:"):
         assert words in done.stdout
-    assert "--batch-size 2 --workers 1" in done.stdout
+    assert "--batch-size 2 --workers" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
