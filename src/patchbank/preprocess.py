@@ -1,7 +1,7 @@
 """An image file to the model's input: decode, resize, RGB. Pillow's pixels, as OpenAI's preprocessing makes them.
 
-Or, where that is asked for, resized by torch, which does it in an eighth of the time (``python -m benchmarks.decode``)
-with shorter whole numbers: of a thousand numbers some differ from Pillow's by one, seldom by two.
+Or, where that is asked for, resized by torch, which calculates with shorter whole numbers. It is ready in two thirds of
+the time (``python -m benchmarks.decode``), and of a thousand numbers some differ from Pillow's by one, seldom by two.
 
 A picture that cannot be had becomes a `Failure` with its reason; nothing is put in its place.
 """
