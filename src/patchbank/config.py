@@ -74,8 +74,8 @@ class ExtractConfig:
         dtype: what the bank stores; ``int8``, with a scale a token, in shards only.
         shard_size: bytes a shard holds, about.
         resize: how an image of any shape becomes the model's square input.
-        decode: ``exact`` resizes as Pillow does; ``fast`` as torch does, in two thirds of the time: one number in some hundreds
-            differs, by one, seldom by two.
+        decode: ``exact`` resizes as Pillow does; ``fast`` as torch does, in two thirds of the time: one number in
+            some hundreds differs, by one, seldom by two.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
         batch_size: images a forward pass; None chooses by device and model.
         compile: whether `torch.compile` makes the encoder; ``auto`` decides by the device and the number of images.
