@@ -6,7 +6,7 @@ from pathlib import Path
 
 from patchbank.bank.manifest import FILE_NAME, Manifest
 from patchbank.bank.shard import shards_in
-from patchbank.bank.shards import read_shards
+from patchbank.bank.shards import first_manifest
 from patchbank.config import Layout
 from patchbank.errors import BankError
 
@@ -28,5 +28,4 @@ def read_manifest(directory: Path, layout: Layout | None) -> Manifest | None:
     """As `manifest_in`, of a bank whose layout is known."""
     if layout == "ezhoi":
         return Manifest.read(directory)
-    shards = read_shards(directory, "skip") if layout else []
-    return shards[0].manifest if shards else None
+    return first_manifest(directory) if layout else None
