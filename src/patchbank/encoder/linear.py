@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 
 class Linear(nn.Module):
@@ -72,7 +72,7 @@ _handles = itertools.count()
 _layers: WeakValueDictionary[int, Linear] = WeakValueDictionary()
 
 
-@torch.library.custom_op("patchbank::packed_linear", mutates_args=())
+@library.custom_op("patchbank::packed_linear", mutates_args=())
 def _packed_linear(x: Tensor, residual: Tensor | None, layer: int, features: int) -> Tensor:  # noqa: ARG001
     return _layers[layer].packed(x, residual)
 
