@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import random
 import statistics
@@ -20,6 +19,7 @@ from PIL import Image
 from tests.support import photograph
 
 import patchbank
+from patchbank.bench.machine import machine
 from patchbank.encoder.untrained import write_untrained
 from patchbank.models import Model
 
@@ -148,25 +148,6 @@ def _text(value: object) -> str:
     if value and abs(value) < 1e-3:
         return f"{value:.1e}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
-
-
-def machine(device: torch.device | None = None) -> str:
-    """The processor, how many of its cores this process may use, and the GPU if it is used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{_processor()}, {cores} cores"
-    if device is not None and device.type == "cuda":
-        text += f", {torch.cuda.get_device_name(device)}"
-    return text
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -63,8 +63,8 @@ def without_collection() -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Have this process keep freed memory for itself, up to a gigabyte. For programs; a library has no business here.
 
-    The C library returns large blocks to the system as they are freed, and every batch gets them anew, page by page: on
-    the CPU, 3 to 15 % of the encoder's time. Does nothing where the C library is not GNU's.
+    The C library returns large blocks to the system as they are freed, and every batch gets them anew, page by page,
+    which the encoder waits for on the CPU. Does nothing where the C library is not GNU's.
     """
     if not sys.platform.startswith("linux"):
         return

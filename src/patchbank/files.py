@@ -25,8 +25,8 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 def parse_json(content: bytes) -> Any:
     """One JSON document, of any size. Raises ValueError and RecursionError as `json.loads` does.
 
-    By orjson, which takes a third of the time; what that refuses, such as names of bytes that are no UTF-8, the
-    standard library decides on.
+    By orjson, which is faster; what that refuses, such as names of bytes that are no UTF-8, the standard library
+    decides on.
     """
     try:
         return orjson.loads(content)

@@ -23,8 +23,7 @@ from patchbank.errors import BankError
 from patchbank.files import bytes_text, make_directory, scratch_directory
 from patchbank.preprocess import Failure
 
-# Checksums and flushes wait for the processor and the disk without Python's lock; more of them at once than this gain
-# nothing on any disk tried.
+# Checksums and flushes wait for the processor and the disk without Python's lock.
 _THREADS = max(1, min(8, os.cpu_count() or 1))
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import ceil
@@ -15,6 +14,7 @@ from patchbank.advice import auto_workers
 from patchbank.bank.manifest import library_versions
 from patchbank.bench import stages
 from patchbank.bench.limit import Limit, product_rate
+from patchbank.bench.machine import machine
 from patchbank.bench.stages import Measure
 from patchbank.config import ExtractConfig, Precision
 from patchbank.datasets import Dataset
@@ -111,7 +111,7 @@ def run(
     now("images to files")
     whole, times = stages.end_to_end(dataset, replace(config, batch_size=int(options["--batch-size"])), model, place)
     measures.append(whole)
-    return Report(_machine(device), model, limits, measures, times.bound, options)
+    return Report(machine(device), model, limits, measures, times.bound, options)
 
 
 def precisions_of(device: torch.device) -> list[Precision]:
@@ -134,18 +134,3 @@ def _options(measures: list[Measure], best: tuple[int, float], workers: int) -> 
     if needed > workers:
         options["--decode"] = "fast"
     return options
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {auto_workers()} cores"
-    return f"{_processor()}, {auto_workers()} cores"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,7 @@ from patchbank.bench.limit import Limit
 from patchbank.budget import ByteBudget
 from patchbank.config import Decode, ExtractConfig, Layout, Precision, StoredDtype
 from patchbank.datasets import Dataset
-from patchbank.encoder.encoder import PatchEncoder
+from patchbank.encoder.encoder import PatchEncoder, resolve_device
 from patchbank.encoder.random import random_encoder
 from patchbank.errors import PatchbankError
 from patchbank.extraction import execute
@@ -113,7 +113,7 @@ def end_to_end(dataset: Dataset, config: ExtractConfig, model: Model, place: Pat
     """An extraction as it is; only the weights are random numbers. And where the time went."""
     layout = config.layout or "ezhoi"
     manifest = describe(dataset, layout, config, None)
-    device = torch.device(manifest.device if config.device == "auto" else config.device)
+    device = resolve_device(config.device, config.precision)
     encoder = random_encoder(model, config.precision, device, manifest.batch_size, compiled=manifest.compiled)
     n = model.input_size
     encoder(torch.zeros(manifest.batch_size, n, n, 3, dtype=torch.uint8))
@@ -121,7 +121,7 @@ def end_to_end(dataset: Dataset, config: ExtractConfig, model: Model, place: Pat
         plan = ExtractPlan(
             dataset=dataset,
             out=Path(directory, "bank"),
-            config=replace(config, layout=layout),
+            config=config,
             model=model,
             checkpoint=None,
             manifest=manifest,

@@ -67,7 +67,7 @@ def bench(
         compile=compile,
         workers=workers,
     )
-    check_dtype(config.layout or "ezhoi", dtype)
+    check_dtype(layout or "ezhoi", dtype)
     place = out.expanduser()
     if not place.is_dir():
         raise ConfigError(f"--out {place}: there is no such directory.")
@@ -80,16 +80,17 @@ def bench(
         from patchbank.datasets import load_dataset
         from patchbank.encoder.encoder import resolve_device
 
-        place_of = resolve_device(device, precision)
-        precisions = precisions_of(place_of)
+        kind = resolve_device(device, precision)
+        precisions = precisions_of(kind)
+        count = limit or _PICTURES[kind.type]
     if precision not in precisions:
         precisions.append(precision)
     with TemporaryDirectory(prefix="patchbank-bench-") as made, stderr.status("") as status:
         if images is None:
             images = Path(made, "pictures")
-            write_pictures(images, limit or _PICTURES[place_of.type])
+            write_pictures(images, count)
         dataset = load_dataset("folder", images)
-        dataset = replace(dataset, records=dataset.records[: limit or _PICTURES[place_of.type]])
+        dataset = replace(dataset, records=dataset.records[:count])
         report = run(dataset, config, place, precisions, lambda what: status.update(Text(f"Measuring: {what}")))
     show_json(report.to_dict()) if json else _show(report, config)
 

@@ -82,8 +82,7 @@ def attention(qkv: Tensor) -> Tensor:
 def _attention_on_cpu(qkv: Tensor) -> Tensor:
     """By batched products, a few images at a time, so that the scores stay in the cache.
 
-    In bfloat16 it takes half as long as torch's `scaled_dot_product_attention`, and in float32 a little longer
-    (``python -m benchmarks.encoder``).
+    In bfloat16 it takes half as long as torch's `scaled_dot_product_attention` (``python -m benchmarks.encoder``).
     """
     batch, tokens, _, heads, _ = qkv.shape
     images = max(1, _SCORE_BYTES // (heads * tokens * tokens * qkv.itemsize))
