@@ -27,6 +27,7 @@ from patchbank.preprocess import Decoded, Failure
 _DECODING_BYTES = 2 << 30
 _WAITING_BYTES = 256 << 20
 _WRITING_BYTES = 512 << 20
+_WRITING_BATCHES = 64  # that wait, however small: their objects take memory too
 
 Slots = Sequence[tuple[int, Record]]  # a batch: (slot, record) for each image in it
 
@@ -99,7 +100,7 @@ def run(
         times.encode += (encoded := time.perf_counter()) - began
         held = writing.acquire(sum(feature.nbytes for feature in features))
         additions.append(writer.submit(add, features, failures, held))
-        while additions and additions[0].done():
+        while additions and (additions[0].done() or len(additions) > _WRITING_BATCHES):
             stages.added(*additions.popleft().result())
         times.write += time.perf_counter() - encoded
 

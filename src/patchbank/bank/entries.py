@@ -72,22 +72,26 @@ def to_json(entry: Entry) -> dict[str, Any]:
 
 def from_json(value: Any) -> Entry:
     """The inverse of `to_json`. Raises KeyError, TypeError or ValueError on anything else."""
-    key, revision = value["key"], value.get("revision", 0)
+    revision = value.get("revision", 0)
+    if "failure" not in value:
+        return make_feature(value["key"], value["size"], value["sha256"], revision, value.get("bytes"))
+    key, failure = value["key"], value["failure"]
+    if not (is_plain(key) and type(failure) is str and (revision == 0 or _natural(revision))):
+        raise ValueError(f"the entry of {key!r} is no entry")
+    return Entry(key, failure=failure, revision=revision)
+
+
+def make_feature(key: Any, size: Any, sha256: Any, revision: Any = 0, bytes: Any = None) -> Entry:
+    """An entry of a feature, of values read from a file. Raises TypeError or ValueError where they are none."""
+    sound = type(sha256) is str and (revision == 0 or _natural(revision)) and (bytes is None or _natural(bytes))
+    if size is not None:
+        size = tuple(size)
+        sound = sound and len(size) == 2 and _natural(size[0]) and _natural(size[1])
+    if not sound:
+        raise ValueError(f"the entry of {key!r} is no entry")
     if not is_plain(key):
         raise ValueError(f"{key!r} would lead out of the bank")
-    if "failure" in value:
-        entry = Entry(key, failure=value["failure"], revision=revision)
-        sound = type(entry.failure) is str
-    else:
-        size, sha256, size_of_file = value["size"], value["sha256"], value.get("bytes")
-        sound = type(sha256) is str and (size_of_file is None or _natural(size_of_file))
-        if size is not None:
-            size = tuple(size)
-            sound = sound and len(size) == 2 and _natural(size[0]) and _natural(size[1])
-        entry = Entry(key, size, sha256, None, revision, size_of_file)
-    if not (sound and (revision == 0 or _natural(revision))):
-        raise ValueError(f"the entry of {key!r} is no entry")
-    return entry
+    return Entry(key, size, sha256, None, revision, bytes)
 
 
 def _natural(value: Any) -> bool:

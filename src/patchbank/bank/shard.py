@@ -14,12 +14,12 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchbank.bank.entries import Entry, from_json, to_json
+from patchbank.bank.entries import Entry, from_json, make_feature, to_json
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import fields
 from patchbank.errors import BankError
@@ -158,10 +158,8 @@ def read_shard(path: Path) -> Shard:
 
 
 def _entries(content: dict[str, Any]) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
-    columns: list[Iterable[Any]] = [content["keys"], content["sizes"], content["sha256"]]
-    columns.append(content.get("revisions", [0] * len(content["keys"])))
-    features = tuple(
-        from_json({"key": key, "size": size, "sha256": sha256, "revision": revision})
-        for key, size, sha256, revision in zip(*columns, strict=True)
-    )
-    return features, tuple(from_json(value) for value in content["failures"])
+    keys, sizes, sha256 = content["keys"], content["sizes"], content["sha256"]
+    revisions = content.get("revisions", [0] * len(keys))
+    if not len(keys) == len(sizes) == len(sha256) == len(revisions):
+        raise ValueError("its columns are of different lengths")
+    return tuple(map(make_feature, keys, sizes, sha256, revisions)), tuple(map(from_json, content["failures"]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from patchbank.bank.entries import Entry, wins
+from patchbank.bank.entries import Entry, join
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import checksum, dequantise, fields
 from patchbank.bank.shard import Shard, ShardDamagedError, read_shard, shards_in
@@ -88,19 +88,24 @@ def first_manifest(directory: Path) -> Manifest | None:
 
 
 @without_collection()
-def index(shards: Iterable[Shard]) -> tuple[dict[str, Entry], dict[str, Row]]:
-    """(entry of every key, where the features among them lie)."""
+def joined(shards: Iterable[Shard]) -> dict[str, Entry]:
+    """The entry of every key."""
     entries: dict[str, Entry] = {}
-    rows: dict[str, Row] = {}
-    for number, shard in enumerate(shards):
-        for row, entry in enumerate((*shard.features, *shard.failures)):
-            if wins(entry, entries.get(entry.key)):
-                entries[entry.key] = entry
-                if entry.failure is None:
-                    rows[entry.key] = Row(number, row)
-                else:
-                    rows.pop(entry.key, None)
-    return entries, rows
+    for shard in shards:
+        join(entries, shard.features)
+        join(entries, shard.failures)
+    return entries
+
+
+@without_collection()
+def rows_of(shards: Iterable[Shard], entries: dict[str, Entry]) -> dict[str, Row]:
+    """Where the features lie that count among the `joined` entries."""
+    return {
+        entry.key: Row(number, row)
+        for number, shard in enumerate(shards)
+        for row, entry in enumerate(shard.features)
+        if entries[entry.key] is entry
+    }
 
 
 class _State(NamedTuple):
@@ -135,7 +140,8 @@ class ShardStore:
 
     def _load(self) -> _State:
         shards = read_shards(self._directory, self._damaged)
-        return _State(shards, *index(shards), [None] * len(shards))
+        entries = joined(shards)
+        return _State(shards, entries, rows_of(shards, entries), [None] * len(shards))
 
     def __getstate__(self) -> dict[str, Any]:
         state = self._state

@@ -16,7 +16,7 @@ from patchbank.bank.base_writer import BankWriter, Feature, check_same
 from patchbank.bank.entries import Entry, join
 from patchbank.bank.packing import NotFiniteError, checksum, fields, memory, pack
 from patchbank.bank.shard import Shard, make_header
-from patchbank.bank.shards import index, map_shard, read_shards
+from patchbank.bank.shards import joined, map_shard, read_shards, rows_of
 from patchbank.files import DAMAGED, fsync_directory, write_and_sync
 from patchbank.preprocess import Failure
 
@@ -39,7 +39,7 @@ class ShardWriter(BankWriter):
         if aside:
             self.notes.append(f"Damaged shards were set aside, and what they held is made anew: {', '.join(aside)}.")
         self.manifest = self._shards[0].manifest if self._shards else self._wanted
-        self._entries = index(self._shards)[0]
+        self._entries = joined(self._shards)
         self.done = {key for key, entry in self._entries.items() if entry.failure is None}
         self._positions = {key: position for position, key in enumerate(self._keys)}
         self._numbers: dict[Path, int | None] = {}
@@ -111,7 +111,8 @@ class ShardWriter(BankWriter):
     def _write_once(self, number: int) -> None:
         self._read()
         replaced = [shard for shard in self._shards if self._only_number(shard) == number]
-        entries, rows = index(replaced)
+        entries = joined(replaced)
+        rows = rows_of(replaced, entries)
         join(entries, (entry for entry, _ in self._features.values()))
         join(entries, self._failures.values())
         ordered = sorted(entries.values(), key=lambda entry: self._positions[entry.key])
@@ -164,7 +165,7 @@ class ShardWriter(BankWriter):
 def take_back(directory: Path, reasons: Mapping[str, str], scratch: Path) -> None:
     """Write the shards that hold features which cannot be used anew without them; the reasons stand in their place."""
     shards = read_shards(directory, "skip")
-    entries = index(shards)[0]
+    entries = joined(shards)
     for shard in shards:
         if not any(entry.key in reasons for entry in shard.features):
             continue

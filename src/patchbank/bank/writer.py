@@ -13,7 +13,7 @@ from patchbank.bank.ledger import Snapshot, take_snapshot
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import image_bytes
 from patchbank.bank.shard import Shard
-from patchbank.bank.shards import index, read_shards
+from patchbank.bank.shards import joined, read_shards
 from patchbank.bank.shards_writer import ShardWriter
 from patchbank.errors import BankError
 
@@ -81,7 +81,7 @@ def bank_state(directory: Path, like: Manifest) -> BankState:
         done = present(directory, entries, like)
     else:
         read = read_shards(directory, "skip")
-        entries = index(read)[0]
+        entries = joined(read)
         done = {key for key, entry in entries.items() if entry.failure is None}
     failed = {key: entry.failure for key, entry in entries.items() if entry.failure is not None}
     return BankState(done, failed, read)
