@@ -14,10 +14,10 @@ from tests.support import tiny_manifest
     ("bound", "changes", "advised"),
     [
         ("decode", {"workers": 1}, "--workers 6"),
-        ("decode", {}, "--decode fast"),
-        ("decode", {"workers": 6}, "--decode fast"),
+        ("decode", {}, "--decode fast (in a new bank)"),
+        ("decode", {"workers": 6}, "--decode fast (in a new bank)"),
         ("decode", {"decode": "fast"}, "more cores, or --partition on several machines"),
-        ("write", {}, "--dtype float16 for half the bytes, --layout shards"),
+        ("write", {}, "--dtype float16 --layout shards for half the bytes (in a new bank)"),
         (None, {}, None),
     ],
 )

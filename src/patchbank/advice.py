@@ -8,24 +8,27 @@ from patchbank.bank.manifest import Manifest
 from patchbank.config import ExtractConfig
 from patchbank.encoder.encoder import has_bfloat16
 
+_NEW = " (in a new bank)"  # this one's features are what they are
+
 
 def advise(bound: str | None, manifest: Manifest, config: ExtractConfig) -> str | None:
     """What makes a stage faster, in a few words."""
     if bound == "decode":
         if (cores := auto_workers()) > (config.workers or cores):
             return f"--workers {cores}"
-        return "--decode fast" if config.decode == "exact" else "more cores, or --partition on several machines"
+        return f"--decode fast{_NEW}" if config.decode == "exact" else "more cores, or --partition on several machines"
     if bound == "encode":
         if manifest.device == "cpu":
             slower = manifest.fingerprint.precision == "fp32" and has_bfloat16()
-            return "--precision bf16 where a relative error of 1e-2 will do, or a GPU" if slower else "a GPU"
+            return f"--precision bf16 where a relative error of 1e-2 will do{_NEW}, or a GPU" if slower else "a GPU"
         if manifest.fingerprint.precision in ("fp32", "tf32"):
-            return "--precision fp16 where a relative error of 1e-3 will do"
-        return "--partition on several GPUs" if manifest.compiled else "--compile on for long runs"
+            return f"--precision fp16 where a relative error of 1e-3 will do{_NEW}"
+        return "--partition on several GPUs" if manifest.compiled else f"--compile on for long runs{_NEW}"
     if bound == "write":
         if manifest.dtype == "float32":
-            return "--dtype float16 for half the bytes" + (", --layout shards" if manifest.layout == "ezhoi" else "")
-        return "--layout shards" if manifest.layout == "ezhoi" else "a faster disk"
+            shards = " --layout shards" if manifest.layout == "ezhoi" else ""
+            return f"--dtype float16{shards} for half the bytes{_NEW}"
+        return f"--layout shards{_NEW}" if manifest.layout == "ezhoi" else "a faster disk"
     return None
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.support import patchbank, photographs
+from tests.support import command, patchbank, photographs
 
 
 def test_every_stage_is_measured_and_nothing_is_left(tmp_path: Path) -> None:
@@ -37,6 +41,23 @@ def test_the_table_and_the_options_that_it_ends_in(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_it_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = subprocess.Popen(
+        command("bench", "--model", "tiny", "--limit", "2000", "--out", tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    while not list(tmp_path.glob("*patchbank-bench-*")):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"Traceback" not in stderr
+    assert not list(tmp_path.glob("*patchbank-bench-*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -45,6 +66,7 @@ def test_the_table_and_the_options_that_it_ends_in(tmp_path: Path) -> None:
         (["--model", "ViT-B/17"], "no model 'ViT-B/17'"),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs CUDA"),
         (["--dtype", "int8"], "int8 is for --layout shards"),
+        (["--model", "tiny", "--batch-size", "1000000000", "--device", "cpu"], "--batch-size 1,000,000,000 would need"),
     ],
 )
 def test_a_wrong_setup_is_one_message(arguments: list[str], words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from patchbank.encoder import encoder as encoder_module
 from patchbank.encoder.linear import Linear
 from patchbank.encoder.random import random_encoder
 from patchbank.encoder.weights import Checkpoint, load_visual
-from patchbank.errors import PatchbankError
+from patchbank.errors import ConfigError, PatchbankError
 from patchbank.extraction import execute, load_encoder
 from patchbank.models import MODELS
 from patchbank.plan import make_plan
@@ -294,3 +295,16 @@ def test_compiling_is_decided_by_all_images_of_the_run(
     make_plan(dataset, tmp_path / "bank", tiny_config)
     make_plan(dataset, tmp_path / "bank", replace(tiny_config, partition=Partition(1, 3)))
     assert asked == [3, 7, 7]
+
+
+def test_a_batch_that_no_machine_has_memory_for(tiny_weights: Path) -> None:
+    with pytest.raises(ConfigError, match="would need more than .* of memory, and this machine has"):
+        PatchEncoder(TINY, Checkpoint(tiny_weights, ""), device="cpu", batch_size=1 << 40)
+
+
+def test_an_encoder_goes_to_another_process(pictures: tuple[list[Path], Tensor], tiny_weights: Path) -> None:
+    _, pixels = pictures
+    encoder = PatchEncoder(TINY, Checkpoint(tiny_weights, ""), device="cpu", batch_size=6)
+    sent = pickle.dumps(encoder)
+    assert len(sent) < 10_000
+    assert torch.equal(pickle.loads(sent)(pixels), encoder(pixels))

@@ -13,6 +13,7 @@ from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
 from patchbank.cli.console import busy, plain_table, say, show_json, stderr, stdout
 from patchbank.cli.options import DEFAULTS
+from patchbank.cli.signals import exit_on_sigterm
 from patchbank.config import ExtractConfig, check_dtype
 from patchbank.errors import ConfigError
 from patchbank.models import get_model
@@ -85,7 +86,7 @@ def bench(
         count = limit or _PICTURES[kind.type]
     if precision not in precisions:
         precisions.append(precision)
-    with TemporaryDirectory(prefix="patchbank-bench-") as made, stderr.status("") as status:
+    with exit_on_sigterm(), TemporaryDirectory(prefix="patchbank-bench-") as made, stderr.status("") as status:
         if images is None:
             images = Path(made, "pictures")
             write_pictures(images, count)

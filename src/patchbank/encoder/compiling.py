@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -41,14 +42,25 @@ def compile_forward(forward: Forward, pixels: Tensor) -> tuple[Forward, str | No
     mode = "reduce-overhead" if pixels.device.type == "cuda" else None
     compiled = torch.compile(forward, mode=mode, fullgraph=True, dynamic=False)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            # The compiler's own, on what it would have liked better, or misses on a machine without CUDA.
-            warnings.simplefilter("ignore")
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        with _quiet(), torch.no_grad():
             compiled(pixels)
     except Exception as error:  # whatever the compiler, the C++ compiler or the driver raise
         return forward, f"The encoder could not be compiled ({_reason(error)}); it runs uncompiled."
     return compiled, None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the compiler's own words, on what it would have liked better, or misses on a machine without CUDA."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from patchbank.encoder import vit
 from patchbank.encoder.compiling import Forward, compile_forward
 from patchbank.encoder.weights import Checkpoint, load_visual, obtain_checkpoint
 from patchbank.errors import ConfigError, PatchbankError
+from patchbank.files import bytes_text
 from patchbank.models import Model, get_model
 from patchbank.preprocess import preprocess
 
@@ -58,13 +60,16 @@ class PatchEncoder:
     ) -> None:
         """Load a checkpoint, or take the parameters that `load_visual` has given.
 
-        Raises WeightsError (it is not this model's) and ConfigError (precision or device).
+        Raises WeightsError (it is not this model's) and ConfigError (precision or device, or a batch that this machine
+        has no memory for).
         """
         self.model = model
         self.checkpoint = checkpoint
         self.precision = precision
         self.device = resolve_device(device, precision)
         self.batch_size = batch_size or auto_batch_size(model, self.device)
+        if self.device.type == "cpu":
+            _check_memory(model, self.batch_size, DTYPES[precision])
         self.compiled = False
         self.notes: list[str] = []
         self._copies: torch.cuda.Stream | None = None
@@ -91,6 +96,11 @@ class PatchEncoder:
             self.notes.append(failure)
         else:
             self._compiled = forward
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process goes what it was made from, and not its weights as this machine has packed them."""
+        made = (self.model, self.checkpoint, self.precision, str(self.device))
+        return _make, (*made, self.batch_size, self.compiled)
 
     @classmethod
     def load(
@@ -215,6 +225,11 @@ class PatchEncoder:
         return self(torch.from_numpy(np.stack(pixels))).cpu()
 
 
+def _make(*made: Any) -> PatchEncoder:
+    *first, batch_size, compiled = made
+    return PatchEncoder(*first, batch_size=batch_size, compiled=compiled)
+
+
 def resolve_device(device: str, precision: Precision) -> torch.device:
     """``auto`` or a device's name to the device. Raises ConfigError if it is not there or cannot compute so."""
     if device == "auto":
@@ -240,6 +255,19 @@ def auto_batch_size(model: Model, device: torch.device) -> int:
     if device.type == "cpu":
         return 8
     return int(min(256, 1 << ((65536 // (model.tokens + 1)).bit_length() - 1)))
+
+
+def _check_memory(model: Model, batch_size: int, dtype: torch.dtype) -> None:
+    """Raise ConfigError where a batch is certain not to fit: the widest layer's numbers would fill the machine."""
+    if not hasattr(os, "sysconf"):
+        return
+    needed = batch_size * (model.tokens + 1) * 4 * model.width * dtype.itemsize
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ConfigError(
+            f"--batch-size {batch_size:,} would need more than {bytes_text(needed)} of memory, and this machine has "
+            f"{bytes_text(memory)}. Leave it out: on the CPU, {auto_batch_size(model, torch.device('cpu'))} is enough."
+        )
 
 
 def has_bfloat16() -> bool:
