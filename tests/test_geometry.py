@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
@@ -53,8 +54,8 @@ def test_values_worked_out_by_hand(
 @given(sides, sides, modes, st.floats(-100, 6000), st.floats(-100, 6000))
 def test_there_and_back(width: int, height: int, mode: ResizeMode, x: float, y: float) -> None:
     transform = ImageTransform(width, height, mode, 224, 16)
-    assert np.allclose(transform.to_original(transform.to_input([x, y])), [x, y], atol=1e-6)
-    assert np.allclose(transform.to_grid([x, y]) * 16, transform.to_input([x, y]))
+    assert np.allclose(transform.points_from_input(transform.points_to_input([x, y])), [x, y], atol=1e-6)
+    assert np.allclose(transform.points_to_grid([x, y]) * 16, transform.points_to_input([x, y]))
 
 
 @given(sides, sides, modes)
@@ -65,7 +66,7 @@ def test_what_is_visible(width: int, height: int, mode: ResizeMode) -> None:
     assert 0 <= y1 < y2 <= height
     if mode != "center-crop":
         assert (x1, y1, x2, y2) == pytest.approx((0, 0, width, height))
-    inside = transform.to_input([[x1, y1], [x2, y2]])
+    inside = transform.points_to_input([[x1, y1], [x2, y2]])
     assert (inside >= -1e-6).all()
     assert (inside <= 224 + 1e-6).all()
 
@@ -83,6 +84,92 @@ def test_a_mark_is_found_where_the_transform_says(mode: ResizeMode, size: tuple[
     seen = red > 0.6  # the padding's red is 123
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-    corners = np.array(box, dtype=float).reshape(2, 2)
-    expected = ImageTransform(width, height, mode, 224, 16).to_input(corners).ravel()
+    expected = ImageTransform(width, height, mode, 224, 16).boxes_to_input(box)
     assert np.abs(np.array(found) - expected).max() <= 1.0
+
+
+boxes = st.tuples(*[st.floats(-200, 900)] * 4).map(
+    lambda box: (min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3]))
+)
+
+
+@given(st.integers(1, 700), st.integers(1, 700), modes, boxes, st.booleans())
+def test_boxes_are_two_points_there_and_back(
+    width: int, height: int, mode: ResizeMode, box: tuple[float, float, float, float], mirrored: bool
+) -> None:
+    transform = ImageTransform(width, height, mode, 224, 16, mirrored)
+    corners = np.array(box).reshape(2, 2)
+    assert np.array_equal(transform.boxes_to_input(box), transform.points_to_input(corners).ravel())
+    assert np.array_equal(transform.boxes_to_grid(box), transform.points_to_grid(corners).ravel())
+    assert np.allclose(transform.boxes_from_input(transform.boxes_to_input(box)), box, atol=1e-6)
+    assert np.allclose(transform.boxes_from_grid(transform.boxes_to_grid(box)), box, atol=1e-6)
+    assert np.allclose(transform.points_from_grid(transform.points_to_grid(corners)), corners, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["center-crop", "squash", "pad"])
+def test_tensors_give_what_arrays_give(mode: ResizeMode) -> None:
+    transform = ImageTransform(640, 427, mode, 224, 16)
+    array = np.random.default_rng(0).uniform(-50, 700, (3, 5, 2, 2))
+    array = np.sort(array, axis=2).reshape(3, 5, 4)
+    tensor = torch.from_numpy(array)
+    for name in ("boxes_to_input", "boxes_from_input", "boxes_to_grid", "boxes_from_grid", "clip", "coverage"):
+        expected, found = getattr(transform, name)(array), getattr(transform, name)(tensor)
+        assert isinstance(found, torch.Tensor) and found.shape == expected.shape
+        assert np.allclose(found.numpy(), expected, atol=1e-9)
+        single = getattr(transform, name)(tensor.float())
+        assert single.dtype == torch.float32 and np.allclose(single.numpy(), expected, atol=1e-3)
+    whole = transform.boxes_to_input(tensor.long())
+    assert whole.dtype == torch.float32 and torch.equal(whole, transform.boxes_to_input(tensor.trunc().float()))
+
+
+@pytest.mark.parametrize(
+    ("mode", "box", "covered"),
+    [
+        # 640 x 224 to 224 x 224: the crop is x from 208 to 432.
+        ("center-crop", (208, 0, 432, 224), 1),
+        ("center-crop", (0, 0, 640, 224), 224 / 640),
+        ("center-crop", (0, 0, 208, 224), 0),
+        ("center-crop", (198, 100, 218, 120), 0.5),
+        ("squash", (0, 0, 640, 224), 1),
+        ("pad", (0, 0, 640, 224), 1),
+        ("squash", (600, 0, 680, 224), 0.5),  # half of it is outside of the image
+        ("squash", (10, 10, 10, 20), 0),  # no area
+        ("squash", (20, 10, 10, 20), 0),  # no box
+    ],
+)
+def test_coverage(mode: ResizeMode, box: tuple[float, ...], covered: float) -> None:
+    assert ImageTransform(640, 224, mode, 224, 16).coverage(box) == pytest.approx(covered)
+
+
+def test_coverage_is_counted_by_pixels() -> None:
+    transform = ImageTransform(300, 500, "center-crop", 224, 16)
+    white = Image.new("L", (300, 500), 0)
+    box = (100, 60, 200, 180)
+    ImageDraw.Draw(white).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=255)
+    seen = preprocess(white, "center-crop", 224)[:, :, 0] / 255
+    scale_x, scale_y = transform.scale
+    assert seen.sum() / (scale_x * scale_y) / (100 * 120) == pytest.approx(float(transform.coverage(box)), abs=0.01)
+
+
+def test_valid_cells_are_those_that_show_the_image() -> None:
+    for mode in ("center-crop", "squash"):
+        assert ImageTransform(640, 427, mode, 224, 16).valid.all()  # type: ignore[arg-type]
+    white = preprocess(Image.new("L", (640, 320), 255), "pad", 224)[:, :, 0]
+    shown = (white == 255).reshape(14, 16, 14, 16).mean(axis=(1, 3))
+    valid = ImageTransform(640, 320, "pad", 224, 16).valid
+    assert valid.shape == (14, 14)
+    assert (shown[valid] >= 0.5).all() and (shown[~valid] <= 0.5).all()
+    assert valid.sum() == 7 * 14
+
+
+@pytest.mark.parametrize("mode", ["center-crop", "squash", "pad"])
+@pytest.mark.parametrize("size", [(641, 427), (301, 500), (500, 333), (320, 640)])
+def test_the_mirrored_grid_has_mirrored_boxes(mode: ResizeMode, size: tuple[int, int]) -> None:
+    transform = ImageTransform(*size, mode, 224, 16)
+    box, side = np.array([20.0, 30, 200, 150]), 14
+    flipped = np.array([size[0] - 200.0, 30, size[0] - 20, 150])
+    x1, y1, x2, y2 = transform.boxes_to_grid(box)
+    assert np.allclose(transform.mirror().boxes_to_grid(flipped), [side - x2, y1, side - x1, y2])
+    assert transform.mirror().coverage(flipped) == pytest.approx(transform.coverage(box))
+    assert np.array_equal(transform.mirror().valid, transform.valid[:, ::-1])
+    assert transform.mirror().mirror() == transform

@@ -13,26 +13,39 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank, open_bank
+    from patchbank.boxes import human_object_pairs, union_boxes
     from patchbank.config import ExtractConfig, Fingerprint
     from patchbank.datasets import Dataset, Record, load_dataset
+    from patchbank.datasets.hoi import HOITarget
     from patchbank.encoder.encoder import PatchEncoder
     from patchbank.errors import PatchbankError
     from patchbank.extraction import ExtractSummary, extract
     from patchbank.geometry import ImageTransform
+    from patchbank.regions import global_context, pool_regions
+    from patchbank.training import FeatureDataset, RandomHorizontalFlip, collate, horizontal_flip
 
 _HOME = {
     "Bank": "patchbank.bank.reader",
     "Dataset": "patchbank.datasets",
     "ExtractConfig": "patchbank.config",
     "ExtractSummary": "patchbank.extraction",
+    "FeatureDataset": "patchbank.training",
     "Fingerprint": "patchbank.config",
+    "HOITarget": "patchbank.datasets.hoi",
     "ImageTransform": "patchbank.geometry",
     "PatchEncoder": "patchbank.encoder.encoder",
     "PatchbankError": "patchbank.errors",
+    "RandomHorizontalFlip": "patchbank.training",
     "Record": "patchbank.datasets",
+    "collate": "patchbank.training",
     "extract": "patchbank.extraction",
+    "global_context": "patchbank.regions",
+    "horizontal_flip": "patchbank.training",
+    "human_object_pairs": "patchbank.boxes",
     "load_dataset": "patchbank.datasets",
     "open_bank": "patchbank.bank.reader",
+    "pool_regions": "patchbank.regions",
+    "union_boxes": "patchbank.boxes",
 }
 
 __all__ = [
@@ -40,15 +53,24 @@ __all__ = [
     "Dataset",
     "ExtractConfig",
     "ExtractSummary",
+    "FeatureDataset",
     "Fingerprint",
+    "HOITarget",
     "ImageTransform",
     "PatchEncoder",
     "PatchbankError",
+    "RandomHorizontalFlip",
     "Record",
     "__version__",
+    "collate",
     "extract",
+    "global_context",
+    "horizontal_flip",
+    "human_object_pairs",
     "load_dataset",
     "open_bank",
+    "pool_regions",
+    "union_boxes",
 ]
 
 

@@ -1,15 +1,19 @@
 """ImageTransform: how one image became the model's input, in numbers. Original pixels -> input -> patch grid, and back.
 
 Coordinates are continuous: pixel (column 0, row 0) covers [0, 1) x [0, 1) and its centre is at (0.5, 0.5). In that
-convention a resize is a pure scale, which is how PIL and torchvision sample.
+convention a resize is a pure scale, which is how PIL and torchvision sample. Boxes are xyxy.
+
+Points and boxes are arrays of numpy, or tensors of torch on any device; what goes in decides what comes out. (Nothing
+here imports torch, so that a bank's description can be read without it.)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from patchbank.config import ResizeMode
 
@@ -25,6 +29,7 @@ class ImageTransform:
             `input_size`, centred on a square of CLIP's mean colour.
         input_size: the side of the model's input in pixels.
         patch_size: the side of a patch in pixels; the grid is ``input_size // patch_size`` a side.
+        mirrored: whether the grid was turned left to right afterwards, and with it the image that coordinates are of.
     """
 
     width: int
@@ -32,6 +37,7 @@ class ImageTransform:
     mode: ResizeMode
     input_size: int
     patch_size: int
+    mirrored: bool = False
 
     @property
     def resized(self) -> tuple[int, int]:
@@ -54,8 +60,10 @@ class ImageTransform:
         """
         width, height = self.resized
         if self.mode == "pad":
-            return (self.input_size - width) // 2, (self.input_size - height) // 2
-        return -round((width - self.input_size) / 2.0), -round((height - self.input_size) / 2.0)
+            x, y = (self.input_size - width) // 2, (self.input_size - height) // 2
+        else:
+            x, y = -round((width - self.input_size) / 2.0), -round((height - self.input_size) / 2.0)
+        return (self.input_size - width - x if self.mirrored else x), y
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -72,22 +80,97 @@ class ImageTransform:
     @property
     def visible(self) -> tuple[float, float, float, float]:
         """What the model saw of the image: xyxy in original pixels, within the image."""
-        x1, y1, x2, y2 = self.to_original([[0, 0], [self.input_size, self.input_size]]).ravel().tolist()
+        x1, y1, x2, y2 = self.boxes_from_input([0, 0, self.input_size, self.input_size]).tolist()
         return max(x1, 0.0), max(y1, 0.0), min(x2, float(self.width)), min(y2, float(self.height))
 
-    def to_input(self, points: ArrayLike) -> NDArray[np.float64]:
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(Gh, Gw): the patches that show the image by half or more. All do but those of ``pad``'s borders."""
+        if self.mirrored:
+            return self.mirror().valid[:, ::-1]
+        centres = np.arange(self.grid[0]) + 0.5
+        x1, y1, x2, y2 = self.boxes_to_grid([0, 0, self.width, self.height])
+        inside: NDArray[np.bool_] = np.outer((centres >= y1) & (centres < y2), (centres >= x1) & (centres < x2))
+        return inside
+
+    def points_to_input(self, points: Any) -> Any:
         """Points (..., 2), (x, y) in original pixels, to the model's input in pixels.
 
-        A box is two points: ``to_input(boxes.reshape(-1, 2, 2)).reshape(-1, 4)``. Points outside the crop land
-        outside ``[0, input_size]``.
+        Points outside the crop land outside ``[0, input_size]``.
         """
-        return np.asarray(points, dtype=np.float64) * self.scale + self.offset
+        points = _floats(points)
+        return points * _like(points, self.scale) + _like(points, self.offset)
 
-    def to_original(self, points: ArrayLike) -> NDArray[np.float64]:
-        """The inverse of `to_input`: points (..., 2) in input pixels to original pixels."""
-        return (np.asarray(points, dtype=np.float64) - self.offset) / self.scale
+    def points_from_input(self, points: Any) -> Any:
+        """The inverse of `points_to_input`."""
+        points = _floats(points)
+        return (points - _like(points, self.offset)) / _like(points, self.scale)
 
-    def to_grid(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Points (..., 2) in original pixels to the patch grid: patch (row r, column c) covers x in [c, c + 1)
-        and y in [r, r + 1)."""
-        return self.to_input(points) / self.patch_size
+    def points_to_grid(self, points: Any) -> Any:
+        """Points (..., 2) in original pixels to the patch grid.
+
+        Patch (row r, column c) covers x in [c, c + 1) and y in [r, r + 1).
+        """
+        return self.points_to_input(points) / self.patch_size
+
+    def points_from_grid(self, points: Any) -> Any:
+        """The inverse of `points_to_grid`."""
+        return self.points_from_input(_floats(points) * self.patch_size)
+
+    def boxes_to_input(self, boxes: Any) -> Any:
+        """Boxes (..., 4), xyxy in original pixels, to the model's input in pixels; not clipped to it."""
+        return _as_points(boxes, self.points_to_input)
+
+    def boxes_from_input(self, boxes: Any) -> Any:
+        """The inverse of `boxes_to_input`."""
+        return _as_points(boxes, self.points_from_input)
+
+    def boxes_to_grid(self, boxes: Any) -> Any:
+        """Boxes (..., 4), xyxy in original pixels, to the patch grid; not clipped to it."""
+        return _as_points(boxes, self.points_to_grid)
+
+    def boxes_from_grid(self, boxes: Any) -> Any:
+        """The inverse of `boxes_to_grid`."""
+        return _as_points(boxes, self.points_from_grid)
+
+    def clip(self, boxes: Any) -> Any:
+        """The part of boxes (..., 4), xyxy in original pixels, that the model saw; without area where it saw none."""
+        boxes = _floats(boxes)
+        x1, y1, x2, y2 = self.visible
+        return boxes.clip(_like(boxes, (x1, y1, x1, y1)), _like(boxes, (x2, y2, x2, y2)))
+
+    def coverage(self, boxes: Any) -> Any:
+        """How much of each box (..., 4), xyxy in original pixels, the model saw: (...), 0 to 1 of its area.
+
+        1 with ``squash`` and ``pad``, but for what of a box lies outside the image. A box without area, and one whose
+        corners are in the wrong order, has coverage 0.
+        """
+        boxes = _floats(boxes)
+        area, seen = _area(boxes), _area(self.clip(boxes))
+        return seen / (area + (area == 0))
+
+    def mirror(self) -> ImageTransform:
+        """That of the grid turned left to right: for boxes in the mirrored image, ``(W - x2, y1, W - x1, y2)``."""
+        return replace(self, mirrored=not self.mirrored)
+
+
+def _floats(values: Any) -> Any:
+    """A tensor of floats as it is, of whole numbers as float32; anything else as an array of float64."""
+    if hasattr(values, "new_tensor"):
+        return values if values.is_floating_point() else values.float()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _like(values: Any, numbers: tuple[float, ...]) -> Any:
+    return values.new_tensor(numbers) if hasattr(values, "new_tensor") else np.asarray(numbers)
+
+
+def _as_points(boxes: Any, function: Any) -> Any:
+    """A function of points, of boxes: of their two corners."""
+    boxes = _floats(boxes)
+    return function(boxes.reshape(*boxes.shape[:-1], 2, 2)).reshape(boxes.shape)
+
+
+def _area(boxes: Any) -> Any:
+    sides = (boxes[..., 2:] - boxes[..., :2]).clip(min=0)
+    return sides[..., 0] * sides[..., 1]

@@ -14,7 +14,7 @@ from patchbank.bank.removal import removable
 from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest
 from patchbank.budget import without_collection
 from patchbank.config import Decode, ExtractConfig, Fingerprint, Layout, check_dtype
-from patchbank.datasets import SPLITS, Dataset
+from patchbank.datasets import SPLITS, Dataset, require_images
 from patchbank.encoder import compiling
 from patchbank.encoder.encoder import auto_batch_size, resolve_device
 from patchbank.encoder.weights import CHECKPOINTS, Checkpoint, find_checkpoint, load_visual
@@ -166,6 +166,7 @@ def make_fingerprint(model: Model, weights_sha256: str, config: ExtractConfig) -
 
 
 def _check_images(dataset: Dataset) -> None:
+    require_images(dataset)
     if not any(record.path.exists() for record in dataset.records):
         first = dataset.records[0]
         raise DatasetError(

@@ -8,10 +8,19 @@ from pathlib import Path
 from patchbank.budget import without_collection
 from patchbank.datasets import folder, hicodet, vcoco
 from patchbank.datasets.annotations import read_file_names
-from patchbank.datasets.records import Dataset, Record
+from patchbank.datasets.records import Dataset, Record, require_directory
 from patchbank.errors import ConfigError
 
-__all__ = ["SPLITS", "Dataset", "Record", "find_annotations", "load_dataset", "load_splits", "read_file_names"]
+__all__ = [
+    "SPLITS",
+    "Dataset",
+    "Record",
+    "find_annotations",
+    "load_dataset",
+    "load_splits",
+    "read_file_names",
+    "require_images",
+]
 
 # A registry: each annotated dataset's loader, and its splits in the order of the original scripts.
 _LOADERS: dict[str, Callable[[Path, str, Path | None, Path | None], Dataset]] = {
@@ -40,8 +49,9 @@ def load_dataset(
         annotations: another annotation file than the dataset's own; its kind is recognised by its structure.
 
     Raises:
-        DatasetError: a directory or file is missing, is of another structure, or lists a name that leaves the
-            image directory.
+        DatasetError: the annotation file is missing, is of another structure, or lists a name that leaves the image
+            directory; or `images` is no directory. The dataset's own directory is not looked for: training needs only
+            the features.
         ConfigError: there is no such dataset or split.
     """
     if name == "folder":
@@ -53,11 +63,23 @@ def load_dataset(
     if split not in SPLITS[name]:
         wrong = "Name a split of" if split is None else f"There is no split {split!r} of"
         raise ConfigError(f"{wrong} {name}. Choose from: {', '.join(SPLITS[name])}.")
-    return _LOADERS[name](
+    dataset = _LOADERS[name](
         Path(root).expanduser(),
         split,
         None if images is None else Path(images).expanduser(),
         None if annotations is None else Path(annotations).expanduser(),
+    )
+    if images is not None:
+        require_images(dataset)
+    return dataset
+
+
+def require_images(dataset: Dataset) -> None:
+    """Raise DatasetError where a dataset's image directory is not there."""
+    require_directory(
+        dataset.images,
+        f"the image directory of {dataset.title}",
+        "Is --root an EZ-HOI checkout? Else name the directory with --images.",
     )
 
 

@@ -1,10 +1,10 @@
-"""Reading the list of images from any of the field's annotation files, told apart by structure and not by name."""
+"""Reading any of the field's annotation files, told apart by structure and not by name."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from patchbank.errors import DatasetError
 from patchbank.files import parse_json
@@ -15,32 +15,49 @@ _KNOWN = (
 )
 
 
-def read_file_names(path: Path) -> list[str]:
-    """The ``file_name`` of every listed image, in the file's order, repeats included.
+class Annotations(NamedTuple):
+    """A file of annotations, read.
 
-    Raises DatasetError where the file cannot be read, is not JSON, or is none of the known structures.
+    Attributes:
+        structure: ``hicodet``: trainval_hico.json, test_hico.json. ``upt``: instances_train2015.json,
+            instances_test2015.json. ``vcoco``: instances_vcoco_*.json.
+        content: the file's.
+        file_names: of every listed image, in the file's order, repeats included.
     """
+
+    structure: Literal["hicodet", "upt", "vcoco"]
+    content: Any
+    file_names: list[str]
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Raises DatasetError where the file cannot be read, is not JSON, or is none of the known structures."""
     content = _read_json(path)
-    if isinstance(content, list):  # HICO-DET: trainval_hico.json, test_hico.json
-        entries, where = content, "entry"
-    elif isinstance(content, dict) and isinstance(content.get("annotations"), list):  # V-COCO
-        entries, where = content["annotations"], "annotations entry"
-    elif isinstance(content, dict) and isinstance(content.get("filenames"), list):  # UPT's HICO-DET
-        entries, where = [{"file_name": name} for name in content["filenames"]], "filenames entry"
+    if isinstance(content, list):
+        found, where = Annotations("hicodet", content, [_file_name(entry) for entry in content]), "entry"
+    elif isinstance(content, dict) and isinstance(entries := content.get("annotations"), list):
+        found, where = Annotations("vcoco", content, [_file_name(entry) for entry in entries]), "annotations entry"
+    elif isinstance(content, dict) and isinstance(names := content.get("filenames"), list):
+        found, where = Annotations("upt", content, names), "filenames entry"
     else:
         keys = ", ".join(map(repr, list(content)[:6])) if isinstance(content, dict) else ""
-        found = f"an object of {keys or 'nothing'}" if isinstance(content, dict) else "a bare value"
-        raise DatasetError(f"{path} is JSON of another structure ({found}). {_KNOWN}")
-
-    names: list[str] = []
-    for index, entry in enumerate(entries):
-        name = entry.get("file_name") if isinstance(entry, dict) else None
+        kind = f"an object of {keys or 'nothing'}" if isinstance(content, dict) else "a bare value"
+        raise DatasetError(f"{path} is JSON of another structure ({kind}). {_KNOWN}")
+    for index, name in enumerate(found.file_names):
         if not isinstance(name, str):
             raise DatasetError(f"{path}: {where} {index} has no file_name. {_KNOWN}")
-        names.append(name)
-    if not names:
+    if not found.file_names:
         raise DatasetError(f"{path} lists no images.")
-    return names
+    return found
+
+
+def read_file_names(path: Path) -> list[str]:
+    """The ``file_name`` of every listed image. Raises DatasetError as `read_annotations` does."""
+    return read_annotations(path).file_names
+
+
+def _file_name(entry: Any) -> Any:
+    return entry.get("file_name") if isinstance(entry, dict) else None
 
 
 def _read_json(path: Path) -> Any:

@@ -1,14 +1,23 @@
-"""A record is one image to encode; a dataset is a named list of them."""
+"""A record is one image to encode; a dataset is a named list of them, and the way to their annotated pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from patchbank.errors import DatasetError
 from patchbank.files import is_plain
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from patchbank.datasets.hoi import HOIAnnotations, HOIClasses, HOITarget
+
+RARE = 10  # HICO-DET calls a class with fewer annotated pairs in its training split rare
 
 
 class Record(NamedTuple):
@@ -30,7 +39,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """The images of one split.
+    """The images of one split, and what is annotated on them. The pairs are read when they are first asked for.
 
     Attributes:
         name: ``hicodet``, ``vcoco`` or ``folder``.
@@ -39,6 +48,7 @@ class Dataset:
         records: every listed image once, with or without annotated pairs.
         annotations: the file the list was read from; None for a folder.
         root: the EZ-HOI checkout, whose ``checkpoints/`` are looked in; None for a folder.
+        chosen: the pairs that are left of the file's, where some were left out.
     """
 
     name: str
@@ -47,6 +57,7 @@ class Dataset:
     records: tuple[Record, ...] = field(repr=False)
     annotations: Path | None = None
     root: Path | None = None
+    chosen: HOIAnnotations | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -55,6 +66,81 @@ class Dataset:
     def title(self) -> str:
         """``hicodet train``, ``folder``: for people."""
         return f"{self.name} {self.split}" if self.split else self.name
+
+    @cached_property
+    def pairs(self) -> HOIAnnotations:
+        """All annotated pairs. Raises DatasetError where there are none to be had, or an entry is malformed."""
+        from patchbank.datasets.hoi import read_hoi
+
+        if self.chosen is not None:
+            return self.chosen
+        if self.annotations is None:
+            raise DatasetError(
+                f"{self.images} was loaded as a folder, without annotations. Load it as hicodet or vcoco, with "
+                "images=... and annotations=...."
+            )
+        return read_hoi(self.annotations)
+
+    @property
+    def classes(self) -> HOIClasses:
+        """The names behind the targets' numbers. Raises DatasetError where the annotations do not tell them."""
+        return self.pairs.known_classes
+
+    def target(self, key: str) -> HOITarget:
+        """The annotated pairs of one image; none for many an image. Its tensors are the caller's own.
+
+        The image's size is the annotations', or the image's where it is at hand (without EXIF rotation).
+
+        Raises:
+            DatasetError: the image is not listed; or as `pairs`.
+        """
+        if key not in self._keys:
+            raise DatasetError(f"{self.title} has no image {key!r}. Its keys look like {self.records[0].key!r}.")
+        target = self.pairs.target(key)
+        return target if target.size else replace(target, size=image_size(self.images / key))
+
+    def with_pairs(self) -> Dataset:
+        """The images with at least one pair, as EZ-HOI and UPT train on."""
+        return replace(self, records=tuple(each for each in self.records if len(self.pairs.rows[each.key])))
+
+    def without_hois(self, hois: Iterable[int] | str | Path) -> Dataset:
+        """The same without the pairs of some hoi classes, and without the images that have no pair then.
+
+        Args:
+            hois: 0-based classes, or a file of them (`read_indices`): a zero-shot setting's unseen ones, say.
+
+        Raises:
+            DatasetError: the annotations do not tell hoi classes, or one of these is none.
+        """
+        return replace(self, chosen=self.pairs.without_hois(hois)).with_pairs()
+
+    def hoi_counts(self) -> NDArray[np.int64]:
+        """(600,): how many pairs of each hoi class are annotated. Raises DatasetError where that is not told."""
+        return self.pairs.hoi_counts()
+
+    def rare_hois(self, fewer_than: int = RARE) -> list[int]:
+        """HICO-DET's rare classes: with fewer pairs than this in the training split, which this must be.
+
+        Raises DatasetError where it is another split, or hoi classes are not told.
+        """
+        if (self.name, self.split) != ("hicodet", "train"):
+            raise DatasetError(f"Rare classes are counted in HICO-DET's training split; this is {self.title}.")
+        return [int(hoi) for hoi in (self.hoi_counts() < fewer_than).nonzero()[0]]
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset(record.key for record in self.records)
+
+
+def image_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) of an image as Pillow opens it, without EXIF rotation; None where it cannot be opened."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 def make_records(names: Iterable[str], images: Path, source: Path) -> tuple[Record, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from patchbank.datasets.annotations import read_file_names
-from patchbank.datasets.records import Dataset, make_records, require_directory
+from patchbank.datasets.records import Dataset, make_records
 
 SPLITS = ("train", "val")
 
@@ -22,9 +22,5 @@ def load(root: Path, split: str, images: Path | None, annotations: Path | None) 
     """One split of V-COCO. Raises DatasetError where its parts are missing or malformed."""
     source = annotations or find_annotations(root, split)
     names = read_file_names(source)
-    directory = require_directory(
-        images or root / IMAGES[split],
-        f"the image directory of V-COCO's {split} split",
-        "Is --root an EZ-HOI checkout? Else name the directory with --images.",
-    )
+    directory = images or root / IMAGES[split]
     return Dataset("vcoco", split, directory, make_records(names, directory, source), source, root)

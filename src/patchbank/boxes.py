@@ -1,0 +1,78 @@
+"""Boxes, xyxy: unions, and the human-object pairs among detections."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+
+def union_boxes(boxes_h: Tensor, boxes_o: Tensor) -> Tensor:
+    """(..., 4): the smallest box around each pair of boxes (..., 4) and (..., 4), in their frame."""
+    first = torch.minimum(boxes_h[..., :2], boxes_o[..., :2])
+    last = torch.maximum(boxes_h[..., 2:], boxes_o[..., 2:])
+    return torch.cat([first, last], dim=-1)
+
+
+class HumanObjectPairs(NamedTuple):
+    """Pairs among the detections of one image.
+
+    Attributes:
+        human, object: (P,) int64, positions among the detections that were given: ``boxes[pairs.human]`` are (P, 4).
+    """
+
+    human: Tensor
+    object: Tensor
+
+
+def human_object_pairs(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    human_label: int = 0,
+    score_threshold: float = 0.2,
+    nms_threshold: float | None = 0.5,
+    min_instances: int = 3,
+    max_instances: int = 15,
+) -> HumanObjectPairs:
+    """Every human with everything else, as UPT and EZ-HOI form pairs; a second human is an object too.
+
+    Humans come first, then objects, each by descending score; pairs are ordered by their human, then by their object.
+
+    Args:
+        boxes: (M, 4) xyxy, of the detections in one image.
+        scores: (M,).
+        labels: (M,) whole numbers.
+        human_label: which of the labels is the person's.
+        score_threshold: detections of less are left out, but for the best `min_instances`.
+        nms_threshold: of two boxes of one label that overlap by more (intersection over union), only the better one
+            counts; None leaves them all.
+        min_instances, max_instances: how many of the humans, and how many of the objects, are kept at least, as far as
+            there are so many, and at most.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+    if boxes.shape != (len(boxes), 4) or scores.shape != labels.shape or scores.shape != (len(boxes),):
+        raise ValueError(
+            f"boxes (M, 4), scores (M,) and labels (M,) are needed, not {tuple(boxes.shape)}, {tuple(scores.shape)} "
+            f"and {tuple(labels.shape)}"
+        )
+    if nms_threshold is None:
+        order = scores.argsort(descending=True, stable=True)
+    else:
+        order = batched_nms(boxes, scores, labels, nms_threshold)  # by descending score
+    is_human = labels[order] == human_label
+    kept: list[Tensor] = []
+    for of_kind in (order[is_human], order[~is_human]):
+        above = int((scores[of_kind] >= score_threshold).sum())
+        kept.append(of_kind[: min(max(above, min_instances), max_instances)])
+    instances = torch.cat(kept)
+    humans, count = len(kept[0]), len(instances)
+    human = torch.arange(humans, device=boxes.device).repeat_interleave(count)
+    other = torch.arange(count, device=boxes.device).repeat(humans)
+    different = human != other
+    return HumanObjectPairs(instances[human[different]], instances[other[different]])
