@@ -98,6 +98,32 @@ def test_read(run: Run) -> None:
     assert "shards, float16" in result["times_faster_than_pickles"]
 
 
+def test_loading(run: Run) -> None:
+    result = run("loading", "--images", 6, "--workers", "0,1", "--batch-size", 2, "--rounds", 1)
+    assert result["samples_per_second"].keys() == {"0", "1"}
+    for rates in result["samples_per_second"].values():
+        assert {"pickle.load", "pickles, regions", "shards float16"} <= rates.keys()
+
+
+def test_coverage(run: Run, tmp_path: Path) -> None:
+    content = {
+        "filenames": ["a.jpg"],
+        "annotation": [
+            {"boxes_h": [[1, 1, 100, 224]], "boxes_o": [[220, 10, 400, 200]], "hoi": [0], "object": [0], "verb": [0]}
+        ],
+        "size": [[640, 224]],
+        "objects": ["person"],
+        "verbs": ["see"],
+        "correspondence": [[0, 0, 0]],
+    }
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    result = run("coverage", tmp_path / "list.json")
+    assert result["area_cut_off"] == pytest.approx(1 - 224 / 640)
+    assert result["shares"]["human"] == {"leaves the crop": 1, "wholly outside": 1}
+    assert result["shares"]["object"] == {"leaves the crop": 0, "wholly outside": 0}
+    assert result["shares"]["union"] == {"leaves the crop": 1, "wholly outside": 0}
+
+
 def test_growth(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "_HELPS", 1)
     result = run("growth", "--keys", 20, "--layouts", "shards", "--directory", tmp_path)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 from PIL import Image
 
 from patchbank import open_bank
-from tests.support import patchbank
+from tests.support import REPOSITORY, patchbank
+
+
+def example(name: str, *arguments: object, code: int = 0) -> str:
+    """What an example prints."""
+    command = [sys.executable, "-W", "error", REPOSITORY / f"examples/{name}.py", *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
 
 
 def test_the_demo(tmp_path: Path) -> None:
@@ -21,7 +33,7 @@ def test_the_demo(tmp_path: Path) -> None:
         for split in splits:
             bank = open_bank(root / f"{dataset}_pkl_files/clipbase_img_{dataset}_{split}")
             assert bank.manifest.shape == (196, 512)
-            assert len(bank) == {"train": 7}.get(split, 4)
+            assert len(bank) == {"train": 7}.get(split, 5)
             assert bank.path.name in done.stdout
 
     # The lines it prints for reading a feature run as they are.
@@ -40,6 +52,24 @@ def test_the_demo(tmp_path: Path) -> None:
                     x1, y1, x2, y2 = annotation["bbox"]
                     assert 0 <= x1 < x2 <= image.width
                     assert 0 <= y1 < y2 <= image.height
+
+    # The examples run on what it left.
+    for name, arguments, words in (
+        (
+            "global_search",
+            [root / "hicodet_pkl_files/clipbase_img_hicodet_train", "--count", 3],
+            "Nearest to HICO_train",
+        ),
+        ("union_probe", [root, "--epochs", 50], "mean"),
+        ("union_probe", [root, "--dataset", "vcoco", "--epochs", 5], "look obj"),
+        ("prompt_adapter", [root, "--epochs", 10, "--checkpoint", tmp_path / "prompts.pt"], "the same predictions"),
+    ):
+        printed = example(name, *arguments)
+        assert words in printed
+        losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", printed)]
+        assert losses == sorted(losses, reverse=True)
+    assert (tmp_path / "prompts.pt").exists()
+    assert "There is no bank" in example("global_search", tmp_path / "nowhere", code=1)
 
     # Once more is harmless; a directory of somebody's own is not touched.
     patchbank("demo", root, tiny=False, check=0, env=os.environ | {"HOME": str(tmp_path)})

@@ -1,6 +1,6 @@
 """A small EZ-HOI root made from scikit-image's public-domain photographs, with annotation files in the real formats.
 
-Each picture is one photograph, or a person's beside an object's. The relations are what such a picture shows: the
+Each picture is one photograph, or a person's beside objects'. The relations are what such a picture shows: the
 man with the camera looks at ("inspect" in HICO-DET, "look obj" in V-COCO) what stands before him, the astronaut has
 nothing to do with what is beside her ("no_interaction").
 """
@@ -59,7 +59,7 @@ _IDS = {
 _INSPECT, _NO_INTERACTION = 42, 58  # HICO-DET verbs, 1-based
 _LOOK = 3  # V-COCO action, 0-based
 
-# (left, right): a person beside an object, or one photograph alone.
+# From left to right: a person beside objects, or one photograph alone.
 _SCENES = {
     "train": [
         ("astronaut",),
@@ -70,7 +70,13 @@ _SCENES = {
         ("rocket",),
         ("astronaut", "chelsea"),
     ],
-    "test": [("camera",), ("astronaut", "motorcycle"), ("coffee",), ("camera", "horse")],
+    "test": [
+        ("camera",),
+        ("astronaut", "motorcycle"),
+        ("coffee",),
+        ("camera", "horse"),
+        ("camera", "motorcycle", "coffee"),
+    ],
 }
 _SCENES["val"] = _SCENES["test"]
 
