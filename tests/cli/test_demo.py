@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 from PIL import Image
 
 from patchbank import open_bank
@@ -24,8 +26,8 @@ def example(name: str, *arguments: object, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_demo(tmp_path: Path) -> None:
-    root = tmp_path / "demo"
+def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "patchbank-demo"
     done = patchbank("demo", root, tiny=False, check=0, env=os.environ | {"HOME": str(tmp_path)})
     assert "UNTRAINED" in done.stderr
     assert "mean nothing" in done.stdout
@@ -70,6 +72,15 @@ def test_the_demo(tmp_path: Path) -> None:
         assert losses == sorted(losses, reverse=True)
     assert (tmp_path / "prompts.pt").exists()
     assert "There is no bank" in example("global_search", tmp_path / "nowhere", code=1)
+
+    # So does the README's Python on training.
+    monkeypatch.chdir(tmp_path)
+    section = (REPOSITORY / "README.md").read_text().split("## Train on it")[1].split("\n## ")[0]
+    names: dict[str, Any] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(snippet, names)
+    assert names["patch_tokens"].shape == (2, 196, 512)
+    assert names["similarity"].argmax() == 0
 
     # Once more is harmless; a directory of somebody's own is not touched.
     patchbank("demo", root, tiny=False, check=0, env=os.environ | {"HOME": str(tmp_path)})
