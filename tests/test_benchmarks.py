@@ -105,6 +105,11 @@ def test_loading(run: Run) -> None:
         assert {"pickle.load", "pickles, regions", "shards float16"} <= rates.keys()
 
 
+def test_pooling(run: Run) -> None:
+    seconds = run("pooling", "--rounds", 1, "--boxes", 2)["seconds"]
+    assert seconds.keys() == {"one product", "roi_align, then the mean"}
+
+
 def test_coverage(run: Run, tmp_path: Path) -> None:
     content = {
         "filenames": ["a.jpg"],

@@ -466,7 +466,7 @@ def test_fast_decoding_is_another_fingerprint_and_is_verified_by_itself(
 ) -> None:
     dataset = load_dataset("folder", images)
     extract(dataset, tmp_path / "bank", replace(config, decode="fast"))
-    with pytest.raises(BankError, match="by torch's bicubic"):
+    with pytest.raises(BankError, match="decode: the bank has fast, this run exact"):
         extract(dataset, tmp_path / "bank", config)
     bank = open_bank(tmp_path / "bank")
     assert bank.manifest.decode == "fast"

@@ -64,6 +64,39 @@ def test_a_squashed_bank_is_pooled_as_ez_hoi_pools(input_size: int, patch_size: 
     assert (found - expected).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("bins", [1, 2, 7, 16, (3, 9)])
+@pytest.mark.parametrize("side", [7, 14, 24])
+def test_the_mean_is_roi_aligns(bins: int | tuple[int, int], side: int) -> None:
+    transform = ImageTransform(640, 427, "squash", side * 16, 16)
+    tokens, boxes = random_tokens(side * side, 8), random_boxes(40, 640, 427)
+    boxes[0] = torch.tensor([0, 0, 640, 427])
+    boxes[1] = torch.tensor([3, 3, 3.5, 3.2])
+    found = pool_regions(tokens, boxes, transform, bins)
+    expected = pool_regions(tokens, boxes, transform, bins, reduce=None).mean((2, 3))
+    assert (found - expected).abs().max() <= 1e-5
+    alone = torch.cat([pool_regions(tokens, box[None], transform, bins) for box in boxes])
+    assert (found - alone).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_mean_of_equal_patches_is_theirs_whatever_rounding_does(mode: ResizeMode) -> None:
+    tokens = torch.ones(196, 2)
+    for width in range(101, 701, 7):
+        transform = ImageTransform(width, 427, mode, 224, 16)
+        boxes = torch.tensor([[0, 0, width, 427], [-5, -5, width + 5, 430], [width / 3, 142, width / 2, 284]])
+        assert torch.allclose(pool_regions(tokens, boxes, transform), torch.ones(3, 2), atol=1e-5)
+
+
+def test_gradients_are_roi_aligns() -> None:
+    transform, boxes = ImageTransform(640, 427, "pad", 224, 16), random_boxes(6, 640, 427)
+    first, second = (random_tokens(196, 4).requires_grad_() for _ in range(2))
+    weights = random_tokens(6, 4, seed=1)
+    (pool_regions(first, boxes, transform) * weights).sum().backward()
+    (pool_regions(second, boxes, transform, reduce=None).mean((2, 3)) * weights).sum().backward()
+    assert first.grad is not None and second.grad is not None
+    assert (first.grad - second.grad).abs().max() <= 1e-6
+
+
 def test_a_batch_is_its_images_one_by_one() -> None:
     transforms = [ImageTransform(*size, mode, 224, 16) for size, mode in zip(SIZES, MODES, strict=True)]
     tokens = random_tokens(3, 196, 5)
@@ -71,7 +104,7 @@ def test_a_batch_is_its_images_one_by_one() -> None:
     together = pool_regions(tokens, boxes, transforms)
     assert together.shape == (6, 5)
     alone = [pool_regions(*each) for each in zip(tokens, boxes, transforms, strict=True)]
-    assert torch.equal(together, torch.cat(alone))
+    assert torch.allclose(together, torch.cat(alone), atol=1e-6)
     assert pool_regions(tokens[0], torch.zeros(0, 4), transforms[0]).shape == (0, 5)
 
 
@@ -81,6 +114,9 @@ def test_what_the_model_did_not_see_is_nothing_and_not_invented() -> None:
     boxes = torch.tensor([[0.0, 0, 208, 224], [450, 10, 640, 100], [100, 50, 250, 150], [208, 50, 250, 150]])
     pooled = pool_regions(tokens, boxes, transform)
     assert torch.equal(pooled[:2], torch.zeros(2, 4))
+    no_boxes = torch.tensor([[250.0, 50, 250, 150], [300, 50, 250, 150], [-9, -9, -5, -5]])
+    for way in ("mean", "max"):
+        assert torch.equal(pool_regions(tokens, no_boxes, transform, reduce=way), torch.zeros(3, 4))  # type: ignore[arg-type]
     assert torch.equal(pooled[2], pooled[3])  # of a box that leaves the crop counts what is in it
     assert pooled[2].abs().sum() > 0
     assert transform.coverage(boxes).tolist() == pytest.approx([0, 0, 42 / 150, 1])

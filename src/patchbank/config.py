@@ -21,6 +21,8 @@ Decode = Literal["exact", "fast"]
 Compile = Literal["auto", "on", "off"]
 
 
+MOST_WORKERS = 1024  # decode threads
+
 UNKNOWN = "unknown"  # a fact of features that somebody else made
 
 
@@ -119,6 +121,8 @@ class ExtractConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name.replace('_', '-')} must be at least 1, not {value}.")
+        if self.workers is not None and self.workers > MOST_WORKERS:
+            raise ConfigError(f"workers must be at most {MOST_WORKERS}, not {self.workers}. One a core is enough.")
         for name in ("weights", "checkpoints"):
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(path).expanduser())

@@ -202,6 +202,8 @@ def _batches(todo: Sequence[int], records: Sequence[Record], batch_size: int) ->
 
 
 def _notes(plan: ExtractPlan, manifest: Manifest, encoder: PatchEncoder | None) -> list[str]:
+    if not plan.selected and (size := plan.manifest.shard_images):
+        return [f"Part {plan.config.partition} is empty: parts are whole shards, and these hold {size:,} images each."]
     if encoder is None:
         return []
     notes = list(encoder.notes)

@@ -19,7 +19,7 @@ def pool_regions(
     output_size: int | tuple[int, int] = 7,
     reduce: Literal["mean", "max", None] = "mean",
 ) -> Tensor:
-    """The features of boxes: RoIAlign (He et al. 2017, aligned, of as many samples as a bin has patches) on the grid.
+    """The features of boxes: RoIAlign (He et al. 2017) on the grid, as torchvision's with ``aligned=True``.
 
     Of each box counts the part that the model saw. A box of which it saw nothing has the feature 0: its
     ``transform.coverage(boxes)`` is 0, and it is to be left out of what is made of it. On a ``squash`` bank this is
@@ -51,17 +51,51 @@ def pool_regions(
         raise ValueError(f"boxes (K, 4) are needed, not {wrong[0]}")
     if reduce not in ("mean", "max", None):
         raise ValueError(f"reduce is mean, max or None, not {reduce!r}")
-    # Boxes in float32 at least: float16 has no room for pixels and their fractions.
-    own = [each.to(patch_tokens.device, torch.promote_types(each.dtype, torch.float32)) for each in boxes]
-    grids = _grids(patch_tokens, transform[0].grid)
-    # roi_align takes no bfloat16, and wants boxes of the tokens' dtype.
+    grid = transform[0].grid if transform else (0, 0)
+    if patch_tokens.ndim != 3 or patch_tokens.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"patch tokens (B, {grid[0] * grid[1]}, D) are needed, not {tuple(patch_tokens.shape)}")
+    # In float32 at least: float16 has no room for pixels and their fractions, and roi_align takes no bfloat16.
     exact = torch.promote_types(patch_tokens.dtype, torch.float32)
-    inside = [each.boxes_to_grid(each.clip(box)).to(exact) for each, box in zip(transform, own, strict=True)]
-    bins = roi_align(grids.to(exact), inside, output_size, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
-    seen = torch.cat([each.coverage(box) for each, box in zip(transform, own, strict=True)]) > 0
-    pooled = bins if reduce is None else bins.mean((2, 3)) if reduce == "mean" else bins.amax((2, 3))
-    seen = seen.view(-1, *[1] * (pooled.ndim - 1))
-    return torch.where(seen, pooled, 0.0).to(patch_tokens.dtype)
+    tokens = patch_tokens.to(exact)
+    inside = [
+        each.boxes_to_grid(each.clip(box.to(tokens.device, exact))) for each, box in zip(transform, boxes, strict=True)
+    ]
+    size = (output_size, output_size) if isinstance(output_size, int) else output_size
+    if reduce == "mean":
+        weights = torch.split(_mean_weights(torch.cat(inside), grid, size), [len(box) for box in inside])
+        pooled = torch.cat([weight @ of_image for weight, of_image in zip(weights, tokens, strict=True)])
+    else:
+        pictures = tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+        pooled = roi_align(pictures, inside, size, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
+        pooled = pooled if reduce is None else pooled.amax((2, 3))
+    return pooled.to(patch_tokens.dtype)
+
+
+def _mean_weights(boxes: Tensor, grid: tuple[int, int], bins: tuple[int, int]) -> Tensor:
+    """(K, N): how much of each patch is in the mean over a box's RoIAlign bins.
+
+    That mean is linear in the tokens, and the samples of a box are all pairs of a row and a column: so it is one
+    product with the weights of rows times those of columns, several times as fast as `roi_align`.
+
+    Args:
+        boxes: (K, 4) xyxy on the grid, and inside of it.
+    """
+    columns = _sample_weights(boxes[:, 0], boxes[:, 2], grid[1], bins[1])
+    rows = _sample_weights(boxes[:, 1], boxes[:, 3], grid[0], bins[0])
+    return (rows[:, :, None] * columns[:, None, :]).flatten(1)
+
+
+def _sample_weights(first: Tensor, last: Tensor, cells: int, bins: int) -> Tensor:
+    """(K, cells): the mean of linear interpolation's weights over RoIAlign's samples along one side of K boxes."""
+    first, last = first - 0.5, last - 0.5  # cells' centres are whole numbers now
+    count = bins * ((last - first) / bins).ceil().clamp(min=0)  # of all bins; none along a side without length
+    most = bins * (-(-cells // bins) + 1)  # one more, where rounding makes a box of all cells a bit longer
+    sample = torch.arange(most, device=first.device, dtype=first.dtype)
+    place = first[:, None] + (last - first)[:, None] * (sample + 0.5) / count.clamp(min=1)[:, None]
+    centre = torch.arange(cells, device=first.device, dtype=first.dtype)
+    near = 1 - (place.clamp(0, cells - 1)[:, :, None] - centre).abs()  # beyond the outermost ones nothing changes
+    taken = (sample < count[:, None])[:, :, None]
+    return (near.clamp(min=0) * taken).sum(1) / count.clamp(min=1)[:, None]
 
 
 def global_context(patch_tokens: Tensor, transform: ImageTransform | Sequence[ImageTransform] | None = None) -> Tensor:
@@ -83,10 +117,3 @@ def global_context(patch_tokens: Tensor, transform: ImageTransform | Sequence[Im
     if patch_tokens.ndim == 2:
         weights = weights[0]
     return (weights[..., None] * patch_tokens).sum(dim=-2)
-
-
-def _grids(patch_tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, N, D) row-major to (B, D, Gh, Gw)."""
-    if patch_tokens.ndim != 3 or patch_tokens.shape[1] != grid[0] * grid[1]:
-        raise ValueError(f"patch tokens (B, {grid[0] * grid[1]}, D) are needed, not {tuple(patch_tokens.shape)}")
-    return patch_tokens.transpose(1, 2).reshape(len(patch_tokens), -1, *grid)

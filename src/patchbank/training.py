@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from patchbank.bank.reader import Bank, open_bank
 from patchbank.boxes import union_boxes
@@ -130,7 +131,8 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
 
 def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[HOITarget]]:
     """Samples to a batch: tokens (B, N, D), and a list of B targets. A DataLoader's `collate_fn`."""
-    return torch.stack([tokens for tokens, _ in samples]), [target for _, target in samples]
+    tokens: Tensor = default_collate([tokens for tokens, _ in samples])  # in a worker, right into shared memory
+    return tokens, [target for _, target in samples]
 
 
 def horizontal_flip(patch_tokens: Tensor, target: HOITarget) -> Sample:

@@ -184,6 +184,9 @@ LIST, IMAGES = "hicodet/test_hico.json", "hicodet/hico_20160224_det/images/test2
         (None, ["--model", "ViT-B/16", "--model", "tiny"], "one --model"),
         (None, ["--partition", "2/2"], "must be less than N"),
         (None, ["--partition", "0/2", "--overwrite"], "would delete"),
+        (None, ["--workers", "1000000"], "at most 1024"),
+        (None, ["--batch-size", "100000000", "--device", "cpu"], "--batch-size 100,000,000 would need about"),
+        (None, ["--out", "README.md/banks"], "README.md is a file; a bank is a directory"),
         (None, ["--weights", "nowhere.pt"], "no checkpoint nowhere.pt"),
         (None, ["--precision", "tf32"], "needs CUDA"),
         (None, ["--device", "gpu"], "no device 'gpu'"),
@@ -327,6 +330,25 @@ def test_a_disk_that_fills_up_ends_the_run_cleanly(
         assert 0 < len(open_bank(bank)) < 150
     patchbank(*run, "--out", bank, check=1)
     assert contents(bank) == uninterrupted
+
+
+def test_a_process_without_memory_says_so(many: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))
+
+    options = ("--batch-size", 60_000, "--device", "cpu", "--limit", 2)
+    done = patchbank(
+        *("extract", "folder", many, "--out", tmp_path / "bank", *tiny(tiny_weights), *options),
+        check=2,
+        preexec_fn=limit,
+    )
+    assert "gets no more memory. Try a smaller --batch-size" in done.stderr
+
+
+def test_a_part_without_a_shard_says_so(many: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    arguments = ("extract", "folder", many, "--out", tmp_path / "bank", *tiny(tiny_weights), "--layout", "shards")
+    assert "Part 0/2 is empty" in patchbank(*arguments, "--limit", 3, "--partition", "0/2", check=0).stderr
+    assert "is empty" not in patchbank(*arguments, "--limit", 3, "--partition", "1/2", check=0).stderr
 
 
 def test_four_partitions_at_once_give_the_bank_of_one_run(

@@ -58,6 +58,9 @@ def check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
             mend += (
                 f" `patchbank repair {directory} --extract` adds to adopted features what is missing, if they agree."
             )
+        if found.decode != wanted.decode:  # what of the preprocessing an option decides on
+            differences = [each for each in differences if each[0] != "preprocessing"]
+            differences.append(("decode", found.decode, wanted.decode))
         listed = "\n".join(f"  {name}: the bank has {has}, this run {would}" for name, has, would in differences)
         raise BankError(f"{directory} is a bank of other features:\n{listed}\n{mend}")
 

@@ -101,7 +101,9 @@ class Manifest:
 
     def differences(self, other: Manifest) -> list[tuple[str, object, object]]:
         """(what, own value, other's value) for each thing in which two banks' features differ, or how they lie."""
-        names = ("layout", "dataset", "split", "grid", "dim", "input_size", "patch_size", "cls")
+        names = ["layout", "dataset", "split", "grid", "dim", "input_size", "patch_size"]
+        if self.layout == other.layout:
+            names.append("cls")  # which layouts differ in
         differing = [(name, getattr(self, name), getattr(other, name)) for name in names]
         return [each for each in differing if each[1] != each[2]] + self.fingerprint.differences(other.fingerprint)
 

@@ -16,6 +16,7 @@ from patchbank.bank.shard import Shard
 from patchbank.bank.shards import joined, read_shards
 from patchbank.bank.shards_writer import ShardWriter
 from patchbank.errors import BankError
+from patchbank.files import nearest_existing
 
 _WRITERS: dict[str, type[BankWriter]] = {"ezhoi": EzhoiWriter, "shards": ShardWriter}
 
@@ -52,8 +53,8 @@ def existing_manifest(directory: Path, *, overwrite: bool) -> Manifest | None:
 
     Raises BankError where no bank can be there: it is a file, or holds pickles of unknown making. Writes nothing.
     """
-    if directory.exists() and not directory.is_dir():
-        raise BankError(f"{directory} is a file; a bank is a directory. Choose another --out.")
+    if not (place := nearest_existing(directory)).is_dir():
+        raise BankError(f"{place} is a file; a bank is a directory. Choose another --out.")
     if overwrite:
         return None
     if (layout := layout_in(directory)) is None and directory.is_dir() and next(ezhoi.pickles_in(directory), None):

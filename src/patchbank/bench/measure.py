@@ -22,6 +22,7 @@ from patchbank.encoder.encoder import has_bfloat16, resolve_device
 from patchbank.models import Model, get_model
 
 _PRODUCTS = 64  # images whose products are measured: more are no faster, and need much memory
+_NOISE = 1.03
 _ENOUGH = 0.97  # a smaller batch that is nearly as fast as the fastest is to be preferred
 
 
@@ -45,6 +46,11 @@ class Report:
     bound: str | None
     options: dict[str, str]
 
+    @property
+    def steady(self) -> bool:
+        """Whether nothing was faster than the limit that was measured a moment before."""
+        return all(each.limit is None or each.rate <= _NOISE * each.limit for each in self.measures)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON's types."""
         return {
@@ -64,6 +70,7 @@ class Report:
                 asdict(each) | {"of_the_limit": each.rate / each.limit if each.limit else None}
                 for each in self.measures
             ],
+            "steady": self.steady,
             "bound": self.bound,
             "options": self.options,
         }

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
-from patchbank.cli.console import busy, plain_table, say, show_json, stderr, stdout
+from patchbank.cli.console import busy, plain_table, say, show_json, show_note, stderr, stdout
 from patchbank.cli.options import DEFAULTS
 from patchbank.cli.signals import exit_on_sigterm
 from patchbank.config import ExtractConfig, check_dtype
@@ -111,6 +111,8 @@ def _show(report: Report, config: ExtractConfig) -> None:
         table.add_row(each.stage if each.stage != before else "", each.what, _rate(each.rate), share)
         before = each.stage
     stdout.print(table)
+    if not report.steady:
+        show_note("this machine's speed changed meanwhile: the encoder was faster than its limit. Measure again.")
     chosen = " ".join(f"{name} {value}" for name, value in report.options.items())
     say(f"\nEnd to end is {report.bound}-bound. For {config.precision}: {chosen}")
 

@@ -82,6 +82,14 @@ def main() -> None:
         # The reader of our output has gone: `patchbank info BANK | head`.
         sys.stderr.close()
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        show_error(
+            "this process gets no more memory. Try a smaller --batch-size (which a bank that is there keeps: with "
+            "--overwrite), or fewer --workers."
+        )
+        sys.exit(2)
     except OSError as error:  # of the disk or of permissions, where no message of ours stands before it
         show_error(f"{error.filename or 'a file'}: {error.strerror or error}.")
         sys.exit(2)

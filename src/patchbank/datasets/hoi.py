@@ -63,6 +63,11 @@ class HOITarget:
     def __len__(self) -> int:
         return len(self.boxes_h)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process by value: a data-loader worker would send each of its small tensors as a file."""
+        values = self.map(_numpy)
+        return _received, ({each.name: getattr(values, each.name) for each in fields(self)},)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> HOITarget:
         """The same with each of its tensors replaced."""
         import torch
@@ -81,6 +86,21 @@ class HOITarget:
     def pin_memory(self) -> HOITarget:
         """The same in page-locked memory. A DataLoader with ``pin_memory=True`` calls this."""
         return self.map(lambda tensor: tensor.pin_memory())
+
+
+def _numpy(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().numpy()
+
+
+def _received(values: dict[str, Any]) -> HOITarget:
+    """The inverse of what `HOITarget.__reduce__` takes apart."""
+    import torch
+
+    def tensor(value: Any) -> Any:
+        return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+    regions = {name: tensor(value) for name, value in values.pop("regions").items()}
+    return HOITarget(**{name: tensor(value) for name, value in values.items()}, regions=regions)
 
 
 class HOIClasses(NamedTuple):

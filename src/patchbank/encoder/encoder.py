@@ -258,14 +258,14 @@ def auto_batch_size(model: Model, device: torch.device) -> int:
 
 
 def _check_memory(model: Model, batch_size: int, dtype: torch.dtype) -> None:
-    """Raise ConfigError where a batch is certain not to fit: the widest layer's numbers would fill the machine."""
+    """Raise ConfigError where a batch would not fit: a pass holds about 18 numbers for each of a token's width."""
     if not hasattr(os, "sysconf"):
         return
-    needed = batch_size * (model.tokens + 1) * 4 * model.width * dtype.itemsize
+    needed = batch_size * (model.tokens + 1) * 18 * model.width * dtype.itemsize
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise ConfigError(
-            f"--batch-size {batch_size:,} would need more than {bytes_text(needed)} of memory, and this machine has "
+            f"--batch-size {batch_size:,} would need about {bytes_text(needed)} of memory, and this machine has "
             f"{bytes_text(memory)}. Leave it out: on the CPU, {auto_batch_size(model, torch.device('cpu'))} is enough."
         )
 

@@ -1,0 +1,49 @@
+"""How long does it take to pool regions? The mean over RoIAlign's bins, as a product and by torchvision's `roi_align`.
+
+    python -m benchmarks.pooling [--boxes 10] [--images 1] [--device cpu] [--rounds 200]
+
+Patch tokens of ViT-B/16's shape, of random numbers, on one thread of the CPU or on a GPU. Prints a table, and ends in
+one JSON line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.common import alternate, finish, parser, print_table, seconds_of
+from patchbank import ImageTransform, pool_regions
+from patchbank.models import get_model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    command = parser(__doc__)
+    command.add_argument("--boxes", type=int, default=10, help="of each image")
+    command.add_argument("--images", type=int, default=1)
+    command.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    command.add_argument("--rounds", type=int, default=200)
+    options = command.parse_args(arguments)
+    model, threads = get_model("ViT-B/16"), torch.get_num_threads()
+    transforms = [ImageTransform(640, 480, "squash", model.input_size, model.patch_size)] * options.images
+    tokens = torch.randn(options.images, model.tokens, model.output_dim, device=options.device)
+    corners = torch.rand(options.images, options.boxes, 2, 2).sort(dim=2).values * torch.tensor([640, 480])
+    boxes = list(corners.reshape(options.images, options.boxes, 4).to(options.device))
+    variants = {
+        "one product": lambda: pool_regions(tokens, boxes, transforms),
+        "roi_align, then the mean": lambda: pool_regions(tokens, boxes, transforms, reduce=None).mean((2, 3)),
+    }
+    try:
+        torch.set_num_threads(1)
+        for pool in variants.values():
+            pool()
+        timed = {name: lambda pool=pool: seconds_of(pool, options.device) for name, pool in variants.items()}
+        seconds = alternate(timed, options.rounds)
+    finally:
+        torch.set_num_threads(threads)
+    print_table(["", "ms"], [[name, each * 1e3] for name, each in seconds.items()])
+    finish("pooling", device=options.device, boxes=options.boxes, images=options.images, seconds=seconds)
+
+
+if __name__ == "__main__":
+    main()
