@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from patchbank import load_dataset
+from patchbank import ImageTransform, load_dataset
 from patchbank.datasets.hoi import COCO_91_TO_80, read_hoi, read_indices
 from patchbank.datasets.sample import write_sample
 from patchbank.errors import DatasetError
@@ -149,8 +150,17 @@ def test_a_target_is_the_callers_own_and_moves_as_a_whole(tmp_path: Path) -> Non
     assert (moved.key, moved.size) == (target.key, target.size)
 
 
-def _drop(name: str) -> Any:
-    return lambda entry: entry.pop(name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_target_goes_to_another_process_by_value(tmp_path: Path, dtype: torch.dtype) -> None:
+    target = read_hoi(write_json(tmp_path / "upt.json", UPT)).target("a.jpg")
+    target = replace(
+        target, regions={"union": torch.randn(1, 8).to(dtype)}, transform=ImageTransform(1, 2, "pad", 32, 8)
+    )
+    again = pickle.loads(pickle.dumps(target))
+    assert again.regions["union"].dtype == dtype and torch.equal(again.regions["union"], target.regions["union"])
+    assert torch.equal(again.boxes_h, target.boxes_h) and torch.equal(again.hoi, target.hoi)
+    assert (again.key, again.size, again.transform) == (target.key, target.size, target.transform)
+    assert copy.deepcopy(target.to("meta")).verb.device.type == "meta"
 
 
 def _set(*path: Any, value: Any) -> Any:
