@@ -14,7 +14,8 @@ import torch
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from patchbank import ImageTransform, load_dataset
-from patchbank.datasets.hoi import COCO_91_TO_80, read_hoi, read_indices
+from patchbank.datasets.hoi import read_indices
+from patchbank.datasets.hoi_files import COCO_91_TO_80, read_hoi
 from patchbank.datasets.sample import write_sample
 from patchbank.errors import DatasetError
 from tests.datasets.test_datasets import ANNOTATIONS

@@ -1,13 +1,12 @@
-"""Human-object pairs of any of the field's annotation files, in one form.
+"""Human-object pairs in one form, whichever of the field's files they come from.
 
-Whatever the file: boxes are xyxy in original pixels, 0-based; classes are 0-based indices; objects are COCO's 80 in
-their usual order, the person first.
+Boxes are xyxy in original pixels, 0-based; classes are 0-based indices; objects are COCO's 80 in their usual order, the
+person first.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from patchbank.datasets.annotations import read_annotations
 from patchbank.errors import DatasetError
 from patchbank.geometry import ImageTransform
 
@@ -23,10 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# COCO numbers its 80 classes from 1 to 90, without these.
-_NOT_IN_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-COCO_91_TO_80 = {number: index for index, number in enumerate(sorted(set(range(1, 91)) - _NOT_IN_COCO))}
-_HICO_VERBS, _HICO_HOIS = 117, 600
+HICO_HOIS = 600  # HICO-DET's classes of verb and object together
 _BESIDE = (
     " Those of HICO-DET are told by UPT's instances_train2015.json or instances_test2015.json, which are looked for "
     "beside it."
@@ -189,7 +184,7 @@ class HOIAnnotations:
 
     def hoi_counts(self) -> NDArray[np.int64]:
         """(600,): how many pairs there are of each hoi class. Raises DatasetError where that is not told."""
-        return np.bincount(self._hois(), minlength=_HICO_HOIS)
+        return np.bincount(self._hois(), minlength=HICO_HOIS)
 
     def without_hois(self, hois: Iterable[int] | str | Path) -> HOIAnnotations:
         """The same less the pairs of some hoi classes: 0-based, or a file of them.
@@ -198,8 +193,8 @@ class HOIAnnotations:
         """
         unwanted = read_indices(Path(hois)) if isinstance(hois, (str, Path)) else sorted({int(hoi) for hoi in hois})
         kept = ~np.isin(self._hois(), unwanted)
-        if wrong := [hoi for hoi in unwanted if not 0 <= hoi < _HICO_HOIS]:
-            raise DatasetError(f"There is no hoi class {wrong[0]}: they are 0 to {_HICO_HOIS - 1}.")
+        if wrong := [hoi for hoi in unwanted if not 0 <= hoi < HICO_HOIS]:
+            raise DatasetError(f"There is no hoi class {wrong[0]}: they are 0 to {HICO_HOIS - 1}.")
         before = np.concatenate([[0], np.cumsum(kept)])
         rows = {key: range(int(before[part.start]), int(before[part.stop])) for key, part in self.rows.items()}
         columns = {name: getattr(self, name)[kept] for name in ("boxes_h", "boxes_o", "object", "verb", "hoi")}
@@ -209,37 +204,6 @@ class HOIAnnotations:
         if self.hoi is None:
             raise DatasetError(f"{self.source} does not tell the pairs' hoi classes.{_BESIDE}")
         return self.hoi
-
-
-class _Pair(NamedTuple):
-    """One pair as it is read. `box_o` is None where the file has none."""
-
-    box_h: tuple[float, ...]
-    box_o: tuple[float, ...] | None
-    object: int
-    verb: int
-    hoi: int | None
-
-
-class _Image(NamedTuple):
-    key: str
-    pairs: list[_Pair]
-    size: tuple[int, int] | None = None
-
-
-def read_hoi(path: Path) -> HOIAnnotations:
-    """All pairs of an annotation file, told apart by structure: HICO-DET's lists, UPT's files, V-COCO's.
-
-    HICO-DET's lists name no classes; those of UPT's file are taken where one lies beside it. From them follows the hoi
-    class, where the list tells only verb and object.
-
-    Raises DatasetError, naming file, image and entry, where anything in it is not as it should be.
-    """
-    structure, content, _ = read_annotations(path)
-    images, classes = _READERS[structure](path, content)
-    if structure == "hicodet":
-        classes = _classes_beside(path)
-    return _in_columns(path, images, classes)
 
 
 def read_indices(path: Path) -> list[int]:
@@ -256,237 +220,3 @@ def read_indices(path: Path) -> list[int]:
         return sorted({int(word) for word in words})
     except ValueError as error:
         raise DatasetError(f"{path} is no list of whole numbers: {error}.") from error
-
-
-def _in_columns(path: Path, images: Iterable[_Image], classes: HOIClasses | None) -> HOIAnnotations:
-    by_key: dict[str, list[_Pair]] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    incomplete: dict[str, int] = {}
-    for image in images:
-        whole = [pair for pair in image.pairs if pair.box_o is not None]
-        by_key.setdefault(image.key, []).extend(whole)  # a list may name an image twice
-        if image.size is not None:
-            sizes[image.key] = image.size
-        if lacking := len(image.pairs) - len(whole):
-            incomplete[image.key] = incomplete.get(image.key, 0) + lacking
-    rows: dict[str, range] = {}
-    pairs: list[_Pair] = []
-    for key, own in by_key.items():
-        rows[key] = range(len(pairs), len(pairs) + len(own))
-        pairs += own
-    count = len(pairs)
-    target = np.fromiter((pair.object for pair in pairs), np.int64, count)
-    verb = np.fromiter((pair.verb for pair in pairs), np.int64, count)
-    return HOIAnnotations(
-        path,
-        rows,
-        np.array([pair.box_h for pair in pairs], np.float32).reshape(count, 4),
-        np.array([pair.box_o for pair in pairs], np.float32).reshape(count, 4),
-        target,
-        verb,
-        _hois(pairs, classes),
-        sizes,
-        incomplete,
-        classes,
-    )
-
-
-def _hois(pairs: list[_Pair], classes: HOIClasses | None) -> NDArray[np.int64] | None:
-    """As the file tells them; else by the classes; None where a pair has none."""
-    known = {both: hoi for hoi, both in enumerate(classes.hois)} if classes else {}
-    hois = [known.get((pair.object, pair.verb)) if pair.hoi is None else pair.hoi for pair in pairs]
-    if not known and not any(pair.hoi is not None for pair in pairs):
-        return None
-    return None if None in hois else np.array(hois, np.int64)
-
-
-def _classes_beside(path: Path) -> HOIClasses | None:
-    for split in ("train", "test"):
-        if (beside := path.with_name(f"instances_{split}2015.json")).exists():
-            structure, content, _ = read_annotations(beside)
-            if structure == "upt":
-                return _upt_classes(beside, content)
-    return None
-
-
-# HICO-DET's lists
-
-
-def _hicodet(path: Path, content: list[dict[str, Any]]) -> tuple[Iterator[_Image], None]:
-    return (_hicodet_image(path, entry) for entry in content), None
-
-
-def _hicodet_image(path: Path, entry: dict[str, Any]) -> _Image:
-    key = entry["file_name"]
-    boxes, relations = (_list(path, key, entry, name) for name in ("annotations", "hoi_annotation"))
-    things: list[tuple[tuple[float, ...], int]] = []
-    for number, thing in enumerate(boxes):
-        where = _Where(path, key, f"annotations[{number}]")
-        box = where.box(where.of(thing, "bbox"))
-        category = where.of(thing, "category_id")
-        if type(category) is not int or category not in COCO_91_TO_80:
-            raise where.error(f"category_id {category!r} is none of COCO's")
-        things.append((box, COCO_91_TO_80[category]))
-    pairs: list[_Pair] = []
-    for number, relation in enumerate(relations):
-        where = _Where(path, key, f"hoi_annotation[{number}]")
-        subject = where.number(relation, "subject_id", 0, len(things))
-        target = where.number(relation, "object_id", -1, len(things))
-        verb = where.number(relation, "category_id", 1, _HICO_VERBS + 1) - 1
-        hoi = None
-        if "hoi_category_id" in relation:
-            hoi = where.number(relation, "hoi_category_id", 1, _HICO_HOIS + 1) - 1
-        box_o, category = things[target] if target >= 0 else (None, -1)
-        pairs.append(_Pair(things[subject][0], box_o, category, verb, hoi))
-    return _Image(key, pairs)
-
-
-# UPT's files of HICO-DET
-
-
-def _upt(path: Path, content: dict[str, Any]) -> tuple[Iterator[_Image], HOIClasses]:
-    names = content["filenames"]
-    entries, sizes = (_list(path, "", content, name) for name in ("annotation", "size"))
-    if not len(names) == len(entries) == len(sizes):
-        raise DatasetError(
-            f"{path}: filenames, annotation and size are of different lengths ({len(names):,}, {len(entries):,}, "
-            f"{len(sizes):,})."
-        )
-    classes = _upt_classes(path, content)
-    counts = len(classes.objects), len(classes.verbs), len(classes.hois)
-    return (_upt_image(path, *each, counts) for each in zip(names, entries, sizes, strict=True)), classes
-
-
-def _upt_image(path: Path, key: str, entry: Any, size: Any, counts: tuple[int, int, int]) -> _Image:
-    columns = _columns(path, key, entry, ("boxes_h", "boxes_o", "object", "verb", "hoi"))
-    if not (isinstance(size, list) and len(size) == 2 and all(type(each) is int and each > 0 for each in size)):
-        raise DatasetError(f"{path}: {key}: its size {size!r} is no [width, height].")
-    pairs: list[_Pair] = []
-    for number, (box_h, box_o, target, verb, hoi) in enumerate(columns):
-        where = _Where(path, key, f"pair {number}")
-        pairs.append(
-            _Pair(
-                where.box(box_h, one_based=True),
-                where.box(box_o, one_based=True),
-                where.within("object", target, 0, counts[0]),
-                where.within("verb", verb, 0, counts[1]),
-                where.within("hoi", hoi, 0, counts[2]),
-            )
-        )
-    return _Image(key, pairs, (size[0], size[1]))
-
-
-def _upt_classes(path: Path, content: dict[str, Any]) -> HOIClasses:
-    objects, verbs = (_names(path, content, name) for name in ("objects", "verbs"))
-    hois: dict[int, tuple[int, int]] = {}
-    for number, row in enumerate(_list(path, "", content, "correspondence")):
-        where = _Where(path, "correspondence", f"row {number}")
-        if not (isinstance(row, list) and len(row) == 3):
-            raise where.error(f"{row!r} is no [hoi, object, verb]")
-        target, verb = where.within("object", row[1], 0, len(objects)), where.within("verb", row[2], 0, len(verbs))
-        hois[where.within("hoi", row[0], 0, _HICO_HOIS)] = target, verb
-    if sorted(hois) != list(range(len(hois))):
-        raise DatasetError(f"{path}: its correspondence leaves hoi classes out.")
-    ordered = tuple(hois[hoi] for hoi in range(len(hois)))
-    with_verb = tuple(tuple(sorted({target for target, v in ordered if v == verb})) for verb in range(len(verbs)))
-    return HOIClasses(objects, verbs, ordered, with_verb)
-
-
-# V-COCO's files
-
-
-def _vcoco(path: Path, content: dict[str, Any]) -> tuple[Iterator[_Image], HOIClasses | None]:
-    classes = _vcoco_classes(path, content)
-    verbs = len(classes.verbs) if classes else 1 << 31
-    return (_vcoco_image(path, entry, verbs) for entry in content["annotations"]), classes
-
-
-def _vcoco_image(path: Path, entry: dict[str, Any], verbs: int) -> _Image:
-    key = entry["file_name"]
-    pairs: list[_Pair] = []
-    columns = _columns(path, key, entry, ("boxes_h", "boxes_o", "objects", "actions"))
-    for number, (box_h, box_o, target, action) in enumerate(columns):
-        where = _Where(path, key, f"pair {number}")
-        category = where.within("object", target, 0, len(COCO_91_TO_80) + 1) - 1  # theirs is 0 for the background
-        verb = where.within("action", action, 0, verbs)
-        pairs.append(_Pair(where.box(box_h), where.box(box_o) if category >= 0 else None, category, verb, None))
-    return _Image(key, pairs)
-
-
-def _vcoco_classes(path: Path, content: dict[str, Any]) -> HOIClasses | None:
-    if not (content.get("classes") and content.get("objects")):
-        return None
-    objects, verbs = _names(path, content, "objects"), _names(path, content, "classes")
-    with_verb: list[tuple[int, ...]] = []
-    for number, row in enumerate(_list(path, "", content, "action_to_object")):
-        where = _Where(path, "action_to_object", f"row {number}")
-        if not isinstance(row, list):
-            raise where.error(f"{row!r} is no list of objects")
-        with_verb.append(tuple(sorted(where.within("object", each, 1, len(objects)) - 1 for each in row)))
-    return HOIClasses(objects[1:], verbs, (), tuple(with_verb))
-
-
-_READERS: dict[str, Callable[[Path, Any], tuple[Iterator[_Image], HOIClasses | None]]] = {
-    "hicodet": _hicodet,
-    "upt": _upt,
-    "vcoco": _vcoco,
-}
-
-
-# What may be wrong
-
-
-class _Where(NamedTuple):
-    """A place in a file, and what may be found there."""
-
-    path: Path
-    image: str
-    entry: str
-
-    def error(self, what: str) -> DatasetError:
-        return DatasetError(f"{self.path}: {self.image}, {self.entry}: {what}.")
-
-    def of(self, entry: Any, name: str) -> Any:
-        if not isinstance(entry, dict) or name not in entry:
-            raise self.error(f"there is no {name}")
-        return entry[name]
-
-    def number(self, entry: Any, name: str, first: int, end: int) -> int:
-        return self.within(name, self.of(entry, name), first, end)
-
-    def within(self, name: str, value: Any, first: int, end: int) -> int:
-        """A whole number from `first` to less than `end`."""
-        if type(value) is not int or not first <= value < end:
-            raise self.error(f"{name} {value!r} is not among {first} to {end - 1}")
-        return value
-
-    def box(self, value: Any, *, one_based: bool = False) -> tuple[float, ...]:
-        """xyxy. Of 1-based pixels, the first that belong to the box become continuous coordinates."""
-        if not (isinstance(value, list) and len(value) == 4 and all(type(each) in (int, float) for each in value)):
-            raise self.error(f"{value!r} is no box of four numbers")
-        x1, y1, x2, y2 = (value[0] - 1, value[1] - 1, *value[2:]) if one_based else value
-        if not (all(map(math.isfinite, value)) and x1 <= x2 and y1 <= y2):
-            raise self.error(f"{value} is no box [x1, y1, x2, y2]")
-        return x1, y1, x2, y2
-
-
-def _list(path: Path, key: str, entry: Any, name: str) -> list[Any]:
-    value = entry.get(name) if isinstance(entry, dict) else None
-    if not isinstance(value, list):
-        raise DatasetError(f"{path}: {f'{key}: ' if key else ''}there is no list {name}.")
-    return value
-
-
-def _columns(path: Path, key: str, entry: Any, names: tuple[str, ...]) -> list[tuple[Any, ...]]:
-    columns = [_list(path, key, entry, name) for name in names]
-    if len({len(column) for column in columns}) > 1:
-        lengths = ", ".join(f"{len(column)} {name}" for name, column in zip(names, columns, strict=True))
-        raise DatasetError(f"{path}: {key}: its columns are of different lengths ({lengths}).")
-    return list(zip(*columns, strict=True))
-
-
-def _names(path: Path, content: dict[str, Any], name: str) -> tuple[str, ...]:
-    names = _list(path, "", content, name)
-    if not all(isinstance(each, str) for each in names):
-        raise DatasetError(f"{path}: {name} are not all names.")
-    return tuple(names)

@@ -70,7 +70,7 @@ class Dataset:
     @cached_property
     def pairs(self) -> HOIAnnotations:
         """All annotated pairs. Raises DatasetError where there are none to be had, or an entry is malformed."""
-        from patchbank.datasets.hoi import read_hoi
+        from patchbank.datasets.hoi_files import read_hoi
 
         if self.chosen is not None:
             return self.chosen
