@@ -77,7 +77,18 @@ def test_without_suppression_doubles_stay() -> None:
     assert len(human_object_pairs(boxes, scores, labels, nms_threshold=None).human) == 4
 
 
+def test_the_threshold_itself_is_enough() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
+    scores, labels = torch.tensor([0.5, 0.5, 0.25]), torch.tensor([0, 1, 1])
+    pairs = human_object_pairs(boxes, scores, labels, score_threshold=0.5, min_instances=0)
+    assert (pairs.human.tolist(), pairs.object.tolist()) == ([0], [1])
+
+
 def test_shapes_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="scores must be finite"):
+        human_object_pairs(torch.zeros(1, 4), torch.tensor([float("nan")]), torch.zeros(1))
+    with pytest.raises(ValueError, match="min_instances at most max_instances"):
+        human_object_pairs(torch.zeros(1, 4), torch.zeros(1), torch.zeros(1), min_instances=20)
     with pytest.raises(ValueError, match=r"boxes \(M, 4\), scores \(M,\) and labels \(M,\) are needed"):
         human_object_pairs(torch.zeros(3, 4), torch.zeros(2), torch.zeros(2))
 

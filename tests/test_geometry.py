@@ -122,6 +122,14 @@ def test_tensors_give_what_arrays_give(mode: ResizeMode) -> None:
     assert whole.dtype == torch.float32 and torch.equal(whole, transform.boxes_to_input(tensor.trunc().float()))
 
 
+def test_what_is_no_transform() -> None:
+    for wrong in ((0, 5, "pad", 224, 16), (5, 5, "squish", 224, 16), (5, 5, "pad", 224, 0)):
+        with pytest.raises(ValueError, match="no such image, or mode"):
+            ImageTransform(*wrong)  # type: ignore[arg-type]
+    half = torch.tensor([[0, 0, 639, 426], [0, 0, 300, 300]]).half()
+    assert ImageTransform(640, 427, "squash", 224, 16).coverage(half).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("mode", "box", "covered"),
     [

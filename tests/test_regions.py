@@ -161,9 +161,25 @@ def test_cuda_gives_the_same() -> None:
 def test_what_does_not_fit_together() -> None:
     transform = ImageTransform(640, 427, "squash", 224, 16)
     tokens, boxes = random_tokens(2, 196, 4), [random_boxes(1, 640, 427)] * 2
-    with pytest.raises(ValueError, match="of 2 images, as many sets of boxes and transforms"):
+    with pytest.raises(ValueError, match="of 2 images, as many transforms are needed, not 1"):
         pool_regions(tokens, boxes, transform)
-    with pytest.raises(ValueError, match="of 2 images"):
+    with pytest.raises(ValueError, match="of 2 images, as many transforms are needed, not 1"):
+        global_context(tokens, transform)
+    with pytest.raises(ValueError, match="of 1 images, as many transforms are needed, not 2"):
+        global_context(tokens[0], [transform] * 2)
+    with pytest.raises(ValueError, match="images of one model are needed"):
+        pool_regions(tokens, boxes, [transform, ImageTransform(640, 427, "squash", 224, 32)])
+    for way in ("mean", "max", None):
+        with pytest.raises(ValueError, match="boxes must be finite numbers"):
+            pool_regions(tokens[0], torch.tensor([[0, float("nan"), 9, 9]]), transform, reduce=way)  # type: ignore[arg-type]
+        assert len(pool_regions(tokens[:0], [], [], reduce=way)) == 0  # type: ignore[arg-type]
+        assert len(pool_regions(tokens[0], torch.tensor([]), transform, reduce=way)) == 0  # type: ignore[arg-type]
+    for wrong in (0, (7,), (7, -1)):
+        with pytest.raises(ValueError, match="output_size is a number of bins"):
+            pool_regions(tokens[0], boxes[0], transform, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="patch tokens are floats"):
+        pool_regions(tokens[0].long(), boxes[0], transform)
+    with pytest.raises(ValueError, match="of 2 images, as many sets of boxes are needed"):
         pool_regions(tokens, boxes[:1], [transform] * 2)
     with pytest.raises(ValueError, match=r"\(B, 196, D\) are needed, not \(1, 195, 4\)"):
         pool_regions(tokens[0, 1:], boxes[0], transform)
@@ -171,6 +187,34 @@ def test_what_does_not_fit_together() -> None:
         pool_regions(tokens[0], boxes[0], transform, reduce="sum")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"boxes \(K, 4\)"):
         pool_regions(tokens[0], torch.zeros(4), transform)
+
+
+def test_autocast_changes_nothing() -> None:
+    transform, tokens, boxes = (
+        ImageTransform(640, 427, "squash", 224, 16),
+        random_tokens(196, 8),
+        random_boxes(9, 640, 427),
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = pool_regions(tokens, boxes, transform)
+        context = global_context(tokens, transform)
+    assert torch.equal(found, pool_regions(tokens, boxes, transform))
+    assert torch.equal(context, global_context(tokens, transform))
+
+
+def test_lists_and_arrays_are_boxes_too() -> None:
+    transform, tokens = ImageTransform(640, 427, "squash", 224, 16), random_tokens(196, 8)
+    box = [[10.0, 20.0, 300.0, 200.0]]
+    expected = pool_regions(tokens, torch.tensor(box), transform)
+    assert torch.equal(pool_regions(tokens, np.array(box), transform), expected)  # type: ignore[arg-type]
+    assert torch.equal(pool_regions(tokens, box, transform), expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (10000, 3)])
+def test_the_context_of_a_thread_is_that_of_the_patches_it_touches(size: tuple[int, int]) -> None:
+    transform = ImageTransform(*size, "pad", 224, 16)
+    assert 14 <= transform.valid.sum() <= 28
+    assert torch.allclose(global_context(torch.ones(196, 2), transform), torch.ones(2))
 
 
 def test_global_context_is_the_mean_of_what_shows_the_image() -> None:

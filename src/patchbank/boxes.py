@@ -54,13 +54,15 @@ def human_object_pairs(
             there are so many, and at most.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: the shapes do not fit together, or there is no such number of instances.
     """
     if boxes.shape != (len(boxes), 4) or scores.shape != labels.shape or scores.shape != (len(boxes),):
         raise ValueError(
             f"boxes (M, 4), scores (M,) and labels (M,) are needed, not {tuple(boxes.shape)}, {tuple(scores.shape)} "
             f"and {tuple(labels.shape)}"
         )
+    if not scores.isfinite().all() or not 0 <= min_instances <= max_instances:
+        raise ValueError("scores must be finite numbers, and min_instances at most max_instances")
     if nms_threshold is None:
         order = scores.argsort(descending=True, stable=True)
     else:

@@ -10,7 +10,7 @@ here imports torch, so that a bank's description can be read without it.)
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,10 @@ class ImageTransform:
     input_size: int
     patch_size: int
     mirrored: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.height, self.input_size, self.patch_size) < 1 or self.mode not in get_args(ResizeMode):
+            raise ValueError(f"there is no such image, or mode: {self}")
 
     @property
     def resized(self) -> tuple[int, int]:
@@ -85,12 +89,14 @@ class ImageTransform:
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """(Gh, Gw): the patches that show the image by half or more. All do but those of ``pad``'s borders."""
+        """(Gh, Gw): the patches that show the image by half or more. All do but those of ``pad``'s borders.
+
+        Of an image so elongated that none does, those that show any of it.
+        """
         if self.mirrored:
             return self.mirror().valid[:, ::-1]
-        centres = np.arange(self.grid[0]) + 0.5
         x1, y1, x2, y2 = self.boxes_to_grid([0, 0, self.width, self.height])
-        inside: NDArray[np.bool_] = np.outer((centres >= y1) & (centres < y2), (centres >= x1) & (centres < x2))
+        inside: NDArray[np.bool_] = np.outer(_shown(y1, y2, self.grid[0]), _shown(x1, x2, self.grid[1]))
         return inside
 
     def points_to_input(self, points: Any) -> Any:
@@ -154,10 +160,17 @@ class ImageTransform:
         return replace(self, mirrored=not self.mirrored)
 
 
+def _shown(first: float, last: float, cells: int) -> NDArray[np.bool_]:
+    """Along one side: the cells whose centre is in [first, last); where there is none, those that it touches."""
+    starts = np.arange(cells)
+    half: NDArray[np.bool_] = (starts + 0.5 >= first) & (starts + 0.5 < last)
+    return half if half.any() else (starts + 1 > first) & (starts < last)
+
+
 def _floats(values: Any) -> Any:
-    """A tensor of floats as it is, of whole numbers as float32; anything else as an array of float64."""
+    """A tensor in float32 at least, since halves have no room for pixels; anything else as an array of float64."""
     if hasattr(values, "new_tensor"):
-        return values if values.is_floating_point() else values.float()
+        return values if values.is_floating_point() and values.itemsize >= 4 else values.float()
     return np.asarray(values, dtype=np.float64)
 
 

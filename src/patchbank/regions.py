@@ -38,40 +38,70 @@ def pool_regions(
         order.
 
     Raises:
-        ValueError: the numbers of images, or the shapes, do not fit together.
+        ValueError: the numbers of images, or the shapes, do not fit together; boxes that are no finite numbers.
     """
     if patch_tokens.ndim == 2:
         patch_tokens, boxes, transform = patch_tokens[None], [boxes], [transform]  # type: ignore[list-item]
-    if isinstance(transform, ImageTransform) or not len(patch_tokens) == len(boxes) == len(transform):
-        raise ValueError(
-            f"of {len(patch_tokens)} images, as many sets of boxes and transforms are needed, not {len(boxes)} and "
-            f"{1 if isinstance(transform, ImageTransform) else len(transform)}"
-        )
-    if wrong := [tuple(each.shape) for each in boxes if each.shape != (len(each), 4)]:
-        raise ValueError(f"boxes (K, 4) are needed, not {wrong[0]}")
+    transforms = _of_each(transform, patch_tokens)
+    if len(boxes) != len(transforms):
+        raise ValueError(f"of {len(transforms)} images, as many sets of boxes are needed, not {len(boxes)}")
     if reduce not in ("mean", "max", None):
         raise ValueError(f"reduce is mean, max or None, not {reduce!r}")
-    grid = transform[0].grid if transform else (0, 0)
-    if patch_tokens.ndim != 3 or patch_tokens.shape[1] != grid[0] * grid[1]:
-        raise ValueError(f"patch tokens (B, {grid[0] * grid[1]}, D) are needed, not {tuple(patch_tokens.shape)}")
+    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"output_size is a number of bins, or (height, width), not {output_size!r}")
+    if not transforms:
+        shape = () if reduce else size
+        return patch_tokens.new_zeros(0, patch_tokens.shape[-1], *shape)
     # In float32 at least: float16 has no room for pixels and their fractions, and roi_align takes no bfloat16.
     exact = torch.promote_types(patch_tokens.dtype, torch.float32)
-    tokens = patch_tokens.to(exact)
-    inside = [
-        each.boxes_to_grid(each.clip(box.to(tokens.device, exact))) for each, box in zip(transform, boxes, strict=True)
-    ]
-    size = (output_size, output_size) if isinstance(output_size, int) else output_size
-    if reduce == "mean":
-        weights = torch.split(_mean_weights(torch.cat(inside), grid, size), [len(box) for box in inside])
-        pooled = torch.cat([weight @ of_image for weight, of_image in zip(weights, tokens, strict=True)])
-    else:
-        pictures = tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
-        pooled = roi_align(pictures, inside, size, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
-        pooled = pooled if reduce is None else pooled.amax((2, 3))
+    tokens, grid = patch_tokens.to(exact), transforms[0].grid
+    inside = [each.boxes_to_grid(each.clip(_boxes(box, tokens))) for each, box in zip(transforms, boxes, strict=True)]
+    with torch.autocast(tokens.device.type, enabled=False):
+        pooled = _pooled(tokens, grid, inside, size, reduce)
     return pooled.to(patch_tokens.dtype)
 
 
-def _mean_weights(boxes: Tensor, grid: tuple[int, int], bins: tuple[int, int]) -> Tensor:
+def _of_each(transform: ImageTransform | Sequence[ImageTransform], patch_tokens: Tensor) -> list[ImageTransform]:
+    """The transforms of (B, N, D) patch tokens. Raises ValueError where there are not as many, or they do not fit."""
+    transforms = [transform] if isinstance(transform, ImageTransform) else list(transform)
+    if (isinstance(transform, ImageTransform) and len(patch_tokens) != 1) or len(transforms) != len(patch_tokens):
+        raise ValueError(f"of {len(patch_tokens)} images, as many transforms are needed, not {len(transforms)}")
+    grids = {each.grid for each in transforms}
+    if len(grids) > 1:
+        raise ValueError(f"images of one model are needed, and these have grids of {sorted(grids)}")
+    for rows, columns in grids:
+        if patch_tokens.ndim != 3 or patch_tokens.shape[1] != rows * columns:
+            raise ValueError(f"patch tokens (B, {rows * columns}, D) are needed, not {tuple(patch_tokens.shape)}")
+    if not patch_tokens.is_floating_point():
+        raise ValueError(f"patch tokens are floats, not {patch_tokens.dtype}")
+    return transforms
+
+
+def _boxes(boxes: Tensor, tokens: Tensor) -> Tensor:
+    """(K, 4) in the tokens' dtype and on their device."""
+    boxes = torch.as_tensor(boxes).to(tokens.device, tokens.dtype)
+    if not boxes.numel():
+        return boxes.reshape(0, 4)
+    if boxes.shape != (len(boxes), 4):
+        raise ValueError(f"boxes (K, 4) are needed, not {tuple(boxes.shape)}")
+    if not boxes.isfinite().all():
+        raise ValueError("boxes must be finite numbers")
+    return boxes
+
+
+def _pooled(
+    tokens: Tensor, grid: tuple[int, int], inside: list[Tensor], size: tuple[int, ...], reduce: str | None
+) -> Tensor:
+    if reduce == "mean":
+        weights = torch.split(_mean_weights(torch.cat(inside), grid, size), [len(box) for box in inside])
+        return torch.cat([weight @ of_image for weight, of_image in zip(weights, tokens, strict=True)])
+    pictures = tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+    bins: Tensor = roi_align(pictures, inside, size, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
+    return bins if reduce is None else bins.amax((2, 3))
+
+
+def _mean_weights(boxes: Tensor, grid: tuple[int, int], bins: tuple[int, ...]) -> Tensor:
     """(K, N): how much of each patch is in the mean over a box's RoIAlign bins.
 
     That mean is linear in the tokens, and the samples of a box are all pairs of a row and a column: so it is one
@@ -108,12 +138,18 @@ def global_context(patch_tokens: Tensor, transform: ImageTransform | Sequence[Im
 
     Returns:
         (D,), or (B, D).
+
+    Raises:
+        ValueError: the numbers of images, or the shapes, do not fit together.
     """
     if transform is None:
         return patch_tokens.mean(dim=-2)
-    transforms = [transform] if isinstance(transform, ImageTransform) else transform
-    masks = torch.stack([torch.from_numpy(each.valid.copy()).flatten() for each in transforms])
-    weights = (masks / masks.sum(1, keepdim=True)).to(patch_tokens)
     if patch_tokens.ndim == 2:
-        weights = weights[0]
-    return (weights[..., None] * patch_tokens).sum(dim=-2)
+        return global_context(patch_tokens[None], transform)[0]
+    transforms = _of_each(transform, patch_tokens)
+    if not transforms:
+        return patch_tokens.new_zeros(0, patch_tokens.shape[-1])
+    masks = torch.stack([torch.from_numpy(each.valid.copy()).flatten() for each in transforms]).to(patch_tokens.device)
+    exact = torch.promote_types(patch_tokens.dtype, torch.float32)
+    total = (masks[..., None] * patch_tokens.to(exact)).sum(dim=1)
+    return (total / masks.sum(1, keepdim=True)).to(patch_tokens.dtype)

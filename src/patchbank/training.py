@@ -28,6 +28,8 @@ Sample = tuple[Tensor, HOITarget]
 class FeatureDataset(torch.utils.data.Dataset[Sample]):
     """The features of a data set's images, with their human-object pairs: map-style, for any DataLoader and sampler.
 
+    A DataLoader over it needs ``collate_fn=patchbank.collate``, since images differ in their number of pairs.
+
     Attributes:
         bank: where the features come from.
         dataset: whose images these are, in this order.
@@ -61,7 +63,9 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             ConfigError: there is no such region.
         """
         self.bank = bank if isinstance(bank, Bank) else open_bank(bank)
-        names = regions.split(",") if isinstance(regions, str) else list(regions or ())
+        names = [name.strip() for name in (regions.split(",") if isinstance(regions, str) else regions or ())]
+        if missing not in ("raise", "skip"):
+            raise ConfigError(f"missing is raise or skip, not {missing!r}.")
         if wrong := [name for name in names if name not in REGIONS]:
             raise ConfigError(f"There is no region {wrong[0]!r}. Choose from: {', '.join(REGIONS)}.")
         _require_same(self.bank, dataset)
@@ -74,7 +78,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             )
         if lacking:
             without = set(lacking)
-            dataset = replace(dataset, records=tuple(each for each in dataset.records if each.key not in without))
+            dataset = dataset.of(each for each in dataset.records if each.key not in without)
         self.dataset = dataset
         self._pairs = dataset.pairs  # read now, so that data-loader workers need not
         self._regions = [name for name in REGIONS if name in names]
@@ -88,8 +92,8 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Patch tokens (N, D) on the CPU, not normalised, and the image's pairs.
 
-        Raises DatasetError where regions are asked for and the image's size is not known, or is another in the bank
-        than in the annotations, so that boxes would lie elsewhere.
+        Raises DatasetError where the image's size is another in the bank than in the annotations, so that boxes would
+        lie elsewhere; BankError where it is not known, and regions are asked for.
         """
         key = self.dataset.records[index].key
         tokens = self.bank[key]
@@ -105,7 +109,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
     def _located(self, target: HOITarget) -> HOITarget:
         """The target, with what the bank knows of the image's geometry."""
         known, told = self.bank.size(target.key), target.size
-        if self._regions and known is not None and told not in (None, known):
+        if known is not None and told not in (None, known):
             raise DatasetError(
                 f"{self.dataset.annotations} says that {target.key} is of {told} pixels, and the bank {self.bank.path} "
                 f"was made of an image of {known}: its boxes would lie elsewhere."

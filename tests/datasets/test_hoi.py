@@ -200,11 +200,24 @@ def _set(*path: Any, value: Any) -> Any:
         (UPT, _set("annotation", 0, "verb", value=[2]), "a.jpg, pair 0: verb 2 is not among 0 to 1"),
         (UPT, _set("annotation", 0, "hoi", value=[3]), "a.jpg, pair 0: hoi 3 is not among 0 to 2"),
         (UPT, _set("annotation", 0, "boxes_h", value=[[1, 2, 3, "4"]]), "a.jpg, pair 0: [1, 2, 3, '4'] is no box"),
+        (
+            UPT,
+            _set("annotation", 0, "boxes_h", value=[[0, 2, 3, 4]]),
+            "a.jpg, pair 0: [0, 2, 3, 4] is no box of pixels",
+        ),
+        (UPT, _set("annotation", 0, "boxes_h", value=[[6, 2, 5, 4]]), "a.jpg, pair 0: [6, 2, 5, 4] is no box"),
+        (UPT, _set("annotation", 0, "hoi", value=[2]), "a.jpg, pair 0: hoi 2 is of object and verb (0, 0), and"),
+        (
+            LIST,
+            _set(0, "annotations", 1, "bbox", value=[1e39, 2, 1e40, 4]),
+            "annotations[1]: [1e+39, 2, 1e+40, 4] is no",
+        ),
+        (LIST, _set(0, "annotations", 1, "bbox", value=[1, 2, 10**400, 4]), "annotations[1]: "),
         (UPT, _set("annotation", 0, value=3), "a.jpg: there is no list boxes_h"),
         (UPT, _set("correspondence", 1, value=[1, 2]), "correspondence, row 1: [1, 2] is no [hoi, object, verb]"),
         (UPT, lambda c: c["correspondence"].pop(0), "its correspondence leaves hoi classes out"),
         (UPT, _set("verbs", value=[1, 2]), "verbs are not all names"),
-        (VCOCO, _set("annotations", 0, "objects", value=[81, 0]), "a.jpg, pair 0: object 81 is not among 0 to 80"),
+        (VCOCO, _set("annotations", 0, "objects", value=[81, 0]), "a.jpg, pair 0: object 81 is not among 0 to 2"),
         (VCOCO, _set("annotations", 0, "actions", value=[2, 0]), "a.jpg, pair 0: action 2 is not among 0 to 1"),
         (VCOCO, _set("annotations", 0, "boxes_o", value=None), "a.jpg: there is no list boxes_o"),
         (VCOCO, _set("annotations", 0, "boxes_h", 0, value=[1e400, 0, 1, 1]), "Infinity"),
@@ -268,6 +281,10 @@ def test_zero_shot_settings_leave_classes_out(tmp_path: Path) -> None:
         left = dataset.without_hois(tmp_path / name)
         assert [left.target(record.key).hoi for record in left.records] == [torch.tensor([304])]
     assert 0 in dataset.rare_hois() and dataset.rare_hois(1) == [hoi for hoi in range(600) if not counts[hoi]]
+    with pytest.raises(DatasetError, match="before any are left out"):
+        seen.rare_hois()
+    assert dataset.without_hois([0]) != dataset.with_pairs()  # the same images
+    assert dataset.with_pairs().pairs is dataset.pairs  # read once
     with pytest.raises(DatasetError, match="no hoi class 600"):
         dataset.without_hois([1, 600])
     with pytest.raises(DatasetError, match="training split; this is hicodet test"):

@@ -128,7 +128,7 @@ class HOIClasses(NamedTuple):
         return [hoi for hoi, (target, verb) in enumerate(self.hois) if target in objects or verb in verbs]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HOIAnnotations:
     """The pairs of a whole file, in columns, so that it is small and goes quickly to other processes.
 
@@ -141,6 +141,7 @@ class HOIAnnotations:
         sizes: key -> (width, height), where the file tells it.
         incomplete: key -> number of pairs that lack a box, where there are any.
         classes: what the numbers mean, where the file or the one beside it tells it.
+        filtered: whether some of the file's pairs were left out.
     """
 
     source: Path
@@ -153,6 +154,7 @@ class HOIAnnotations:
     sizes: dict[str, tuple[int, int]]
     incomplete: dict[str, int]
     classes: HOIClasses | None
+    filtered: bool = False
 
     def target(self, key: str) -> HOITarget:
         """One image's. Raises KeyError where it is not listed."""
@@ -198,11 +200,13 @@ class HOIAnnotations:
         before = np.concatenate([[0], np.cumsum(kept)])
         rows = {key: range(int(before[part.start]), int(before[part.stop])) for key, part in self.rows.items()}
         columns = {name: getattr(self, name)[kept] for name in ("boxes_h", "boxes_o", "object", "verb", "hoi")}
-        return replace(self, rows=rows, **columns)
+        return replace(self, rows=rows, filtered=self.filtered or not bool(kept.all()), **columns)
 
     def _hois(self) -> NDArray[np.int64]:
         if self.hoi is None:
-            raise DatasetError(f"{self.source} does not tell the pairs' hoi classes.{_BESIDE}")
+            vcoco = self.classes is not None and not self.classes.hois
+            why = " V-COCO has none." if vcoco else _BESIDE
+            raise DatasetError(f"{self.source} does not tell the pairs' hoi classes.{why}")
         return self.hoi
 
 

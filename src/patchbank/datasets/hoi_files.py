@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from patchbank.errors import DatasetError
 _NOT_IN_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 COCO_91_TO_80 = {number: index for index, number in enumerate(sorted(set(range(1, 91)) - _NOT_IN_COCO))}
 _HICO_VERBS = 117
+_LARGEST = 1 << 24  # pixels; float32 counts them up to here
 
 
 class _Pair(NamedTuple):
@@ -146,11 +146,11 @@ def _upt(path: Path, content: dict[str, Any]) -> tuple[Iterator[_Image], HOIClas
             f"{len(sizes):,})."
         )
     classes = _upt_classes(path, content)
+    return (_upt_image(path, *each, classes) for each in zip(names, entries, sizes, strict=True)), classes
+
+
+def _upt_image(path: Path, key: str, entry: Any, size: Any, classes: HOIClasses) -> _Image:
     counts = len(classes.objects), len(classes.verbs), len(classes.hois)
-    return (_upt_image(path, *each, counts) for each in zip(names, entries, sizes, strict=True)), classes
-
-
-def _upt_image(path: Path, key: str, entry: Any, size: Any, counts: tuple[int, int, int]) -> _Image:
     columns = _columns(path, key, entry, ("boxes_h", "boxes_o", "object", "verb", "hoi"))
     if not (isinstance(size, list) and len(size) == 2 and all(type(each) is int and each > 0 for each in size)):
         raise DatasetError(f"{path}: {key}: its size {size!r} is no [width, height].")
@@ -166,6 +166,10 @@ def _upt_image(path: Path, key: str, entry: Any, size: Any, counts: tuple[int, i
                 where.within("hoi", hoi, 0, counts[2]),
             )
         )
+        if classes.hois[hoi] != (target, verb):
+            raise where.error(
+                f"hoi {hoi} is of object and verb {classes.hois[hoi]}, and the pair's are {(target, verb)}"
+            )
     return _Image(key, pairs, (size[0], size[1]))
 
 
@@ -191,16 +195,17 @@ def _upt_classes(path: Path, content: dict[str, Any]) -> HOIClasses:
 def _vcoco(path: Path, content: dict[str, Any]) -> tuple[Iterator[_Image], HOIClasses | None]:
     classes = _vcoco_classes(path, content)
     verbs = len(classes.verbs) if classes else 1 << 31
-    return (_vcoco_image(path, entry, verbs) for entry in content["annotations"]), classes
+    objects = 1 + (len(classes.objects) if classes else len(COCO_91_TO_80))
+    return (_vcoco_image(path, entry, verbs, objects) for entry in content["annotations"]), classes
 
 
-def _vcoco_image(path: Path, entry: dict[str, Any], verbs: int) -> _Image:
+def _vcoco_image(path: Path, entry: dict[str, Any], verbs: int, objects: int) -> _Image:
     key = entry["file_name"]
     pairs: list[_Pair] = []
     columns = _columns(path, key, entry, ("boxes_h", "boxes_o", "objects", "actions"))
     for number, (box_h, box_o, target, action) in enumerate(columns):
         where = _Where(path, key, f"pair {number}")
-        category = where.within("object", target, 0, len(COCO_91_TO_80) + 1) - 1  # theirs is 0 for the background
+        category = where.within("object", target, 0, objects) - 1  # theirs is 0 for the background
         verb = where.within("action", action, 0, verbs)
         pairs.append(_Pair(where.box(box_h), where.box(box_o) if category >= 0 else None, category, verb, None))
     return _Image(key, pairs)
@@ -257,10 +262,14 @@ class _Where(NamedTuple):
         """xyxy. Of 1-based pixels, the first that belong to the box become continuous coordinates."""
         if not (isinstance(value, list) and len(value) == 4 and all(type(each) in (int, float) for each in value)):
             raise self.error(f"{value!r} is no box of four numbers")
-        x1, y1, x2, y2 = (value[0] - 1, value[1] - 1, *value[2:]) if one_based else value
-        if not (all(map(math.isfinite, value)) and x1 <= x2 and y1 <= y2):
+        x1, y1, x2, y2 = value
+        if not (all(abs(each) <= _LARGEST for each in value) and x1 <= x2 and y1 <= y2):
             raise self.error(f"{value} is no box [x1, y1, x2, y2]")
-        return x1, y1, x2, y2
+        if not one_based:
+            return x1, y1, x2, y2
+        if min(x1, y1) < 1:
+            raise self.error(f"{value} is no box of pixels that count from 1, as UPT's do")
+        return x1 - 1, y1 - 1, x2, y2
 
 
 def _list(path: Path, key: str, entry: Any, name: str) -> list[Any]:

@@ -48,7 +48,7 @@ class Dataset:
         records: every listed image once, with or without annotated pairs.
         annotations: the file the list was read from; None for a folder.
         root: the EZ-HOI checkout, whose ``checkpoints/`` are looked in; None for a folder.
-        chosen: the pairs that are left of the file's, where some were left out.
+        chosen: the pairs, where they were read before, or some of them left out.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Dataset:
     records: tuple[Record, ...] = field(repr=False)
     annotations: Path | None = None
     root: Path | None = None
-    chosen: HOIAnnotations | None = field(default=None, repr=False, compare=False)
+    chosen: HOIAnnotations | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -101,7 +101,11 @@ class Dataset:
 
     def with_pairs(self) -> Dataset:
         """The images with at least one pair, as EZ-HOI and UPT train on."""
-        return replace(self, records=tuple(each for each in self.records if len(self.pairs.rows[each.key])))
+        return self.of(each for each in self.records if len(self.pairs.rows[each.key]))
+
+    def of(self, records: Iterable[Record]) -> Dataset:
+        """Some of the images only, with the pairs that were read for all."""
+        return replace(self, records=tuple(records), chosen=self.pairs)
 
     def without_hois(self, hois: Iterable[int] | str | Path) -> Dataset:
         """The same without the pairs of some hoi classes, and without the images that have no pair then.
@@ -123,6 +127,8 @@ class Dataset:
 
         Raises DatasetError where it is another split, or hoi classes are not told.
         """
+        if self.pairs.filtered:
+            raise DatasetError("Rare classes are counted before any are left out: ask the whole data set.")
         if (self.name, self.split) != ("hicodet", "train"):
             raise DatasetError(f"Rare classes are counted in HICO-DET's training split; this is {self.title}.")
         return [int(hoi) for hoi in (self.hoi_counts() < fewer_than).nonzero()[0]]
