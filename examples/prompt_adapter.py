@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, default=Path("prompt_adapter.pt"))
     options = parser.parse_args()
+    if options.epochs < 1 or not options.checkpoint.absolute().parent.is_dir():
+        parser.error("--epochs is at least 1, and the directory of --checkpoint must be there")
     torch.manual_seed(0)
 
     dataset = patchbank.load_dataset(options.dataset, options.root, options.split)

@@ -52,7 +52,9 @@ def main() -> None:
 
     mean, scale = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     features, test_features = (features - mean) / scale, (test_features - mean) / scale
-    count = int(torch.cat([verbs, test_verbs]).max()) + 1
+    known, both = torch.cat([verbs, test_verbs]).unique(return_inverse=True)  # no probe for verbs that nobody does
+    verbs, test_verbs = both.split([len(verbs), len(test_verbs)])
+    count = len(known)
     probe = nn.Linear(features.shape[1], count)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=1e-2)
     labels = F.one_hot(verbs, count).float()
@@ -70,7 +72,7 @@ def main() -> None:
     print(f"{'verb, 0-based':<24} {'train':>6} {tested:>6} {'AP':>7}")
     for verb in test_verbs.unique().tolist():
         precisions.append(average_precision_score((test_verbs == verb).numpy(), scores[:, verb]))
-        title = names.verbs[verb] if names else f"verb {verb}"
+        title = names.verbs[known[verb]] if names else f"verb {known[verb]}"
         counts = int((verbs == verb).sum()), int((test_verbs == verb).sum())
         print(f"{title:<24} {counts[0]:>6} {counts[1]:>6} {precisions[-1]:>7.3f}")
     print(f"{'mean':<24} {len(verbs):>6} {len(test_verbs):>6} {sum(precisions) / len(precisions):>7.3f}")

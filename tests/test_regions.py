@@ -114,7 +114,7 @@ def test_what_the_model_did_not_see_is_nothing_and_not_invented() -> None:
     boxes = torch.tensor([[0.0, 0, 208, 224], [450, 10, 640, 100], [100, 50, 250, 150], [208, 50, 250, 150]])
     pooled = pool_regions(tokens, boxes, transform)
     assert torch.equal(pooled[:2], torch.zeros(2, 4))
-    no_boxes = torch.tensor([[250.0, 50, 250, 150], [300, 50, 250, 150], [-9, -9, -5, -5]])
+    no_boxes = torch.tensor([[250.0, 50, 250, 150], [300, 50, 350, 50], [-9, -9, -5, -5]])
     for way in ("mean", "max"):
         assert torch.equal(pool_regions(tokens, no_boxes, transform, reduce=way), torch.zeros(3, 4))  # type: ignore[arg-type]
     assert torch.equal(pooled[2], pooled[3])  # of a box that leaves the crop counts what is in it
@@ -174,6 +174,8 @@ def test_what_does_not_fit_together() -> None:
             pool_regions(tokens[0], torch.tensor([[0, float("nan"), 9, 9]]), transform, reduce=way)  # type: ignore[arg-type]
         assert len(pool_regions(tokens[:0], [], [], reduce=way)) == 0  # type: ignore[arg-type]
         assert len(pool_regions(tokens[0], torch.tensor([]), transform, reduce=way)) == 0  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="x2 < x1"):
+        pool_regions(tokens[0], torch.tensor([[0.5, 0.5, 0.2, 0.2]]), transform)  # centre and size, 0 to 1
     for wrong in (0, (7,), (7, -1)):
         with pytest.raises(ValueError, match="output_size is a number of bins"):
             pool_regions(tokens[0], boxes[0], transform, wrong)  # type: ignore[arg-type]

@@ -38,7 +38,8 @@ def pool_regions(
         order.
 
     Raises:
-        ValueError: the numbers of images, or the shapes, do not fit together; boxes that are no finite numbers.
+        ValueError: the numbers of images, or the shapes, do not fit together; boxes that are no finite numbers, or not
+            xyxy.
     """
     if patch_tokens.ndim == 2:
         patch_tokens, boxes, transform = patch_tokens[None], [boxes], [transform]  # type: ignore[list-item]
@@ -87,6 +88,8 @@ def _boxes(boxes: Tensor, tokens: Tensor) -> Tensor:
         raise ValueError(f"boxes (K, 4) are needed, not {tuple(boxes.shape)}")
     if not boxes.isfinite().all():
         raise ValueError("boxes must be finite numbers")
+    if (boxes[:, 2:] < boxes[:, :2]).any():
+        raise ValueError("boxes are [x1, y1, x2, y2] in original pixels, and in some of these x2 < x1 or y2 < y1")
     return boxes
 
 

@@ -169,6 +169,9 @@ class RandomHorizontalFlip:
     """`horizontal_flip` with a probability, by torch's random numbers: a `transform` of `FeatureDataset`."""
 
     def __init__(self, probability: float = 0.5) -> None:
+        """Raises ValueError where it is no probability."""
+        if not 0 <= probability <= 1:
+            raise ValueError(f"a probability is from 0 to 1, not {probability}")
         self.probability = probability
 
     def __call__(self, patch_tokens: Tensor, target: HOITarget) -> Sample:

@@ -145,6 +145,7 @@ def test_a_target_is_the_callers_own_and_moves_as_a_whole(tmp_path: Path) -> Non
     target = pairs.target("a.jpg")
     target.boxes_h.zero_()
     assert pairs.target("a.jpg").boxes_h.sum() > 0
+    assert repr(target) == "<HOITarget a.jpg: 1 pairs, (640, 480)>"
     moved = target.to("meta")
     assert moved.boxes_h.device.type == moved.verb.device.type == "meta"
     assert moved.hoi is not None and moved.hoi.device.type == "meta"
@@ -285,6 +286,8 @@ def test_zero_shot_settings_leave_classes_out(tmp_path: Path) -> None:
         seen.rare_hois()
     assert dataset.without_hois([0]) != dataset.with_pairs()  # the same images
     assert dataset.with_pairs().pairs is dataset.pairs  # read once
+    with pytest.raises(DatasetError, match="no image with a pair"):
+        dataset.without_hois(range(600))
     with pytest.raises(DatasetError, match="no hoi class 600"):
         dataset.without_hois([1, 600])
     with pytest.raises(DatasetError, match="training split; this is hicodet test"):

@@ -28,7 +28,7 @@ _BESIDE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class HOITarget:
     """The annotated human-object pairs of one image, K of them.
 
@@ -57,6 +57,10 @@ class HOITarget:
 
     def __len__(self) -> int:
         return len(self.boxes_h)
+
+    def __repr__(self) -> str:
+        regions = f", regions {', '.join(self.regions)}" if self.regions else ""
+        return f"<HOITarget {self.key}: {len(self)} pairs, {self.size}{regions}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process by value: a data-loader worker would send each of its small tensors as a file."""

@@ -114,9 +114,12 @@ class Dataset:
             hois: 0-based classes, or a file of them (`read_indices`): a zero-shot setting's unseen ones, say.
 
         Raises:
-            DatasetError: the annotations do not tell hoi classes, or one of these is none.
+            DatasetError: the annotations do not tell hoi classes, one of these is none, or nothing is left.
         """
-        return replace(self, chosen=self.pairs.without_hois(hois)).with_pairs()
+        left = replace(self, chosen=self.pairs.without_hois(hois)).with_pairs()
+        if not left.records:
+            raise DatasetError(f"{self.title} has no image with a pair of any other class than these.")
+        return left
 
     def hoi_counts(self) -> NDArray[np.int64]:
         """(600,): how many pairs of each hoi class are annotated. Raises DatasetError where that is not told."""
