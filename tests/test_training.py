@@ -27,8 +27,11 @@ from patchbank import (
     pool_regions,
     union_boxes,
 )
+from patchbank.bank.base_writer import Feature
+from patchbank.bank.writer import open_writer
 from patchbank.datasets.sample import write_sample
 from patchbank.errors import BankError, ConfigError, DatasetError
+from tests.support import tiny_manifest
 
 LAYOUTS = ["ezhoi", "shards"]
 
@@ -177,6 +180,16 @@ def test_boxes_of_another_image_size_are_not_pooled(root: Path, tmp_path: Path) 
         FeatureDataset(root / "shards_hicodet_test", dataset, "union")[0]
     with pytest.raises(DatasetError, match="would lie elsewhere"):
         FeatureDataset(root / "shards_hicodet_test", dataset)[0]
+
+
+def test_without_an_images_size_there_are_tokens_but_no_regions(dataset: Dataset, tmp_path: Path) -> None:
+    keys = [record.key for record in dataset.records]
+    with open_writer(tmp_path / "bank", tiny_manifest("shards"), keys) as writer:
+        writer.add([Feature(key, torch.randn(16, 32), None, torch.randn(32)) for key in keys], [])
+    tokens, target = FeatureDataset(tmp_path / "bank", dataset)[1]
+    assert tokens.shape == (16, 32) and target.transform is None and target.size is None
+    with pytest.raises(BankError, match=r"The size of .* is not known"):
+        _ = FeatureDataset(tmp_path / "bank", dataset, "union")[1]
 
 
 def test_a_flip_turns_grid_and_boxes_together(root: Path, dataset: Dataset) -> None:

@@ -58,7 +58,7 @@ def pool_regions(
     exact = torch.promote_types(patch_tokens.dtype, torch.float32)
     tokens, grid = patch_tokens.to(exact), transforms[0].grid
     inside = [each.boxes_to_grid(each.clip(_boxes(box, tokens))) for each, box in zip(transforms, boxes, strict=True)]
-    with torch.autocast(tokens.device.type, enabled=False):
+    with torch.autocast(tokens.device.type, enabled=False):  # which would multiply in half precision
         pooled = _pooled(tokens, grid, inside, size, reduce)
     return pooled.to(patch_tokens.dtype)
 

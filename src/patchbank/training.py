@@ -17,7 +17,6 @@ from patchbank.config import UNKNOWN
 from patchbank.datasets import Dataset
 from patchbank.datasets.hoi import HOITarget
 from patchbank.errors import ConfigError, DatasetError
-from patchbank.geometry import ImageTransform
 from patchbank.regions import pool_regions
 
 REGIONS = ("human", "object", "union")
@@ -117,18 +116,14 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         size = known or told
         if size is None:
             return target
-        manifest = self.bank.manifest
-        transform = ImageTransform(*size, manifest.resize, manifest.input_size, manifest.patch_size)
-        return replace(target, size=size, transform=transform)
+        return replace(target, size=size, transform=self.bank.manifest.transform(size))
 
     def _pooled(self, tokens: Tensor, target: HOITarget) -> HOITarget:
-        if target.transform is None:
-            self.bank.transform(target.key)  # raises, and says what to do
-            raise AssertionError("unreachable")
+        transform = target.transform or self.bank.transform(target.key)  # which says what to do where it is not known
         boxes = {"human": target.boxes_h, "object": target.boxes_o}
         boxes["union"] = union_boxes(target.boxes_h, target.boxes_o)
         together = torch.cat([boxes[name] for name in self._regions])
-        pooled = pool_regions(tokens, together, target.transform, self._output_size)
+        pooled = pool_regions(tokens, together, transform, self._output_size)
         parts = pooled.view(len(self._regions), len(target), tokens.shape[-1])
         return replace(target, regions=dict(zip(self._regions, parts, strict=True)))
 

@@ -15,6 +15,7 @@ from patchbank import __version__
 from patchbank.config import Decode, Fingerprint, Layout, ResizeMode, StoredDtype
 from patchbank.errors import BankError
 from patchbank.files import fsync_directory, write_and_sync
+from patchbank.geometry import ImageTransform
 from patchbank.models import Model
 
 FILE_NAME = "bank.json"
@@ -98,6 +99,10 @@ class Manifest:
     def title(self) -> str:
         """``hicodet train``, ``folder``: for people."""
         return f"{self.dataset} {self.split}" if self.split else self.dataset
+
+    def transform(self, size: tuple[int, int]) -> ImageTransform:
+        """How an image of (width, height) pixels became the model's input."""
+        return ImageTransform(*size, self.resize, self.input_size, self.patch_size)
 
     def differences(self, other: Manifest) -> list[tuple[str, object, object]]:
         """(what, own value, other's value) for each thing in which two banks' features differ, or how they lie."""

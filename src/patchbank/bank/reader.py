@@ -150,7 +150,7 @@ class Bank(Mapping[str, "Tensor"]):
                 f"The size of {key!r} is not known: {self.path} was made of somebody else's pickles, which do not say "
                 "it. `patchbank repair` with the data set's options looks at the images."
             )
-        return ImageTransform(*size, self.manifest.resize, self.manifest.input_size, self.manifest.patch_size)
+        return self.manifest.transform(size)
 
     def size(self, key: str) -> tuple[int, int] | None:
         """(width, height) of the original image in pixels; None where it is not known. Raises KeyNotInBank."""

@@ -24,7 +24,6 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import fields
 from patchbank.errors import BankError
 from patchbank.files import is_dangling, parse_json
-from patchbank.geometry import ImageTransform
 
 METADATA = "patchbank"  # the one key of the header's metadata
 _NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{16})\.safetensors")
@@ -74,7 +73,7 @@ def make_header(
 
     After it come, for each of `packing.fields` in turn, the numbers of all features in order.
     """
-    transforms = [_transform(manifest, entry.size) for entry in features]
+    transforms = [None if entry.size is None else manifest.transform(entry.size) for entry in features]
     content: dict[str, Any] = {
         **manifest.to_dict(),
         "number": number,
@@ -92,12 +91,6 @@ def make_header(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
     return _LENGTH.pack(len(text)) + text, f"shard-{number:05}-{hashlib.sha256(text).hexdigest()[:16]}.safetensors"
-
-
-def _transform(manifest: Manifest, size: tuple[int, int] | None) -> ImageTransform | None:
-    if size is None:
-        return None
-    return ImageTransform(*size, manifest.resize, manifest.input_size, manifest.patch_size)
 
 
 def _tensors(manifest: Manifest, count: int) -> dict[str, Any]:
