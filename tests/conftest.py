@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +15,10 @@ from tests.support import TINY, TINY_VOCABULARY
 
 hypothesis.settings.register_profile("patchbank", deadline=None, database=None)  # no test depends on time
 hypothesis.settings.load_profile("patchbank")
+
+
+# A job in the background of a shell starts with Ctrl-C ignored, and so would every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

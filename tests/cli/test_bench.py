@@ -43,16 +43,16 @@ def test_the_table_and_the_options_that_it_ends_in(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_it_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command("bench", "--model", "tiny", "--limit", "2000", "--out", tmp_path),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
-    while not list(tmp_path.glob("*patchbank-bench-*")):
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    ) as process:
+        while not list(tmp_path.glob("*patchbank-bench-*")) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == code
     assert b"Traceback" not in stderr
     assert not list(tmp_path.glob("*patchbank-bench-*"))

@@ -274,7 +274,7 @@ def interrupt(arguments: list[str], bank: Path, number: int, more: int) -> tuple
             assert process.poll() is None, "the run ended before it could be interrupted"
             time.sleep(0.001)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
     return process.returncode, errors.decode()
 
 
