@@ -38,6 +38,7 @@ from patchbank.advice import auto_workers
 from patchbank.budget import ByteBudget
 from patchbank.config import Decode
 from patchbank.datasets import Record
+from patchbank.datasets.sources import Directory
 from patchbank.preprocess import Decoded, load
 
 _BUDGET = 2 << 30
@@ -105,7 +106,7 @@ def _transform(input_size: int) -> Callable[[Image.Image], torch.Tensor]:
 
 
 def _patchbank(decode: Decode, input_size: int, path: Path) -> Decoded:
-    decoded = load(Record(path.name, path.parent), "center-crop", input_size, ByteBudget(_BUDGET), decode)
+    decoded = load(Record(path.name, Directory(path.parent), 0), "center-crop", input_size, ByteBudget(_BUDGET), decode)
     if not isinstance(decoded, Decoded):
         raise SystemExit(f"{path.name}: {decoded.reason}")
     return decoded

@@ -18,8 +18,13 @@ from PIL import Image
 from skimage import data
 from torch import Tensor
 
+from patchbank.bank import shard
 from patchbank.bank.manifest import Manifest
+from patchbank.bank.shard import Shard, shard_names
+from patchbank.bank.storage import storage_of
 from patchbank.config import ExtractConfig
+from patchbank.datasets import Record
+from patchbank.datasets.sources import Directory
 from patchbank.models import Model
 from patchbank.plan import make_fingerprint
 
@@ -55,6 +60,11 @@ def tiny_manifest(layout: str = "ezhoi", dtype: str = "float32") -> Manifest:
         cls=layout == "shards",
         shard_images=100 if layout == "shards" else None,
     )
+
+
+def record(key: str, directory: Path, position: int = 0) -> Record:
+    """An image of a directory."""
+    return Record(key, Directory(directory), position)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -200,6 +210,16 @@ def contents(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def shards_in(directory: Path) -> list[Path]:
+    """A bank's shards, in order."""
+    return [directory / name for name in shard_names(storage_of(directory))]
+
+
+def read_shard(path: Path) -> Shard:
+    """A shard's header."""
+    return shard.read_shard(storage_of(path.parent), path.name)
 
 
 def no_leftovers(directory: Path) -> bool:

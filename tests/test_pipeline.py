@@ -16,6 +16,7 @@ from patchbank.bank.base_writer import Feature
 from patchbank.budget import ByteBudget
 from patchbank.datasets import Record
 from patchbank.preprocess import Decoded, Failure
+from tests.support import record
 
 SIZE = 4
 
@@ -56,8 +57,8 @@ class Watched:
 
     def run(self, batches: list[list[tuple[int, str]]], stop: Event | None = None) -> None:
         stages = pipeline.Stages(self.decode, self.submit, self.add, lambda *_: None)
-        slots = [[(slot, Record(key, Path())) for slot, key in batch] for batch in batches]
-        pipeline.run(slots, stages, batch_size=4, input_size=SIZE, workers=2, stop=stop or Event())
+        slots = [[(slot, record(key, Path())) for slot, key in batch] for batch in batches]
+        pipeline.run(slots, stages, batch_size=4, input_size=SIZE, workers=2, stop=(stop or Event()).is_set)
 
 
 def test_every_image_is_in_its_slot_and_no_other_slot_is_filled() -> None:

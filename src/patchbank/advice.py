@@ -14,8 +14,8 @@ _NEW = " (in a new bank)"  # this one's features are what they are
 def advise(bound: str | None, manifest: Manifest, config: ExtractConfig) -> str | None:
     """What makes a stage faster, in a few words."""
     if bound == "decode":
-        if (cores := auto_workers()) > (config.workers or cores):
-            return f"--workers {cores}"
+        if (most := auto_workers()) > (config.workers or most):
+            return f"--workers {most}"
         return f"--decode fast{_NEW}" if config.decode == "exact" else "more cores, or --partition on several machines"
     if bound == "encode":
         if manifest.device == "cpu":
@@ -32,7 +32,11 @@ def advise(bound: str | None, manifest: Manifest, config: ExtractConfig) -> str 
     return None
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def auto_workers() -> int:
     """One decode thread for each core this process may use, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores))
+    return max(1, min(16, cores()))

@@ -6,6 +6,8 @@ classes. Nothing here imports torch, so that ``patchbank --help`` stays fast.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ Layout = Literal["ezhoi", "shards"]
 ResizeMode = Literal["center-crop", "squash", "pad"]
 Decode = Literal["exact", "fast"]
 Compile = Literal["auto", "on", "off"]
+Engine = Literal["local", "ray"]
 
 
 MOST_WORKERS = 1024  # decode threads
@@ -35,7 +38,12 @@ class Partition:
 
     @classmethod
     def parse(cls, text: str) -> Partition:
-        """``"0/4"`` -> ``Partition(0, 4)``. Raises ConfigError where it is no such thing."""
+        """``"0/4"`` -> ``Partition(0, 4)``; ``"auto"`` -> what the environment says, by `partition_of_environment`.
+
+        Raises ConfigError where it is no such thing.
+        """
+        if text == "auto":
+            return partition_of_environment(os.environ)
         first, slash, second = text.partition("/")
         if not (slash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
             raise ConfigError(f"--partition takes I/N, such as 0/4 (the first of four), not {text!r}.")
@@ -48,17 +56,53 @@ class Partition:
                 f"({self.count} parts are 0/{self.count} to {self.count - 1}/{self.count})."
             )
 
-    def of(self, total: int, unit: int = 1) -> range:
-        """The positions, among `total` records, that are this part's; no run of `unit` records is cut in two."""
-        units = -(-total // unit)
-        first, last = (part * units // self.count for part in (self.index, self.index + 1))
-        return range(min(first * unit, total), min(last * unit, total))
+    def of(self, total: int) -> range:
+        """Which of `total` things are this part's."""
+        first, last = (part * total // self.count for part in (self.index, self.index + 1))
+        return range(first, last)
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
 
 WHOLE = Partition(0, 1)
+
+# (index, count, lowest index) of a job array's tasks, of a job's tasks, and of a torchrun's processes.
+_VARIABLES = (
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
+    ("RANK", "WORLD_SIZE", None),
+    ("SLURM_PROCID", "SLURM_NTASKS", None),
+)
+
+
+def partition_of_environment(environment: Mapping[str, str]) -> Partition:
+    """This process's part, as a job array, torchrun or `srun` numbers it.
+
+    An array whose tasks run several processes each is parted in all of them. Raises ConfigError where nothing is told.
+    """
+    parts: list[Partition] = []
+    for index, count, lowest in _VARIABLES:
+        if index not in environment or count not in environment:
+            continue
+        if parts and "RANK" in environment and index == "SLURM_PROCID":
+            continue  # torchrun's processes, started by srun
+        try:
+            first = int(environment.get(lowest, "0")) if lowest else 0
+            step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1")) if lowest else 1
+            parts.append(Partition((int(environment[index]) - first) // step, int(environment[count])))
+        except ValueError:
+            raise ConfigError(
+                f"--partition auto: {index}={environment[index]} of {count}={environment[count]} are no numbers."
+            ) from None
+    if not parts:
+        raise ConfigError(
+            "--partition auto: neither SLURM_ARRAY_TASK_ID, SLURM_PROCID nor RANK is set. Start it in a SLURM job or "
+            "by torchrun, or say which part it is: --partition 0/4."
+        )
+    outer = parts[0]
+    for inner in parts[1:]:
+        outer = Partition(outer.index * inner.count + inner.index, outer.count * inner.count)
+    return outer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +122,12 @@ class ExtractConfig:
         resize: how an image of any shape becomes the model's square input.
         decode: ``exact`` resizes as Pillow does; ``fast`` as torch does, in two thirds of the time: one number in
             some hundreds differs, by one, seldom by two.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` (all GPUs of this machine), ``cuda:1``, or
+            ``cuda:0,1``.
+        engine: ``local`` computes on this machine, in one process a device; ``ray`` on a cluster.
+        ray_address: ``auto`` (the cluster that this machine belongs to), ``local`` (this machine alone), ``HOST:PORT``.
+        num_workers: of a cluster; None is one a GPU, or one a node where there are none.
+        num_gpus_per_worker: of a cluster; None is 1 where there are any, a fraction shares a GPU.
         batch_size: images a forward pass; None chooses by device and model.
         compile: whether `torch.compile` makes the encoder; ``auto`` decides by the device and the number of images.
         workers: decode threads; None is one a core, at most 16.
@@ -97,6 +146,10 @@ class ExtractConfig:
     resize: ResizeMode = "center-crop"
     decode: Decode = "exact"
     device: str = "auto"
+    engine: Engine = "local"
+    ray_address: str = "auto"
+    num_workers: int | None = None
+    num_gpus_per_worker: float | None = None
     batch_size: int | None = None
     compile: Compile = "auto"
     workers: int | None = None
@@ -112,17 +165,20 @@ class ExtractConfig:
             ("resize", get_args(ResizeMode)),
             ("decode", get_args(Decode)),
             ("compile", get_args(Compile)),
+            ("engine", get_args(Engine)),
         ):
             value = getattr(self, name)
             if value not in choices:
                 choices = tuple(choice for choice in choices if choice)
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
-        for name in ("batch_size", "workers", "limit", "shard_size"):
+        for name in ("batch_size", "workers", "num_workers", "limit", "shard_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name.replace('_', '-')} must be at least 1, not {value}.")
         if self.workers is not None and self.workers > MOST_WORKERS:
             raise ConfigError(f"workers must be at most {MOST_WORKERS}, not {self.workers}. One a core is enough.")
+        if self.num_gpus_per_worker is not None and not 0 <= self.num_gpus_per_worker < math.inf:
+            raise ConfigError(f"num-gpus-per-worker must be at least 0, not {self.num_gpus_per_worker}.")
         for name in ("weights", "checkpoints"):
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(path).expanduser())

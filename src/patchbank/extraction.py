@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from threading import Event
 
-import torch
-
-from patchbank.advice import advise, auto_workers
+from patchbank.advice import advise
 from patchbank.bank.manifest import Manifest, library_versions
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.writer import open_writer
 from patchbank.config import ExtractConfig
-from patchbank.datasets import Dataset, Record
+from patchbank.datasets import Dataset
 from patchbank.encoder.encoder import PatchEncoder
 from patchbank.encoder.weights import Progress as DownloadProgress
 from patchbank.encoder.weights import obtain_checkpoint
-from patchbank.pipeline import Slots, Stages, StageTimes, run
+from patchbank.engines import processes
+from patchbank.engines.local import encode_into
+from patchbank.engines.work import Outcome, task_of, units_of
+from patchbank.errors import DatasetError
+from patchbank.locations import locate
+from patchbank.pipeline import StageTimes
 from patchbank.plan import ExtractPlan, check_disk, make_plan
-from patchbank.preprocess import Failure, load
-
-# What is stored in half the bytes is rounded on the device, so that half the bytes are received. int8's scales are
-# computed of float32.
-_RECEIVED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+from patchbank.preprocess import Failure
 
 _ENOUGH = 4  # batches, from which on a run says what bounds it
 
@@ -45,6 +43,8 @@ class ExtractSummary:
         already_done: features that were there before.
         failures: key -> reason, of this run's images that could not be extracted.
         remaining: images not reached, because the run was stopped.
+        settled: how many of the bank's images have a feature or a failure by now, whichever run it comes from.
+        listed: how many images the bank is for.
         seconds: how long it took, without loading the model.
         bytes_written: of features.
         times: seconds spent waiting for each stage.
@@ -57,6 +57,8 @@ class ExtractSummary:
     already_done: int
     failures: dict[str, str]
     remaining: int
+    settled: int
+    listed: int
     seconds: float
     bytes_written: int
     times: StageTimes
@@ -81,7 +83,7 @@ def extract(
 
     Args:
         dataset: what `load_dataset` gives.
-        out: the bank's directory.
+        out: the bank's directory, or an object store's URL (``s3://bucket/bank``).
         config: what to do; None is `ExtractConfig`'s defaults, which are the original scripts'.
         on_progress: told of every batch: (features, failures), for a progress bar.
         stop: set it to end the run early; what is committed stays, and the next run goes on.
@@ -93,7 +95,7 @@ def extract(
         PatchbankError: the setup is wrong (ConfigError, DatasetError, WeightsError, BankError), before anything is
             written; or the disk fills up (BankError), after which the same call goes on.
     """
-    plan = make_plan(dataset, Path(out).expanduser(), config or ExtractConfig())
+    plan = make_plan(dataset, locate(out), config or ExtractConfig())
     check_disk([plan])
     plan = obtain_weights(plan)
     return execute(plan, load_encoder(plan), on_progress=on_progress, stop=stop)
@@ -106,12 +108,17 @@ def obtain_weights(plan: ExtractPlan, progress: DownloadProgress | None = None) 
     return replace(plan, checkpoint=checkpoint)
 
 
+def is_shared_out(plan: ExtractPlan) -> bool:
+    """Whether other processes than this one do the work: of several devices, or of a cluster."""
+    return plan.config.engine != "local" or len(plan.devices) > 1
+
+
 def load_encoder(plan: ExtractPlan, loaded: PatchEncoder | None = None) -> PatchEncoder | None:
-    """The encoder that a plan needs; None where there is nothing left to do.
+    """The encoder that a plan needs in this process; None where nothing is left to do, or others do it.
 
     `loaded`, an encoder of an earlier plan, is taken again if it is the same. Raises WeightsError.
     """
-    if not plan.todo or plan.checkpoint is None:
+    if not plan.todo or plan.checkpoint is None or is_shared_out(plan):
         return None
     batch_size, compiled = plan.manifest.batch_size, plan.manifest.compiled
     if (
@@ -121,7 +128,7 @@ def load_encoder(plan: ExtractPlan, loaded: PatchEncoder | None = None) -> Patch
     ):
         return loaded
     return PatchEncoder(
-        *(plan.model, plan.checkpoint, plan.config.precision, plan.config.device),
+        *(plan.model, plan.checkpoint, plan.config.precision, plan.devices[0]),
         batch_size=batch_size,
         compiled=compiled,
     )
@@ -133,13 +140,21 @@ def execute(
     *,
     on_progress: OnProgress | None = None,
     stop: Event | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> ExtractSummary:
-    """Do what a plan says, with the encoder that `load_encoder` gives. Raises BankError where it cannot be written."""
+    """Do what a plan says, with the encoder that `load_encoder` gives.
+
+    Args:
+        say: told what a user should know while the run goes on.
+
+    Raises BankError where the bank cannot be written, DatasetError where the images are gone; what was committed stays.
+    """
     stop = stop or Event()
-    config, model, records = plan.config, plan.model, plan.dataset.records
     began = time.perf_counter()
     failures: dict[str, str] = {}
-    written = 0
+    written, helpers_bytes = 0, 0
+    times, notes = StageTimes(), list[str]()
+    gone: DatasetError | None = None
 
     def added(count: int, failed: Sequence[Failure]) -> None:
         nonlocal written
@@ -148,76 +163,75 @@ def execute(
         if on_progress:
             on_progress(count, failed)
 
-    keys = [record.key for record in records]
+    def done(outcome: Outcome) -> None:
+        nonlocal helpers_bytes
+        helpers_bytes += outcome.bytes_written
+        times.add(outcome.times)
+        notes.extend(note for note in outcome.notes if note not in notes)
+        added(outcome.images, outcome.failures)
+
+    positions = {record.key: record.position for record in plan.dataset.records}
     wanted = plan.manifest if plan.resumed or encoder is None else replace(plan.manifest, compiled=encoder.compiled)
-    with open_writer(plan.out, wanted, keys, overwrite=config.overwrite, known=plan.state) as bank:
-        batch_size = bank.manifest.batch_size
-        todo = [position for position in plan.selected if records[position].key not in bank.done]
-        times = StageTimes()
-        if encoder is not None:
-            stages = Stages(
-                decode=lambda record, budget: load(record, config.resize, model.input_size, budget, config.decode),
-                submit=partial(encoder.submit, dtype=_RECEIVED.get(bank.manifest.dtype, torch.float32)),
-                add=bank.add,
-                added=added,
-                pinned=encoder.device.type == "cuda",
-            )
-            times = run(
-                _batches(todo, records, batch_size),
-                stages,
-                batch_size=batch_size,
-                input_size=model.input_size,
-                workers=config.workers or auto_workers(),
-                stop=stop,
-            )
+    with open_writer(plan.out, wanted, positions, overwrite=plan.config.overwrite, known=plan.state) as bank:
         manifest = bank.manifest
-    advice = advise(times.bound, manifest, config) if written >= _ENOUGH * batch_size else None
+        todo = [record for record in plan.selected if record.key not in bank.done]
+        if encoder is not None:
+            times, gone = encode_into(bank, encoder, todo, plan.config, added=added, stop=stop.is_set)
+            notes += encoder.notes
+            if manifest.compiled and not encoder.compiled:
+                notes.append("The bank was begun compiled: the last bits of these features may differ.")
+        elif todo and is_shared_out(plan):
+            current = replace(plan, manifest=manifest, todo=todo, state=bank.state)
+            _share_out(current, done, stop.is_set, say or (lambda _: None))
+    if gone:
+        raise gone
+    advice = advise(times.bound, manifest, plan.config) if written >= _ENOUGH * manifest.batch_size else None
     return ExtractSummary(
         bank=plan.out,
         images=written,
         already_done=len(plan.selected) - len(todo),
         failures=failures,
         remaining=len(todo) - written - len(failures),
+        settled=bank.settled,
+        listed=len(positions),
         seconds=time.perf_counter() - began,
-        bytes_written=bank.bytes_written,
+        bytes_written=bank.bytes_written + helpers_bytes,
         times=times,
         advice=advice,
-        notes=bank.notes + _notes(plan, manifest, encoder),
+        notes=bank.notes + notes + _notes(plan, manifest, bool(todo)),
     )
 
 
-def _batches(todo: Sequence[int], records: Sequence[Record], batch_size: int) -> Iterator[Slots]:
-    """Positions to batches: an image belongs to batch ``position // batch_size``, slot ``position % batch_size``."""
-    slots: list[tuple[int, Record]] = []
-    current = -1
-    for position in todo:
-        number, slot = divmod(position, batch_size)
-        if number != current and slots:
-            yield slots
-            slots = []
-        current = number
-        slots.append((slot, records[position]))
-    if slots:
-        yield slots
+def _share_out(
+    plan: ExtractPlan, done: Callable[[Outcome], None], stop: Callable[[], bool], say: Callable[[str], None]
+) -> None:
+    """Have other processes do the work."""
+    units, task = units_of(plan), task_of(plan)
+    if plan.config.engine == "ray":
+        from patchbank.engines import ray  # its package is an extra
+
+        ray.run(task, units, done, stop, say)
+    else:
+        processes.run(task, units, plan.devices, done, stop)
 
 
-def _notes(plan: ExtractPlan, manifest: Manifest, encoder: PatchEncoder | None) -> list[str]:
+def _notes(plan: ExtractPlan, manifest: Manifest, worked: bool) -> list[str]:
     if not plan.selected and (size := plan.manifest.shard_images):
         return [f"Part {plan.config.partition} is empty: parts are whole shards, and these hold {size:,} images each."]
-    if encoder is None:
+    if not worked:
         return []
-    notes = list(encoder.notes)
+    notes = []
     asked = plan.config.batch_size
     if asked and asked != manifest.batch_size:
         notes.append(f"The bank was begun with --batch-size {manifest.batch_size}; that was kept, not {asked}.")
     if plan.resumed and plan.config.compile in ("on", "off") and manifest.compiled != (plan.config.compile == "on"):
         notes.append(f"The bank was begun {'' if manifest.compiled else 'un'}compiled; that was kept.")
-    if plan.resumed and manifest.compiled and not encoder.compiled:
-        notes.append("The bank was begun compiled: the last bits of these features may differ.")
     if manifest.shard_images not in (None, images_a_shard(manifest, plan.config.shard_size)):
         notes.append(f"The bank was begun with {manifest.shard_images:,} images a shard; that was kept.")
-    if plan.resumed and manifest.device != encoder.device.type:
-        notes.append(f"The bank was begun on {manifest.device}: the last bits of its features may differ.")
+    if plan.resumed and manifest.device != (device := plan.devices[0].partition(":")[0]):
+        notes.append(
+            f"The bank was begun on {manifest.device}, this is {device}: the last bits of its features may differ."
+        )
     now = library_versions()
     changed = [f"{name} {was} -> {now[name]}" for name, was in manifest.versions.items() if now.get(name) != was]
     if plan.resumed and changed:

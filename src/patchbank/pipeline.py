@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Event
 
 import torch
 from torch import Tensor
@@ -39,6 +38,12 @@ class StageTimes:
     decode: float = 0.0
     encode: float = 0.0
     write: float = 0.0
+
+    def add(self, other: StageTimes) -> None:
+        """Add what another process waited."""
+        self.decode += other.decode
+        self.encode += other.encode
+        self.write += other.write
 
     @property
     def bound(self) -> str | None:
@@ -70,9 +75,15 @@ class Stages:
 
 
 def run(
-    batches: Iterable[Slots], stages: Stages, *, batch_size: int, input_size: int, workers: int, stop: Event
+    batches: Iterable[Slots],
+    stages: Stages,
+    *,
+    batch_size: int,
+    input_size: int,
+    workers: int,
+    stop: Callable[[], bool],
 ) -> StageTimes:
-    """Encode all batches and hand them to the bank, in order, or as many as are begun when `stop` is set.
+    """Encode all batches and hand them to the bank, in order, or as many as are begun when `stop` says so.
 
     Raises what `submit` and `add` raise; what was committed before stays.
     """
@@ -109,7 +120,7 @@ def run(
             began = time.perf_counter()
             results = [future.result() for future in futures]
             times.decode += (decoded := time.perf_counter()) - began
-            if stop.is_set():
+            if stop():
                 break
             images = [
                 (slot, image) for (slot, _), image in zip(slots, results, strict=True) if isinstance(image, Decoded)

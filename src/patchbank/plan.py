@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from patchbank.bank import ezhoi
 from patchbank.bank.base_writer import BankState, check_same
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.removal import removable
-from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest
+from patchbank.bank.writer import bank_state, check_location, disk_bytes, existing_manifest
 from patchbank.budget import without_collection
-from patchbank.config import Decode, ExtractConfig, Fingerprint, Layout, check_dtype
-from patchbank.datasets import SPLITS, Dataset, require_images
+from patchbank.config import WHOLE, Decode, ExtractConfig, Fingerprint, Layout, Partition, check_dtype
+from patchbank.datasets import SPLITS, Dataset, Record, require_images
 from patchbank.encoder import compiling
-from patchbank.encoder.encoder import auto_batch_size, resolve_device
+from patchbank.encoder.encoder import auto_batch_size, check_precision, resolve_device, resolve_devices
 from patchbank.encoder.weights import CHECKPOINTS, Checkpoint, find_checkpoint, load_visual
 from patchbank.errors import BankError, DatasetError
 from patchbank.files import bytes_text, free_bytes, nearest_existing
+from patchbank.locations import is_remote
 from patchbank.models import MEAN, STD, Model, get_model
 
 _EXACT = "Pillow bicubic in the image's own mode, then RGB"
@@ -40,10 +43,11 @@ class ExtractPlan:
         manifest: of the bank: the one that is there, or the one that will be written.
         resumed: whether the bank is there already.
         state: what it holds, if so.
-        selected: positions in ``dataset.records`` of the images this run is for.
+        selected: the records this run is for.
         todo: those of them without a feature yet.
         failed_before: how many of those failed in an earlier run.
         to_delete: features that ``overwrite`` deletes first.
+        devices: what it computes on; several are a process each. Of a cluster the kind alone.
     """
 
     dataset: Dataset
@@ -54,10 +58,11 @@ class ExtractPlan:
     manifest: Manifest
     resumed: bool
     state: BankState | None = field(repr=False)
-    selected: range
-    todo: list[int]
+    selected: Sequence[Record]
+    todo: list[Record]
     failed_before: int
     to_delete: list[Path]
+    devices: tuple[str, ...] = ("cpu",)
 
     @property
     def bytes_needed(self) -> int:
@@ -74,21 +79,25 @@ class ExtractPlan:
 def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan:
     """Find out what there is to do. Writes nothing; raises every PatchbankError that `extract` can foresee."""
     keys = [record.key for record in dataset.records]
-    existing = existing_manifest(out, overwrite=config.overwrite)
-    layout = config.layout or (existing.layout if existing else default_layout(dataset.name))
+    try:
+        existing = existing_manifest(out, overwrite=config.overwrite)
+    except OSError as error:
+        raise BankError(f"{out} cannot be read: {error.strerror or error}.") from error
+    layout = config.layout or (existing.layout if existing else default_layout(dataset.name, is_remote(out)))
     if layout == "ezhoi" and existing is None:
         ezhoi.check_names(keys)
+    check_location(out, layout)
     check_dtype(layout, config.dtype)
     _check_images(dataset)
     model = get_model(config.model)
-    resolve_device(config.device, config.precision)  # before the weights are looked for, which takes longer
+    config, devices = _devices(config)  # before the weights are looked for, which takes longer
     if config.checkpoints is None and dataset.root is not None:
         config = replace(config, checkpoints=dataset.root / CHECKPOINTS)
     checkpoint = find_checkpoint(model, config.weights, config.checkpoints)
     if checkpoint is not None and config.weights is not None:
         load_visual(model, checkpoint)  # a wrong file is found out before anything is made of it
 
-    wanted = describe(dataset, layout, config, checkpoint)
+    wanted = describe(dataset, layout, config, checkpoint, devices[0].type)
     state = None
     if existing is not None:
         if layout == "shards":
@@ -100,8 +109,8 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
     if layout == "ezhoi":
         ezhoi.check_names([*keys, *done])
     limit = min(config.limit or len(dataset), len(dataset))
-    selected = config.partition.of(limit, manifest.shard_images or 1)
-    todo = [position for position in selected if keys[position] not in done]
+    selected = _share(dataset.records[:limit], config.partition, manifest.shard_images or 1)
+    todo = [record for record in selected if record.key not in done]
     return ExtractPlan(
         dataset=dataset,
         out=out,
@@ -113,23 +122,54 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         state=state,
         selected=selected,
         todo=todo,
-        failed_before=sum(keys[position] in failed for position in todo),
+        failed_before=sum(record.key in failed for record in todo),
         to_delete=removable(out) if config.overwrite else [],
+        devices=tuple(map(str, devices)),
     )
 
 
-def default_layout(dataset: str) -> Layout:
-    """EZ-HOI's, for its data sets; the compact one for any other."""
-    return "ezhoi" if dataset in SPLITS else "shards"
+def _share(records: Sequence[Record], partition: Partition, unit: int) -> Sequence[Record]:
+    """A partition's records: a contiguous run. No run of `unit` positions is cut in two."""
+    if partition == WHOLE:
+        return records
+    starts = [
+        index
+        for index, record in enumerate(records)
+        if index == 0 or record.position // unit != records[index - 1].position // unit
+    ]
+    part = partition.of(len(starts))
+    return records[[*starts, len(records)][part.start] : [*starts, len(records)][part.stop]]
 
 
-def describe(dataset: Dataset, layout: str, config: ExtractConfig, checkpoint: Checkpoint | None) -> Manifest:
+def default_layout(dataset: str, remote: bool = False) -> Layout:
+    """EZ-HOI's, for its data sets; the compact one for any other, and in an object store."""
+    return "ezhoi" if dataset in SPLITS and not remote else "shards"
+
+
+def _devices(config: ExtractConfig) -> tuple[ExtractConfig, list[torch.device]]:
+    """What a run computes on; and its configuration, with what depends on a cluster decided."""
+    if config.engine == "local":
+        return config, resolve_devices(config.device, config.precision)
+    from patchbank.engines import ray  # its package is an extra
+
+    config = ray.settle(config)
+    device = torch.device("cuda" if config.num_gpus_per_worker else "cpu")
+    check_precision(device, config.precision)
+    return config, [device]
+
+
+def describe(
+    dataset: Dataset, layout: str, config: ExtractConfig, checkpoint: Checkpoint | None, device_type: str | None = None
+) -> Manifest:
     """What a bank is that a run begins; without a checkpoint, with the official one.
+
+    Args:
+        device_type: the kind of device it computes on; None is what the configuration says of this machine.
 
     Raises ConfigError where there is no such model or device, or layout and dtype do not go together.
     """
     model = get_model(config.model)
-    device = resolve_device(config.device, config.precision)
+    device = torch.device(device_type) if device_type else resolve_device(config.device, config.precision)
     fingerprint = make_fingerprint(model, checkpoint.sha256 if checkpoint else model.sha256, config)
     check_dtype(layout, config.dtype)
     manifest = Manifest.of_model(
@@ -168,7 +208,7 @@ def make_fingerprint(model: Model, weights_sha256: str, config: ExtractConfig) -
 def _check_images(dataset: Dataset) -> None:
     if dataset.name in SPLITS:
         require_images(dataset)
-    if not any(record.path.exists() for record in dataset.records):
+    if not any(record.exists() for record in dataset.records):
         first = dataset.records[0]
         raise DatasetError(
             f"None of the {len(dataset):,} listed images is in {dataset.images}: there is no {first.path}, for one. "
@@ -180,6 +220,8 @@ def check_disk(plans: Sequence[ExtractPlan]) -> None:
     """Raise BankError if the banks will not fit on their disks, taken together."""
     needed: dict[int, tuple[int, Path]] = {}
     for plan in plans:
+        if is_remote(plan.out):
+            continue
         disk = nearest_existing(plan.out).stat().st_dev
         before = needed[disk][0] if disk in needed else 0
         needed[disk] = (before + plan.bytes_needed - plan.bytes_freed, plan.out)

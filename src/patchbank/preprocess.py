@@ -9,7 +9,6 @@ A picture that cannot be had becomes a `Failure` with its reason; nothing is put
 from __future__ import annotations
 
 import re
-import stat
 from typing import NamedTuple
 
 import numpy as np
@@ -52,13 +51,12 @@ class Failure(NamedTuple):
 def load(
     record: Record, mode: ResizeMode, input_size: int, budget: ByteBudget, decode: Decode = "exact"
 ) -> Decoded | Failure:
-    """Decode one image file and bring it to the model's input size. Holds `budget` while pixels are large."""
+    """Decode one image file and bring it to the model's input size. Holds `budget` while pixels are large.
+
+    Raises DatasetError where not this image but all of them are gone.
+    """
     try:
-        if not stat.S_ISREG((status := record.path.stat()).st_mode):
-            return Failure(record.key, "not a regular file")
-        if status.st_size == 0:
-            return Failure(record.key, "the file is empty")
-        with Image.open(record.path) as image:
+        with Image.open(record.source.content(record)) as image:
             width, height = size = image.size
             resized = ImageTransform(width, height, mode, input_size, 1).resized
             if resized[0] * resized[1] > MAX_PIXELS:
@@ -67,6 +65,7 @@ def load(
             with budget.reserve((12 if decode == "fast" else 8) * (width * height + resized[0] * resized[1])):
                 return Decoded(record.key, preprocess(image, mode, input_size, decode), size)
     except FileNotFoundError:
+        record.source.require()
         return Failure(record.key, "missing: there is no such file")
     except UnidentifiedImageError:
         return Failure(record.key, "not an image that Pillow can identify")

@@ -14,12 +14,11 @@ import torch
 
 from patchbank import ExtractConfig, ImageTransform, extract, load_dataset, open_bank
 from patchbank.bank.repair import Repaired, confirm, repair
-from patchbank.bank.shard import shards_in
 from patchbank.bank.verify import verify
 from patchbank.errors import BankError
 from tests.bank.test_verify import KEYS, damage_numbers, kinds, tokens_of
 from tests.strangers import DEFECTS, MENDED_WITHOUT_PIXELS, write_bank
-from tests.support import contents, no_leftovers, photographs, tiny_manifest
+from tests.support import contents, no_leftovers, photographs, shards_in, tiny_manifest
 
 TOKENS = tokens_of(KEYS)
 DEFECT_OF = dict(zip(KEYS, DEFECTS, strict=False))

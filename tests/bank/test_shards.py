@@ -28,12 +28,12 @@ from hypothesis import strategies as st
 from patchbank import ExtractConfig, ImageTransform, extract, load_dataset, open_bank
 from patchbank.bank.base_writer import Feature
 from patchbank.bank.entries import Entry
-from patchbank.bank.shard import ShardDamagedError, make_header, read_shard, shards_in
+from patchbank.bank.shard import ShardDamagedError, make_header
 from patchbank.bank.shards_writer import take_back
 from patchbank.bank.writer import open_writer
 from patchbank.errors import BankError
 from patchbank.preprocess import Failure
-from tests.support import REPOSITORY, contents, no_leftovers, photographs, tiny_manifest
+from tests.support import REPOSITORY, contents, no_leftovers, photographs, read_shard, shards_in, tiny_manifest
 
 KEYS = [f"photo_{number}.jpg" for number in range(10)]
 MANIFEST = replace(tiny_manifest("shards"), shard_images=4)

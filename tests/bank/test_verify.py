@@ -16,12 +16,11 @@ from torch import Tensor
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.examine import KINDS
-from patchbank.bank.shard import shards_in
 from patchbank.bank.verify import Report, compare_with_pixels, tolerance, verify
 from patchbank.config import Fingerprint
 from patchbank.errors import BankError
 from tests.strangers import DEFECTS, Call, write_bank
-from tests.support import contents, photographs, tiny_manifest
+from tests.support import contents, photographs, shards_in, tiny_manifest
 
 KEYS = [f"photo_{number:02}.jpg" for number in range(len(DEFECTS) + 4)]
 DEFECT_OF = dict(zip(KEYS, DEFECTS, strict=False))

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from patchbank import PatchEncoder, load_dataset, open_bank
-from patchbank.bank.shard import shards_in
 from patchbank.encoder.untrained import write_untrained
 from patchbank.preprocess import preprocess
 from tests.reference.original import Original
@@ -26,6 +25,7 @@ from tests.support import (
     patchbank,
     photographs,
     relative_error,
+    shards_in,
 )
 
 BANK = "hicodet_pkl_files/cliptiny_img_hicodet_test"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,8 +20,10 @@ from patchbank.bank.ledger import Snapshot
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.removal import remove_bank
 from patchbank.bank.shard import Shard
+from patchbank.bank.storage import storage_of
 from patchbank.errors import BankError
-from patchbank.files import bytes_text, make_directory, scratch_directory
+from patchbank.files import bytes_text
+from patchbank.locations import is_remote
 from patchbank.preprocess import Failure
 
 # Checksums and flushes wait for the processor and the disk without Python's lock.
@@ -66,7 +69,7 @@ def check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
 
 
 class BankState(NamedTuple):
-    """What a bank was found to hold.
+    """What a bank was found to hold, or what of it concerns some images.
 
     Attributes:
         done: keys whose features it has.
@@ -79,6 +82,9 @@ class BankState(NamedTuple):
     read: Snapshot | list[Shard]
 
 
+NOTHING = BankState(set(), {}, [])
+
+
 class BankWriter(ABC):
     """A bank open for writing; a context manager. Any number of them, in any processes, may write one bank.
 
@@ -86,6 +92,7 @@ class BankWriter(ABC):
         directory: the bank's.
         manifest: of the bank, once it is entered: of the one that is there, or the one wanted.
         done: keys whose features the bank had when it was entered.
+        settled: how many of the images have a feature or a failure, once the block has ended.
         notes: what a user should know, a sentence each.
         features_committed: made durable through this writer.
         bytes_written: of features.
@@ -98,34 +105,30 @@ class BankWriter(ABC):
         self,
         directory: Path,
         wanted: Manifest,
-        keys: Sequence[str],
+        positions: Mapping[str, int],
         *,
         overwrite: bool = False,
         known: BankState | None = None,
+        helper: bool = False,
     ) -> None:
-        """Not to be called: `writer.open_writer` chooses the layout's.
-
-        Args:
-            wanted: what the bank is to be.
-            keys: of all images that the bank is made for, in their order.
-            overwrite: delete what is there first.
-            known: what the bank was found to hold a moment ago.
-        """
+        """Not to be called: `writer.open_writer` chooses the layout's, and says what these are."""
         self.directory = directory
         self.notes: list[str] = []
         self.features_committed = 0
         self.bytes_written = 0
         self._wanted = wanted
-        self._keys = keys
+        self._positions = positions
         self._overwrite = overwrite
+        self._helper = helper
+        self.settled = 0
         self._known = None if overwrite else known
 
     def __enter__(self) -> Self:
         with self._storage_errors(), ExitStack() as stack:
-            make_directory(self.directory)
+            storage = storage_of(self.directory)
             if self._overwrite:
                 remove_bank(self.directory)
-            self._scratch = stack.enter_context(scratch_directory(self.directory))
+            self._scratch = stack.enter_context(storage.scratch())
             self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="write"))
             self._begin()
             check_same(self.directory, self.manifest, self._wanted)
@@ -154,6 +157,24 @@ class BankWriter(ABC):
         with self._storage_errors():
             return self._add(features, failures)
 
+    def expect(self, positions: Mapping[str, int], known: BankState) -> None:
+        """Be ready for images of which this is known; of those before, everything must have been committed.
+
+        For a helper, which does not look at the bank itself.
+        """
+        with self._storage_errors():
+            self._expect(positions, known)
+
+    def commit(self) -> None:
+        """Make durable what has come. Raises BankError where the disk does not take it."""
+        with self._storage_errors():
+            self._commit()
+
+    @property
+    @abstractmethod
+    def state(self) -> BankState:
+        """What the bank holds, as far as this writer knows."""
+
     @abstractmethod
     def has(self, feature: Feature) -> bool:
         """Whether the bank lists exactly this feature. Raises NotFiniteError as `packing.pack` does."""
@@ -166,8 +187,14 @@ class BankWriter(ABC):
     def _add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]: ...
 
     @abstractmethod
+    def _expect(self, positions: Mapping[str, int], known: BankState) -> None: ...
+
+    @abstractmethod
+    def _commit(self) -> None: ...
+
+    @abstractmethod
     def _end(self) -> None:
-        """Commit what has not been, and tidy up."""
+        """Commit what has not been, and tidy up, unless it is a helper's: then others do."""
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:
@@ -176,9 +203,10 @@ class BankWriter(ABC):
         except OSError as error:
             safe = f"What was committed is safe ({self.features_committed:,} features of this run)."
             if error.errno in _FULL:
-                free = shutil.disk_usage(self.directory).free
+                place = Path(tempfile.gettempdir()) if is_remote(self.directory) else self.directory
+                free = shutil.disk_usage(place).free
                 raise BankError(
-                    f"The disk is full: {self.directory} takes no more ({error.strerror}; {bytes_text(free)} free). "
+                    f"The disk is full: {place} takes no more ({error.strerror}; {bytes_text(free)} free). "
                     f"{safe} Free some space and run the same command again: it goes on from here."
                 ) from error
             raise BankError(

@@ -17,6 +17,7 @@ from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest, ope
 from patchbank.config import Layout, StoredDtype, check_dtype
 from patchbank.errors import BankError
 from patchbank.files import bytes_text, free_bytes
+from patchbank.locations import is_remote
 from patchbank.preprocess import Failure
 
 _AT_ONCE = 64  # features read before they are handed on
@@ -73,7 +74,10 @@ def convert(
         ConfigError: int8 pickles are asked for.
         BankError: the target is the source or another bank, the disk is too small, or two keys would share a pickle.
     """
-    if source.path.resolve() in (target.resolve(), *target.resolve().parents):
+    if str(source.path) == str(target) or (
+        not (is_remote(source.path) or is_remote(target))
+        and source.path.resolve() in (target.resolve(), *target.resolve().parents)
+    ):
         raise BankError(f"{target} is the bank itself, or in it. Give the new one a directory of its own.")
     wanted = _wanted(source.manifest, layout, dtype, shard_size)
     keys = sorted([*source, *source.failures])
@@ -149,6 +153,8 @@ def _there(writer: BankWriter, feature: Feature) -> bool:
 
 
 def _check_disk(target: Path, count: int, wanted: Manifest) -> None:
+    if is_remote(target):
+        return
     needed, free = disk_bytes(count, wanted), free_bytes(target)
     if needed > free:
         raise BankError(

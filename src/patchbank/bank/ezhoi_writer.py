@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from patchbank.bank import ezhoi
-from patchbank.bank.base_writer import BankWriter, Feature
+from patchbank.bank.base_writer import BankState, BankWriter, Feature
 from patchbank.bank.entries import Entry
 from patchbank.bank.ledger import Ledger, Snapshot
 from patchbank.bank.manifest import Manifest
@@ -41,6 +41,10 @@ def present(directory: Path, entries: Mapping[str, Entry], manifest: Manifest) -
     return keys
 
 
+def _failed(entries: Mapping[str, Entry]) -> dict[str, str]:
+    return {key: entry.failure for key, entry in entries.items() if entry.failure is not None}
+
+
 class EzhoiWriter(BankWriter):
     """Writes one pickle an image. Every `add` is durable when it returns."""
 
@@ -48,11 +52,20 @@ class EzhoiWriter(BankWriter):
         self._numbers = itertools.count()
         self.manifest = self._wanted.create(self.directory, self._scratch)
         known = self._known.read if self._known and isinstance(self._known.read, Snapshot) else Snapshot({}, [])
-        self._ledger = Ledger(self.directory, self._scratch, known)
+        self._ledger = Ledger(self.directory, self._scratch, known, look=not self._helper)
         self.done = present(self.directory, self._ledger.entries, self.manifest)
 
+    def _expect(self, positions: Mapping[str, int], known: BankState) -> None:
+        self._positions, self.done = positions, known.done
+        self._ledger.begin(known.read.entries if isinstance(known.read, Snapshot) else {})
+
+    def _commit(self) -> None:
+        """Every `add` is durable when it returns."""
+
     def _end(self) -> None:
-        self._ledger.compact()
+        if not self._helper:
+            self._ledger.compact()
+            self.settled = len(self._ledger.entries.keys() & self._positions.keys())
 
     def _add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
         # Never the same name twice: where one write fails, others of the same call may still be under way.
@@ -76,6 +89,11 @@ class EzhoiWriter(BankWriter):
         self.features_committed += len(moves)
         self.bytes_written += len(moves) * file_bytes(self.manifest)
         return not_finite
+
+    @property
+    def state(self) -> BankState:
+        """As the base class says."""
+        return BankState(self.done, _failed(self._ledger.entries), Snapshot(self._ledger.entries, []))
 
     def has(self, feature: Feature) -> bool:
         """As the base class says."""

@@ -132,14 +132,30 @@ def _name_for(content: bytes) -> str:
 class Ledger:
     """One process's hand on a bank's ledger."""
 
-    def __init__(self, bank: Path, scratch: Path, known: Snapshot = Snapshot({}, [])) -> None:  # noqa: B008
-        """Read what is there, beside what is known. Damaged files are deleted, and what they listed is made again."""
+    def __init__(
+        self,
+        bank: Path,
+        scratch: Path,
+        known: Snapshot = Snapshot({}, []),  # noqa: B008
+        *,
+        look: bool = True,
+    ) -> None:
+        """Read what is there, beside what is known. Damaged files are deleted, and what they listed is made again.
+
+        Args:
+            look: False takes what is known for all there is.
+        """
         self._directory = bank / DIRECTORY
         self._scratch = scratch
         self._growing: dict[str, Entry] = {}
         self._growing_file: Path | None = None
         make_directory(self._directory)
-        self.entries = _read(self._directory, "delete", known).entries
+        self.entries, self._files = _read(self._directory, "delete", known) if look else (dict(known.entries), [])
+
+    def begin(self, known: Mapping[str, Entry]) -> None:
+        """Go on with other images, of which this is known, in files of their own."""
+        self.entries, self._files = dict(known), []
+        self._growing, self._growing_file = {}, None
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Make entries durable. Call it only when the features they tell of are."""
@@ -156,10 +172,15 @@ class Ledger:
         """Leave one file with everything that anybody has written so far."""
         self._growing, self._growing_file = {}, None
         for _ in range(_ROUNDS):
-            if len(_files(self._directory)) < 2:
+            files = _files(self._directory)
+            if len(files) < 2 and {*files} <= {*self._files}:
                 return
-            self.entries, files = _read(self._directory, "delete")
+            self.entries, self._files = _read(self._directory, "delete")
+            files = self._files
+            if len(files) < 2:
+                return
             kept = self._write(self.entries)
+            self._files = [kept]
             for path in files:
                 if path != kept:
                     path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,21 +15,29 @@ from patchbank.bank.shards import ShardStore
 from patchbank.config import Fingerprint
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.geometry import ImageTransform
+from patchbank.locations import is_remote, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def open_bank(path: str | Path) -> Bank:
+def open_bank(path: str | Path, *, cache: str | Path | None = None) -> Bank:
     """Open a bank for reading, whatever its layout.
+
+    Args:
+        path: its directory, or the URL of one in an object store (``s3://bucket/bank``).
+        cache: a local directory in which features that come from an object store are kept; None keeps none, unless
+            the environment variable ``PATCHBANK_CACHE`` names one. It grows to what was read, and may be deleted.
 
     Returns:
         A mapping: ``bank["HICO_train2015_00000001.jpg"]`` is the (N, D) tensor of that image's patch tokens.
 
     Raises:
         BankError: there is no bank, or it is damaged or of a later format.
+        ConfigError: it is a URL of a store whose library is not installed.
     """
-    return Bank(Path(path).expanduser())
+    cache = cache or os.environ.get("PATCHBANK_CACHE") or None
+    return Bank(locate(path), None if cache is None else Path(cache).expanduser())
 
 
 class _Store(Protocol):
@@ -45,14 +54,16 @@ class _Store(Protocol):
     def bytes_on_disk(self) -> int: ...
 
 
-def _open_store(directory: Path) -> _Store:
+def _open_store(directory: Path, cache: Path | None) -> _Store:
     layout = layout_in(directory)
     if layout is None:
         raise BankError(_no_bank(directory))
-    return ShardStore(directory) if layout == "shards" else ezhoi.PickleStore(directory)
+    return ShardStore(directory, cache=cache) if layout == "shards" else ezhoi.PickleStore(directory)
 
 
 def _no_bank(directory: Path) -> str:
+    if is_remote(directory):
+        return f"There is no bank {directory}: no shard lies there."
     if not directory.exists():
         return f"There is no bank {directory}."
     if not directory.is_dir():
@@ -81,14 +92,14 @@ class Bank(Mapping[str, "Tensor"]):
     files are opened when they are first read from, and threads may share it.
 
     Attributes:
-        path: its directory.
+        path: its directory, or its URL.
         manifest: what it is.
         failures: key -> reason, of images that could not be extracted.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache: Path | None = None) -> None:
         self.path = path
-        self._store = _open_store(path)
+        self._store = _open_store(path, cache)
         self.manifest = self._store.manifest
         entries = self._store.entries
         failed = {key for key, entry in entries.items() if entry.failure is not None}

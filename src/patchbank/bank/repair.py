@@ -24,6 +24,7 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.pickles import to_pickle
 from patchbank.bank.shards import read_shards
 from patchbank.bank.shards_writer import take_back
+from patchbank.bank.storage import storage_of
 from patchbank.bank.unpickling import read_pickle
 from patchbank.bank.verify import Progress, Report, verify
 from patchbank.config import UNKNOWN, Fingerprint, ResizeMode
@@ -107,7 +108,7 @@ def repair(
 
 def _repair_shards(done: Repaired, bad: Mapping[str, Finding], scratch: Path) -> None:
     directory = done.before.bank
-    read_shards(directory, "set aside")
+    read_shards(storage_of(directory), "set aside")
     for name, finding in bad.items():
         if finding.kind == "damaged-shard":
             done.set_aside.append(name + DAMAGED)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import struct
 from collections.abc import Sequence
@@ -22,8 +21,9 @@ from typing import Any
 from patchbank.bank.entries import Entry, from_json, make_feature, to_json
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import fields
+from patchbank.bank.storage import Storage
 from patchbank.errors import BankError
-from patchbank.files import is_dangling, parse_json
+from patchbank.files import parse_json
 
 METADATA = "patchbank"  # the one key of the header's metadata
 _NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{16})\.safetensors")
@@ -57,13 +57,14 @@ class Shard:
     bytes: int
 
 
-def shards_in(directory: Path) -> list[Path]:
-    """The files in a directory that have a shard's name, in order."""
-    if not directory.is_dir():
-        return []
-    with os.scandir(directory) as entries:  # of which there may be a million, in a bank of pickles
-        paths = [directory / entry.name for entry in entries if _NAME.fullmatch(entry.name)]
-    return sorted(path for path in paths if not is_dangling(path))
+def shard_names(storage: Storage) -> list[str]:
+    """The files in a place that have a shard's name, in order."""
+    return sorted(name for name in storage.names() if _NAME.fullmatch(name))
+
+
+def number_of(name: str) -> int:
+    """The number in a shard's name."""
+    return int(name.split("-")[1])
 
 
 def make_header(
@@ -107,7 +108,7 @@ def _tensors(manifest: Manifest, count: int) -> dict[str, Any]:
     return tensors
 
 
-def read_shard(path: Path) -> Shard:
+def read_shard(storage: Storage, name: str) -> Shard:
     """Read and check a shard's header; its numbers are not looked at.
 
     Raises:
@@ -115,19 +116,21 @@ def read_shard(path: Path) -> Shard:
         ShardDamagedError: its content is not what its name says, or it is cut short.
         BankError: it cannot be read, or is of a later format.
     """
+    path = storage.directory / name
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise BankError(f"{path} does not have a shard's name, shard-NUMBER-HASH.safetensors.")
     try:
-        with open(path, "rb") as file:
-            start = file.read(_LENGTH.size)
-            length = _LENGTH.unpack(start)[0] if len(start) == _LENGTH.size else 0
-            text = file.read(length) if length <= _LARGEST_HEADER else b""
-            size = file.seek(0, 2)
+        start, size = storage.head(name)
+        length = _LENGTH.unpack(start[: _LENGTH.size])[0] if len(start) >= _LENGTH.size else 0
+        end = _LENGTH.size + (length if length <= _LARGEST_HEADER else 0)
+        if len(start) < end:
+            start += storage.read(name, len(start), end)
+        text = start[_LENGTH.size : end]
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise BankError(f"{path} cannot be read: {error.strerror}.") from error
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        raise BankError(f"{path} does not have a shard's name, shard-NUMBER-HASH.safetensors.")
+        raise BankError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not text or hashlib.sha256(text).hexdigest()[:16] != match[2]:
         raise ShardDamagedError(f"{path} is damaged: its header is not what its name says.")
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from patchbank.bank.entries import Entry, join
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import checksum, dequantise, fields
-from patchbank.bank.shard import Shard, ShardDamagedError, read_shard, shards_in
+from patchbank.bank.remote import remote_columns
+from patchbank.bank.shard import Shard, ShardDamagedError, read_shard, shard_names
+from patchbank.bank.storage import Storage, storage_of
 from patchbank.budget import without_collection
 from patchbank.errors import BankError
-from patchbank.files import set_aside
+from patchbank.locations import is_remote
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +27,16 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 100  # at reading what others are writing
 
-# A shard's numbers by field: (rows, bytes of one image's) uint8, not to be written to.
-Mapped = dict[str, NDArray[np.uint8]]
+Numbers = NDArray[np.uint8]
+
+
+class Column(Protocol):
+    """A field of a shard's images: the numbers of each as (bytes,) uint8, not to be written to."""
+
+    def __getitem__(self, row: int) -> Numbers: ...
+
+
+Mapped = Mapping[str, Column]  # a shard's numbers, by field
 
 
 class Row(NamedTuple):
@@ -38,7 +48,7 @@ class Row(NamedTuple):
 
 @without_collection()
 def read_shards(
-    directory: Path, damaged: Literal["raise", "skip", "set aside"] = "raise", known: Iterable[Shard] = ()
+    storage: Storage, damaged: Literal["raise", "skip", "set aside"] = "raise", known: Iterable[Shard] = ()
 ) -> list[Shard]:
     """The headers of all shards of a bank, in the order of their names.
 
@@ -49,42 +59,45 @@ def read_shards(
 
     Raises BankError where two shards are of different banks.
     """
-    read = {shard.path: shard for shard in known}
-    for _ in range(_ATTEMPTS):
-        shards: list[Shard] = []
+    read = {shard.path.name: shard for shard in known}
+
+    def one(name: str) -> Shard | None:
         try:
-            for path in shards_in(directory):
-                try:
-                    shards.append(read.get(path) or read_shard(path))
-                except ShardDamagedError as error:
-                    if damaged == "raise":
-                        raise BankError(f"{error} `patchbank repair {directory}` says what to do.") from error
-                    if damaged == "set aside":
-                        set_aside(path)
+            return read.get(name) or read_shard(storage, name)
+        except ShardDamagedError as error:
+            if damaged == "raise":
+                raise BankError(f"{error} `patchbank repair {storage.directory}` says what to do.") from error
+            if damaged == "set aside":
+                storage.set_aside(name)
+            return None
+
+    for _ in range(_ATTEMPTS):
+        try:
+            shards: list[Shard] = [each for each in storage.map(one, shard_names(storage)) if each is not None]
         except FileNotFoundError:
             continue  # somebody completed it meanwhile: what it held is in another shard now
         for shard in shards[1:]:
             if differences := shards[0].manifest.differences(shard.manifest):
                 name, has, other = differences[0]
                 raise BankError(
-                    f"{directory} holds shards of two banks: {shards[0].path.name} has {name} {has}, "
+                    f"{storage.directory} holds shards of two banks: {shards[0].path.name} has {name} {has}, "
                     f"{shard.path.name} has {other}. Move the ones that do not belong here to another directory."
                 )
         return shards
-    raise BankError(f"{directory} changes too fast to be read.")
+    raise BankError(f"{storage.directory} changes too fast to be read.")
 
 
-def first_manifest(directory: Path) -> Manifest | None:
+def first_manifest(storage: Storage) -> Manifest | None:
     """What the first sound shard says of its bank, without reading the others; None where there is none."""
     for _ in range(_ATTEMPTS):
         try:
-            for path in shards_in(directory):
+            for name in shard_names(storage):
                 with contextlib.suppress(ShardDamagedError):
-                    return read_shard(path).manifest
+                    return read_shard(storage, name).manifest
             return None
         except FileNotFoundError:
             continue  # somebody completed it meanwhile
-    raise BankError(f"{directory} changes too fast to be read.")
+    raise BankError(f"{storage.directory} changes too fast to be read.")
 
 
 @without_collection()
@@ -124,8 +137,10 @@ class ShardStore:
     it pickled maps for itself.
     """
 
-    def __init__(self, directory: Path, damaged: Literal["raise", "skip"] = "raise") -> None:
+    def __init__(self, directory: Path, damaged: Literal["raise", "skip"] = "raise", cache: Path | None = None) -> None:
         self._directory = directory
+        self._storage = storage_of(directory)
+        self._cache = cache
         self._damaged = damaged
         self._state = self._load()
         if not self._state.shards:
@@ -139,7 +154,7 @@ class ShardStore:
         return self._state.entries
 
     def _load(self) -> _State:
-        shards = read_shards(self._directory, self._damaged)
+        shards = read_shards(self._storage, self._damaged)
         entries = joined(shards)
         return _State(shards, entries, rows_of(shards, entries), [None] * len(shards))
 
@@ -149,28 +164,32 @@ class ShardStore:
 
     def tokens(self, key: str) -> Tensor:
         """(N, D) newly made; of int8 it is float32. Raises BankError where the file cannot be read."""
-        mapped, row = self._find(key)
-        tokens = self._copy(mapped, row, "patch_tokens")
-        return dequantise(tokens, self._copy(mapped, row, "scale")) if "scale" in mapped else tokens
+        if "scale" not in self._fields:
+            return self._tensors(key, "patch_tokens")[0]
+        return dequantise(*self._tensors(key, "patch_tokens", "scale"))
 
     def cls(self, key: str) -> Tensor:
         """(D,) newly made. Raises BankError where the bank has none."""
-        mapped, row = self._find(key)
-        if "cls" not in mapped:
+        if "cls" not in self._fields:
             raise BankError(f"{self._directory} has no [CLS] features: it was made of pickles, which have none.")
-        return self._copy(mapped, row, "cls")
+        return self._tensors(key, "cls")[0]
 
     def checksum(self, key: str) -> str:
         """The SHA-256 of the key's feature as it is stored now."""
-        mapped, row = self._find(key)
-        return checksum({name: numbers[row].data for name, numbers in mapped.items()})
+        return checksum(
+            {name: numbers.data for name, numbers in zip(self._fields, self._read(key, *self._fields), strict=True)}
+        )
 
-    def _copy(self, mapped: Mapped, row: int, name: str) -> Tensor:
+    def _tensors(self, key: str, *names: str) -> list[Tensor]:
         import torch  # here, so that what asks for no tensor needs no torch
 
-        _, dtype, shape = self._fields[name]
-        # By numpy: torch would wake its threads for so small a copy, which takes longer wherever cores are busy.
-        return torch.from_numpy(mapped[name][row].copy()).view(getattr(torch, dtype)).view(shape)
+        # Copied by numpy: torch would wake its threads for so small a copy, which takes longer wherever cores are busy.
+        return [
+            torch.from_numpy(numbers.copy())
+            .view(getattr(torch, self._fields[name].dtype))
+            .view(self._fields[name].shape)
+            for name, numbers in zip(names, self._read(key, *names), strict=True)
+        ]
 
     def file(self, key: str) -> Path:
         """The shard that holds the key's feature."""
@@ -181,8 +200,8 @@ class ShardStore:
         """Of all shards together."""
         return sum(shard.bytes for shard in self._state.shards)
 
-    def _find(self, key: str) -> tuple[Mapped, int]:
-        """The shard's numbers and the feature's row in them. Raises BankError where it is there no longer."""
+    def _read(self, key: str, *names: str) -> list[Numbers]:
+        """A feature's numbers, by field. Raises BankError where it is there no longer."""
         state = self._state
         for _ in range(_ATTEMPTS):
             try:
@@ -191,11 +210,10 @@ class ShardStore:
                 raise BankError(
                     f"{self._directory} had a feature of {key!r} when it was opened, and has none."
                 ) from None
-            if (mapped := state.mapped[number]) is not None:
-                return mapped, row
             try:
-                mapped = state.mapped[number] = map_shard(state.shards[number])
-                return mapped, row
+                if (mapped := state.mapped[number]) is None:
+                    mapped = state.mapped[number] = map_shard(self._storage, state.shards[number], self._cache)
+                return [mapped[name][row] for name in names]
             except FileNotFoundError:
                 # A run has put a more complete shard in its place since the bank was opened.
                 state = self._load()
@@ -207,11 +225,16 @@ class ShardStore:
         raise BankError(f"{self._directory} changes too fast to be read.")
 
 
-def map_shard(shard: Shard) -> Mapped:
-    """A shard's numbers, mapped into memory: nothing is read until it is used.
+def map_shard(storage: Storage, shard: Shard, cache: Path | None = None) -> Mapped:
+    """A shard's numbers: nothing is read until it is used. Of a local one they are mapped into memory.
+
+    Args:
+        cache: where what is fetched from an object store is kept.
 
     Raises FileNotFoundError where it is gone, BankError where it cannot be mapped.
     """
+    if is_remote(shard.path):
+        return remote_columns(storage, shard, cache)
     import torch
     from safetensors import SafetensorError, safe_open
 

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from patchbank.bank.base_writer import BankWriter, Feature, check_same
+from patchbank.bank.base_writer import BankState, BankWriter, Feature, check_same
 from patchbank.bank.entries import Entry, join
 from patchbank.bank.packing import NotFiniteError, checksum, fields, memory, pack
 from patchbank.bank.shard import Shard, make_header
 from patchbank.bank.shards import joined, map_shard, read_shards, rows_of
-from patchbank.files import DAMAGED, fsync_directory, write_and_sync
+from patchbank.bank.storage import storage_of
+from patchbank.files import DAMAGED, write_and_sync
 from patchbank.preprocess import Failure
 
 _ATTEMPTS = 8  # at a shard, while other processes go on writing
@@ -32,28 +33,42 @@ class ShardWriter(BankWriter):
     """
 
     def _begin(self) -> None:
-        before = {path.name for path in self.directory.glob(f"*{DAMAGED}")}
-        known = self._known.read if self._known and isinstance(self._known.read, list) else []
-        self._shards = read_shards(self.directory, "set aside", known)
-        aside = sorted(path.name for path in self.directory.glob(f"*{DAMAGED}") if path.name not in before)
-        if aside:
-            self.notes.append(f"Damaged shards were set aside, and what they held is made anew: {', '.join(aside)}.")
-        self.manifest = self._shards[0].manifest if self._shards else self._wanted
-        self._entries = joined(self._shards)
-        self.done = {key for key, entry in self._entries.items() if entry.failure is None}
-        self._positions = {key: position for position, key in enumerate(self._keys)}
-        self._numbers: dict[Path, int | None] = {}
-        self._current: int | None = None
+        self._storage = storage_of(self.directory)
         self._features: dict[str, tuple[Entry, _Packed]] = {}
         self._failures: dict[str, Entry] = {}
+        shards: list[Shard] = []
+        if not self._helper:
+            before = self._set_aside()
+            known = self._known.read if self._known and isinstance(self._known.read, list) else []
+            shards = read_shards(self._storage, "set aside", known)
+            if aside := sorted(self._set_aside() - before):
+                listed = ", ".join(aside)
+                self.notes.append(f"Damaged shards were set aside, and what they held is made anew: {listed}.")
+        self.manifest = shards[0].manifest if shards else self._wanted
+        self._expect(self._positions, BankState(set(), {}, shards))
+
+    def _set_aside(self) -> set[str]:
+        return {name for name in self._storage.names() if name.endswith(DAMAGED)}
+
+    def _expect(self, positions: Mapping[str, int], known: BankState) -> None:
+        self._positions = positions
+        self._shards = known.read if isinstance(known.read, list) else []
+        self._entries = joined(self._shards)
+        self.done = {key for key, entry in self._entries.items() if entry.failure is None}
+        self._numbers: dict[str, int | None] = {}
+        self._current: int | None = None
+        self._commits = 0
 
     def _end(self) -> None:
         self._commit()
+        if self._helper:
+            return
         self._read()
         counts = Counter(number for shard in self._shards if (number := self._only_number(shard)) is not None)
         for number, count in counts.items():
             if count > 1:  # two processes had a part of it each
                 self._write(number)
+        self.settled = len(joined(self._shards).keys() & self._positions.keys())
 
     def _add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
         packed = list(self._threads.map(self._pack, features))
@@ -91,7 +106,7 @@ class ShardWriter(BankWriter):
 
     def _read(self) -> None:
         """Read the shards that are there by now. Raises BankError where another run has made some of other features."""
-        self._shards = read_shards(self.directory, "skip", self._shards)
+        self._shards = read_shards(self._storage, "skip", self._shards)
         if self._shards:
             check_same(self.directory, self._shards[0].manifest, self.manifest)
 
@@ -100,16 +115,21 @@ class ShardWriter(BankWriter):
 
         Shards that hold images of several numbers, as a data set that has grown leaves them, stay as they are.
         """
+        # What other processes have written meanwhile is looked for now and then, to notice a run of other features;
+        # what they wrote of this very shard is joined with it at the end. Each time would be a listing a shard.
+        self._commits += 1
+        if not self._helper and self._commits & (self._commits - 1) == 0:
+            self._read()
         for attempt in range(_ATTEMPTS):
             try:
                 return self._write_once(number)
             except FileNotFoundError:  # another process has put a more complete shard in the place of one read here
                 if attempt == _ATTEMPTS - 1:
                     raise
+                self._read()
         return None
 
     def _write_once(self, number: int) -> None:
-        self._read()
         replaced = [shard for shard in self._shards if self._only_number(shard) == number]
         entries = joined(replaced)
         rows = rows_of(replaced, entries)
@@ -122,24 +142,31 @@ class ShardWriter(BankWriter):
         path = self.directory / name
         known = next((shard for shard in replaced if shard.path == path), None)
         if known is None:
-            mapped = [map_shard(shard) for shard in replaced]
+            mapped = [map_shard(self._storage, shard) for shard in replaced]
 
             def packed(entry: Entry) -> _Packed:
                 if (new := self._features.get(entry.key)) and new[0] == entry:
                     return new[1]
                 shard, row = rows[entry.key]
-                return {field: numbers[row].data for field, numbers in mapped[shard].items()}
+                return {field: column[row].data for field, column in mapped[shard].items()}
 
             numbers = (packed(entry)[field.name] for field in fields(self.manifest) for entry in features)
             temporary = self._scratch / name
             write_and_sync(temporary, chain([header], numbers))
             known = Shard(path, self.manifest, number, features, failures, temporary.stat().st_size)
-            temporary.rename(path)
-        fsync_directory(self.directory)
+            self._storage.commit(temporary, name)
+        else:
+            self._storage.sync()
         for shard in replaced:
             if shard.path != path:
-                shard.path.unlink(missing_ok=True)
+                self._storage.delete(shard.path.name)
         self._shards = [*(shard for shard in self._shards if shard not in replaced), known]
+
+    @property
+    def state(self) -> BankState:
+        """As the base class says."""
+        failed = {key: entry.failure for key, entry in self._entries.items() if entry.failure is not None}
+        return BankState(self.done, failed, self._shards)
 
     def has(self, feature: Feature) -> bool:
         """As the base class says."""
@@ -156,15 +183,17 @@ class ShardWriter(BankWriter):
 
     def _only_number(self, shard: Shard) -> int | None:
         """The number that all of a shard's images belong to; None where there is no such."""
-        if shard.path not in self._numbers:  # it is asked of every shard at every commit
+        name = shard.path.name
+        if name not in self._numbers:  # it is asked of every shard at every commit
             numbers = {self._number(entry.key) for entry in (*shard.features, *shard.failures)}
-            self._numbers[shard.path] = numbers.pop() if len(numbers) == 1 else None
-        return self._numbers[shard.path]
+            self._numbers[name] = numbers.pop() if len(numbers) == 1 else None
+        return self._numbers[name]
 
 
 def take_back(directory: Path, reasons: Mapping[str, str], scratch: Path) -> None:
     """Write the shards that hold features which cannot be used anew without them; the reasons stand in their place."""
-    shards = read_shards(directory, "skip")
+    storage = storage_of(directory)
+    shards = read_shards(storage, "skip")
     entries = joined(shards)
     for shard in shards:
         if not any(entry.key in reasons for entry in shard.features):
@@ -176,9 +205,8 @@ def take_back(directory: Path, reasons: Mapping[str, str], scratch: Path) -> Non
             if entry.key in reasons
         ]
         header, name = make_header(shard.manifest, shard.number, [entry for _, entry in kept], [*shard.failures, *lost])
-        mapped = map_shard(shard)
+        mapped = map_shard(storage, shard)
         numbers = (mapped[field.name][row].data for field in fields(shard.manifest) for row, _ in kept)
         write_and_sync(scratch / name, chain([header], numbers))
-        (scratch / name).rename(directory / name)
-        fsync_directory(directory)
-        shard.path.unlink(missing_ok=True)
+        storage.commit(scratch / name, name)
+        storage.delete(shard.path.name)

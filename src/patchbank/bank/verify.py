@@ -21,12 +21,14 @@ from patchbank.bank.examine import KINDS, Finding, look_at, look_into, model_of,
 from patchbank.bank.layouts import layout_in
 from patchbank.bank.ledger import damaged_files, read_ledger
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.shard import ShardDamagedError, read_shard, shards_in
+from patchbank.bank.shard import ShardDamagedError, number_of, read_shard, shard_names
 from patchbank.bank.shards import ShardStore
+from patchbank.bank.storage import storage_of
 from patchbank.bank.unpickling import read_pickle
 from patchbank.config import StoredDtype
 from patchbank.errors import BankError
 from patchbank.files import DAMAGED, sha256_of
+from patchbank.locations import is_remote
 from patchbank.models import MODELS, Model
 
 _AT_ONCE = 256  # features handed to the threads
@@ -103,16 +105,18 @@ def verify(directory: Path, listed: Sequence[str] | None = None, progress: Progr
         _compare(report, listed)
     elif layout == "shards":
         report.findings += _gaps(directory)
-    report.findings += [
-        Finding("aside", path.relative_to(directory).as_posix()) for path in sorted(directory.rglob(f"*{DAMAGED}"))
-    ]
+    if is_remote(directory):
+        aside = [name for name in storage_of(directory).names() if name.endswith(DAMAGED)]
+    else:
+        aside = [path.relative_to(directory).as_posix() for path in directory.rglob(f"*{DAMAGED}")]
+    report.findings += [Finding("aside", name) for name in sorted(aside)]
     _sort(report)
     return report
 
 
 def _gaps(directory: Path) -> list[Finding]:
     """Shards that are not there, though later ones are: without a list, all that tells of images that are missing."""
-    numbers = {int(path.name.split("-")[1]) for path in shards_in(directory)}
+    numbers = {number_of(name) for name in shard_names(storage_of(directory))}
     absent = sorted(set(range(max(numbers, default=0))) - numbers)
     return [
         Finding("missing", f"shard-{number:05}-*", "no shard has this number, and later ones have") for number in absent
@@ -139,13 +143,14 @@ def _failures(entries: Mapping[str, Entry]) -> list[Finding]:
 
 def _verify_shards(directory: Path, progress: Progress) -> Report:
     damaged = []
-    for path in shards_in(directory):
+    storage = storage_of(directory)
+    for name in shard_names(storage):
         try:
-            read_shard(path)
+            read_shard(storage, name)
         except FileNotFoundError:
             continue  # a run has put another in its place
         except ShardDamagedError as error:
-            damaged.append(Finding("damaged-shard", path.name, str(error).removeprefix(f"{path} is damaged: ")))
+            damaged.append(Finding("damaged-shard", name, str(error).removeprefix(f"{directory / name} is damaged: ")))
     try:
         store = ShardStore(directory, damaged="skip")
     except BankError:
@@ -205,6 +210,8 @@ def _look_at_listed(directory: Path, bank: Manifest, entry: Entry) -> list[tuple
 
 def _verify_pickles(directory: Path, listed: Sequence[str], progress: Progress) -> Report:
     """A directory of pickles that somebody else made: what they should be, most of them must tell."""
+    if is_remote(directory):
+        raise BankError(f"There is nothing to verify in {directory}: no shard lies there.")
     if not directory.is_dir() or not (names := sorted(name for name, _ in ezhoi.pickles_in(directory))):
         raise BankError(
             f"There is nothing to verify in {directory}: neither a bank nor files named *{ezhoi.SUFFIX}."

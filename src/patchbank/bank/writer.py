@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from patchbank.bank import ezhoi, manifest
@@ -15,8 +15,10 @@ from patchbank.bank.packing import image_bytes
 from patchbank.bank.shard import Shard
 from patchbank.bank.shards import joined, read_shards
 from patchbank.bank.shards_writer import ShardWriter
+from patchbank.bank.storage import storage_of
 from patchbank.errors import BankError
 from patchbank.files import nearest_existing
+from patchbank.locations import is_remote
 
 _WRITERS: dict[str, type[BankWriter]] = {"ezhoi": EzhoiWriter, "shards": ShardWriter}
 
@@ -27,25 +29,40 @@ _ENTRY = 256  # bytes of what a bank says of an image, about
 def open_writer(
     directory: Path,
     wanted: Manifest,
-    keys: Sequence[str],
+    keys: Sequence[str] | Mapping[str, int],
     *,
     overwrite: bool = False,
     known: BankState | None = None,
+    helper: bool = False,
 ) -> BankWriter:
     """The writer of a bank, not entered yet.
 
     Args:
         wanted: what the bank is to be.
-        keys: of all images that the bank is made for, in their order: the data set's, not only a part's.
+        keys: of all images that the bank is made for, in their order: the data set's, not only a part's. Or with
+            their positions, where there are gaps.
         overwrite: delete what is there first.
         known: what the bank was found to hold a moment ago; what has not changed is not read again.
+        helper: it writes some of the images for a process that does all else: what is there is not looked at (that
+            process tells it, by `BankWriter.expect`), and nothing is tidied up at the end.
 
     Raises:
         BankError: the directory holds another bank or strangers' pickles; see `existing_manifest`.
     """
-    if existing := existing_manifest(directory, overwrite=overwrite):
+    if not helper and (existing := existing_manifest(directory, overwrite=overwrite)):
         check_same(directory, existing, wanted)
-    return _WRITERS[wanted.layout](directory, wanted, keys, overwrite=overwrite, known=known)
+    check_location(directory, wanted.layout)
+    positions = keys if isinstance(keys, Mapping) else {key: position for position, key in enumerate(keys)}
+    writer = _WRITERS[wanted.layout]
+    return writer(directory, wanted, positions, overwrite=overwrite, known=known, helper=helper)
+
+
+def check_location(directory: Path, layout: str) -> None:
+    """Raise BankError where a layout cannot lie in a place."""
+    if layout == "ezhoi" and is_remote(directory):
+        raise BankError(
+            f"{directory}: a bank in an object store has the layout shards. Add --layout shards, or extract to a path."
+        )
 
 
 def existing_manifest(directory: Path, *, overwrite: bool) -> Manifest | None:
@@ -53,6 +70,8 @@ def existing_manifest(directory: Path, *, overwrite: bool) -> Manifest | None:
 
     Raises BankError where no bank can be there: it is a file, or holds pickles of unknown making. Writes nothing.
     """
+    if is_remote(directory):
+        return None if overwrite else read_manifest(directory, layout_in(directory))
     if not (place := nearest_existing(directory)).is_dir():
         raise BankError(f"{place} is a file; a bank is a directory. Choose another --out.")
     if overwrite:
@@ -81,7 +100,7 @@ def bank_state(directory: Path, like: Manifest) -> BankState:
         entries = read.entries
         done = present(directory, entries, like)
     else:
-        read = read_shards(directory, "skip")
+        read = read_shards(storage_of(directory), "skip")
         entries = joined(read)
         done = {key for key, entry in entries.items() if entry.failure is None}
     failed = {key: entry.failure for key, entry in entries.items() if entry.failure is not None}

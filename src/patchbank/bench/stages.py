@@ -128,8 +128,8 @@ def end_to_end(dataset: Dataset, config: ExtractConfig, model: Model, place: Pat
             manifest=manifest,
             resumed=False,
             state=None,
-            selected=range(len(dataset)),
-            todo=list(range(len(dataset))),
+            selected=dataset.records,
+            todo=list(dataset.records),
             failed_before=0,
             to_delete=[],
         )

@@ -15,14 +15,15 @@ from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import Layout, StoredDtype
 from patchbank.files import bytes_text
+from patchbank.locations import locate
 
 if TYPE_CHECKING:
     from patchbank.bank.convert import Converted
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="The bank.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="The new bank's directory.")],
+    source: Annotated[Path, typer.Argument(parser=locate, metavar="SRC", help="The bank, or its URL.")],
+    target: Annotated[Path, typer.Argument(parser=locate, metavar="DST", help="The new bank.")],
     *,
     layout: Annotated[
         Layout,

@@ -13,9 +13,10 @@ from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, duration_tex
 from patchbank.cli.options import DEFAULTS
 from patchbank.cli.progress import DownloadProgress, ImageProgress
 from patchbank.cli.signals import StopOnSignal
-from patchbank.config import ExtractConfig
+from patchbank.config import WHOLE, ExtractConfig
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
+from patchbank.locations import is_remote, locate
 from patchbank.models import EZHOI_MODELS, get_model
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
         out: Annotated[
             Path | None,
             typer.Option(
+                parser=locate,
                 metavar="DIR",
-                help=f"Where the banks lie; by default ROOT/{dataset}_pkl_files, or ROOT/{dataset}_shards.",
+                help=f"Where the banks lie, or a URL (s3://...); by default ROOT/{dataset}_pkl_files, or "
+                f"ROOT/{dataset}_shards.",
                 rich_help_panel="What",
             ),
         ] = None,
@@ -59,7 +62,7 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
         root = root.expanduser()
         models = run.models_or(list(EZHOI_MODELS))
         layout = run.config.layout or "ezhoi"
-        banks = bank_directory(root, dataset, layout) if out is None else out.expanduser()
+        banks = bank_directory(root, dataset, layout) if out is None else out
         jobs = [
             (
                 loaded,
@@ -75,6 +78,11 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
     app.command(dataset, help=help_text)(options.with_run_options(command))
 
 
+Out = Annotated[
+    Path,
+    typer.Option(parser=locate, metavar="BANK", help="The bank, or its URL (s3://...).", rich_help_panel="What"),
+]
+
 _register("hicodet", "HICO-DET", ("train", "test"))
 _register("vcoco", "V-COCO", ("train (trainval list, COCO train2014)", "val (test list, COCO val2014)"))
 
@@ -83,8 +91,13 @@ _register("vcoco", "V-COCO", ("train (trainval list, COCO train2014)", "val (tes
 @options.with_run_options
 def _folder(
     *,
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A directory of images, searched recursively.")],
-    out: Annotated[Path, typer.Option(metavar="BANK", help="The bank.", rich_help_panel="What")],
+    images: Annotated[
+        Path,
+        typer.Argument(
+            parser=locate, metavar="IMAGES", help="A directory of images, or its URL, searched recursively."
+        ),
+    ],
+    out: Out,
     run: options.RunOptions,
 ) -> None:
     """Extract any directory of images, by default with ViT-B/16."""
@@ -97,7 +110,7 @@ def _folder(
     config = replace(run.config, model=models[0])
     if config.checkpoints is None and CHECKPOINTS.is_dir():  # in an EZ-HOI checkout
         config = replace(config, checkpoints=CHECKPOINTS)
-    run_jobs([(load_dataset("folder", images), out.expanduser(), config)], dry_run=run.dry_run, json=run.json)
+    run_jobs([(load_dataset("folder", images), out, config)], dry_run=run.dry_run, json=run.json)
 
 
 def run_jobs(
@@ -135,10 +148,12 @@ def run_jobs(
             encoder = load_encoder(plan, encoder) or encoder
         title = f"{plan.dataset.title}, {plan.model.name}"
         with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
-            summary = execute(plan, encoder if plan.todo else None, on_progress=progress.advance, stop=signals.stop)
+            summary = execute(
+                plan, encoder if plan.todo else None, on_progress=progress.advance, stop=signals.stop, say=show_note
+            )
         summaries.append(summary)
         if not json:
-            show_summary(summary)
+            show_summary(plan, summary)
         if (exit_code := signals.exit_code) is not None:
             show_note("stopped; what is committed is safe, and the same command goes on from here.")
             break
@@ -166,7 +181,8 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
             say(f"  {len(plan.to_delete):,} features that are there will be deleted ({bytes_text(plan.bytes_freed)})")
         say(f"  weights: {weights}")
     total = sum(plan.bytes_needed for plan in plans)
-    say(f"{bytes_text(total)} to write, {bytes_text(free_bytes(plans[0].out))} free. Nothing was written.")
+    free = "" if is_remote(plans[0].out) else f", {bytes_text(free_bytes(plans[0].out))} free"
+    say(f"{bytes_text(total)} to write{free}. Nothing was written.")
 
 
 def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
@@ -179,12 +195,12 @@ def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
         "failed_before": plan.failed_before,
         "to_delete": len(plan.to_delete),
         "bytes": plan.bytes_needed,
-        "free_bytes": free_bytes(plan.out),
+        "free_bytes": None if is_remote(plan.out) else free_bytes(plan.out),
         "weights": str(plan.checkpoint.path) if plan.checkpoint else None,
     }
 
 
-def show_summary(summary: "ExtractSummary") -> None:
+def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
     """What a run did, for people: notes first, then the figures, then what failed."""
     for note in summary.notes:
         show_note(note)
@@ -199,6 +215,10 @@ def show_summary(summary: "ExtractSummary") -> None:
         facts.append(f"{summary.images_per_second:.1f} images/s for {duration_text(summary.seconds)}")
     say(str(summary.bank), "bold")
     say(f"  {', '.join(facts)}")
+    if summary.settled < summary.listed:
+        say(f"  the bank has {summary.settled:,} of {summary.listed:,} images")
+    elif plan.config.partition != WHOLE:
+        say(f"  the bank is complete: {summary.listed:,} images")
     if summary.advice:
         say(f"  {summary.times.bound}-bound; faster with {summary.advice}")
     for key, reason in list(summary.failures.items())[:FAILURES_SHOWN]:

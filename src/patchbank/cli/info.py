@@ -13,6 +13,7 @@ from patchbank.cli.console import FAILURES_SHOWN, say, show_json, stdout
 from patchbank.cli.options import flag
 from patchbank.config import UNKNOWN
 from patchbank.files import bytes_text
+from patchbank.locations import locate
 from patchbank.models import MODELS
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def info(
-    bank: Annotated[Path, typer.Argument(metavar="BANK", help="The bank's directory.")],
+    bank: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="The bank's directory, or its URL.")],
     failures: Annotated[bool, flag("--failures", "List every image that failed, and why.")] = False,
     json: Annotated[bool, flag("--json", "All of it as JSON on standard output.")] = False,
 ) -> None:

@@ -13,6 +13,7 @@ from patchbank.config import (
     WHOLE,
     Compile,
     Decode,
+    Engine,
     ExtractConfig,
     Layout,
     Partition,
@@ -22,12 +23,13 @@ from patchbank.config import (
 )
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text, parse_bytes
+from patchbank.locations import locate
 from patchbank.models import MODELS, get_model
 
 DEFAULTS = ExtractConfig()
 SHARD_SIZE = bytes_text(DEFAULTS.shard_size).replace(" ", "")
 
-_WHAT, _HOW, _RUN = "What", "How", "This run"
+_WHAT, _HOW, _WHERE, _RUN = "What", "How", "On several machines", "This run"
 
 
 def flag(name: str, text: str, panel: str | None = None) -> Any:
@@ -55,7 +57,13 @@ Models = Annotated[
 ]
 Images = Annotated[
     Path | None,
-    typer.Option("--images", metavar="DIR", help="Another image directory, for one --split.", rich_help_panel=_WHAT),
+    typer.Option(
+        "--images",
+        parser=locate,
+        metavar="DIR",
+        help="Another image directory, or a URL (s3://...), for one --split.",
+        rich_help_panel=_WHAT,
+    ),
 ]
 Annotations = Annotated[
     Path | None,
@@ -135,8 +143,43 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="DEVICE",
-        help="auto (CUDA where there is one), cpu, cuda, cuda:1.",
+        help="auto (CUDA where there is one), cpu, cuda (all GPUs, a process each), cuda:1, cuda:0,1.",
         rich_help_panel=_HOW,
+    ),
+]
+EngineOption = Annotated[
+    Engine,
+    typer.Option("--engine", help="local: this machine; ray: a Ray cluster (docs/scaling.md).", rich_help_panel=_WHERE),
+]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="auto: the cluster this machine belongs to; local: this machine alone; HOST:PORT.",
+        rich_help_panel=_WHERE,
+    ),
+]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--num-workers",
+        metavar="N",
+        help="Workers of the cluster.",
+        show_default="one a GPU, or one a node",
+        min=1,
+        rich_help_panel=_WHERE,
+    ),
+]
+NumGpus = Annotated[
+    float | None,
+    typer.Option(
+        "--num-gpus-per-worker",
+        metavar="N",
+        help="GPUs of each; 0.5 shares one, 0 computes on the CPU.",
+        show_default="1 where there are any",
+        min=0,
+        rich_help_panel=_WHERE,
     ),
 ]
 BatchSize = Annotated[
@@ -165,8 +208,8 @@ PartitionOption = Annotated[
     typer.Option(
         "--partition",
         metavar="I/N",
-        help="Only part I of N (0-based), for runs that share a bank.",
-        rich_help_panel=_RUN,
+        help="Only part I of N (0-based), for runs that share a bank; auto: as SLURM's or torchrun's variables say.",
+        rich_help_panel=_WHERE,
     ),
 ]
 Overwrite = Annotated[bool, flag("--overwrite", "Start the bank anew: what it holds is deleted.", _RUN)]
@@ -212,8 +255,12 @@ def _run_options(
     batch_size: BatchSize = DEFAULTS.batch_size,
     compile: CompileOption = DEFAULTS.compile,
     workers: Workers = DEFAULTS.workers,
-    limit: Limit = DEFAULTS.limit,
+    engine: EngineOption = DEFAULTS.engine,
+    ray_address: RayAddress = DEFAULTS.ray_address,
+    num_workers: NumWorkers = DEFAULTS.num_workers,
+    num_gpus_per_worker: NumGpus = DEFAULTS.num_gpus_per_worker,
     partition: PartitionOption = None,
+    limit: Limit = DEFAULTS.limit,
     overwrite: Overwrite = DEFAULTS.overwrite,
     dry_run: DryRun = False,
     json: Json = False,
@@ -231,6 +278,10 @@ def _run_options(
         batch_size=batch_size,
         compile=compile,
         workers=workers,
+        engine=engine,
+        ray_address=ray_address,
+        num_workers=num_workers,
+        num_gpus_per_worker=num_gpus_per_worker,
         limit=limit,
         partition=WHOLE if partition is None else Partition.parse(partition),
         overwrite=overwrite,

@@ -127,14 +127,14 @@ def _sizes(found: Listing | None) -> SizeOf:
     from patchbank.errors import PatchbankError
 
     try:
-        records = {} if found is None else {record.key: record.path for record in found.load().records}
+        records = {} if found is None else {record.key: record for record in found.load().records}
     except PatchbankError as error:
         show_note(f"The images' sizes cannot be noted: {error}")
         records = {}
 
     def size_of(key: str) -> tuple[int, int] | None:
         try:
-            with Image.open(records[key]) as image:
+            with Image.open((record := records[key]).source.content(record)) as image:
                 return image.size
         except Exception:  # not there, or damaged in one of the many ways in which a picture can be
             return None
@@ -195,7 +195,7 @@ def _confirm(bank: Path, manifest: Manifest, dataset: Dataset, config: ExtractCo
             device=config.device,
         )
         report = Report(bank, manifest.layout, manifest, model, sound=list(open_bank(bank)))
-        keys = [record.key for record in dataset.records if record.path.exists()]
+        keys = [record.key for record in dataset.records if record.exists()]
         compare_with_pixels(report, keys, _COMPARED, recompute(dataset, encoder, config.resize, config.decode))
     if different := [finding for finding in report.findings if finding.kind == "pixels"]:
         first = different[0]

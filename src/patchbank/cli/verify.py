@@ -17,6 +17,7 @@ from patchbank.cli.options import flag
 from patchbank.cli.progress import CountProgress
 from patchbank.config import UNKNOWN
 from patchbank.errors import BankError, ConfigError, PatchbankError
+from patchbank.locations import locate
 from patchbank.models import MODELS
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ _NAMED = 10  # findings of a kind; the rest are counted
 
 
 def verify(
-    bank: Annotated[Path, typer.Argument(metavar="BANK", help="A bank, or a directory of EZ-HOI's pickles.")],
+    bank: Annotated[
+        Path,
+        typer.Argument(parser=locate, metavar="BANK", help="A bank or its URL, or a directory of EZ-HOI's pickles."),
+    ],
     *,
     dataset: listing.DatasetName = None,
     split: listing.Split = None,
@@ -93,7 +97,7 @@ def _sample(report: Report, dataset: Dataset, count: int, weights: Path | None, 
     with busy(f"Computing {count} images anew"):
         encoder = encoder_of(report.model, report.manifest, dataset.root, weights=weights, device=device)
         made = (report.manifest.resize, report.manifest.decode) if report.manifest else ()
-        keys = [record.key for record in dataset.records if record.path.exists()]
+        keys = [record.key for record in dataset.records if record.exists()]
         compare_with_pixels(report, keys, count, recompute(dataset, encoder, *made))
 
 

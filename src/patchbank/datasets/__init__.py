@@ -10,6 +10,7 @@ from patchbank.datasets import folder, hicodet, vcoco
 from patchbank.datasets.annotations import read_file_names
 from patchbank.datasets.records import Dataset, Record, require_directory
 from patchbank.errors import ConfigError
+from patchbank.locations import is_remote, locate
 
 __all__ = [
     "SPLITS",
@@ -57,7 +58,7 @@ def load_dataset(
     if name == "folder":
         if split or images or annotations:
             raise ConfigError("A folder has no splits, annotations or image directory: give only its root.")
-        return folder.load(Path(root).expanduser())
+        return folder.load(locate(root))
     if name not in _LOADERS:
         raise ConfigError(f"There is no dataset {name!r}. Choose from: {', '.join([*_LOADERS, 'folder'])}.")
     if split not in SPLITS[name]:
@@ -66,7 +67,7 @@ def load_dataset(
     dataset = _LOADERS[name](
         Path(root).expanduser(),
         split,
-        None if images is None else Path(images).expanduser(),
+        None if images is None else locate(images),
         None if annotations is None else Path(annotations).expanduser(),
     )
     if images is not None:
@@ -75,7 +76,9 @@ def load_dataset(
 
 
 def require_images(dataset: Dataset) -> None:
-    """Raise DatasetError where a dataset's image directory is not there."""
+    """Raise DatasetError where a dataset's image directory is not there. An object store has no directories."""
+    if is_remote(dataset.images):
+        return
     require_directory(
         dataset.images,
         f"the image directory of {dataset.title}",

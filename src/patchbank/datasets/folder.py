@@ -10,6 +10,7 @@ from PIL import Image
 
 from patchbank.datasets.records import Dataset, make_records, require_directory
 from patchbank.errors import DatasetError
+from patchbank.locations import is_remote, remotely
 
 # Pillow identifies these but cannot decode them by itself: films, plots and scientific containers.
 _STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -19,20 +20,23 @@ def load(root: Path) -> Dataset:
     """The images under `root`, ordered by their path. Hidden files and directories are passed over.
 
     A file with an image's extension is listed even if it turns out to be damaged, so that its failure shows; any
-    other file is listed if Pillow recognises it by its first bytes. Raises DatasetError where there is none.
+    other local file is listed if Pillow recognises it by its first bytes. Raises DatasetError where there is none.
     """
-    require_directory(root, "a directory of images", "Name one that is there.")
     Image.init()
     extensions = {
         extension
         for extension, name in Image.registered_extensions().items()
         if name in Image.OPEN and name not in _STUBS
     }
-    keys = sorted(
-        key
-        for key in _files(root)
-        if (os.path.splitext(key)[1].lower() in extensions or _is_image(root / key))  # noqa: PTH122
-    )
+
+    def named(key: str) -> bool:
+        return os.path.splitext(key)[1].lower() in extensions  # noqa: PTH122
+
+    if is_remote(root):
+        keys = sorted(filter(named, _objects(root)))  # by name alone: a look into each would be a request
+    else:
+        require_directory(root, "a directory of images", "Name one that is there.")
+        keys = sorted(key for key in _files(root) if named(key) or _is_image(root / key))
     if not keys:
         raise DatasetError(f"There are no images under {root}.")
     return Dataset("folder", None, root, make_records(keys, root, root))
@@ -52,6 +56,17 @@ def _files(root: Path) -> Iterator[str]:
             path = Path(directory, name)
             if not name.startswith(".") and (path.is_file() or path.is_symlink()):
                 yield path.relative_to(root).as_posix()
+
+
+def _objects(root: Path) -> list[str]:
+    """Names below an object store's prefix. Raises DatasetError where they cannot be listed."""
+    try:
+        found: tuple[str, list[str]] = remotely(root, lambda files, path: (path, files.find(path)))
+    except OSError as error:
+        raise DatasetError(f"{root} cannot be listed: {error.strerror or error}.") from error
+    prefix = found[0].strip("/") + "/"
+    names = [name.strip("/").removeprefix(prefix) for name in found[1]]
+    return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
 
 
 def _is_image(path: Path) -> bool:

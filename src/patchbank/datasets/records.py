@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from patchbank.datasets.sources import Directory, Source
 from patchbank.errors import DatasetError
 from patchbank.files import is_plain
 
@@ -25,16 +26,24 @@ class Record(NamedTuple):
 
     Attributes:
         key: its ``file_name`` as the annotations give it: a relative POSIX path with its extension.
-        images: the directory that the key is relative to.
+        source: what it lies in.
+        position: its place in the data set, which decides its place in a batch and its shard. There may be gaps.
+        place: where in the source, if that is a file: of an archive (offset, size), of a table (row group, row).
     """
 
     key: str
-    images: Path
+    source: Source
+    position: int
+    place: tuple[int, int] | None = None
 
     @property
     def path(self) -> Path:
-        """Where it lies. Made when it is asked for: a million of them take seconds."""
-        return self.images / self.key
+        """Where it lies, for people and as a file of a directory. Made when it is asked for: a million take seconds."""
+        return self.source.location / self.key
+
+    def exists(self) -> bool:
+        """Whether the image is there."""
+        return self.source.exists(self)
 
 
 @dataclass(frozen=True)
@@ -157,10 +166,13 @@ def make_records(names: Iterable[str], images: Path, source: Path) -> tuple[Reco
 
     Raises DatasetError on a name that is no plain relative path: it could lead out of the image directory.
     """
-    return tuple(Record(_checked(name, source), images) for name in dict.fromkeys(names))
+    directory = Directory(images)
+    return tuple(
+        Record(checked(name, source), directory, position) for position, name in enumerate(dict.fromkeys(names))
+    )
 
 
-def _checked(name: str, source: Path) -> str:
+def checked(name: str, source: Path) -> str:
     if not is_plain(name):
         raise DatasetError(
             f"{source} lists the file_name {name!r}, which is not a plain path inside the image directory. "

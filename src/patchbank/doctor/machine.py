@@ -13,6 +13,7 @@ import torch
 from patchbank.advice import auto_workers
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Record
+from patchbank.datasets.sources import Directory
 from patchbank.doctor.findings import Finding
 from patchbank.doctor.splits import Split
 from patchbank.doctor.timing import Speed, measure_decode, measure_encode
@@ -66,7 +67,8 @@ def examine_device(models: Sequence[Model], config: ExtractConfig) -> tuple[Find
 
 def sample(splits: Sequence[Split]) -> list[Record]:
     """A few of the images that are there, from all over the splits."""
-    there = [Record(key, split.actual) for split in splits for key in split.there]
+    directories = {split.actual: Directory(split.actual) for split in splits}
+    there = [Record(key, directories[split.actual], 0) for split in splits for key in split.there]
     return there[:: max(1, -(-len(there) // _SAMPLED))]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -230,6 +231,23 @@ def _make(*made: Any) -> PatchEncoder:
     return PatchEncoder(*first, batch_size=batch_size, compiled=compiled)
 
 
+_SEVERAL = re.compile(r"(cpu|cuda):(\d+(?:,\d+)+)")
+
+
+def resolve_devices(device: str, precision: Precision) -> list[torch.device]:
+    """What a run computes on: ``cuda`` (and ``auto``, where there is one) is all GPUs, ``cuda:0,1`` two of them.
+
+    Raises ConfigError as `resolve_device` does.
+    """
+    if several := _SEVERAL.fullmatch(device):
+        indices = list(dict.fromkeys(int(index) for index in several[2].split(",")))
+        return [resolve_device(f"{several[1]}:{index}", precision) for index in indices]
+    first = resolve_device(device, precision)
+    if device in ("auto", "cuda") and first.type == "cuda" and (count := torch.cuda.device_count()) > 1:
+        return [torch.device("cuda", index) for index in range(count)]
+    return [first]
+
+
 def resolve_device(device: str, precision: Precision) -> torch.device:
     """``auto`` or a device's name to the device. Raises ConfigError if it is not there or cannot compute so."""
     if device == "auto":
@@ -237,7 +255,9 @@ def resolve_device(device: str, precision: Precision) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"There is no device {device!r}. Use auto, cpu, cuda or cuda:N.") from error
+        raise ConfigError(
+            f"There is no device {device!r}. Use auto, cpu, cuda, cuda:N, or cuda:N,M for several."
+        ) from error
     if resolved.type not in ("cpu", "cuda"):
         raise ConfigError(f"The device {device!r} is not supported. Use auto, cpu, cuda or cuda:N.")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
@@ -245,9 +265,14 @@ def resolve_device(device: str, precision: Precision) -> torch.device:
             f"--device {device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices on this "
             "machine. Use --device cpu, or check the driver and that torch is a CUDA build."
         )
-    if resolved.type == "cpu" and precision in ("fp16", "tf32"):
-        raise ConfigError(f"--precision {precision} needs CUDA. On the CPU use fp32, or bf16.")
+    check_precision(resolved, precision)
     return resolved
+
+
+def check_precision(device: torch.device, precision: Precision) -> None:
+    """Raise ConfigError where a kind of device does not compute so."""
+    if device.type == "cpu" and precision in ("fp16", "tf32"):
+        raise ConfigError(f"--precision {precision} needs CUDA. On the CPU use fp32, or bf16.")
 
 
 def auto_batch_size(model: Model, device: torch.device) -> int:

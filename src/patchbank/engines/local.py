@@ -1,0 +1,138 @@
+"""One device's work: images read, encoded and handed to a bank; and a worker that does it unit by unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from patchbank.advice import auto_workers
+from patchbank.bank.base_writer import BankWriter
+from patchbank.bank.writer import open_writer
+from patchbank.budget import ByteBudget
+from patchbank.config import ExtractConfig
+from patchbank.datasets import Record
+from patchbank.encoder.encoder import PatchEncoder
+from patchbank.engines.work import Outcome, Task, Unit
+from patchbank.errors import DatasetError
+from patchbank.pipeline import Slots, Stages, StageTimes, run
+from patchbank.preprocess import Decoded, Failure, load
+
+# What is stored in half the bytes is rounded on the device, so that half the bytes are received. int8's scales are
+# computed of float32.
+_RECEIVED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_REQUESTS = 4  # decode threads a core, where reading waits for a network
+
+
+def encode_into(
+    bank: BankWriter,
+    encoder: PatchEncoder,
+    todo: Sequence[Record],
+    config: ExtractConfig,
+    *,
+    added: Callable[[int, Sequence[Failure]], None],
+    stop: Callable[[], bool],
+) -> tuple[StageTimes, DatasetError | None]:
+    """Read and encode images, and hand them to a bank, in order.
+
+    Returns:
+        Seconds waited for each stage; and where the images are gone, the error that ended it, so that what came before
+        can be committed first.
+    """
+    gone: list[DatasetError] = []
+
+    def decode(record: Record, budget: ByteBudget) -> Decoded | Failure:
+        try:
+            return load(record, config.resize, encoder.model.input_size, budget, config.decode)
+        except DatasetError as error:
+            gone.append(error)
+            return Failure(record.key, str(error))  # never recorded: the run stops before this batch is
+
+    stages = Stages(
+        decode=decode,
+        submit=partial(encoder.submit, dtype=_RECEIVED.get(bank.manifest.dtype, torch.float32)),
+        add=bank.add,
+        added=added,
+        pinned=encoder.device.type == "cuda",
+    )
+    workers = config.workers or auto_workers() * (_REQUESTS if any(each.source.remote for each in todo[:1]) else 1)
+    batch_size = bank.manifest.batch_size
+    times = run(
+        _batches(todo, batch_size),
+        stages,
+        batch_size=batch_size,
+        input_size=encoder.model.input_size,
+        workers=workers,
+        stop=lambda: bool(gone) or stop(),
+    )
+    return times, gone[0] if gone else None
+
+
+def _batches(todo: Sequence[Record], batch_size: int) -> Iterator[Slots]:
+    """An image belongs to batch ``position // batch_size``, slot ``position % batch_size``."""
+    slots: list[tuple[int, Record]] = []
+    current = -1
+    for record in todo:
+        number, slot = divmod(record.position, batch_size)
+        if number != current and slots:
+            yield slots
+            slots = []
+        current = number
+        slots.append((slot, record))
+    if slots:
+        yield slots
+
+
+class Worker:
+    """One process's share of a run: the model loaded once, the bank open, units done one after the other."""
+
+    def __init__(self, task: Task, device: str) -> None:
+        """Load the model and open the bank. Raises WeightsError, ConfigError and BankError as these do."""
+        manifest = task.manifest
+        self._config = replace(task.config, device=device)
+        self._encoder = PatchEncoder(
+            *(task.model, task.checkpoint, task.config.precision, device),
+            batch_size=manifest.batch_size,
+            compiled=manifest.compiled,
+        )
+        self._stack = ExitStack()
+        self._bank = self._stack.enter_context(open_writer(task.out, manifest, {}, helper=True))
+        self._noted = 0
+
+    def __call__(self, unit: Unit, stop: Callable[[], bool]) -> Outcome:
+        """Do a unit; when this returns, it is durable.
+
+        Raises BankError where the bank cannot be written, and DatasetError where the images are gone.
+        """
+        images = 0
+        failures: list[Failure] = []
+
+        def added(count: int, failed: Sequence[Failure]) -> None:
+            nonlocal images
+            images += count
+            failures.extend(failed)
+
+        before = self._bank.bytes_written
+        self._bank.expect({record.key: record.position for record in unit.records}, unit.known)
+        todo = unit.todo
+        times, gone = encode_into(self._bank, self._encoder, todo, self._config, added=added, stop=stop)
+        self._bank.commit()
+        if gone:
+            raise gone
+        notes, self._noted = self._encoder.notes[self._noted :], len(self._encoder.notes)
+        return Outcome(
+            images,
+            failures,
+            self._bank.bytes_written - before,
+            times,
+            notes,
+            stopped=images + len(failures) < len(todo),
+        )
+
+    def close(self) -> None:
+        """Close the bank."""
+        self._stack.close()

@@ -1,0 +1,270 @@
+"""A Ray cluster: actors that have loaded the model, wherever Ray places them, restarted by Ray where they die.
+
+A unit whose actor died goes to the next one that is free. Ray's own retries of an actor's task would wait for that very
+actor, for ever where its node was lost and no other has room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from patchbank.config import ExtractConfig
+from patchbank.engines.work import Outcome, Task, Unit
+from patchbank.errors import BankError, ConfigError, PatchbankError
+from patchbank.locations import is_remote
+
+if TYPE_CHECKING:
+    from patchbank.datasets import Record
+    from patchbank.datasets.sources import Source
+
+INSTALL = 'pip install "patchbank[ray]"'
+_ATTEMPTS = 5  # at a unit, before its images are taken for what kills the workers
+_POLL = 0.5  # seconds between looks at whether the run is to stop
+_PATIENCE = 30.0  # seconds without a worker, until somebody is told
+
+
+def connect(address: str) -> Any:
+    """The ray module, connected to a cluster; a connection that is there already stays. It ends with the process.
+
+    Raises ConfigError where Ray is not installed, or there is no cluster.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(f"--engine ray needs Ray: {INSTALL}") from None
+    if ray.is_initialized():
+        return ray
+    try:
+        # Ray's own log lines would smear the progress bar.
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+        if address == "auto":
+            raise ConfigError(
+                "There is no Ray cluster here: start one with `ray start --head`, name another with --ray-address "
+                "HOST:PORT, or use this machine alone with --ray-address local."
+            ) from error
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--ray-address {address} cannot be reached: {reason}") from error
+    return ray
+
+
+def settle(config: ExtractConfig) -> ExtractConfig:
+    """The configuration, with what was left to the cluster decided by what is there: GPUs and workers.
+
+    Raises ConfigError as `connect` does, and where options do not go together.
+    """
+    nodes = _nodes(connect(config.ray_address))
+    gpus = config.num_gpus_per_worker
+    if gpus is None:
+        there = any(node.get("GPU", 0) for node in nodes)
+        gpus = 1 if config.device.startswith("cuda") or (config.device == "auto" and there) else 0
+    if ":" in config.device:
+        raise ConfigError(f"--device {config.device}: which GPU a worker gets, Ray decides. Use cuda, cpu or auto.")
+    if (config.device == "cpu" and gpus) or (config.device == "cuda" and not gpus):
+        raise ConfigError(f"--device {config.device} and --num-gpus-per-worker {gpus:g} do not go together.")
+    if gpus:
+        workers = sum(int(node.get("GPU", 0) // gpus) for node in nodes)
+    else:
+        workers = sum(node.get("CPU", 0) >= 1 for node in nodes)
+    # Where no node is there yet, the autoscaler brings them.
+    return replace(config, num_gpus_per_worker=gpus, num_workers=config.num_workers or max(1, workers))
+
+
+def _nodes(ray: Any) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _cpus(nodes: Sequence[Mapping[str, float]], workers: int, gpus: float) -> int:
+    """Processor cores for each worker, so that as many as a node has GPUs for, or its share of all, fit on it."""
+    if gpus:
+        shares = [node.get("CPU", 1) / (node["GPU"] // gpus) for node in nodes if node.get("GPU", 0) >= gpus]
+    else:
+        able = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
+        shares = [cpus / -(-workers // len(able)) for cpus in able]
+    return max(1, int(min(shares, default=1)))
+
+
+class _Worker:
+    """An actor. Errors that are known come back as values: Ray would wrap what is raised."""
+
+    def __init__(self, task: Task, cpus: int, device: str) -> None:
+        self._task, self._cpus, self._device = task, cpus, device
+        self._stopping = threading.Event()
+        self._worker: Any = None
+
+    def load(self) -> PatchbankError | None:
+        """Load the model and open the bank, if that has not been done yet."""
+        import torch
+
+        from patchbank.budget import keep_freed_memory
+        from patchbank.engines.local import Worker
+
+        if self._worker is None:
+            torch.set_num_threads(self._cpus)
+            keep_freed_memory()
+            try:
+                self._worker = Worker(_on_this_node(self._task), self._device)
+            except PatchbankError as error:
+                return _told(error)
+        return None
+
+    def do(self, unit: Unit) -> Outcome | PatchbankError:
+        """Do a unit."""
+        try:
+            for source in {record.source for record in unit.records}:
+                source.require()
+            outcome: Outcome = self._worker(unit, self._stopping.is_set)
+            return outcome
+        except PatchbankError as error:
+            return _told(error)
+
+    def stop(self) -> None:
+        """Have `do` end after the images in flight."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Close the bank."""
+        if self._worker is not None:
+            self._worker.close()
+
+
+def _told(error: PatchbankError) -> PatchbankError:
+    """The error, with the node that it comes from: its disks are not the driver's."""
+    import ray
+
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return type(error)(f"On the node {address}: {error}")
+
+
+def _on_this_node(task: Task) -> Task:
+    """The task, with the checkpoint where this node has it. Raises WeightsError where it has not, or another one."""
+    from patchbank.encoder.weights import obtain_checkpoint
+    from patchbank.errors import WeightsError
+
+    if task.checkpoint.path.exists():
+        return task
+    checkpoint = obtain_checkpoint(task.model, task.config.weights, task.config.checkpoints)
+    if checkpoint.sha256 != task.checkpoint.sha256:
+        raise WeightsError(f"{checkpoint.path} is not the checkpoint of this run, {task.checkpoint.path.name}.")
+    return replace(task, checkpoint=checkpoint)
+
+
+def run(
+    task: Task,
+    units: Sequence[Unit],
+    done: Callable[[Outcome], None],
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> None:
+    """Do all units; `done` is told of each, `say` what a user should know meanwhile.
+
+    Raises what a worker raises, and BankError where workers die of the same unit again and again.
+    """
+    config = task.config
+    ray, gpus, workers = connect(config.ray_address), config.num_gpus_per_worker or 0, config.num_workers or 1
+    cpus = _cpus(_nodes(ray), workers, gpus)
+    config = replace(config, workers=config.workers or cpus)
+    task = replace(
+        task,
+        config=config,
+        out=task.out if is_remote(task.out) else task.out.absolute(),
+        checkpoint=replace(task.checkpoint, path=task.checkpoint.path.absolute()),
+    )
+    # Two calls at once, so that `stop` is heard while `do` goes on.
+    actor_class = ray.remote(_Worker).options(
+        num_cpus=cpus, num_gpus=gpus, max_concurrency=2, max_restarts=-1, scheduling_strategy="SPREAD"
+    )
+    actors = [actor_class.remote(task, cpus, "cuda" if gpus else "cpu") for _ in range(min(workers, len(units)))]
+    try:
+        _give_out(ray, actors, deque(_absolute(units)), done, stop, say)
+    finally:
+        with contextlib.suppress(Exception):  # some may be gone
+            ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=10)
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _give_out(
+    ray: Any,
+    actors: Sequence[Any],
+    units: deque[Unit],
+    done: Callable[[Outcome], None],
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> None:
+    """Give each actor a unit as it becomes free, until all are done."""
+    died = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ray.exceptions.OutOfMemoryError)
+    free: list[Any] = []
+    loading = {_load(actor): actor for actor in actors}
+    busy: dict[Any, tuple[Any, Unit]] = {}
+    attempts: dict[str, int] = {}
+    stopping, told, waited = False, False, time.monotonic()
+    while units or busy:
+        while free and units:
+            actor, given = free.pop(), units.popleft()
+            busy[actor.do.remote(given)] = actor, given
+        ready, _ = ray.wait([*loading, *busy], timeout=_POLL)
+        for reference in ready:
+            unit: Unit | None = None
+            if reference in busy:
+                actor, unit = busy.pop(reference)
+            else:
+                actor = loading.pop(reference)
+            try:
+                outcome = ray.get(reference)
+            except died as error:
+                # Ray restarts it, on another node if need be; what it was at goes to whoever is free.
+                loading[_load(actor)] = actor
+                if unit is not None:
+                    first = unit.records[0].key
+                    attempts[first] = attempts.get(first, 0) + 1
+                    if attempts[first] >= _ATTEMPTS:
+                        raise BankError(
+                            f"Workers died {_ATTEMPTS} times of the {len(unit.records):,} images from {first!r} on "
+                            f"(out of memory?): {str(error).strip().splitlines()[0]} What was committed is safe."
+                        ) from error
+                    if not stopping:
+                        units.appendleft(unit)
+                continue
+            if isinstance(outcome, PatchbankError):
+                raise outcome
+            if unit is not None:
+                done(outcome)
+            free.append(actor)
+        if busy or ready:
+            waited = time.monotonic()
+        elif time.monotonic() - waited > _PATIENCE and not told:
+            told = True
+            say(f"Waiting for the cluster: none of {len(actors)} workers has a place yet. `ray status` says why.")
+        if stop() and not stopping:
+            stopping = True
+            units.clear()
+            for actor in actors:
+                actor.stop.remote()
+
+
+def _load(actor: Any) -> Any:
+    return actor.load.options(max_task_retries=-1).remote()
+
+
+def _absolute(units: Sequence[Unit]) -> Iterator[Unit]:
+    """The same with paths that mean the same in a process that was started elsewhere."""
+    sources: dict[Source, Source] = {}
+
+    def moved(record: Record) -> Record:
+        if record.source.remote:
+            return record
+        if (source := sources.get(record.source)) is None:
+            source = replace(record.source, location=record.source.location.absolute())  # type: ignore[type-var]
+            sources[record.source] = source
+        return record._replace(source=source)
+
+    for unit in units:
+        yield replace(unit, records=tuple(moved(record) for record in unit.records))

@@ -1,0 +1,119 @@
+"""A plan's work in units, each a run of images that one worker reads, encodes and commits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+from patchbank.bank.base_writer import BankState
+from patchbank.bank.ledger import Snapshot
+from patchbank.bank.manifest import Manifest
+from patchbank.bank.shard import Shard
+from patchbank.config import ExtractConfig
+from patchbank.datasets import Record
+from patchbank.encoder.weights import Checkpoint
+from patchbank.models import Model
+from patchbank.pipeline import StageTimes
+from patchbank.plan import ExtractPlan
+from patchbank.preprocess import Failure
+
+# Images a unit, about. At the end of each, a worker waits for the disk; if a worker dies, so much is done again.
+_UNIT = 1024
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every worker needs to know, and is told once."""
+
+    out: Path
+    config: ExtractConfig
+    model: Model
+    checkpoint: Checkpoint
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some of a plan's images.
+
+    Attributes:
+        records: all images of the shards concerned; of pickles, those to do.
+        known: what the bank holds of them.
+    """
+
+    records: tuple[Record, ...]
+    known: BankState
+
+    @property
+    def todo(self) -> list[Record]:
+        """The images without a feature."""
+        return [record for record in self.records if record.key not in self.known.done]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a unit.
+
+    Attributes:
+        images: features committed.
+        failures: of images that could not be extracted.
+        bytes_written: of features.
+        times: seconds waited for each stage.
+        notes: what a user should know of how it was computed.
+        stopped: whether images are left, because the worker was told to stop.
+    """
+
+    images: int
+    failures: Sequence[Failure]
+    bytes_written: int
+    times: StageTimes
+    notes: Sequence[str] = field(default_factory=list)
+    stopped: bool = False
+
+
+def task_of(plan: ExtractPlan) -> Task:
+    """What workers must know of a plan. It must have its checkpoint."""
+    assert plan.checkpoint is not None
+    return Task(plan.out, plan.config, plan.model, plan.checkpoint, plan.manifest)
+
+
+def units_of(plan: ExtractPlan) -> list[Unit]:
+    """The work that a plan has left, in the images' order. A shard is in one unit, and so is a batch."""
+    manifest = plan.manifest
+    atom = manifest.shard_images or manifest.batch_size  # positions that must not be parted
+    span = atom * max(1, _UNIT // atom)
+    todo = {record.position // span for record in plan.todo}
+    runs = ((number, tuple(run)) for number, run in groupby(plan.selected, lambda record: record.position // span))
+    concerned = [(number, records) for number, records in runs if number in todo]
+    return list(_units(plan, concerned))
+
+
+def _units(plan: ExtractPlan, runs: Sequence[tuple[int, tuple[Record, ...]]]) -> Iterator[Unit]:
+    state = plan.state
+    if state is None:
+        yield from (Unit(records, BankState(set(), {}, [])) for _, records in runs)
+        return
+    if isinstance(state.read, Snapshot):
+        ledger = state.read.entries
+        for _, records in runs:
+            left = tuple(record for record in records if record.key not in state.done)
+            entries = {record.key: ledger[record.key] for record in left if record.key in ledger}
+            yield Unit(left, BankState(set(), {}, Snapshot(entries, [])))
+        return
+    shards = _by_run({record.key: number for number, records in runs for record in records}, state.read)
+    for number, records in runs:
+        keys = {record.key for record in records}
+        yield Unit(records, BankState(keys & state.done, {}, shards[number]))
+
+
+def _by_run(number_of: dict[str, int], shards: Sequence[Shard]) -> dict[int, list[Shard]]:
+    """The shards that hold some of each run's images."""
+    found: dict[int, list[Shard]] = defaultdict(list)
+    for shard in shards:
+        entries = (*shard.features, *shard.failures)
+        for number in {number_of[entry.key] for entry in entries if entry.key in number_of}:
+            found[number].append(shard)
+    return found
