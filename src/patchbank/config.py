@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -60,6 +61,11 @@ class Partition:
         """Which of `total` things are this part's."""
         first, last = (part * total // self.count for part in (self.index, self.index + 1))
         return range(first, last)
+
+    def overlaps(self, other: Partition) -> bool:
+        """Whether the two have things in common, of a set of any size."""
+        first, second = (Fraction(part.index, part.count) for part in (self, other))
+        return first < second + Fraction(1, other.count) and second < first + Fraction(1, self.count)
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"

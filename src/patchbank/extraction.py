@@ -23,7 +23,7 @@ from patchbank.engines.work import Outcome, task_of, units_of
 from patchbank.errors import DatasetError
 from patchbank.locations import locate
 from patchbank.pipeline import StageTimes
-from patchbank.plan import ExtractPlan, check_disk, make_plan
+from patchbank.plan import ExtractPlan, check_disk, describe_run, make_plan
 from patchbank.preprocess import Failure
 
 _ENOUGH = 4  # batches, from which on a run says what bounds it
@@ -172,7 +172,8 @@ def execute(
 
     positions = {record.key: record.position for record in plan.dataset.records}
     wanted = plan.manifest if plan.resumed or encoder is None else replace(plan.manifest, compiled=encoder.compiled)
-    with open_writer(plan.out, wanted, positions, overwrite=plan.config.overwrite, known=plan.state) as bank:
+    overwrite, about = plan.config.overwrite, describe_run(plan.config)
+    with open_writer(plan.out, wanted, positions, overwrite=overwrite, known=plan.state, about=about) as bank:
         manifest = bank.manifest
         todo = [record for record in plan.selected if record.key not in bank.done]
         if encoder is not None:
@@ -183,6 +184,7 @@ def execute(
         elif todo and is_shared_out(plan):
             current = replace(plan, manifest=manifest, todo=todo, state=bank.state)
             _share_out(current, done, stop.is_set, say or (lambda _: None))
+            bank.sweep()
     if gone:
         raise gone
     advice = advise(times.bound, manifest, plan.config) if written >= _ENOUGH * manifest.batch_size else None

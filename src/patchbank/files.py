@@ -18,7 +18,7 @@ import orjson
 from filelock import FileLock, Timeout
 
 DAMAGED = ".damaged"  # added to the name of a file that is set aside
-_SCRATCH, _LOCK = ".patchbank-tmp-", "lock"
+_SCRATCH, _LOCK, _ABOUT = ".patchbank-tmp-", "lock", "about"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -135,19 +135,38 @@ def nearest_existing(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def scratch_directory(parent: Path) -> Iterator[Path]:
+def scratch_directory(parent: Path, about: str = "") -> Iterator[Path]:
     """A temporary directory inside `parent`, on the same file system, gone at the end.
+
+    `about` is what `live_scratches` tells others of it while it is there.
 
     One left behind by a killed process is removed the next time anybody asks for one here. A live one is not: its
     owner holds a file lock in it, which the kernel releases when the process dies.
     """
-    _remove_abandoned(parent)
+    remove_abandoned(parent)
     directory, lock = _locked_directory(parent)
     try:
+        if about:
+            (directory / _ABOUT).write_text(about)
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         lock.release()
+
+
+def live_scratches(parent: Path) -> list[str]:
+    """What is told of the scratch directories there whose owners live, as far as locks say so."""
+    found = []
+    for directory in parent.glob(f"{_SCRATCH}*"):
+        try:
+            with FileLock(directory / _LOCK, timeout=0):
+                continue  # nobody holds it
+        except Timeout:
+            with contextlib.suppress(OSError, ValueError):
+                found.append((directory / _ABOUT).read_text())
+        except (NotImplementedError, OSError):
+            continue
+    return found
 
 
 def _locked_directory(parent: Path) -> tuple[Path, FileLock]:
@@ -168,7 +187,8 @@ def _locked_directory(parent: Path) -> tuple[Path, FileLock]:
         lock.release()
 
 
-def _remove_abandoned(parent: Path) -> None:
+def remove_abandoned(parent: Path) -> None:
+    """Remove the scratch directories of processes that have died."""
     for directory in parent.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(Timeout, NotImplementedError, OSError), FileLock(directory / _LOCK, timeout=0):
             shutil.rmtree(directory, ignore_errors=True)

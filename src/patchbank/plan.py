@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +23,8 @@ from patchbank.datasets import SPLITS, Dataset, Record, require_images
 from patchbank.encoder import compiling
 from patchbank.encoder.encoder import auto_batch_size, check_precision, resolve_device, resolve_devices
 from patchbank.encoder.weights import CHECKPOINTS, Checkpoint, find_checkpoint, load_visual
-from patchbank.errors import BankError, DatasetError
-from patchbank.files import bytes_text, free_bytes, nearest_existing
+from patchbank.errors import BankError, ConfigError, DatasetError
+from patchbank.files import bytes_text, free_bytes, live_scratches, nearest_existing
 from patchbank.locations import is_remote
 from patchbank.models import MEAN, STD, Model, get_model
 
@@ -47,6 +50,7 @@ class ExtractPlan:
         todo: those of them without a feature yet.
         failed_before: how many of those failed in an earlier run.
         to_delete: features that ``overwrite`` deletes first.
+        notes: what a user should know before it begins, a sentence each.
         devices: what it computes on; several are a process each. Of a cluster the kind alone.
     """
 
@@ -63,6 +67,7 @@ class ExtractPlan:
     failed_before: int
     to_delete: list[Path]
     devices: tuple[str, ...] = ("cpu",)
+    notes: tuple[str, ...] = ()
 
     @property
     def bytes_needed(self) -> int:
@@ -109,7 +114,7 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
     if layout == "ezhoi":
         ezhoi.check_names([*keys, *done])
     limit = min(config.limit or len(dataset), len(dataset))
-    selected = _share(dataset.records[:limit], config.partition, manifest.shard_images or 1)
+    selected = share_of(dataset.records[:limit], config.partition, manifest)
     todo = [record for record in selected if record.key not in done]
     return ExtractPlan(
         dataset=dataset,
@@ -125,13 +130,39 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         failed_before=sum(record.key in failed for record in todo),
         to_delete=removable(out) if config.overwrite else [],
         devices=tuple(map(str, devices)),
+        notes=_others(out, config),
     )
 
 
-def _share(records: Sequence[Record], partition: Partition, unit: int) -> Sequence[Record]:
-    """A partition's records: a contiguous run. No run of `unit` positions is cut in two."""
+def describe_run(config: ExtractConfig) -> str:
+    """What other runs are told of this one: its part, and where it is."""
+    return json.dumps({"partition": str(config.partition), "host": platform.node(), "process": os.getpid()})
+
+
+def _others(out: Path, config: ExtractConfig) -> tuple[str, ...]:
+    """A note of each live run that extracts some of the same images into the same bank."""
+    if is_remote(out):
+        return ()
+    notes = []
+    for text in live_scratches(out):
+        try:
+            other = json.loads(text)
+            part = Partition.parse(other["partition"])
+        except (ConfigError, KeyError, TypeError, ValueError):
+            continue
+        if part.overlaps(config.partition):
+            notes.append(
+                f"Another run extracts some of the same images into {out} at this moment: process {other['process']} "
+                f"on {other['host']}, part {part}. Neither harms the other, but both do the same work."
+            )
+    return tuple(notes)
+
+
+def share_of(records: Sequence[Record], partition: Partition, bank: Manifest) -> Sequence[Record]:
+    """A partition's records: a contiguous run. No shard is cut in two."""
     if partition == WHOLE:
         return records
+    unit = bank.shard_images or 1
     starts = [
         index
         for index, record in enumerate(records)

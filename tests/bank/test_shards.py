@@ -416,10 +416,10 @@ def test_a_shard_that_is_replaced_while_it_is_taken_over(tmp_path: Path, monkeyp
     write(tmp_path / "bank", KEYS[:1])
     original, meanwhile = module.map_shard, [KEYS[1:2]]
 
-    def mapping(shard: Any) -> Any:
+    def mapping(*arguments: Any) -> Any:
         if meanwhile:
             write(tmp_path / "bank", meanwhile.pop())
-        return original(shard)
+        return original(*arguments)
 
     with open_writer(tmp_path / "bank", MANIFEST, KEYS) as writer:
         monkeypatch.setattr(module, "map_shard", mapping)
@@ -489,8 +489,8 @@ def test_threads_that_share_a_reader_never_mix_two_states(tmp_path: Path, monkey
     opened = open_bank(tmp_path / "bank")
     original, meanwhile = module.map_shard, [True]
 
-    def mapping(shard: Any) -> Any:
-        mapped = original(shard)
+    def mapping(*arguments: Any) -> Any:
+        mapped = original(*arguments)
         if meanwhile:
             meanwhile.pop()
             write(tmp_path / "bank", [*KEYS[:4], KEYS[9]])  # a shard comes in front, another is replaced

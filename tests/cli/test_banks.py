@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from patchbank import PatchEncoder, load_dataset, open_bank
+from patchbank import PatchEncoder, extract, load_dataset, open_bank
+from patchbank.config import ExtractConfig, Partition
 from patchbank.encoder.untrained import write_untrained
+from patchbank.plan import make_plan
 from patchbank.preprocess import preprocess
 from tests.reference.original import Original
 from tests.strangers import DEFECTS, write_bank
@@ -235,3 +239,36 @@ def test_a_bank_of_fast_decoding_is_verified_and_repaired_as_one(tmp_path: Path,
     (bank / "photo_0001_clip.pkl").unlink()
     patchbank("repair", bank, *given, "--extract", check=0)
     assert contents(bank)["photo_0001_clip.pkl"] == feature
+
+
+def test_info_tells_how_complete_each_partition_is(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    photographs(tmp_path / "images", 10)
+    (tmp_path / "images/broken.jpg").write_bytes(b"no picture")
+    part = replace(tiny_config, partition=Partition(0, 3))
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", part)
+    asked = ("info", tmp_path / "bank", "--images", tmp_path / "images", "--partitions", "3")
+    done = patchbank(*asked, check=0)
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[-3:] == [
+        "part 0/3 2 of 3 images, 1 failed",
+        "part 1/3 0 of 4 images, 4 left",
+        "part 2/3 0 of 4 images, 4 left",
+    ]
+    [first, *_] = json.loads(patchbank(*asked, "--json", check=0).stdout)["partitions"]
+    assert first == {"partition": "0/3", "listed": 3, "done": 2, "failed": 1, "left": 0}
+    assert "Say which images" in patchbank("info", tmp_path / "bank", "--partitions", "2", check=2).stderr
+
+
+def test_a_run_is_told_of_another_one_of_the_same_images(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    photographs(tmp_path / "images", 8)
+    dataset, bank = load_dataset("folder", tmp_path / "images"), tmp_path / "bank"
+    notes: dict[str, tuple[str, ...]] = {}
+
+    def meanwhile(*_: object) -> None:
+        for part in ("0/1", "1/4", "2/4"):
+            notes[part] = make_plan(dataset, bank, replace(tiny_config, partition=Partition.parse(part))).notes
+
+    extract(dataset, bank, replace(tiny_config, partition=Partition(1, 2)), on_progress=meanwhile)
+    assert notes["1/4"] == () and notes["0/1"] == notes["2/4"]
+    assert f"process {os.getpid()}" in notes["0/1"][0] and "part 1/2" in notes["0/1"][0]
+    assert make_plan(dataset, bank, tiny_config).notes == ()

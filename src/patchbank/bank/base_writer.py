@@ -110,6 +110,7 @@ class BankWriter(ABC):
         overwrite: bool = False,
         known: BankState | None = None,
         helper: bool = False,
+        about: str = "",
     ) -> None:
         """Not to be called: `writer.open_writer` chooses the layout's, and says what these are."""
         self.directory = directory
@@ -120,6 +121,7 @@ class BankWriter(ABC):
         self._positions = positions
         self._overwrite = overwrite
         self._helper = helper
+        self._about = about
         self.settled = 0
         self._known = None if overwrite else known
 
@@ -128,7 +130,7 @@ class BankWriter(ABC):
             storage = storage_of(self.directory)
             if self._overwrite:
                 remove_bank(self.directory)
-            self._scratch = stack.enter_context(storage.scratch())
+            self._scratch = stack.enter_context(storage.scratch(self._about))
             self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="write"))
             self._begin()
             check_same(self.directory, self.manifest, self._wanted)
@@ -164,6 +166,11 @@ class BankWriter(ABC):
         """
         with self._storage_errors():
             self._expect(positions, known)
+
+    def sweep(self) -> None:
+        """Remove what helpers left behind that died."""
+        with self._storage_errors():
+            storage_of(self.directory).sweep()
 
     def commit(self) -> None:
         """Make durable what has come. Raises BankError where the disk does not take it."""

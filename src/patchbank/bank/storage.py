@@ -16,7 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from patchbank.files import DAMAGED, fsync_directory, is_dangling, make_directory, scratch_directory, set_aside
+from patchbank.files import (
+    DAMAGED,
+    fsync_directory,
+    is_dangling,
+    make_directory,
+    remove_abandoned,
+    scratch_directory,
+    set_aside,
+)
 from patchbank.locations import is_remote, remotely
 
 _HEADER = 1 << 18  # bytes, in which most headers lie: a second request costs more than reading too much
@@ -34,8 +42,16 @@ class Storage(ABC):
         self.directory = directory
 
     @abstractmethod
-    def scratch(self) -> contextlib.AbstractContextManager[Path]:
-        """A local directory for what is being made; makes the place itself, if need be."""
+    def scratch(self, about: str = "") -> contextlib.AbstractContextManager[Path]:
+        """A local directory for what is being made; makes the place itself, if need be.
+
+        Args:
+            about: what `files.live_scratches` tells others.
+        """
+
+    @abstractmethod
+    def sweep(self) -> None:
+        """Remove what processes that died were making."""
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -77,11 +93,15 @@ class LocalStorage(Storage):
     """A directory of this machine, or one that is mounted here."""
 
     @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
+    def scratch(self, about: str = "") -> Iterator[Path]:
         """As the base class says."""
         make_directory(self.directory)
-        with scratch_directory(self.directory) as scratch:
+        with scratch_directory(self.directory, about) as scratch:
             yield scratch
+
+    def sweep(self) -> None:
+        """As the base class says."""
+        remove_abandoned(self.directory)
 
     def names(self) -> list[str]:
         """As the base class says."""
@@ -123,13 +143,19 @@ class ObjectStorage(Storage):
     """A prefix in an object store. An object appears when it is whole; there is no flushing and no renaming."""
 
     @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """As the base class says. Raises OSError where nothing can be written there, before anything is computed."""
+    def scratch(self, about: str = "") -> Iterator[Path]:  # noqa: ARG002
+        """As the base class says; nobody is told.
+
+        Raises OSError where nothing can be written there: before anything is computed.
+        """
         probe = f".patchbank-{uuid.uuid4().hex}"
         self._ask(lambda files, path: files.pipe_file(path, b""), probe)
         self.delete(probe)
         with tempfile.TemporaryDirectory(prefix="patchbank-") as directory:
             yield Path(directory)
+
+    def sweep(self) -> None:
+        """What they were making lies on the machines that they ran on."""
 
     def _ask(self, action: Any, name: str = "") -> Any:
         return remotely(self.directory / name if name else self.directory, action)

@@ -34,6 +34,7 @@ def open_writer(
     overwrite: bool = False,
     known: BankState | None = None,
     helper: bool = False,
+    about: str = "",
 ) -> BankWriter:
     """The writer of a bank, not entered yet.
 
@@ -45,6 +46,7 @@ def open_writer(
         known: what the bank was found to hold a moment ago; what has not changed is not read again.
         helper: it writes some of the images for a process that does all else: what is there is not looked at (that
             process tells it, by `BankWriter.expect`), and nothing is tidied up at the end.
+        about: what `files.live_scratches` tells other runs of this one.
 
     Raises:
         BankError: the directory holds another bank or strangers' pickles; see `existing_manifest`.
@@ -54,7 +56,7 @@ def open_writer(
     check_location(directory, wanted.layout)
     positions = keys if isinstance(keys, Mapping) else {key: position for position, key in enumerate(keys)}
     writer = _WRITERS[wanted.layout]
-    return writer(directory, wanted, positions, overwrite=overwrite, known=known, helper=helper)
+    return writer(directory, wanted, positions, overwrite=overwrite, known=known, helper=helper, about=about)
 
 
 def check_location(directory: Path, layout: str) -> None:

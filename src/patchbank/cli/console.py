@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import typer
@@ -62,9 +63,17 @@ def interruptible(text: str) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+@contextmanager
+def results_alone_on_stdout() -> Iterator[None]:
+    """Within the block, what libraries print on standard output goes to standard error; our own results do not."""
+    stdout.file = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield
+
+
 def show_json(value: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, indent=2))
+    print(json.dumps(value, indent=2), file=stdout.file)
 
 
 def plain_table(*columns: str) -> Table:

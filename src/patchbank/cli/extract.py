@@ -1,6 +1,7 @@
 """``patchbank extract hicodet | vcoco | folder``."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,16 @@ import typer
 
 from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, duration_text, say, show_json, show_note
+from patchbank.cli.console import (
+    FAILURES_SHOWN,
+    busy,
+    count_text,
+    duration_text,
+    results_alone_on_stdout,
+    say,
+    show_json,
+    show_note,
+)
 from patchbank.cli.options import DEFAULTS
 from patchbank.cli.progress import DownloadProgress, ImageProgress
 from patchbank.cli.signals import StopOnSignal
@@ -126,6 +136,9 @@ def run_jobs(
         report: what ``--json`` prints, of the banks' summaries.
     """
     keep_freed_memory()
+    if any(config.engine == "ray" for _, _, config in jobs):
+        # What Ray says of its workers. Until the process ends, for it may say so at any time.
+        ExitStack().enter_context(results_alone_on_stdout())
     with busy("Looking at data set, weights and bank"):
         from patchbank.extraction import execute, load_encoder, obtain_weights
         from patchbank.plan import check_disk, make_plan
@@ -139,6 +152,9 @@ def run_jobs(
 
     # All weights before the first feature, and model by model, so that each is loaded once.
     plans = [obtain_weights(plan, DownloadProgress(f"Downloading {plan.model.name}")) for plan in plans]
+    for plan in plans:
+        for note in plan.notes:
+            show_note(note)
     order = list(dict.fromkeys(plan.model for plan in plans))
     plans.sort(key=lambda plan: order.index(plan.model))
     summaries: list[ExtractSummary] = []

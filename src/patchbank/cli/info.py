@@ -2,37 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
+from patchbank.cli import listing
 from patchbank.cli.console import FAILURES_SHOWN, say, show_json, stdout
 from patchbank.cli.options import flag
-from patchbank.config import UNKNOWN
+from patchbank.config import UNKNOWN, Partition
+from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
 from patchbank.locations import locate
 from patchbank.models import MODELS
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
+    from patchbank.datasets import Dataset
 
 
 def info(
     bank: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="The bank's directory, or its URL.")],
+    *,
     failures: Annotated[bool, flag("--failures", "List every image that failed, and why.")] = False,
+    partitions: Annotated[
+        int | None,
+        typer.Option(
+            "--partitions", metavar="N", help="How complete each of N partitions is, by the images below.", min=1
+        ),
+    ] = None,
+    dataset: listing.DatasetName = None,
+    split: listing.Split = None,
+    root: listing.Root = None,
+    images: listing.Images = None,
+    annotations: listing.Annotations = None,
     json: Annotated[bool, flag("--json", "All of it as JSON on standard output.")] = False,
 ) -> None:
     """Print what a bank is: model, shapes, counts, failures, bytes, fingerprint."""
     from patchbank.bank.reader import open_bank
 
     opened = open_bank(bank)
+    asked = partitions is not None or any(each is not None for each in (dataset, split, root, images, annotations))
+    found = None
+    if asked:
+        found = listing.find_listing(
+            bank, opened.manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
+        )
+    if asked and not found:
+        raise ConfigError(
+            "Say which images the bank is for: --images DIR of a folder, or --dataset, --split and --root."
+        )
+    parts = _coverage(opened, found.load(), partitions or 1) if found else []
     if json:
-        show_json(_facts(opened))
-    else:
-        _show(opened, all_failures=failures)
+        show_json(_facts(opened) | ({"partitions": [asdict(part) for part in parts]} if parts else {}))
+        return
+    _show(opened, all_failures=failures)
+    for part in parts:
+        left = f", {part.left:,} left" if part.left else ""
+        failed = f", {part.failed:,} failed" if part.failed else ""
+        name = "coverage" if part.partition == "0/1" else f"part {part.partition}"
+        say(f"{name:16}{part.done:,} of {part.listed:,} images{failed}{left}")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How far one partition is.
+
+    Attributes:
+        listed: its images.
+        done, failed, left: of these, with a feature, with a reason why there is none, with neither.
+    """
+
+    partition: str
+    listed: int
+    done: int
+    failed: int
+    left: int
+
+
+def _coverage(bank: Bank, dataset: Dataset, count: int) -> list[Coverage]:
+    from patchbank.plan import share_of
+
+    parts = []
+    for index in range(count):
+        part = Partition(index, count)
+        keys = [record.key for record in share_of(dataset.records, part, bank.manifest)]
+        done, failed = (sum(key in some for key in keys) for some in (bank, bank.failures))
+        parts.append(Coverage(str(part), len(keys), done, failed, len(keys) - done - failed))
+    return parts
 
 
 def _facts(bank: Bank) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 import time
 from collections import deque
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 INSTALL = 'pip install "patchbank[ray]"'
 _ATTEMPTS = 5  # at a unit, before its images are taken for what kills the workers
 _POLL = 0.5  # seconds between looks at whether the run is to stop
+_ANSWER = 10.0  # seconds that a cluster has to answer in
 _PATIENCE = 30.0  # seconds without a worker, until somebody is told
 
 
@@ -41,6 +43,7 @@ def connect(address: str) -> Any:
         raise ConfigError(f"--engine ray needs Ray: {INSTALL}") from None
     if ray.is_initialized():
         return ray
+    _require_answer(address)
     try:
         # Ray's own log lines would smear the progress bar.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -53,6 +56,19 @@ def connect(address: str) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"--ray-address {address} cannot be reached: {reason}") from error
     return ray
+
+
+def _require_answer(address: str) -> None:
+    """Raise ConfigError where nobody answers at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local"):
+        return
+    if not (host and port.isascii() and port.isdigit()):
+        raise ConfigError(f"--ray-address takes auto, local or HOST:PORT, not {address!r}.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--ray-address {address} cannot be reached: {error}. Is the cluster up?") from None
 
 
 def settle(config: ExtractConfig) -> ExtractConfig:

@@ -1,0 +1,110 @@
+"""Several devices of one machine: two processes on the CPU stand for two GPUs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from patchbank import extract, load_dataset, open_bank
+from patchbank.config import ExtractConfig
+from patchbank.encoder.encoder import resolve_devices
+from patchbank.errors import ConfigError
+from tests.support import command, contents, no_leftovers, patchbank, photographs
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("many") / "images"
+    photographs(directory, 40)
+    (directory / "broken.jpg").write_bytes(b"no picture")
+    return directory
+
+
+@pytest.mark.parametrize("layout", ["ezhoi", "shards"])
+def test_two_processes_make_the_bank_of_one(
+    layout: str, images: Path, tiny_config: ExtractConfig, tiny_weights: Path, tmp_path: Path
+) -> None:
+    config = replace(tiny_config, layout=layout, shard_size=7 * 2200)  # type: ignore[arg-type]
+    alone = extract(load_dataset("folder", images), tmp_path / "alone", config)
+    extract(load_dataset("folder", images), tmp_path / "both", replace(config, limit=9))  # and they go on
+    both = extract(load_dataset("folder", images), tmp_path / "both", replace(config, device="cpu:0,1"))
+    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
+    assert no_leftovers(tmp_path / "both")
+    assert both.failures == alone.failures == {"broken.jpg": "not an image that Pillow can identify"}
+    assert (both.images, both.already_done, both.remaining) == (32, 8, 0)
+    assert both.settled == both.listed == alone.settled == 41
+    assert both.bytes_written > 32 * 16 * 32 * 4
+
+
+def test_what_a_worker_cannot_do_is_one_message(images: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    run = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
+    done = patchbank(*run, "--device", "cpu:0,1", "--batch-size", "1000000000", check=2)
+    assert "--batch-size 1,000,000,000 would need" in done.stderr
+
+
+@pytest.mark.parametrize("victim", ["worker", "run"])
+def test_killed_it_goes_on_from_there(victim: str, images: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    """A worker's death ends the run, with a message; the run's death ends its workers."""
+    bank = tmp_path / "bank"
+    run = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", bank)
+    options = ("--layout", "ezhoi", "--batch-size", "4", "--device", "cpu:0,1")
+    with subprocess.Popen(command(*run, *options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        while not (workers := _workers(process.pid)) and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.5)
+        os.kill(workers[0] if victim == "worker" else process.pid, signal.SIGKILL)
+        assert process.stderr is not None
+        errors = process.stderr.read().decode()
+    if victim == "worker":
+        assert process.returncode == 2 and "A worker process died" in errors and "Traceback" not in errors
+    else:
+        deadline = time.monotonic() + 30
+        while any(map(_lives, workers)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    patchbank(*run, *options, check=1)
+    assert no_leftovers(bank)
+    patchbank(*run, "--layout", "ezhoi", "--batch-size", "4", "--overwrite", check=1)
+    assert len(open_bank(bank)) == 40
+
+
+def _workers(parent: int) -> list[int]:
+    """A process's spawned workers."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(status[1]) == parent and b"spawn_main" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def _lives(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_which_devices_a_name_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    assert [str(each) for each in resolve_devices("cpu:0,1,0", "fp32")] == ["cpu:0", "cpu:1"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    for name in ("auto", "cuda"):
+        assert [str(each) for each in resolve_devices(name, "fp16")] == ["cuda:0", "cuda:1", "cuda:2"]
+    assert [str(each) for each in resolve_devices("cuda:2", "fp16")] == ["cuda:2"]
+    assert [str(each) for each in resolve_devices("cuda:0,2", "fp16")] == ["cuda:0", "cuda:2"]
+    with pytest.raises(ConfigError, match="sees 3 CUDA devices"):
+        resolve_devices("cuda:0,3", "fp16")
+    with pytest.raises(ConfigError, match="fp16 needs CUDA"):
+        resolve_devices("cpu:0,1", "fp16")

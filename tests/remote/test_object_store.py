@@ -1,0 +1,252 @@
+"""Images and banks in an object store: an S3 server on loopback, and fsspec's in memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from patchbank import extract, load_dataset, open_bank
+from patchbank.bank.convert import convert
+from patchbank.bank.verify import verify
+from patchbank.config import ExtractConfig, Partition
+from patchbank.errors import BankError, ConfigError, DatasetError
+from patchbank.locations import filesystem, locate
+from tests.s3 import Store, failing, none, s3_server, slow
+from tests.support import command, contents, patchbank, photographs
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::DeprecationWarning"
+)  # the stores' libraries
+
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Store]:
+    with s3_server() as store:
+        yield store
+
+
+@pytest.fixture
+def store(server: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.trouble = none
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("remote") / "images"
+    photographs(directory, COUNT)
+    return directory
+
+
+@pytest.fixture
+def bucket(store: Store, images: Path, request: pytest.FixtureRequest) -> str:
+    """A bucket of the test's own, with the images."""
+    name = f"bucket-{abs(hash(request.node.nodeid)) % 10**9}"
+    files, _ = filesystem(locate(f"s3://{name}"))
+    files.mkdir(name)
+    files.put(str(images) + "/", f"{name}/images/", recursive=True)
+    return name
+
+
+@pytest.fixture
+def config(tiny_config: ExtractConfig) -> ExtractConfig:
+    return replace(tiny_config, layout="shards", shard_size=7 * 2200)  # seven images a shard
+
+
+def download(url: str, directory: Path) -> dict[str, str]:
+    """What lies there, as files."""
+    files, path = filesystem(locate(url))
+    files.invalidate_cache()
+    directory.mkdir()
+    for name in files.find(path):
+        files.get_file(name, str(directory / name.rpartition("/")[2]))
+    return contents(directory)
+
+
+def test_the_bank_is_that_of_the_disk_and_reads_the_same(
+    bucket: str, images: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    extract(load_dataset("folder", images), tmp_path / "bank", config)
+    url = f"s3://{bucket}/banks/tiny"
+    first = extract(load_dataset("folder", f"s3://{bucket}/images"), url, replace(config, limit=17))
+    rest = extract(load_dataset("folder", f"s3://{bucket}/images"), url, config)  # a shard is put in another's place
+    assert (first.images, rest.already_done, rest.images, rest.settled) == (17, 17, COUNT - 17, COUNT)
+    assert download(url, tmp_path / "there") == contents(tmp_path / "bank")
+    local, remote = open_bank(tmp_path / "bank"), open_bank(url)
+    assert list(remote) == list(local) and remote.manifest == local.manifest
+    for key in local:
+        assert torch.equal(remote[key], local[key]) and torch.equal(remote.cls(key), local.cls(key))
+        assert remote.transform(key) == local.transform(key)
+    assert verify(locate(url), list(local)).problems == []
+    convert(remote, tmp_path / "pickles", "ezhoi", shard_size=1)
+    convert(local, locate(f"s3://{bucket}/copy"), "shards", dtype="int8", shard_size=10_000)
+    copy = open_bank(f"s3://{bucket}/copy")
+    assert all((copy[key] - local[key]).abs().max() < 0.05 for key in copy) and len(copy) == COUNT
+
+
+def test_partitions_fill_one_bank(bucket: str, images: Path, config: ExtractConfig, tmp_path: Path) -> None:
+    url = f"s3://{bucket}/bank"
+    for index in (1, 0, 2):
+        extract(load_dataset("folder", images), url, replace(config, partition=Partition(index, 3)))
+    extract(load_dataset("folder", images), tmp_path / "bank", config)
+    assert download(url, tmp_path / "there") == contents(tmp_path / "bank")
+
+
+def test_reading_asks_for_one_feature_at_a_time_and_a_cache_keeps_it(
+    bucket: str, store: Store, images: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    url = f"s3://{bucket}/bank"
+    extract(load_dataset("folder", images), url, config)
+    bank = open_bank(url, cache=tmp_path / "cache")
+    before = len(store.requests)
+    first = bank["photo_0003.jpg"]
+    assert [method for method, _ in store.requests[before:]] == ["GET"]
+    first.zero_()  # the caller's own
+    assert torch.equal(bank["photo_0003.jpg"], open_bank(url)["photo_0003.jpg"])
+    store.trouble = lambda method, path: 503 if "shard-" in path else None
+    assert bank["photo_0003.jpg"].abs().sum() > 0
+    [kept] = (tmp_path / "cache").rglob("*.patch_tokens")
+    assert kept.name == f"{bank.sha256('photo_0003.jpg')}.patch_tokens"
+    store.trouble = none
+    kept.write_bytes(b"half")  # of another size: fetched again
+    assert torch.equal(bank["photo_0003.jpg"], open_bank(url)["photo_0003.jpg"])
+
+
+class Features(Dataset):  # type: ignore[type-arg]
+    def __init__(self, url: str) -> None:
+        self.bank = open_bank(url)
+        self.keys = list(self.bank)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.bank[self.keys[index]]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This process")
+def test_data_loader_workers_read_it(start: str, bucket: str, images: Path, config: ExtractConfig) -> None:
+    url = f"s3://{bucket}/bank"
+    extract(load_dataset("folder", images), url, config)
+    features = Features(url)
+    expected = torch.stack([features[index] for index in range(len(features))])  # this process has connections
+    loader = DataLoader(features, batch_size=8, num_workers=2, multiprocessing_context=start)
+    assert torch.equal(torch.cat(list(loader)), expected)
+
+
+def test_a_store_that_fails_now_and_then_and_is_slow(
+    bucket: str, store: Store, images: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    """Requests are made again: nothing fails, and the bank is the same."""
+    extract(load_dataset("folder", images), tmp_path / "bank", config)
+    flaky, late = failing(every=7), slow(0.02)
+    store.trouble = lambda method, path: flaky(method, path) or late(method, path)
+    summary = extract(load_dataset("folder", f"s3://{bucket}/images"), f"s3://{bucket}/bank", config)
+    remote = open_bank(f"s3://{bucket}/bank")
+    assert torch.equal(remote["photo_0003.jpg"], open_bank(tmp_path / "bank")["photo_0003.jpg"])
+    store.trouble = none
+    assert summary.failures == {}
+    assert download(f"s3://{bucket}/bank", tmp_path / "there") == contents(tmp_path / "bank")
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_store_that_takes_no_more(
+    after: int, bucket: str, store: Store, images: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    """One message; shards are there whole or not at all; the same call goes on."""
+    url = f"s3://{bucket}/bank"
+    puts: list[str] = []
+
+    def trouble(method: str, path: str) -> int | None:
+        if method in ("PUT", "POST") and "shard-" in path:
+            puts.append(path)
+        return 403 if method in ("PUT", "POST") and len(puts) > after else None
+
+    store.trouble = trouble
+    if after == 0:
+        store.trouble = lambda method, path: 403 if method in ("PUT", "POST") else None
+    with pytest.raises(BankError, match=r"bank.* cannot be written.*What was committed is safe"):
+        extract(load_dataset("folder", images), url, config)
+    store.trouble = none
+    extract(load_dataset("folder", images), tmp_path / "bank", config)
+    whole = contents(tmp_path / "bank")
+    there = download(url, tmp_path / "some")
+    assert there.items() <= whole.items() and (after == 0 or len(there) == after)
+    extract(load_dataset("folder", images), url, config)
+    assert download(url, tmp_path / "there") == whole
+
+
+def test_a_process_that_is_killed_leaves_whole_shards(
+    bucket: str, store: Store, images: Path, tiny_weights: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    extract(load_dataset("folder", images), tmp_path / "bank", config)
+    url = f"s3://{bucket}/bank"
+    run = ("extract", "folder", f"s3://{bucket}/images", "--model", "tiny", "--weights", tiny_weights, "--out", url)
+    options = ("--batch-size", "4", "--shard-size", str(config.shard_size))
+    environment = {**os.environ, **store.environment}
+    second = [0]
+
+    def trouble(method: str, path: str) -> None:
+        if method == "PUT" and "shard-" in path:
+            second[0] += 1
+            if second[0] == 2:
+                process.kill()
+
+    with subprocess.Popen(command(*run, *options), env=environment, stderr=subprocess.DEVNULL) as process:
+        store.trouble = trouble
+    store.trouble = none
+    assert process.returncode == -9
+    there = download(url, tmp_path / "some")
+    assert 1 <= len(there) <= 2 and there.items() <= contents(tmp_path / "bank").items()
+    done = patchbank(*run, *options, check=0, env=environment)
+    assert download(url, tmp_path / "there") == contents(tmp_path / "bank")
+    for secret in (store.environment["AWS_SECRET_ACCESS_KEY"], store.environment["AWS_ACCESS_KEY_ID"]):
+        assert secret not in done.stdout + done.stderr
+        assert all(secret.encode() not in path.read_bytes() for path in (tmp_path / "there").iterdir())
+
+
+def test_images_that_cannot_be_had(bucket: str, store: Store, config: ExtractConfig, tmp_path: Path) -> None:
+    dataset = load_dataset("folder", f"s3://{bucket}/images")
+    store.trouble = lambda method, path: 403 if "photo_0003" in path and method == "GET" else None
+    summary = extract(dataset, tmp_path / "bank", config)
+    assert list(summary.failures) == ["photo_0003.jpg"] and summary.images == COUNT - 1
+    store.trouble = none
+    assert extract(dataset, tmp_path / "bank", config).images == 1
+    with pytest.raises(DatasetError, match=r"There are no images under s3://.*/nothing"):
+        load_dataset("folder", f"s3://{bucket}/nothing")
+
+
+def test_a_bank_in_memory(images: Path, config: ExtractConfig, tmp_path: Path) -> None:
+    extract(load_dataset("folder", images), "memory://patchbank/bank", config)
+    extract(load_dataset("folder", images), f"file://{tmp_path}/bank", config)
+    assert {*open_bank("memory://patchbank/bank")} == {*open_bank(tmp_path / "bank")}
+    assert download("memory://patchbank/bank", tmp_path / "there") == contents(tmp_path / "bank")
+    replaced = extract(load_dataset("folder", images), "memory://patchbank/bank", replace(config, overwrite=True))
+    assert replaced.images == COUNT
+
+
+def test_where_a_bank_cannot_be(images: Path, config: ExtractConfig, store: Store) -> None:
+    dataset = load_dataset("folder", images)
+    with pytest.raises(ConfigError, match="must hold no credentials") as caught:
+        extract(dataset, "s3://key:geheim@bucket/bank", config)
+    assert "geheim" not in str(caught.value)
+    with pytest.raises(ConfigError, match="there is no store nowhere://"):
+        extract(dataset, "nowhere://bucket/bank", config)
+    with pytest.raises(BankError, match="an object store has the layout shards"):
+        extract(dataset, "memory://patchbank/other", replace(config, layout="ezhoi"))
+    with pytest.raises(BankError, match=r"s3://no-such-bucket/bank.* cannot be written"):
+        extract(dataset, "s3://no-such-bucket/bank", config)
+    with pytest.raises(BankError, match="There is no bank memory://"):
+        open_bank("memory://patchbank/nothing")
