@@ -308,3 +308,18 @@ def test_an_encoder_goes_to_another_process(pictures: tuple[list[Path], Tensor],
     sent = pickle.dumps(encoder)
     assert len(sent) < 10_000
     assert torch.equal(pickle.loads(sent)(pixels), encoder(pixels))
+
+
+def test_the_number_of_threads_does_not_matter(full_size_weights: Path) -> None:
+    """Workers of a cluster compute with other numbers of threads, and make the same bytes."""
+    encoder = PatchEncoder.load("ViT-B/16", weights=full_size_weights, batch_size=2)
+    pixels = torch.randint(0, 256, (2, 224, 224, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(encoder(pixels))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(each, found[0]) for each in found)
