@@ -312,7 +312,7 @@ def test_an_encoder_goes_to_another_process(pictures: tuple[list[Path], Tensor],
 
 def test_the_number_of_threads_does_not_matter(full_size_weights: Path) -> None:
     """Workers of a cluster compute with other numbers of threads, and make the same bytes."""
-    encoder = PatchEncoder.load("ViT-B/16", weights=full_size_weights, batch_size=2)
+    encoder = PatchEncoder.load("ViT-B/16", weights=full_size_weights)
     pixels = torch.randint(0, 256, (2, 224, 224, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     before = torch.get_num_threads()
     try:
