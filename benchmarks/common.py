@@ -19,6 +19,7 @@ from PIL import Image
 from tests.support import photograph
 
 import patchbank
+from benchmarks.tables import print_table as print_table
 from patchbank.bench.machine import machine
 from patchbank.encoder.untrained import write_untrained
 from patchbank.models import Model
@@ -127,27 +128,6 @@ def skipped(what: str, reason: BaseException | str) -> None:
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
         reason = f"{type(reason).__name__}: {lines[0] if lines else 'no reason given'}"
     print(f"skipped: {what}: {reason[:160]}")
-
-
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A Markdown table: the first column is left, the others right; floats have three significant digits."""
-    texts = [list(heads), *([_text(value) for value in row] for row in rows)]
-    widths = [max(len(row[column]) for row in texts) for column in range(len(heads))]
-    for number, row in enumerate(texts):
-        cells = [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
-        print(f"| {' | '.join(cells)} |")
-        if number == 0:
-            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return f"{value:,}" if type(value) is int else str(value)
-    if value and abs(value) < 1e-3:
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def versions(*packages: str) -> dict[str, str]:

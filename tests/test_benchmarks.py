@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import growth, peers
+from benchmarks import growth, growth_steps, peers
 from benchmarks.common import HICO_SIZES, hico_photographs
 
 from patchbank.bench import limit
@@ -138,12 +138,20 @@ def test_growth(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("layout", "way"), [("ezhoi", "write"), ("shards", "write"), ("shards", "lay")])
+@pytest.mark.parametrize(
+    ("layout", "way"), [("ezhoi", "write"), ("ezhoi", "lay"), ("shards", "write"), ("shards", "lay")]
+)
 def test_growth_without_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, way: str) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # this process goes on
-    growth._prepare(tmp_path)
-    for step in (way, "open", "resume"):
-        assert growth._STEPS[step](tmp_path, 700, layout)["peak"] > 0
+    growth_steps.prepare(tmp_path)
+    steps = {step: growth_steps.STEPS[step](tmp_path, 700, layout) for step in (way, *growth._READERS)}
+    assert all(found["peak"] > 0 for found in steps.values())
+    # 700 keys are two shards, each a unit; a unit of pickles has 1,024 images.
+    assert steps["plan"]["units"] == (2 if layout == "shards" else 1)
+    assert steps["plan"]["unit_bytes"] > 700
+    if layout == "shards":  # what is known travels along
+        assert steps["resume"]["units"] == 2
+        assert steps["resume"]["unit_bytes"] > steps["plan"]["unit_bytes"] + 634 * 64
 
 
 def test_dtypes(run: Run) -> None:

@@ -96,7 +96,7 @@ def partition_of_environment(environment: Mapping[str, str]) -> Partition:
             first = int(environment.get(lowest, "0")) if lowest else 0
             step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1")) if lowest else 1
             parts.append(Partition((int(environment[index]) - first) // step, int(environment[count])))
-        except ValueError:
+        except (ValueError, ZeroDivisionError):  # a step of 0 is none either
             raise ConfigError(
                 f"--partition auto: {index}={environment[index]} of {count}={environment[count]} are no numbers."
             ) from None

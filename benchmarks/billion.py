@@ -1,0 +1,203 @@
+"""What does a bank of a billion images cost, and which part gives way first? Computed, and not measured.
+
+    python -m benchmarks.billion [--images 1000000000] [--bank-images 10000000] [--model ViT-B/16] [--dtype float16]
+
+Bytes, shards, headers and requests are the code's own: shapes and dtypes of `patchbank.bank.packing`, headers of
+`patchbank.bank.shard`, listings of the writer. Seconds and memory of planning and opening are those that
+`benchmarks.growth` measured at ten million keys, taken in proportion. CPU-hours are those of two measured cores
+(docs/performance.md).
+
+**Nothing was measured on a GPU.** What one does is `--gpu-images-per-second`, or else an assumption: `--gpu-fraction`
+of `--gpu-tflops`, the peak that its maker states (312 TFLOP/s in bfloat16 is the A100's), by the model's operations.
+Seconds of requests assume `--request-ms` each, and as many at once as the code has.
+
+Imports no torch. Prints four tables, and ends in one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import patchbank
+from benchmarks.tables import print_table
+from patchbank.bank.entries import Entry, to_json
+from patchbank.bank.manifest import Manifest
+from patchbank.bank.packing import image_bytes, images_a_shard
+from patchbank.bank.shard import make_header
+from patchbank.bank.storage import _HEADER, _REQUESTS
+from patchbank.config import ExtractConfig, Fingerprint
+from patchbank.models import MODELS, Model, get_model
+
+# Of docs/performance.md, "What grows with the number of images": shards, ten million keys, by `benchmarks.growth`.
+_KEYS = 10_000_000
+OPEN_SECONDS, OPEN_MB = 60.1, 6_380  # to open, and the process that has opened
+AGAIN_MB = 8_460  # `extract` at its peak, where all is done
+PLAN_SECONDS, PLAN_KEY_BYTES = 20.4, 438  # the list and the plan; memory it holds a key
+UNIT_BYTES, UNIT_IMAGES = 32_010, 634  # as a worker gets it
+
+# Of docs/performance.md: patchbank to shards on two cores, fp32 and bf16 (`benchmarks.end_to_end`); milliseconds of one
+# core to decode an image, exact and fast (`benchmarks.decode`); features a second flushed (`benchmarks.write`).
+CPU_IMAGES_PER_SECOND = {"ViT-B/16": (9.29, 16.3), "ViT-L/14@336px": (0.894, 1.69)}
+DECODE_MS = (3.33, 2.10)
+
+# Of the stores: keys that S3 lists at once; the part of a file that s3fs sends at once, and from how many of them on.
+_LISTED, _PART, _PARTS_FROM = 1000, 50 << 20, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("--images", type=int, default=1_000_000_000)
+    command.add_argument("--bank-images", type=int, default=_KEYS, help="of one of many banks")
+    command.add_argument("--model", default="ViT-B/16")
+    command.add_argument("--dtype", default="float16")
+    command.add_argument("--shard-size", type=int, default=ExtractConfig().shard_size)
+    command.add_argument("--gpu-images-per-second", type=float, help="of one GPU; default: the assumption")
+    command.add_argument("--gpu-tflops", type=float, default=312.0)
+    command.add_argument("--gpu-fraction", type=float, default=0.4)
+    command.add_argument("--request-ms", type=float, default=50.0)
+    command.add_argument("--image-bytes", type=int, default=100_000, help="of an input image, about")
+    options = command.parse_args(arguments)
+    get_model(options.model)
+    tables: dict[str, list[dict[str, Any]]] = {
+        "features": [
+            _features(MODELS[model], dtype, options)
+            for model in ("ViT-B/16", "ViT-L/14@336px")
+            for dtype in ("float32", "float16", "int8")
+        ],
+        "gpu": [_gpu(model, options) for model in MODELS.values()],
+        "cpu": [_cpu(model, options) for model in CPU_IMAGES_PER_SECOND],
+        "banks": _banks(options),
+    }
+    for rows in tables.values():
+        print_table(list(rows[0]), [list(row.values()) for row in rows])
+        print()
+    head = {"benchmark": "billion", "machine": "none: computed", "weights": "none"}
+    versions = {"python": platform.python_version(), "patchbank": patchbank.__version__}
+    print(json.dumps(head | {"versions": versions, "options": vars(options)} | tables))
+
+
+def _manifest(model: Model, dtype: str, shard_size: int, layout: str = "shards") -> Manifest:
+    """What a bank of a model's features is; what does not decide a size is left open."""
+    texts = dict.fromkeys(("output", "preprocessing"), "-" * 80)
+    fingerprint = Fingerprint(
+        model=model.name,
+        weights_sha256="0" * 64,
+        architecture=model.architecture,
+        resize="center-crop",
+        precision="bf16",
+        dtype=dtype,
+        **texts,
+    )
+    facts = {"dataset": "folder", "split": None, "batch_size": 256, "device": "cuda", "versions": {}}
+    manifest = Manifest.of_model(model, layout=layout, fingerprint=fingerprint, cls=layout == "shards", **facts)
+    return replace(manifest, shard_images=images_a_shard(manifest, shard_size)) if layout == "shards" else manifest
+
+
+def _entries(count: int) -> list[Entry]:
+    """As of images in tars of ten thousand each: ``00000/000000000.jpg``."""
+    sha256 = "0" * 64
+    return [Entry(f"{number // 10_000:05}/{number:09}.jpg", (640, 480), sha256) for number in range(count)]
+
+
+def _shards(manifest: Manifest, images: int) -> tuple[int, int, int]:
+    """How many shards so many images are; the bytes of a whole one's header, and of all of it."""
+    each = manifest.shard_images or 1
+    header = len(make_header(manifest, 0, _entries(each), [])[0])
+    return -(-images // each), header, header + each * image_bytes(manifest)
+
+
+def _features(model: Model, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
+    manifest = _manifest(model, dtype, options.shard_size)
+    shards, header, size = _shards(manifest, options.images)
+    parts = -(-size // _PART)
+    puts = shards * (parts + 2 if size >= _PARTS_FROM * _PART else 1)
+    return {
+        "features": f"{model.name}, {dtype}",
+        "bytes an image": image_bytes(manifest),
+        "images a shard": manifest.shard_images,
+        "shards": shards,
+        "TB": shards * size / 1e12,
+        "header, bytes an image": round(header / (manifest.shard_images or 1)),
+        "headers, GB": shards * header / 1e9,
+        "puts": puts,
+    }
+
+
+def _gpu(model: Model, options: argparse.Namespace) -> dict[str, Any]:
+    rate = options.gpu_images_per_second or options.gpu_tflops * 1e12 * options.gpu_fraction / model.flops
+    return {
+        "on a GPU, assumed": model.name,
+        "GFLOP an image": model.flops / 1e9,
+        "images/s": rate,
+        "GPU-hours": round(options.images / rate / 3600),
+        "cores to decode for it": rate * DECODE_MS[0] / 1e3,
+        "with --decode fast": rate * DECODE_MS[1] / 1e3,
+        "images read, MB/s": rate * options.image_bytes / 1e6,
+    }
+
+
+def _cpu(model: str, options: argparse.Namespace) -> dict[str, Any]:
+    hours = [2 * options.images / rate / 3600 for rate in CPU_IMAGES_PER_SECOND[model]]
+    decode = [options.images * each / 1e3 / 3600 for each in DECODE_MS]
+    names = ("core-hours, fp32", "bf16", "of it decoding, exact", "fast")
+    return {"on the CPU": model} | dict(zip(names, map(round, (*hours, *decode)), strict=True))
+
+
+def _banks(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What grows with a bank, of one and of many."""
+    manifest = _manifest(get_model(options.model), options.dtype, options.shard_size)
+    single = dict.fromkeys(("one bank", f"one of {-(-options.images // options.bank_images)} banks"))
+    columns = dict(
+        zip(single, (_bank(manifest, size, options) for size in (options.images, options.bank_images)), strict=True)
+    )
+    names = list(next(iter(columns.values())))
+    return [
+        {f"{options.model}, {options.dtype}": name} | {each: columns[each][name] for each in columns} for name in names
+    ]
+
+
+def _bank(manifest: Manifest, images: int, options: argparse.Namespace) -> dict[str, Any]:
+    shards, header, _ = _shards(manifest, images)
+    listing = -(-shards // _LISTED)
+    requests = shards * (3 if header > _HEADER else 2)  # its size; its beginning; what of the header is longer
+    line = len(json.dumps(to_json(_entries(1)[0]))) + 1
+    share = images / _KEYS
+    return {
+        "images": images,
+        "files in the directory": shards,
+        "... as pickles": images,
+        "the driver's memory for the plan, GB": images * PLAN_KEY_BYTES / 1e9,
+        "... of a run that finds it complete, GB": AGAIN_MB * share / 1e3,
+        "reading the list and planning, s": PLAN_SECONDS * share,
+        "opening: header bytes read, GB": shards * header / 1e9,
+        "... s, on a disk": OPEN_SECONDS * share,
+        "... memory, GB": OPEN_MB * share / 1e3,
+        "... requests to a store": requests + listing,
+        "... s for these": requests * options.request_ms / 1e3 / _REQUESTS + listing * options.request_ms / 1e3,
+        "requests to list it once": listing,
+        "listings while it is written": math.floor(math.log2(shards)) + 1,
+        "... requests for them, at most": sum(
+            -(-min(2**step, shards) // _LISTED) for step in range(shards.bit_length())
+        ),
+        "... and with one at each commit": shards * (shards + _LISTED) // (2 * _LISTED),
+        "a cluster's units": -(-images // (span := _span(manifest))),
+        "... sent to workers, GB": images / UNIT_IMAGES * UNIT_BYTES / 1e9,
+        "... images of one, done again where a worker dies": span,
+        "pickles' ledger, GB": images * line / 1e9,
+    }
+
+
+def _span(manifest: Manifest) -> int:
+    """Images a unit, as `patchbank.engines.work.units_of` has them."""
+    atom = manifest.shard_images or manifest.batch_size
+    return atom * max(1, 1024 // atom)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The steps that `benchmarks.growth` measures, each a function here and a process of its own there."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from tests.support import TINY, photograph
+
+from benchmarks.common import batches, untrained
+
+FILES = 250  # different pictures, and keys a directory
+SHARD_IMAGES = 634  # as ViT-B/16's shards hold in float32
+_BATCH = 8
+
+
+def prepare(place: Path) -> None:
+    """Write the pictures, and the tiny model's weights."""
+    untrained(TINY, place)
+    pictures = place / "pictures"
+    pictures.mkdir()
+    source = photograph("coffee")
+    for number in range(FILES):
+        part = source.crop((number, number % 50, number + 64, number % 50 + 48))
+        part.save(pictures / f"HICO_test2015_{number:08}.jpg", quality=90)
+    (place / "images").mkdir()
+
+
+def _dataset(place: Path, keys: int) -> Any:
+    """HICO-DET's list of so many images, read as `patchbank extract hicodet` reads it."""
+    from patchbank import load_dataset
+
+    return load_dataset("hicodet", place, "test", images=place / "images", annotations=place / f"{keys}.json")
+
+
+def _names(keys: int) -> Iterator[str]:
+    return (f"{number // FILES:05}/HICO_test2015_{number % FILES:08}.jpg" for number in range(keys))
+
+
+def _write_list(place: Path, keys: int) -> None:
+    """Make sure that there are a list of so many keys, and images under them."""
+    for directory in range(-(-keys // FILES)):
+        link = place / "images" / f"{directory:05}"
+        if not link.exists():
+            link.symlink_to(place / "pictures")
+    with open(place / f"{keys}.json", "w") as file:  # a line at a time: of ten million, it is a gigabyte
+        for number, name in enumerate(_names(keys)):
+            file.write(f'{"," if number else "["}{{"file_name":"{name}","annotations":[],"hoi_annotation":[]}}\n')
+        file.write("]")
+
+
+def _config(place: Path, layout: str) -> Any:
+    from patchbank import ExtractConfig
+    from patchbank.models import MODELS
+
+    MODELS[TINY.name] = TINY
+    dim, tokens = TINY.output_dim, TINY.tokens
+    return ExtractConfig(
+        model=TINY.name,
+        weights=place / "untrained.pt",
+        layout=layout,  # type: ignore[arg-type]
+        batch_size=_BATCH,
+        shard_size=SHARD_IMAGES * 4 * dim * (tokens + 1),
+        device="cpu",
+    )
+
+
+def _manifest(place: Path, layout: str) -> Any:
+    """What the bank is; it does not depend on the number of images."""
+    from patchbank.datasets import Dataset
+    from patchbank.datasets.records import make_records
+    from patchbank.encoder.weights import find_checkpoint
+    from patchbank.plan import describe
+
+    config = _config(place, layout)
+    dataset = Dataset("hicodet", "test", place / "images", make_records(_names(1), place / "images", place))
+    return describe(dataset, layout, config, find_checkpoint(TINY, config.weights, None), "cpu")
+
+
+def _extract(place: Path, keys: int, layout: str) -> dict[str, float]:
+    """Make the bank by `extract`."""
+    import torch
+
+    from patchbank import extract
+
+    _write_list(place, keys)
+    torch.set_num_threads(1)  # two, on so small a model, mostly wait for each other
+    summary = extract(_dataset(place, keys), place / "bank", _config(place, layout))
+    if summary.images != keys:
+        raise SystemExit(f"{summary.images} of {keys} images were extracted.")
+    return {"seconds": summary.seconds, "peak": _peak()}
+
+
+def _write(place: Path, keys: int, layout: str) -> dict[str, float]:
+    """Make the bank that `extract` would make, but for its features' numbers."""
+    import torch
+
+    from patchbank.bank.base_writer import Feature
+    from patchbank.bank.writer import open_writer
+
+    _write_list(place, keys)
+    torch.set_num_threads(1)
+    manifest = _manifest(place, layout)
+    every = torch.randn(1 + manifest.shape[0], manifest.dim)
+    names = list(_names(keys))
+    began = time.perf_counter()
+    with mock.patch("os.fsync"), open_writer(place / "bank", manifest, names) as writer:
+        for batch in batches(names, SHARD_IMAGES):
+            writer.add([Feature(name, every[1:], (64, 48), every[0]) for name in batch], [])
+    return {"seconds": time.perf_counter() - began, "peak": _peak()}
+
+
+def _lay(place: Path, keys: int, layout: str) -> dict[str, float]:
+    """Lay out the files that the writer would leave; of shards the headers, and holes in the place of numbers."""
+    _write_list(place, keys)
+    manifest = _manifest(place, layout)
+    (place / "bank").mkdir()
+    began = time.perf_counter()
+    (_lay_shards if layout == "shards" else _lay_pickles)(place / "bank", keys, manifest)
+    return {"seconds": time.perf_counter() - began, "peak": _peak()}
+
+
+def _lay_shards(bank: Path, keys: int, manifest: Any) -> None:
+    from patchbank.bank.entries import Entry
+    from patchbank.bank.packing import image_bytes
+    from patchbank.bank.shard import make_header
+
+    names = _names(keys)
+    number = 0
+    while batch := list(islice(names, manifest.shard_images)):
+        header, name = make_header(manifest, number, [Entry(key, (64, 48), "0" * 64) for key in batch], [])
+        with open(bank / name, "wb") as file:
+            file.write(header)
+            file.truncate(len(header) + len(batch) * image_bytes(manifest))
+        number += 1
+
+
+def _lay_pickles(bank: Path, keys: int, manifest: Any) -> None:
+    import torch
+
+    from patchbank.bank.entries import Entry
+    from patchbank.bank.ezhoi import pickle_name
+    from patchbank.bank.ledger import Ledger
+    from patchbank.bank.pickles import to_pickle
+    from patchbank.files import sha256_of_chunks
+
+    parts = to_pickle(torch.randn(manifest.shape))
+    content, sha256 = b"".join(parts), sha256_of_chunks(parts)
+    manifest.create(bank, bank)
+    for number, key in enumerate(_names(keys)):
+        path = f"{bank}/{pickle_name(key)}"
+        if number % FILES == 0:
+            os.mkdir(os.path.dirname(path))  # noqa: PTH102, PTH120
+        with open(path, "wb", buffering=0) as file:
+            file.write(content)
+    Ledger(bank, bank).replace(Entry(key, (64, 48), sha256) for key in _names(keys))
+
+
+def _open(place: Path, keys: int, _layout: str) -> dict[str, float]:
+    """`open_bank`, and one feature read."""
+    import torch  # noqa: F401  a trainer has it, and reading a feature imports it
+
+    from patchbank import open_bank
+
+    began = time.perf_counter()
+    bank = open_bank(place / "bank")
+    seconds = time.perf_counter() - began
+    if len(bank) != keys:
+        raise SystemExit(f"The bank has {len(bank)} of {keys} features.")
+    bank[next(iter(bank))]
+    return {"seconds": seconds, "peak": _peak()}
+
+
+def _plan(place: Path, keys: int, layout: str) -> dict[str, float]:
+    """The list read, a bank planned that is not there yet, and the plan cut into units for workers."""
+    from patchbank.plan import make_plan
+
+    config = _config(place, layout)
+    before = _memory("VmRSS")
+    began = time.perf_counter()
+    dataset = _dataset(place, keys)
+    listed = time.perf_counter()
+    plan = make_plan(dataset, place / "another", config)
+    planned = time.perf_counter()
+    if len(plan.todo) != keys:
+        raise SystemExit(f"{len(plan.todo)} of {keys} images are to be done.")
+    found = {
+        "list": listed - began,
+        "seconds": planned - began,
+        "peak": _peak(),
+        "held": _memory("VmRSS") - before,
+    }
+    return found | _units(plan)
+
+
+def _resume(place: Path, keys: int, layout: str) -> dict[str, float]:
+    """The list read, and the complete bank's plan: nothing is left. Then its units, as if all were to be done again."""
+    from patchbank.plan import make_plan
+
+    config = _config(place, layout)
+    before = _memory("VmRSS")
+    began = time.perf_counter()
+    dataset = _dataset(place, keys)
+    reading = time.perf_counter() - began
+    plan = make_plan(dataset, place / "bank", config)
+    seconds = time.perf_counter() - began
+    if plan.todo:
+        raise SystemExit(f"{len(plan.todo)} of {keys} images are left to do.")
+    found = {"seconds": seconds, "list": reading, "peak": _peak(), "held": _memory("VmRSS") - before}
+    if layout == "ezhoi":
+        return found  # a unit of pickles has the images that are left, and nothing is
+    return found | _units(replace(plan, todo=list(plan.selected)))
+
+
+def _units(plan: Any) -> dict[str, float]:
+    """What a cluster's driver does with a plan, and what one call of a worker carries."""
+    from patchbank.engines.work import units_of
+
+    began = time.perf_counter()
+    units = units_of(plan)
+    cut = time.perf_counter()
+    sizes = [len(pickle.dumps(unit, pickle.HIGHEST_PROTOCOL)) for unit in units]
+    return {
+        "units": len(units),
+        "units_seconds": cut - began,
+        "pickle_seconds": time.perf_counter() - cut,
+        "unit_bytes": max(sizes),
+        "units_peak": _peak(),
+    }
+
+
+def _again(place: Path, keys: int, layout: str) -> dict[str, float]:
+    """`extract` on the complete bank, from the list to the summary."""
+    from patchbank import extract
+
+    began = time.perf_counter()
+    summary = extract(_dataset(place, keys), place / "bank", _config(place, layout))
+    seconds = time.perf_counter() - began
+    if (summary.images, summary.settled) != (0, keys):
+        raise SystemExit(f"{summary.images} images were extracted, and {summary.settled} of {keys} are settled.")
+    return {"seconds": seconds, "peak": _peak()}
+
+
+def _peak() -> float:
+    """The most memory that this process has had, in bytes.
+
+    The kernel counts in `ru_maxrss` what a process had before it became this program, which is its parent's.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    return _memory("VmHWM") or float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def _memory(name: str) -> float:
+    """What Linux counts of this process's memory, in bytes; 0 elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0.0)
+
+
+Step = Callable[[Path, int, str], dict[str, float]]
+STEPS: dict[str, Step] = {
+    "extract": _extract,
+    "write": _write,
+    "lay": _lay,
+    "open": _open,
+    "plan": _plan,
+    "resume": _resume,
+    "again": _again,
+}

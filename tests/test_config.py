@@ -1,0 +1,95 @@
+"""What a process is told of its part by the environment that started it."""
+
+from __future__ import annotations
+
+import pytest
+
+from patchbank.config import Partition, partition_of_environment
+from patchbank.errors import ConfigError
+
+
+def array(index: int, count: int, lowest: int = 0, step: int = 1) -> dict[str, str]:
+    """What SLURM sets in a task of ``--array=LOWEST-...:STEP``."""
+    return {
+        "SLURM_ARRAY_TASK_ID": str(index),
+        "SLURM_ARRAY_TASK_COUNT": str(count),
+        "SLURM_ARRAY_TASK_MIN": str(lowest),
+        "SLURM_ARRAY_TASK_MAX": str(lowest + (count - 1) * step),
+        "SLURM_ARRAY_TASK_STEP": str(step),
+    }
+
+
+def processes(index: int, count: int) -> dict[str, str]:
+    """What `srun` sets in a process."""
+    return {"SLURM_PROCID": str(index), "SLURM_NTASKS": str(count)}
+
+
+def torchrun(rank: int, count: int) -> dict[str, str]:
+    """What torchrun sets in a process."""
+    return {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        pytest.param(array(3, 16), "3/16", id="array"),
+        pytest.param(array(5, 4, lowest=1, step=2), "2/4", id="array=1-7:2"),
+        pytest.param(array(10, 3, lowest=10, step=5), "0/3", id="array=10-20:5"),
+        pytest.param({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"}, "1/2", id="no lowest, no step"),
+        pytest.param(processes(5, 8), "5/8", id="srun"),
+        pytest.param(torchrun(2, 4), "2/4", id="torchrun"),
+        pytest.param(torchrun(5, 8) | processes(1, 2), "5/8", id="torchrun under srun: a node a task"),
+        # sbatch sets SLURM_PROCID and SLURM_NTASKS in the script itself.
+        pytest.param(array(3, 16) | processes(0, 1), "3/16", id="array of one process each"),
+        pytest.param(array(1, 3) | processes(2, 4), "6/12", id="array of sruns"),
+        pytest.param(array(2, 3, lowest=1) | torchrun(3, 4), "7/12", id="array of torchruns"),
+        pytest.param(array(1, 3) | torchrun(3, 4) | processes(1, 2), "7/12", id="array of torchruns under srun"),
+    ],
+)
+def test_the_environment_tells_the_part(environment: dict[str, str], expected: str) -> None:
+    assert partition_of_environment(environment) == Partition.parse(expected)
+
+
+def test_an_arrays_tasks_have_every_part_once() -> None:
+    parts = {
+        partition_of_environment(array(4 + 3 * task, 5, lowest=4, step=3) | torchrun(rank, 2))
+        for task in range(5)
+        for rank in range(2)
+    }
+    assert parts == {Partition(index, 10) for index in range(10)}
+
+
+@pytest.mark.parametrize("environment", [{}, {"RANK": "0"}, {"SLURM_ARRAY_TASK_ID": "0"}, {"HOME": "/"}])
+def test_where_nothing_is_told_it_says_so(environment: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"neither SLURM_ARRAY_TASK_ID, SLURM_PROCID nor RANK is set.*0/4"):
+        partition_of_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (torchrun(0, 2) | {"RANK": "first"}, "RANK=first of WORLD_SIZE=2 are no numbers"),
+        (processes(0, 2) | {"SLURM_NTASKS": ""}, "SLURM_PROCID=0 of SLURM_NTASKS= are no numbers"),
+        (array(0, 2) | {"SLURM_ARRAY_TASK_MIN": "x"}, "SLURM_ARRAY_TASK_ID=0 of SLURM_ARRAY_TASK_COUNT=2"),
+        (torchrun(4, 4), "parts are numbered from 0 to N-1"),
+        (torchrun(-1, 4), "parts are numbered from 0 to N-1"),
+        (processes(0, 0), "parts are numbered from 0 to N-1"),
+        # Some tasks of an array with gaps (--array=0,7): SLURM tells how many there are, and not which.
+        (array(7, 2), "parts are numbered from 0 to N-1"),
+        (array(0, 2, step=0), "SLURM_ARRAY_TASK_ID=0 of SLURM_ARRAY_TASK_COUNT=2"),
+    ],
+)
+def test_nonsense_is_refused(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        partition_of_environment(environment)
+
+
+def test_auto_asks_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in {*array(0, 1), *processes(0, 1), *torchrun(0, 1)}:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="--partition auto"):
+        Partition.parse("auto")
+    for name, value in array(3, 16).items():
+        monkeypatch.setenv(name, value)
+    assert Partition.parse("auto") == Partition(3, 16)
+    assert Partition.parse("0/4") == Partition(0, 4)  # an explicit part counts, in an array too
