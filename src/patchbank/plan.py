@@ -20,7 +20,7 @@ from patchbank.datasets import SPLITS, Dataset, Record, require_images
 from patchbank.encoder import compiling
 from patchbank.encoder.encoder import auto_batch_size, check_precision, resolve_device, resolve_devices
 from patchbank.encoder.weights import CHECKPOINTS, Checkpoint, find_checkpoint, load_visual
-from patchbank.errors import BankError, DatasetError
+from patchbank.errors import BankError, ConfigError, DatasetError
 from patchbank.files import bytes_text, free_bytes, nearest_existing
 from patchbank.locations import is_remote
 from patchbank.models import MEAN, STD, Model, get_model
@@ -79,6 +79,7 @@ class ExtractPlan:
 def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan:
     """Find out what there is to do. Writes nothing; raises every PatchbankError that `extract` can foresee."""
     keys = [record.key for record in dataset.records]
+    config = _for_part(dataset, config)
     try:
         existing = existing_manifest(out, overwrite=config.overwrite)
     except OSError as error:
@@ -109,7 +110,9 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
     if layout == "ezhoi":
         ezhoi.check_names([*keys, *done])
     limit = min(config.limit or len(dataset), len(dataset))
-    selected = _share(dataset.records[:limit], config.partition, manifest.shard_images or 1)
+    selected: Sequence[Record] = dataset.records[:limit]
+    if dataset.part == WHOLE:
+        selected = _share(selected, config.partition, manifest.shard_images or 1)
     todo = [record for record in selected if record.key not in done]
     return ExtractPlan(
         dataset=dataset,
@@ -126,6 +129,19 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         to_delete=removable(out) if config.overwrite else [],
         devices=tuple(map(str, devices)),
     )
+
+
+def _for_part(dataset: Dataset, config: ExtractConfig) -> ExtractConfig:
+    """The configuration of a run for a data set of which only a part was loaded. Raises ConfigError."""
+    if dataset.part == WHOLE:
+        return config
+    if config.partition not in (WHOLE, dataset.part):
+        raise ConfigError(f"The data set was loaded for part {dataset.part}, and the run is for {config.partition}.")
+    if config.limit is not None:
+        raise ConfigError("--limit counts images from the first file on, and a part opens its own only: leave it out.")
+    if config.overwrite:
+        raise ConfigError("overwrite would delete what the other partitions wrote: remove the bank first.")
+    return replace(config, partition=dataset.part)
 
 
 def _share(records: Sequence[Record], partition: Partition, unit: int) -> Sequence[Record]:
@@ -168,7 +184,7 @@ def describe(
 
     Raises ConfigError where there is no such model or device, or layout and dtype do not go together.
     """
-    model = get_model(config.model)
+    model, listed = get_model(config.model), len(dataset) * dataset.part.count
     device = torch.device(device_type) if device_type else resolve_device(config.device, config.precision)
     fingerprint = make_fingerprint(model, checkpoint.sha256 if checkpoint else model.sha256, config)
     check_dtype(layout, config.dtype)
@@ -180,8 +196,9 @@ def describe(
         fingerprint=fingerprint,
         batch_size=config.batch_size or auto_batch_size(model, device),
         device=device.type,
-        # By the whole run, whatever part of it is left or this process's: all must make the same bytes.
-        compiled=compiling.decide(config.compile, model, min(config.limit or len(dataset), len(dataset)), device),
+        # By the whole run, whatever part of it is left or this process's: all must make the same bytes. Where only a
+        # part was loaded, that is an estimate, and whoever begins the bank decides.
+        compiled=compiling.decide(config.compile, model, min(config.limit or listed, listed), device),
         cls=layout == "shards",
     )
     if layout == "shards":
@@ -208,6 +225,8 @@ def make_fingerprint(model: Model, weights_sha256: str, config: ExtractConfig) -
 def _check_images(dataset: Dataset) -> None:
     if dataset.name in SPLITS:
         require_images(dataset)
+    if not dataset.records and dataset.part != WHOLE:
+        return
     if not any(record.exists() for record in dataset.records):
         first = dataset.records[0]
         raise DatasetError(
