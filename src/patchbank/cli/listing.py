@@ -135,8 +135,8 @@ def find_listing(
             return None
         if annotations is None or images is not None or root is not None:
             raise ConfigError(
-                f"{bank} was made of {chosen} files, which are not read here: give a list of its keys with --annotations, or "
-                "leave the options out. `patchbank extract` with the files themselves makes what is missing."
+                f"{bank} was made of {chosen} files, which are not read here: give a list of its keys with "
+                "--annotations, or leave the options out. `patchbank extract` with the files makes what is missing."
             )
         chosen = None
     if chosen is None and annotations is None:

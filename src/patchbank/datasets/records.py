@@ -90,7 +90,7 @@ class Dataset:
             return self.chosen
         if self.annotations is None:
             raise DatasetError(
-                f"{self.images} was loaded as {self.name}, without annotations. Load it as hicodet or vcoco, with "
+                f"{self.images} was loaded as {'a folder' if self.name == 'folder' else self.name}, without annotations. Load it as hicodet or vcoco, with "
                 "images=... and annotations=...."
             )
         return read_hoi(self.annotations)

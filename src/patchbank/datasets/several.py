@@ -138,7 +138,8 @@ def gather(
                 raise DatasetError(f"{other} and {place} both hold {key!r}. {_mend(other, place, prefix)}")
             records.append(Record(key, content.source, index * POSITIONS + number, where))
     if mine and all(reason == MISSING for reason in damaged.values()) and len(damaged) == len(mine):
-        raise DatasetError(f"{places[mine[0]]} is not there, nor is any other of the {len(mine):,} files named.")
+        others = f", nor is any other of the {len(mine):,} files named" if len(mine) > 1 else ""
+        raise DatasetError(f"{places[mine[0]]} is not there{others}.")
     if not records and (part == WHOLE or len(damaged) == len(mine) > 0):
         reasons = "".join(f"\n  {place}: {reason}" for place, reason in list(damaged.items())[:5])
         raise DatasetError(f"There are no images in {places[mine[0]]}{', ...' if len(mine) > 1 else ''}.{reasons}")

@@ -1,8 +1,8 @@
 """A Parquet file as a source of images, one a row.
 
 A row group's column can be read only from its beginning on. So rows are read ahead in small batches, and kept until
-they are asked for; decode threads ask nearly in order. What is kept is bounded; where a row has been dropped, or is asked
-for a second time, its group is read anew. Open files are a process's own, and are not sent to another.
+they are asked for; decode threads ask nearly in order. What is kept is bounded; where a row has been dropped, or is
+asked for a second time, its group is read anew. Open files are a process's own, and are not sent to another.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def _read_members(file: Any, members: dict[str, tuple[int, int]]) -> str | None:
     file.seek(0)
     if compression := next((name for magic, name in _COMPRESSIONS.items() if start.startswith(magic)), None):
         return f"it is compressed ({compression}), so that images cannot be read by their place: unpack it to a .tar"
-    last = "its beginning"
+    last = "its beginning (is it a tar?)"
     try:
         with tarfile.TarFile(fileobj=_Headers(file), mode="r") as tar:  # type: ignore[arg-type]
             while (member := tar.next()) is not None:
