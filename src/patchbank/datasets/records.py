@@ -89,8 +89,9 @@ class Dataset:
         if self.chosen is not None:
             return self.chosen
         if self.annotations is None:
+            name = "a folder" if self.name == "folder" else self.name
             raise DatasetError(
-                f"{self.images} was loaded as {'a folder' if self.name == 'folder' else self.name}, without annotations. Load it as hicodet or vcoco, with "
+                f"{self.images} was loaded as {name}, without annotations. Load it as hicodet or vcoco, with "
                 "images=... and annotations=...."
             )
         return read_hoi(self.annotations)
