@@ -29,6 +29,9 @@ MOST_WORKERS = 1024  # decode threads
 
 UNKNOWN = "unknown"  # a fact of features that somebody else made
 
+# Data sets of files that hold many images each. Their images' positions, and so a bank's shards, have gaps in between.
+ARCHIVES = ("tar", "parquet")
+
 
 @dataclass(frozen=True)
 class Partition:

@@ -12,7 +12,7 @@ from patchbank.advice import advise
 from patchbank.bank.manifest import Manifest, library_versions
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.writer import open_writer
-from patchbank.config import ExtractConfig
+from patchbank.config import WHOLE, ExtractConfig
 from patchbank.datasets import Dataset
 from patchbank.encoder.encoder import PatchEncoder
 from patchbank.encoder.weights import Progress as DownloadProgress
@@ -41,10 +41,11 @@ class ExtractSummary:
         bank: its directory.
         images: features written by this run.
         already_done: features that were there before.
-        failures: key -> reason, of this run's images that could not be extracted.
+        failures: key -> reason, of this run's images that could not be extracted. A tar or table that is damaged or
+            missing is here under its own name, and not in the bank.
         remaining: images not reached, because the run was stopped.
         settled: how many of the bank's images have a feature or a failure by now, whichever run it comes from.
-        listed: how many images the bank is for.
+        listed: how many images the bank is for; of a data set that was loaded for a part, that part's.
         seconds: how long it took, without loading the model.
         bytes_written: of features.
         times: seconds spent waiting for each stage.
@@ -192,7 +193,7 @@ def execute(
         bank=plan.out,
         images=written,
         already_done=len(plan.selected) - len(todo),
-        failures=failures,
+        failures={**plan.dataset.damaged, **failures},
         remaining=len(todo) - written - len(failures),
         settled=bank.settled,
         listed=len(positions),
@@ -218,6 +219,8 @@ def _share_out(
 
 
 def _notes(plan: ExtractPlan, manifest: Manifest, worked: bool) -> list[str]:
+    if not plan.selected and plan.dataset.part != WHOLE:
+        return [f"Part {plan.dataset.part} is empty: parts are whole files."]
     if not plan.selected and (size := plan.manifest.shard_images):
         return [f"Part {plan.config.partition} is empty: parts are whole shards, and these hold {size:,} images each."]
     if not worked:

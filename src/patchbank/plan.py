@@ -84,6 +84,7 @@ class ExtractPlan:
 def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan:
     """Find out what there is to do. Writes nothing; raises every PatchbankError that `extract` can foresee."""
     keys = [record.key for record in dataset.records]
+    config = _for_part(dataset, config)
     try:
         existing = existing_manifest(out, overwrite=config.overwrite)
     except OSError as error:
@@ -114,7 +115,9 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
     if layout == "ezhoi":
         ezhoi.check_names([*keys, *done])
     limit = min(config.limit or len(dataset), len(dataset))
-    selected = share_of(dataset.records[:limit], config.partition, manifest)
+    selected: Sequence[Record] = dataset.records[:limit]
+    if dataset.part == WHOLE:
+        selected = share_of(selected, config.partition, manifest)
     todo = [record for record in selected if record.key not in done]
     return ExtractPlan(
         dataset=dataset,
@@ -132,6 +135,19 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         devices=tuple(map(str, devices)),
         notes=_others(out, config),
     )
+
+
+def _for_part(dataset: Dataset, config: ExtractConfig) -> ExtractConfig:
+    """The configuration of a run for a data set of which only a part was loaded. Raises ConfigError."""
+    if dataset.part == WHOLE:
+        return config
+    if config.partition not in (WHOLE, dataset.part):
+        raise ConfigError(f"The data set was loaded for part {dataset.part}, and the run is for {config.partition}.")
+    if config.limit is not None:
+        raise ConfigError("--limit counts images from the first file on, and a part opens its own only: leave it out.")
+    if config.overwrite:
+        raise ConfigError("overwrite would delete what the other partitions wrote: remove the bank first.")
+    return replace(config, partition=dataset.part)
 
 
 def describe_run(config: ExtractConfig) -> str:
@@ -199,7 +215,7 @@ def describe(
 
     Raises ConfigError where there is no such model or device, or layout and dtype do not go together.
     """
-    model = get_model(config.model)
+    model, listed = get_model(config.model), len(dataset) * dataset.part.count
     device = torch.device(device_type) if device_type else resolve_device(config.device, config.precision)
     fingerprint = make_fingerprint(model, checkpoint.sha256 if checkpoint else model.sha256, config)
     check_dtype(layout, config.dtype)
@@ -211,8 +227,9 @@ def describe(
         fingerprint=fingerprint,
         batch_size=config.batch_size or auto_batch_size(model, device),
         device=device.type,
-        # By the whole run, whatever part of it is left or this process's: all must make the same bytes.
-        compiled=compiling.decide(config.compile, model, min(config.limit or len(dataset), len(dataset)), device),
+        # By the whole run, whatever part of it is left or this process's: all must make the same bytes. Where only a
+        # part was loaded, that is an estimate, and whoever begins the bank decides.
+        compiled=compiling.decide(config.compile, model, min(config.limit or listed, listed), device),
         cls=layout == "shards",
     )
     if layout == "shards":
@@ -239,6 +256,8 @@ def make_fingerprint(model: Model, weights_sha256: str, config: ExtractConfig) -
 def _check_images(dataset: Dataset) -> None:
     if dataset.name in SPLITS:
         require_images(dataset)
+    if not dataset.records and dataset.part != WHOLE:
+        return
     if not any(record.exists() for record in dataset.records):
         first = dataset.records[0]
         raise DatasetError(

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from patchbank.bank.reader import Bank, open_bank
 from patchbank.boxes import union_boxes
-from patchbank.config import UNKNOWN
+from patchbank.config import ARCHIVES, UNKNOWN
 from patchbank.datasets import Dataset
 from patchbank.datasets.hoi import HOITarget
 from patchbank.errors import ConfigError, DatasetError
@@ -184,7 +184,7 @@ def _mirrored(boxes: Tensor, width: int) -> Tensor:
 def _require_same(bank: Bank, dataset: Dataset) -> None:
     """Raise DatasetError where a bank says that it is of other images."""
     made_of = bank.manifest.dataset, bank.manifest.split
-    if made_of[0] in ("folder", UNKNOWN) or made_of == (dataset.name, dataset.split):
+    if made_of[0] in ("folder", *ARCHIVES, UNKNOWN) or made_of == (dataset.name, dataset.split):
         return
     raise DatasetError(
         f"The bank {bank.path} is of {' '.join(filter(None, made_of))}, and the data set is {dataset.title}. "

@@ -25,7 +25,7 @@ from patchbank.bank.shard import ShardDamagedError, number_of, read_shard, shard
 from patchbank.bank.shards import ShardStore
 from patchbank.bank.storage import storage_of
 from patchbank.bank.unpickling import read_pickle
-from patchbank.config import StoredDtype
+from patchbank.config import ARCHIVES, StoredDtype
 from patchbank.errors import BankError
 from patchbank.files import DAMAGED, sha256_of
 from patchbank.locations import is_remote
@@ -103,7 +103,7 @@ def verify(directory: Path, listed: Sequence[str] | None = None, progress: Progr
     if listed is not None:
         report.listed = len(listed)
         _compare(report, listed)
-    elif layout == "shards":
+    elif layout == "shards" and not (report.manifest and report.manifest.dataset in ARCHIVES):
         report.findings += _gaps(directory)
     if is_remote(directory):
         aside = [name for name in storage_of(directory).names() if name.endswith(DAMAGED)]

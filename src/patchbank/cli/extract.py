@@ -1,6 +1,6 @@
-"""``patchbank extract hicodet | vcoco | folder``."""
+"""``patchbank extract hicodet | vcoco | folder | tar | parquet``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -93,6 +93,11 @@ Out = Annotated[
     typer.Option(parser=locate, metavar="BANK", help="The bank, or its URL (s3://...).", rich_help_panel="What"),
 ]
 
+Prefix = Annotated[
+    bool,
+    options.flag("--prefix", "Begin each key with its file's name, less the extension: FILE/KEY.", "What"),
+]
+
 _register("hicodet", "HICO-DET", ("train", "test"))
 _register("vcoco", "V-COCO", ("train (trainval list, COCO train2014)", "val (test list, COCO val2014)"))
 
@@ -112,15 +117,80 @@ def _folder(
 ) -> None:
     """Extract any directory of images, by default with ViT-B/16."""
     from patchbank.datasets import load_dataset
+
+    config = _one_model(run)
+    run_jobs([(load_dataset("folder", images), out, config)], dry_run=run.dry_run, json=run.json)
+
+
+@app.command("tar")
+@options.with_run_options
+def _tar(
+    *,
+    tars: Annotated[
+        list[str],
+        typer.Argument(metavar="TARS...", help="Tars: paths, URLs, or patterns: 'shards/{000..099}.tar'."),
+    ],
+    out: Out,
+    prefix: Prefix = False,
+    run: options.RunOptions,
+) -> None:
+    """Extract the images in WebDataset tars, by default with ViT-B/16. Nothing is unpacked."""
+    from patchbank.datasets import load_dataset
+
+    config = _one_model(run)
+    with busy("Reading the tars' headers"):
+        dataset = load_dataset("tar", tars, partition=config.partition, prefix=prefix)
+    run_jobs([(dataset, out, config)], dry_run=run.dry_run, json=run.json)
+
+
+@app.command("parquet")
+@options.with_run_options
+def _parquet(
+    *,
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILES...", help="Parquet files: paths, URLs, or patterns: 'data/*.parquet'."),
+    ],
+    out: Out,
+    key_column: Annotated[
+        str, typer.Option(metavar="NAME", help="The column of the images' names.", rich_help_panel="What")
+    ],
+    image_column: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="The column of their bytes, or of structs with `bytes`.", rich_help_panel="What"
+        ),
+    ] = "image",
+    prefix: Prefix = False,
+    run: options.RunOptions,
+) -> None:
+    """Extract the images in Parquet files, by default with ViT-B/16."""
+    from patchbank.datasets import load_dataset
+
+    config = _one_model(run)
+    with busy("Reading the files' keys"):
+        dataset = load_dataset(
+            "parquet",
+            files,
+            partition=config.partition,
+            prefix=prefix,
+            image_column=image_column,
+            key_column=key_column,
+        )
+    run_jobs([(dataset, out, config)], dry_run=run.dry_run, json=run.json)
+
+
+def _one_model(run: options.RunOptions) -> ExtractConfig:
+    """What to do, for a bank that --out names itself. Raises ConfigError on several models."""
     from patchbank.encoder.weights import CHECKPOINTS
 
     models = run.models_or([DEFAULTS.model])
     if len(models) != 1:
-        raise ConfigError("A folder's features go into one bank, so they are of one model: give --model once.")
+        raise ConfigError("These features go into one bank, so they are of one model: give --model once.")
     config = replace(run.config, model=models[0])
     if config.checkpoints is None and CHECKPOINTS.is_dir():  # in an EZ-HOI checkout
         config = replace(config, checkpoints=CHECKPOINTS)
-    run_jobs([(load_dataset("folder", images), out, config)], dry_run=run.dry_run, json=run.json)
+    return config
 
 
 def run_jobs(
@@ -193,6 +263,8 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         )
         if plan.failed_before:
             say(f"  {plan.failed_before:,} of those failed before: patchbank info {plan.out} --failures")
+        if plan.dataset.damaged:
+            _show_failures("damaged", plan.dataset.damaged)
         if plan.to_delete:
             say(f"  {len(plan.to_delete):,} features that are there will be deleted ({bytes_text(plan.bytes_freed)})")
         say(f"  weights: {weights}")
@@ -210,6 +282,7 @@ def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
         "todo": len(plan.todo),
         "failed_before": plan.failed_before,
         "to_delete": len(plan.to_delete),
+        "damaged": dict(plan.dataset.damaged),
         "bytes": plan.bytes_needed,
         "free_bytes": None if is_remote(plan.out) else free_bytes(plan.out),
         "weights": str(plan.checkpoint.path) if plan.checkpoint else None,
@@ -231,16 +304,21 @@ def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
         facts.append(f"{summary.images_per_second:.1f} images/s for {duration_text(summary.seconds)}")
     say(str(summary.bank), "bold")
     say(f"  {', '.join(facts)}")
+    what = "the bank" if plan.dataset.part == WHOLE else f"part {plan.dataset.part}"
     if summary.settled < summary.listed:
-        say(f"  the bank has {summary.settled:,} of {summary.listed:,} images")
+        say(f"  {what} has {summary.settled:,} of {summary.listed:,} images")
     elif plan.config.partition != WHOLE:
-        say(f"  the bank is complete: {summary.listed:,} images")
+        say(f"  {what} is complete: {summary.listed:,} images")
     if summary.advice:
         say(f"  {summary.times.bound}-bound; faster with {summary.advice}")
-    for key, reason in list(summary.failures.items())[:FAILURES_SHOWN]:
-        say(f"  failed: {key}: {reason}", "red")
-    if (more := len(summary.failures) - FAILURES_SHOWN) > 0:
-        say(f"  and {more:,} more: patchbank info {summary.bank} --failures", "red")
+    _show_failures("failed", summary.failures, f": patchbank info {summary.bank} --failures")
+
+
+def _show_failures(state: str, reasons: Mapping[str, str], where: str = "") -> None:
+    for key, reason in list(reasons.items())[:FAILURES_SHOWN]:
+        say(f"  {state}: {key}: {reason}", "red")
+    if (more := len(reasons) - FAILURES_SHOWN) > 0:
+        say(f"  and {more:,} more{where}", "red")
 
 
 def _identity(plan: "ExtractPlan") -> dict[str, Any]:

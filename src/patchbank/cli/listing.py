@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchbank.config import UNKNOWN
+from patchbank.config import ARCHIVES, UNKNOWN
 from patchbank.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -130,6 +130,15 @@ def find_listing(
         if split not in SPLITS[chosen]:
             wrong = "Say which --split" if split is None else f"There is no split {split!r}"
             raise ConfigError(f"{wrong} of {chosen}: {' or '.join(SPLITS[chosen])}.")
+    if chosen in ARCHIVES:
+        if annotations is None and not asked:
+            return None
+        if annotations is None or images is not None or root is not None:
+            raise ConfigError(
+                f"{bank} was made of {chosen} files, which are not read here: give a list of its keys with "
+                "--annotations, or leave the options out. `patchbank extract` with the files makes what is missing."
+            )
+        chosen = None
     if chosen is None and annotations is None:
         if asked:
             raise ConfigError("Say which --dataset and --split it is of, or give the --annotations.")
@@ -159,6 +168,8 @@ def options_needed(manifest: Manifest | None) -> str:
     """The options to name a list with, where none is found, for a message: the user has to fill them in."""
     if manifest is not None and manifest.dataset == "folder":
         return " --images DIR"
+    if manifest is not None and manifest.dataset in ARCHIVES:
+        return " --annotations FILE"
     return " --dataset NAME --split SPLIT --root DIR"
 
 

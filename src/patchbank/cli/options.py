@@ -51,7 +51,7 @@ Models = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help=f"{', '.join(MODELS)}. May be given several times, but for a folder.",
+        help=f"{', '.join(MODELS)}. May be given several times, for hicodet and vcoco.",
         rich_help_panel=_WHAT,
     ),
 ]
@@ -89,7 +89,7 @@ Checkpoints = Annotated[
         "--checkpoints",
         metavar="DIR",
         help="Where official checkpoints are looked for first, and downloaded to. By default "
-        "ROOT/checkpoints/pretrained_CLIP; for a folder that of the current directory, or else ~/.cache/clip.",
+        "ROOT/checkpoints/pretrained_CLIP; without --root that of the current directory, or else ~/.cache/clip.",
         rich_help_panel=_WHAT,
     ),
 ]
@@ -105,7 +105,7 @@ LayoutOption = Annotated[
     typer.Option(
         "--layout",
         help="How the bank lies on disk: ezhoi, a pickle an image, as EZ-HOI reads it; shards, safetensors files.",
-        show_default="ezhoi; shards for a folder",
+        show_default="ezhoi for hicodet and vcoco, else shards",
         rich_help_panel=_HOW,
     ),
 ]

@@ -14,7 +14,7 @@ from patchbank.cli.extract import run_jobs
 from patchbank.cli.listing import Listing, find_listing, options_needed
 from patchbank.cli.options import DEFAULTS, flag
 from patchbank.cli.progress import CountProgress, DownloadProgress
-from patchbank.config import UNKNOWN, ExtractConfig, ResizeMode
+from patchbank.config import ARCHIVES, UNKNOWN, ExtractConfig, ResizeMode
 from patchbank.errors import BankError, ConfigError, WeightsError
 from patchbank.models import get_model
 
@@ -62,6 +62,11 @@ def repair(
         found = find_listing(
             bank, before, dataset=dataset, split=split, root=root, images=images, annotations=annotations
         )
+        if extract and before is not None and before.dataset in ARCHIVES:
+            raise ConfigError(
+                f"--extract does not read {before.dataset} files. "
+                f"What is missing, `patchbank extract {before.dataset}` makes, given the files again."
+            )
         if extract and found is None:
             raise ConfigError(f"--extract needs the images: add{options_needed(before)}.")
         loaded = found.load() if found and extract else None

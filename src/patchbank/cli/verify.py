@@ -15,7 +15,7 @@ from patchbank.cli.console import busy, interruptible, plain_table, say, show_js
 from patchbank.cli.listing import Listing, find_listing, options_needed
 from patchbank.cli.options import flag
 from patchbank.cli.progress import CountProgress
-from patchbank.config import UNKNOWN
+from patchbank.config import ARCHIVES, UNKNOWN
 from patchbank.errors import BankError, ConfigError, PatchbankError
 from patchbank.locations import locate
 from patchbank.models import MODELS
@@ -64,6 +64,11 @@ def verify(
             bank, manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
         )
         keys = found.keys() if found else None
+        if sample and manifest is not None and manifest.dataset in ARCHIVES:
+            raise ConfigError(
+                f"--sample does not read {manifest.dataset} files. "
+                f"What is missing, `patchbank extract {manifest.dataset}` makes, given the files again."
+            )
         if sample and found is None:
             raise ConfigError(f"--sample needs the images: add{options_needed(manifest)}.")
         images_there = found.load() if found and sample else None

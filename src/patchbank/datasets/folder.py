@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -22,24 +23,31 @@ def load(root: Path) -> Dataset:
     A file with an image's extension is listed even if it turns out to be damaged, so that its failure shows; any
     other local file is listed if Pillow recognises it by its first bytes. Raises DatasetError where there is none.
     """
-    Image.init()
-    extensions = {
-        extension
-        for extension, name in Image.registered_extensions().items()
-        if name in Image.OPEN and name not in _STUBS
-    }
-
-    def named(key: str) -> bool:
-        return os.path.splitext(key)[1].lower() in extensions  # noqa: PTH122
-
     if is_remote(root):
-        keys = sorted(filter(named, _objects(root)))  # by name alone: a look into each would be a request
+        keys = sorted(filter(has_image_name, _objects(root)))  # by name alone: a look into each would be a request
     else:
         require_directory(root, "a directory of images", "Name one that is there.")
-        keys = sorted(key for key in _files(root) if named(key) or _is_image(root / key))
+        keys = sorted(key for key in _files(root) if has_image_name(key) or _is_image(root / key))
     if not keys:
         raise DatasetError(f"There are no images under {root}.")
     return Dataset("folder", None, root, make_records(keys, root, root))
+
+
+@cache
+def _extensions() -> frozenset[str]:
+    Image.init()
+    registered = Image.registered_extensions().items()
+    return frozenset(extension for extension, name in registered if name in Image.OPEN and name not in _STUBS)
+
+
+def has_image_name(key: str) -> bool:
+    """Whether a name has the extension of images that Pillow decodes."""
+    return os.path.splitext(key)[1].lower() in _extensions()  # noqa: PTH122
+
+
+def is_hidden(key: str) -> bool:
+    """Whether a file, or a directory it lies in, is hidden. ``..`` is not: it is refused, not passed over."""
+    return any(part.startswith(".") and part not in (".", "..") for part in key.split("/"))
 
 
 def _files(root: Path) -> Iterator[str]:
@@ -66,7 +74,7 @@ def _objects(root: Path) -> list[str]:
         raise DatasetError(f"{root} cannot be listed: {error.strerror or error}.") from error
     prefix = found[0].strip("/") + "/"
     names = [name.strip("/").removeprefix(prefix) for name in found[1]]
-    return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    return [name for name in names if not is_hidden(name)]
 
 
 def _is_image(path: Path) -> bool:

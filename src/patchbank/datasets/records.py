@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from patchbank.config import WHOLE, Partition
 from patchbank.datasets.sources import Directory, Source
 from patchbank.errors import DatasetError
 from patchbank.files import is_plain
@@ -51,13 +52,15 @@ class Dataset:
     """The images of one split, and what is annotated on them. The pairs are read when they are first asked for.
 
     Attributes:
-        name: ``hicodet``, ``vcoco`` or ``folder``.
+        name: ``hicodet``, ``vcoco``, ``folder``, ``tar`` or ``parquet``.
         split: the split's name; None where there are no splits.
-        images: the directory the keys are relative to.
+        images: the directory the keys are relative to; of tars and tables the one that the first lies in.
         records: every listed image once, with or without annotated pairs.
         annotations: the file the list was read from; None for a folder.
         root: the EZ-HOI checkout, whose ``checkpoints/`` are looked in; None for a folder.
         chosen: the pairs, where they were read before, or some of them left out.
+        part: the part of its files that it was loaded for; the others were not looked into.
+        damaged: files of many images -> why some of their images, or all, are not in `records`.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Dataset:
     annotations: Path | None = None
     root: Path | None = None
     chosen: HOIAnnotations | None = field(default=None, repr=False)
+    part: Partition = WHOLE
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -84,8 +89,9 @@ class Dataset:
         if self.chosen is not None:
             return self.chosen
         if self.annotations is None:
+            name = "a folder" if self.name == "folder" else self.name
             raise DatasetError(
-                f"{self.images} was loaded as a folder, without annotations. Load it as hicodet or vcoco, with "
+                f"{self.images} was loaded as {name}, without annotations. Load it as hicodet or vcoco, with "
                 "images=... and annotations=...."
             )
         return read_hoi(self.annotations)

@@ -1,0 +1,159 @@
+"""Data sets that lie in several large files, tars or tables: which files there are, and their images in one list.
+
+File t of the whole list has the positions from ``t * POSITIONS`` on. So its images share batches and shards with no
+other file's, and a process that is for some of the files need not open the others.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from patchbank.config import WHOLE, Partition
+from patchbank.datasets.records import Dataset, Record, checked
+from patchbank.datasets.sources import Source
+from patchbank.errors import ConfigError, DatasetError
+from patchbank.locations import is_remote, locate, remotely
+
+POSITIONS = 1_000_000  # for each file
+MISSING = "missing: there is no such file"
+
+_INSTALL = 'pip install "patchbank[tar]"'
+_AT_ONCE = 8  # files that are looked into
+_WILD = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one file holds.
+
+    Attributes:
+        source: the file.
+        images: (key, number in the file, place in it) of each.
+        damage: why there are not all, or none; None where nothing is wrong.
+    """
+
+    source: Source
+    images: Sequence[tuple[str, int, tuple[int, int]]] = ()
+    damage: str | None = None
+
+
+def expand(patterns: str | PurePath | Iterable[str | PurePath]) -> list[Path]:
+    """The files that patterns stand for, in their order, each once.
+
+    A pattern is a path or a URL; braces, ``::`` and ``${...}`` are expanded by webdataset, ``*``, ``?`` and ``[...]``
+    then by what is there (of a URL, ``*`` alone). A local file of exactly a pattern's name is meant literally.
+
+    Raises:
+        ConfigError: a pattern cannot be expanded, or would run a command; or webdataset is not installed.
+        DatasetError: no file matches.
+    """
+    if isinstance(patterns, str | PurePath):
+        patterns = [patterns]
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        for name in [os.fspath(pattern)] if _exists(pattern) else _braces(os.fspath(pattern)):
+            for place in _matches(name):
+                found[str(place)] = place
+    if not found:
+        raise ConfigError("Name at least one file.")
+    return list(found.values())
+
+
+def _exists(pattern: str | PurePath) -> bool:
+    return os.path.exists(pattern)  # noqa: PTH110
+
+
+def _braces(pattern: str) -> list[str]:
+    if pattern.startswith("pipe:"):
+        raise ConfigError(f"{pattern}: a pipe: runs a command, which is not done here. Name the files themselves.")
+    if "{" not in pattern and "::" not in pattern:
+        return [pattern]
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError:
+        raise ConfigError(f"{pattern} is expanded by webdataset: {_INSTALL}, or name the files themselves.") from None
+    try:
+        expanded: list[str] = expand_urls(pattern)
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"{pattern} cannot be expanded: {error}.") from None
+    if any(each.startswith("pipe:") for each in expanded):
+        return _braces("pipe:...")
+    return expanded
+
+
+def _matches(name: str) -> list[Path]:
+    place = locate(name)
+    if is_remote(place):
+        if "*" not in name:
+            return [place]
+        try:
+            names: list[str] = remotely(
+                place, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))]
+            )
+        except OSError as error:
+            raise DatasetError(f"{name} cannot be listed: {error.strerror or error}.") from error
+        matching = [locate(each) for each in names]
+    elif _WILD.isdisjoint(name) or place.exists():
+        return [place]
+    else:
+        matching = [Path(each) for each in sorted(glob.glob(str(place)))]  # noqa: PTH207
+    if not matching:
+        raise DatasetError(f"No file matches {name}.")
+    return matching
+
+
+def gather(
+    name: str, places: Sequence[Path], read: Callable[[Path], Content], *, part: Partition = WHOLE, prefix: bool = False
+) -> Dataset:
+    """The images of a part of the files, in the files' order.
+
+    Args:
+        read: what a file holds; called from several threads. Whatever is wrong with the file alone is its `damage`.
+        prefix: put the file's name, without its extension, before every key.
+
+    Raises:
+        DatasetError: none of the part's files is there, no file of all has an image, one holds more than `POSITIONS`,
+            a key is no plain relative path, or two files have the same key.
+    """
+    mine = part.of(len(places))
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="index") as threads:
+        contents = list(threads.map(read, [places[index] for index in mine]))
+    records: list[Record] = []
+    owners: dict[str, Path] = {}
+    damaged: dict[str, str] = {}
+    for index, content in zip(mine, contents, strict=True):
+        place = content.source.location
+        if content.damage is not None:
+            damaged[str(place)] = content.damage
+        for key, number, where in content.images:
+            if number >= POSITIONS:
+                raise DatasetError(f"{place} holds more than {POSITIONS:,} images: split it into several files.")
+            key = checked(f"{place.stem}/{key}" if prefix else key, place)
+            if (other := owners.setdefault(key, place)) is not place:
+                raise DatasetError(f"{other} and {place} both hold {key!r}. {_mend(other, place, prefix)}")
+            records.append(Record(key, content.source, index * POSITIONS + number, where))
+    if mine and all(reason == MISSING for reason in damaged.values()) and len(damaged) == len(mine):
+        others = f", nor is any other of the {len(mine):,} files named" if len(mine) > 1 else ""
+        raise DatasetError(f"{places[mine[0]]} is not there{others}.")
+    if not records and (part == WHOLE or len(damaged) == len(mine) > 0):
+        reasons = "".join(f"\n  {place}: {reason}" for place, reason in list(damaged.items())[:5])
+        raise DatasetError(f"There are no images in {places[mine[0]]}{', ...' if len(mine) > 1 else ''}.{reasons}")
+    return Dataset(name, None, places[0].parent, tuple(records), part=part, damaged=damaged)
+
+
+def _mend(one: Path, other: Path, prefix: bool) -> str:
+    if not prefix and one.stem != other.stem:
+        return "With --prefix (prefix=True) the keys begin with the file's name, so that they differ."
+    return "Keys must differ: make a bank of each."
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return MISSING
+    return f"it cannot be read: {error.strerror or str(error) or type(error).__name__}"

@@ -1,0 +1,166 @@
+"""Images in Parquet files: the same features as of files, rows asked for in any order, and what wrong files give."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from patchbank import ExtractConfig, extract, load_dataset, open_bank
+from patchbank.bank.verify import verify
+from patchbank.config import Partition
+from patchbank.datasets import Dataset, tables
+from patchbank.datasets.several import POSITIONS
+from patchbank.errors import ConfigError, DatasetError
+from tests.support import contents, photographs
+
+
+def write(path: Path, group: int = 3, **columns: Any) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=group)
+    return path
+
+
+def load(*paths: Path, **options: Any) -> Dataset:
+    return load_dataset("parquet", list(paths), **{"key_column": "name", **options})
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Eleven photographs."""
+    directory = tmp_path_factory.mktemp("images")
+    return {name: (directory / name).read_bytes() for name in photographs(directory, 11)}
+
+
+@pytest.fixture
+def config(tiny_config: ExtractConfig) -> ExtractConfig:
+    """Batches of four, shards of three images."""
+    return replace(tiny_config, layout="shards", shard_size=3 * 2176)
+
+
+@pytest.fixture
+def both(files: Mapping[str, bytes], tmp_path: Path) -> list[Path]:
+    """One file of plain bytes, one of Hugging Face's structs."""
+    items = list(files.items())
+    structs = [{"bytes": content, "path": name} for name, content in items[7:]]
+    return [
+        write(tmp_path / "a.parquet", name=[name for name, _ in items[:7]], image=[each for _, each in items[:7]]),
+        write(tmp_path / "b.parquet", name=[name for name, _ in items[7:]], image=structs),
+    ]
+
+
+def test_the_same_features_as_of_a_folder(
+    files: Mapping[str, bytes], both: list[Path], config: ExtractConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    for name, content in files.items():
+        (tmp_path / "folder" / name).write_bytes(content)
+    extract(load_dataset("folder", tmp_path / "folder"), tmp_path / "expected", config)
+    dataset = load(*both)
+    assert [(record.position, record.place) for record in dataset.records][6:8] == [(6, (2, 0)), (POSITIONS, (0, 0))]
+    summary = extract(dataset, tmp_path / "bank", config)
+    assert (summary.images, summary.failures) == (11, {})
+    bank, expected = open_bank(tmp_path / "bank"), open_bank(tmp_path / "expected")
+    assert list(bank) == list(expected)
+    assert all(bank[key].allclose(expected[key], rtol=0, atol=1e-5) for key in files)
+    assert verify(tmp_path / "bank").problems == []
+    for index in range(2):
+        part = Partition(index, 2)
+        extract(load(*both, partition=part), tmp_path / "parts", replace(config, partition=part))
+    assert contents(tmp_path / "parts") == contents(tmp_path / "bank")
+
+
+@pytest.mark.parametrize("kept", [3, 1024])
+def test_rows_in_any_order_from_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    monkeypatch.setattr(tables, "_KEPT_ROWS", kept)
+    monkeypatch.setattr(tables, "_BATCH_ROWS", 8)
+    monkeypatch.setattr(tables, "_WINDOWS", 2)
+    rows = [str(number).encode() * (number + 1) for number in range(200)]
+    path = write(tmp_path / "a.parquet", 50, name=list(range(200)), image=rows)
+    records = list(load(path).records)
+    assert [record.key for record in records[:2]] == ["0", "1"]
+
+    def read(index: int) -> bytes:
+        return records[index].source.content(records[index]).read()  # type: ignore[union-attr]
+
+    orders = [list(range(200)), list(range(0, 200, 7)), list(range(200))[::-1], list(range(200))]
+    random.Random(0).shuffle(orders[-1])
+    with ThreadPoolExecutor(8) as threads:
+        for order in orders:
+            assert list(threads.map(read, order)) == [rows[index] for index in order]
+    assert len(tables._windows) <= 2
+    for window in tables._windows.values():
+        assert len(window._rows) <= kept + 8
+
+
+def test_planning_reads_no_image(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", name=["a.jpg"], image=[b"x" * 5000])
+    column = pyarrow.parquet.ParquetFile(path).metadata.row_group(0).column(1)
+    content = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + 20] = bytes(20)
+    path.write_bytes(content)
+    dataset = load(path)
+    assert not dataset.damaged
+    with pytest.raises(OSError):
+        dataset.records[0].source.content(dataset.records[0])
+
+
+def test_rows_without_an_image_fail(files: Mapping[str, bytes], config: ExtractConfig, tmp_path: Path) -> None:
+    structs = [None, {"bytes": None}, {"bytes": b""}, {"bytes": next(iter(files.values()))}]
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    summary = extract(load(write(tmp_path / "a.parquet", name=names, image=structs)), tmp_path / "bank", config)
+    assert summary.failures == dict.fromkeys(names[:3], "the row holds no image")
+    assert summary.images == 1
+
+
+def test_wrong_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.parquet", name=["a.jpg"], image=[b"x"], score=[0.5])
+    with pytest.raises(ConfigError, match=r"no column 'pixels'.*name \(string\), image \(binary\), score \(double\)"):
+        load(path, image_column="pixels")
+    with pytest.raises(ConfigError, match="which column holds the keys"):
+        load(path, key_column=None)
+    with pytest.raises(ConfigError, match="keys are texts"):
+        load(path, key_column="score")
+    with pytest.raises(ConfigError, match="images are bytes"):
+        load(path, image_column="score")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ConfigError, match=r"patchbank\[parquet\]"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "word"),
+    [(["../a.jpg", "b"], "not a plain path"), (["a", None], "row 1 has no name"), (["a", "a"], "rows 0 and 1 both")],
+)
+def test_keys_that_cannot_be(tmp_path: Path, names: list[str | None], word: str) -> None:
+    with pytest.raises(DatasetError, match=word):
+        load(write(tmp_path / "a.parquet", name=names, image=[b"x", b"y"]))
+
+
+def test_files_that_are_damaged_missing_or_too_long(both: list[Path], tmp_path: Path) -> None:
+    both[0].write_bytes(both[0].read_bytes()[:-100])
+    dataset = load(*both, tmp_path / "c.parquet")
+    assert len(dataset) == 4
+    assert "no Parquet file" in dataset.damaged[str(both[0])]
+    assert dataset.damaged[str(tmp_path / "c.parquet")] == "missing: there is no such file"
+    with pytest.raises(DatasetError, match="is not there"):
+        load(tmp_path / "c.parquet")
+    many = list(range(POSITIONS + 1))
+    image = pyarrow.nulls(len(many), pyarrow.binary())
+    with pytest.raises(DatasetError, match=r"1,000,001 rows.*split"):
+        load(write(tmp_path / "long.parquet", len(many), name=many, image=image))
+
+
+def test_two_files_with_one_key(tmp_path: Path) -> None:
+    paths = [write(tmp_path / name, name=["x"], image=[b"1"]) for name in ("a.parquet", "b.parquet")]
+    with pytest.raises(DatasetError, match="--prefix"):
+        load(*paths)
+    assert [record.key for record in load(*paths, prefix=True).records] == ["a/x", "b/x"]
