@@ -250,3 +250,26 @@ def test_where_a_bank_cannot_be(images: Path, config: ExtractConfig, store: Stor
         extract(dataset, "s3://no-such-bucket/bank", config)
     with pytest.raises(BankError, match="There is no bank memory://"):
         open_bank("memory://patchbank/nothing")
+
+
+def test_a_damaged_shard_is_found_and_made_anew(
+    bucket: str, store: Store, images: Path, config: ExtractConfig, tmp_path: Path
+) -> None:
+    url = f"s3://{bucket}/bank"
+    extract(load_dataset("folder", images), url, config)
+    before = download(url, tmp_path / "before")
+    files, path = filesystem(locate(url))
+    name = sorted(before)[1]
+    content = bytearray(files.cat_file(f"{path}/{name}"))
+    content[20] ^= 1  # in the header: the next run sees it
+    files.pipe_file(f"{path}/{name}", bytes(content))
+    assert [finding.kind for finding in verify(locate(url)).problems] == ["damaged-shard"]
+    with pytest.raises(BankError, match="is damaged"):
+        open_bank(url)
+    done = patchbank("repair", url, check=2, env={**os.environ, **store.environment})
+    assert "delete the shards" in done.stderr
+    summary = extract(load_dataset("folder", images), url, config)
+    assert summary.images == 7 and any("set aside" in note for note in summary.notes)
+    after = download(url, tmp_path / "after")
+    assert {name: after[name] for name in before} == before
+    assert [*after.keys() - before.keys()] == [f"{name}.damaged"]

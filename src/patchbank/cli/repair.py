@@ -16,6 +16,7 @@ from patchbank.cli.options import DEFAULTS, flag
 from patchbank.cli.progress import CountProgress, DownloadProgress
 from patchbank.config import ARCHIVES, UNKNOWN, ExtractConfig, ResizeMode
 from patchbank.errors import BankError, ConfigError, WeightsError
+from patchbank.locations import is_remote, locate
 from patchbank.models import get_model
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ _COMPARED = 5  # features of an adopted bank that are computed anew before other
 
 
 def repair(
-    bank: Annotated[Path, typer.Argument(metavar="BANK", help="A bank, or a directory of EZ-HOI's pickles.")],
+    bank: Annotated[
+        Path, typer.Argument(parser=locate, metavar="BANK", help="A bank, or a directory of EZ-HOI's pickles.")
+    ],
     *,
     dataset: listing.DatasetName = None,
     split: listing.Split = None,
@@ -57,7 +60,11 @@ def repair(
         from patchbank.bank.layouts import manifest_in
         from patchbank.bank.repair import repair
 
-        bank = bank.expanduser()
+        if is_remote(bank):
+            raise ConfigError(
+                f"{bank}: repair works on directories. Of a bank in an object store, delete the shards that `patchbank "
+                "verify` names, and extract again: what they held is made anew."
+            )
         before = manifest_in(bank)
         found = find_listing(
             bank, before, dataset=dataset, split=split, root=root, images=images, annotations=annotations
