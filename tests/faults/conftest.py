@@ -13,7 +13,7 @@ from patchbank.config import ExtractConfig
 from tests.faults.processes import Run
 from tests.support import contents, photographs
 
-BROKEN = {"photo_0060a.jpg", "photo_0120a.jpg"}
+BROKEN = {"photo_0030a.jpg", "photo_0070a.jpg"}
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def started(bank: Path, output: Path, *arguments: object) -> Run:
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with enough photographs to be interrupted in, and two images that cannot be read."""
     directory = tmp_path_factory.mktemp("many")
-    photographs(directory, 200, size=(80, 60))
-    (directory / "photo_0060a.jpg").write_bytes(b"")
-    (directory / "photo_0120a.jpg").write_bytes(b"no image")
+    photographs(directory, 100, size=(80, 60))
+    (directory / "photo_0030a.jpg").write_bytes(b"")
+    (directory / "photo_0070a.jpg").write_bytes(b"no image")
     return directory
 
 
@@ -79,7 +79,7 @@ def extraction(
     arguments += ("--model", "tiny", "--weights", str(tiny_weights), "--batch-size", "4")
     place = tmp_path_factory.mktemp("uninterrupted")
     seconds = min(_seconds(place / f"bank{number}", place / "printed", arguments) for number in range(2))
-    return Extraction(arguments, many, request.param, contents(place / "bank0"), 200, seconds)
+    return Extraction(arguments, many, request.param, contents(place / "bank0"), 100, seconds)
 
 
 def _seconds(bank: Path, output: Path, arguments: tuple[str, ...]) -> float:

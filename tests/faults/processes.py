@@ -15,6 +15,8 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import torch
+
 from patchbank.cli import main
 from patchbank.models import MODELS
 from tests.support import REPOSITORY, TINY
@@ -50,6 +52,7 @@ def _run(arguments: tuple[str, ...], output: Path, file_size: int | None) -> Non
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
+    torch.set_num_threads(1)  # several run at once, and what the model computes is no work for two
     MODELS[TINY.name] = TINY
     sys.argv = ["patchbank", *arguments]
     main()

@@ -23,11 +23,11 @@ KILLS = 30
 def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path) -> None:
     """SIGKILL while it writes: nothing partial has a final name, nothing committed is lost, and the end is the same.
 
-    Some banks are killed once and completed, others ten times.
+    Some banks are killed once and completed, others fourteen times.
     """
     random, seconds = Random(0), extraction.seconds
     killed, output = 0, tmp_path / "printed"
-    for number, times in enumerate(cycle((1, 10, 1, 1))):
+    for number, times in enumerate(cycle((1, 14, 1))):
         bank, kept = tmp_path / f"bank{number}", set[str]()
         for _ in range(times):
             process = started(bank, output, *extraction.to(bank))
@@ -74,8 +74,8 @@ def ended(processes: Sequence[Run]) -> list[int]:
 
 
 def test_two_runs_of_the_same_images_at_once(extraction: Extraction, tmp_path: Path) -> None:
-    """Both end as one alone would, and the bank has the bytes of one run; four times, to meet at other points."""
-    for number in range(4):
+    """Both end as one alone would, and the bank has the bytes of one run; three times, to meet at other points."""
+    for number in range(3):
         bank = tmp_path / f"bank{number}"
         both = [Run(tmp_path / f"printed{each}", *extraction.to(bank)) for each in range(2)]
         assert ended(both) == [1, 1], [each.printed for each in both]
