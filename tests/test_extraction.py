@@ -200,17 +200,6 @@ def test_deleted_features_are_made_again(
     assert "missing" in open_bank(tmp_path).failures["photo_0002.jpg"]
 
 
-def test_a_damaged_ledger_is_made_anew(
-    images: Path, tiny_config: ExtractConfig, tmp_path: Path, expected_pickles: dict[str, str]
-) -> None:
-    dataset = load_dataset("folder", images)
-    extract(dataset, tmp_path, tiny_config)
-    [index] = (tmp_path / "index").iterdir()
-    index.write_bytes(index.read_bytes()[50:])
-    assert extract(dataset, tmp_path, tiny_config).images == 11
-    assert contents(tmp_path) == expected_pickles
-
-
 def test_a_resumed_run_takes_the_recorded_batch_size(
     images: Path, config: ExtractConfig, tmp_path: Path, expected: dict[str, str]
 ) -> None:

@@ -74,6 +74,8 @@ def load(
     except MemoryError:
         return Failure(record.key, "out of memory while decoding")
     except OSError as error:
+        if error.errno is not None:  # of the system, and not of Pillow
+            record.source.require()
         return Failure(record.key, error.strerror or _first_line(error))
     except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
         return Failure(record.key, f"{type(error).__name__}: {_first_line(error)}")

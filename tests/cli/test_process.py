@@ -1,15 +1,12 @@
-"""The program as a process: what each command does, what bad input gets, and what signals leave behind."""
+"""The program as a process: what each command does, and what bad input gets. Faults of a run: tests/faults."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +19,6 @@ from tests.support import (
     contents,
     hico_list,
     hico_root,
-    no_leftovers,
     patchbank,
     photographs,
     vcoco_root,
@@ -241,95 +237,10 @@ def test_offline_and_without_a_checkpoint(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with enough photographs to be interrupted in, two of them unreadable."""
+    """A folder of photographs."""
     directory = tmp_path_factory.mktemp("many")
-    photographs(directory, 150, size=(80, 60))
-    (directory / "photo_0060a.jpg").write_bytes(b"")
-    (directory / "photo_0120a.jpg").write_bytes(b"no image")
+    photographs(directory, 5, size=(80, 60))
     return directory
-
-
-@pytest.fixture(scope="module", params=["ezhoi", "shards"])
-def run(many: Path, tiny_weights: Path, request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The extraction of that folder, in either layout; a shard holds nine images."""
-    return "extract", "folder", str(many), "--layout", request.param, "--shard-size", "20kB", *tiny(tiny_weights)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(run: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    bank = tmp_path_factory.mktemp("uninterrupted") / "bank"
-    patchbank(*run, "--out", bank, check=1)
-    return contents(bank)
-
-
-def committed(bank: Path) -> list[Path]:
-    return [*bank.glob("*_clip.pkl"), *bank.glob("shard-*")]
-
-
-def interrupt(arguments: list[str], bank: Path, number: int, more: int) -> tuple[int, str]:
-    """Start a run, and send it a signal once it has committed `more` files; its exit code and errors."""
-    before = len(committed(bank))
-    with subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while len(committed(bank)) < before + more:
-            assert process.poll() is None, "the run ended before it could be interrupted"
-            time.sleep(0.001)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=120)
-    return process.returncode, errors.decode()
-
-
-def test_after_three_sigkills_the_bank_has_the_same_bytes(
-    many: Path, run: tuple[str, ...], uninterrupted: dict[str, str], tmp_path: Path
-) -> None:
-    bank = tmp_path / "bank"
-    arguments = command(*run, "--out", bank)
-    for more in (1, 4, 2) if "shards" in run else (5, 20, 30):
-        code, _ = interrupt(arguments, bank, signal.SIGKILL, more)
-        assert code == -signal.SIGKILL
-        for path in committed(bank):  # no partial file under a final name
-            assert hashlib.sha256(path.read_bytes()).hexdigest() == uninterrupted[path.name]
-        assert set(open_bank(bank)) <= {path.name for path in many.iterdir()}
-    patchbank(*arguments[3:], check=1)
-    assert contents(bank) == uninterrupted
-    assert no_leftovers(bank)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_polite_signal_ends_the_run_and_the_next_goes_on(
-    run: tuple[str, ...], uninterrupted: dict[str, str], tmp_path: Path, number: int, code: int
-) -> None:
-    bank = tmp_path / "bank"
-    arguments = command(*run, "--out", bank)
-    found, errors = interrupt(arguments, bank, number, 2 if "shards" in run else 8)
-    assert found == code, errors
-    assert "what is committed is safe" in errors
-    assert "Traceback" not in errors
-    assert no_leftovers(bank)
-    assert len(open_bank(bank)) >= (18 if "shards" in run else 8)
-    done = patchbank(*arguments[3:], check=1)
-    assert "already there" in done.stdout
-    assert contents(bank) == uninterrupted
-
-
-def test_a_disk_that_fills_up_ends_the_run_cleanly(
-    run: tuple[str, ...], uninterrupted: dict[str, str], tmp_path: Path
-) -> None:
-    """A limit on the size of files stands in for the disk: the ledger outgrows it in mid-run, a shard at once."""
-    bank = tmp_path / "bank"
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
-
-    done = patchbank(*run, "--out", bank, check=2, preexec_fn=limit)
-    assert "The disk is full" in done.stderr
-    assert "run the same command again" in done.stderr
-    assert no_leftovers(bank)
-    if "shards" in run:
-        assert committed(bank) == []
-    else:
-        assert 0 < len(open_bank(bank)) < 150
-    patchbank(*run, "--out", bank, check=1)
-    assert contents(bank) == uninterrupted
 
 
 def test_a_process_without_memory_says_so(many: Path, tiny_weights: Path, tmp_path: Path) -> None:
@@ -349,24 +260,6 @@ def test_a_part_without_a_shard_says_so(many: Path, tiny_weights: Path, tmp_path
     arguments = ("extract", "folder", many, "--out", tmp_path / "bank", *tiny(tiny_weights), "--layout", "shards")
     assert "Part 0/2 is empty" in patchbank(*arguments, "--limit", 3, "--partition", "0/2", check=0).stderr
     assert "is empty" not in patchbank(*arguments, "--limit", 3, "--partition", "1/2", check=0).stderr
-
-
-def test_four_partitions_at_once_give_the_bank_of_one_run(
-    run: tuple[str, ...], uninterrupted: dict[str, str], tmp_path: Path
-) -> None:
-    bank = tmp_path / "bank"
-    arguments = command(*run, "--out", bank)
-    running = [
-        subprocess.Popen([*arguments, "--partition", f"{index}/4"], cwd=REPOSITORY, stderr=subprocess.PIPE)
-        for index in range(4)
-    ]
-    errors = [process.communicate(timeout=120)[1].decode() for process in running]
-    assert {process.returncode for process in running} <= {0, 1}, errors
-    found = contents(bank)
-    if found != uninterrupted:  # two finished in the same instant: their ledgers are joined by whoever comes next
-        patchbank(*arguments[3:], check=1)
-        found = contents(bank)
-    assert found == uninterrupted
 
 
 def test_a_pipe_that_closes(many: Path, tiny_weights: Path, tmp_path: Path) -> None:

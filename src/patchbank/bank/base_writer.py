@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from patchbank.bank.removal import remove_bank
 from patchbank.bank.shard import Shard
 from patchbank.bank.storage import storage_of
 from patchbank.errors import BankError
-from patchbank.files import bytes_text
+from patchbank.files import bytes_text, free_bytes
 from patchbank.locations import is_remote
 from patchbank.preprocess import Failure
 
@@ -211,9 +210,8 @@ class BankWriter(ABC):
             safe = f"What was committed is safe ({self.features_committed:,} features of this run)."
             if error.errno in _FULL:
                 place = Path(tempfile.gettempdir()) if is_remote(self.directory) else self.directory
-                free = shutil.disk_usage(place).free
                 raise BankError(
-                    f"The disk is full: {place} takes no more ({error.strerror}; {bytes_text(free)} free). "
+                    f"The disk is full: {place} takes no more ({error.strerror}; {bytes_text(free_bytes(place))} free). "
                     f"{safe} Free some space and run the same command again: it goes on from here."
                 ) from error
             raise BankError(

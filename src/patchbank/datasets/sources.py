@@ -71,8 +71,17 @@ class Directory:
 
     def require(self) -> None:
         """As `Source` says."""
-        if not self.remote and not os.path.isdir(self.location):  # noqa: PTH112
+        if not self.remote and not _holds_something(self.location):
             raise DatasetError(
                 f"{self.location}, the directory of the images, is gone. What was committed is safe: when it is there "
                 "again, the same command goes on from here."
             )
+
+
+def _holds_something(directory: Path) -> bool:
+    """Whether a directory is there, with anything in it: of a disk that is not mounted an empty one is left."""
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return os.path.isdir(directory)  # noqa: PTH112  # it may not be listed, or not just now

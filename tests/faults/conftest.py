@@ -1,0 +1,118 @@
+"""What the faults happen to: a run of the program that lasts, and a short one within the tests' own process."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from patchbank import extract, load_dataset
+from patchbank.config import ExtractConfig
+from tests.faults.processes import Run
+from tests.support import contents, photographs
+
+BROKEN = {"photo_0030a.jpg", "photo_0070a.jpg"}
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A run of the program, as a process, that lasts long enough for something to happen to it.
+
+    Attributes:
+        arguments: of the command line, all but ``--out``.
+        images: the directory of its images.
+        layout: of its bank.
+        expected: the uninterrupted bank's `contents`.
+        count: images with a feature.
+        seconds: that an uninterrupted run writes for, about.
+    """
+
+    arguments: tuple[str, ...]
+    images: Path
+    layout: str
+    expected: dict[str, str]
+    count: int
+    seconds: float
+
+    def to(self, bank: Path, *more: object) -> tuple[object, ...]:
+        """The command line that makes a bank."""
+        return *self.arguments, "--out", bank, *more
+
+
+def committed(bank: Path) -> list[Path]:
+    """The features' files of a bank."""
+    return [*bank.glob("*_clip.pkl"), *bank.glob("shard-*")]
+
+
+def scratch_of(bank: Path) -> set[Path]:
+    """The scratch directories in a bank; each run that writes has one."""
+    return set(bank.glob(".patchbank-tmp-*"))
+
+
+def started(bank: Path, output: Path, *arguments: object) -> Run:
+    """A run that has just begun to write, or has ended."""
+    before = scratch_of(bank)
+    run = Run(output, *arguments)
+    while run.alive and not scratch_of(bank) - before:
+        time.sleep(0.001)
+    return run
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with enough photographs to be interrupted in, and two images that cannot be read."""
+    directory = tmp_path_factory.mktemp("many")
+    photographs(directory, 100, size=(80, 60))
+    (directory / "photo_0030a.jpg").write_bytes(b"")
+    (directory / "photo_0070a.jpg").write_bytes(b"no image")
+    return directory
+
+
+@pytest.fixture(scope="session", params=["ezhoi", "shards"])
+def extraction(
+    many: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Extraction:
+    """The extraction of that folder, in either layout; a shard holds nine images."""
+    arguments = ("extract", "folder", str(many), "--layout", request.param, "--shard-size", "20kB")
+    arguments += ("--model", "tiny", "--weights", str(tiny_weights), "--batch-size", "4")
+    place = tmp_path_factory.mktemp("uninterrupted")
+    seconds = min(_seconds(place / f"bank{number}", place / "printed", arguments) for number in range(2))
+    return Extraction(arguments, many, request.param, contents(place / "bank0"), 100, seconds)
+
+
+def _seconds(bank: Path, output: Path, arguments: tuple[str, ...]) -> float:
+    """Make a bank; how long that wrote for. The first run of all waits for the disk to read what it imports."""
+    run = started(bank, output, *arguments, "--out", bank)
+    began = time.monotonic()
+    assert run.wait() == 1, run.printed
+    return time.monotonic() - began
+
+
+@dataclass(frozen=True)
+class Short:
+    """A run of a few images, made within this process.
+
+    Attributes:
+        images: the directory of seven images, one of which, ``photo_0003a.jpg``, cannot be read.
+        config: in batches of four, into shards for three.
+        expected: the uninterrupted bank's `contents`.
+    """
+
+    images: Path
+    config: ExtractConfig
+    expected: dict[str, str]
+
+
+@pytest.fixture(scope="session", params=["ezhoi", "shards"])
+def short(
+    tiny_config: ExtractConfig, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Short:
+    """A short run, in either layout."""
+    place = tmp_path_factory.mktemp("short")
+    photographs(place / "images", 6)
+    (place / "images/photo_0003a.jpg").write_bytes(b"")
+    config = replace(tiny_config, layout=request.param, shard_size=3 * 2176)
+    extract(load_dataset("folder", place / "images"), place / "bank", config)
+    return Short(place / "images", config, contents(place / "bank"))

@@ -1,0 +1,37 @@
+"""What must hold of a bank after any fault, before anything has mended it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patchbank import open_bank
+from patchbank.bank.layouts import layout_in
+from patchbank.bank.verify import verify
+from tests.support import contents
+
+
+def sound_keys(bank: Path, expected: dict[str, str], broken: set[str]) -> set[str]:
+    """Assert that a bank is a sound part of the one expected; the keys of its features.
+
+    No partial file has a final name: every pickle has the bytes of the uninterrupted run, and so has every shard of
+    the same name; any other shard is whole, and its features are by their checksums what was written. The ledger lists
+    nothing that is not there. Nobody failed but who fails in an uninterrupted run.
+
+    Args:
+        expected: the uninterrupted bank's `contents`.
+        broken: keys of images that cannot be read.
+    """
+    for name, sha256 in contents(bank).items():
+        if name in expected:
+            assert sha256 == expected[name], f"{name} is partial"
+        else:
+            assert name.startswith((".patchbank-tmp-", "index/", "shard-")), f"{name} is nobody's"
+    layout = layout_in(bank)
+    if layout is None:
+        return set()
+    allowed = {"failed", "extra"} | ({"missing"} if layout == "shards" else set())  # shards that are not made yet
+    wrong = [finding for finding in verify(bank).findings if finding.kind not in allowed]
+    assert wrong == []
+    opened = open_bank(bank)
+    assert set(opened.failures) <= broken
+    return set(opened)

@@ -1,0 +1,110 @@
+"""Runs that are killed, told to stop, or not alone: processes and signals are real, instants are random."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from patchbank import open_bank
+from tests.faults.conftest import BROKEN, Extraction, committed, started
+from tests.faults.processes import Run, run
+from tests.faults.soundness import sound_keys
+from tests.support import contents, no_leftovers
+
+KILLS = 30
+
+
+def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path) -> None:
+    """SIGKILL while it writes: nothing partial has a final name, nothing committed is lost, and the end is the same.
+
+    Some banks are killed once and completed, others fourteen times.
+    """
+    random, seconds = Random(0), extraction.seconds
+    killed, output = 0, tmp_path / "printed"
+    for number, times in enumerate(cycle((1, 14, 1))):
+        bank, kept = tmp_path / f"bank{number}", set[str]()
+        for _ in range(times):
+            process = started(bank, output, *extraction.to(bank))
+            left = 1.1 - len(kept) / extraction.count  # a tenth more: its end is tidying up
+            time.sleep(random.uniform(0, left * seconds))
+            process.send(signal.SIGKILL)
+            code = process.wait()
+            assert code in (-signal.SIGKILL, 1), process.printed  # 1: it was faster, and two images failed
+            found = sound_keys(bank, extraction.expected, BROKEN)
+            assert kept <= found, "what was committed is gone"
+            kept = found
+            if code == 1:
+                seconds *= 0.8  # the machine has less to do than when it was measured
+                break
+            killed += 1
+        run(output, *extraction.to(bank), check=1)
+        assert contents(bank) == extraction.expected
+        if killed >= KILLS:
+            return
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_told_to_stop(extraction: Extraction, tmp_path: Path, number: int, code: int) -> None:
+    """Ctrl-C or SIGTERM: what was begun is committed, the exit code says why it ended, and the next run goes on."""
+    bank, output = tmp_path / "bank", tmp_path / "printed"
+    process = started(bank, output, *extraction.to(bank))
+    few = 2 if extraction.layout == "shards" else 8
+    while len(committed(bank)) < few:
+        assert process.alive, "the run ended before it could be stopped"
+        time.sleep(0.001)
+    process.send(number)
+    assert process.wait() == code, process.printed
+    assert "what is committed is safe" in process.printed
+    assert no_leftovers(bank)
+    kept = sound_keys(bank, extraction.expected, BROKEN)
+    assert len(kept) >= (18 if extraction.layout == "shards" else 8)
+    assert f"{len(kept):,} already there" in run(output, *extraction.to(bank), check=1)
+    assert contents(bank) == extraction.expected
+
+
+def ended(processes: Sequence[Run]) -> list[int]:
+    """The exit codes of runs, once all have ended."""
+    return [process.wait() for process in processes]
+
+
+def test_two_runs_of_the_same_images_at_once(extraction: Extraction, tmp_path: Path) -> None:
+    """Both end as one alone would, and the bank has the bytes of one run; three times, to meet at other points."""
+    for number in range(3):
+        bank = tmp_path / f"bank{number}"
+        both = [Run(tmp_path / f"printed{each}", *extraction.to(bank)) for each in range(2)]
+        assert ended(both) == [1, 1], [each.printed for each in both]
+        assert contents(bank) == extraction.expected
+
+
+def test_four_partitions_at_once(extraction: Extraction, tmp_path: Path) -> None:
+    """Four processes share the work; the bank has the bytes of one run when the last has ended."""
+    bank = tmp_path / "bank"
+    parts = [Run(tmp_path / f"{part}", *extraction.to(bank, "--partition", f"{part}/4")) for part in range(4)]
+    codes = ended(parts)
+    assert set(codes) <= {0, 1}, [part.printed for part in parts]  # 1: its part has an image that cannot be read
+    assert contents(bank) == extraction.expected
+
+
+def test_four_partitions_that_are_killed(extraction: Extraction, tmp_path: Path) -> None:
+    """Each is killed once at a random instant and begun again: nothing is lost, and the bank is that of one run."""
+    random = Random(1)
+    bank = tmp_path / "bank"
+    commands = [extraction.to(bank, "--partition", f"{part}/4") for part in range(4)]
+    parts = [Run(tmp_path / f"{part}", *command) for part, command in enumerate(commands)]
+    while all(part.alive for part in parts) and not committed(bank):
+        time.sleep(0.001)
+    for part in random.sample(parts, 4):
+        time.sleep(random.uniform(0, extraction.seconds / 8))
+        part.send(signal.SIGKILL)
+    assert -signal.SIGKILL in ended(parts)
+    kept = sound_keys(bank, extraction.expected, BROKEN)
+    parts = [Run(tmp_path / f"{part}", *command) for part, command in enumerate(commands)]
+    assert set(ended(parts)) <= {0, 1}, [part.printed for part in parts]
+    assert kept <= set(open_bank(bank))
+    assert contents(bank) == extraction.expected
