@@ -210,8 +210,9 @@ class BankWriter(ABC):
             safe = f"What was committed is safe ({self.features_committed:,} features of this run)."
             if error.errno in _FULL:
                 place = Path(tempfile.gettempdir()) if is_remote(self.directory) else self.directory
+                free = bytes_text(free_bytes(place))
                 raise BankError(
-                    f"The disk is full: {place} takes no more ({error.strerror}; {bytes_text(free_bytes(place))} free). "
+                    f"The disk is full: {place} takes no more ({error.strerror}; {free} free). "
                     f"{safe} Free some space and run the same command again: it goes on from here."
                 ) from error
             raise BankError(
