@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 from urllib.parse import unquote
 
 from patchbank.errors import ConfigError
@@ -49,6 +49,11 @@ def locate(text: str | PurePath) -> Path:
     except ImportError:
         raise ConfigError(f"{text} needs the library of {scheme}://: {INSTALL}, or what fsspec names for it.") from None
     return cast(Path, UPath(text.rstrip("/")))
+
+
+def is_place(value: object) -> TypeGuard[str | Path]:
+    """Whether it is one path or URL, and not several."""
+    return isinstance(value, str | PurePath) or hasattr(value, "joinpath")
 
 
 def is_remote(location: Path) -> bool:

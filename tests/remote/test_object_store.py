@@ -204,7 +204,7 @@ def test_a_process_that_is_killed_leaves_whole_shards(
             if second[0] == 2:
                 process.kill()
 
-    with subprocess.Popen(command(*run, *options), env=environment, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command(*run, *options), env=environment) as process:
         store.trouble = trouble
     store.trouble = none
     assert process.returncode == -9

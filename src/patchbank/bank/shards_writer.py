@@ -52,6 +52,7 @@ class ShardWriter(BankWriter):
 
     def _expect(self, positions: Mapping[str, int], known: BankState) -> None:
         self._positions = positions
+        self._features, self._failures = {}, {}
         self._shards = known.read if isinstance(known.read, list) else []
         self._entries = joined(self._shards)
         self.done = {key for key, entry in self._entries.items() if entry.failure is None}
@@ -60,9 +61,9 @@ class ShardWriter(BankWriter):
         self._commits = 0
 
     def _end(self) -> None:
-        self._commit()
-        if self._helper:
+        if self._helper:  # what of a unit was not committed is done again
             return
+        self._commit()
         self._read()
         counts = Counter(number for shard in self._shards if (number := self._only_number(shard)) is not None)
         for number, count in counts.items():

@@ -11,7 +11,7 @@ from patchbank.datasets import folder, hicodet, parquet, tar, vcoco
 from patchbank.datasets.annotations import read_file_names
 from patchbank.datasets.records import Dataset, Record, require_directory
 from patchbank.errors import ConfigError
-from patchbank.locations import is_remote, locate
+from patchbank.locations import is_place, is_remote, locate
 
 __all__ = [
     "SPLITS",
@@ -69,11 +69,11 @@ def load_dataset(
     if name in ARCHIVES:
         if split or images or annotations:
             raise ConfigError(f"{name} has no splits, annotations or image directory: give only its files.")
-        files = [root] if isinstance(root, str | Path) else list(root)
+        files = [root] if is_place(root) else list(root)  # type: ignore[arg-type]
         if name == "tar":
             return tar.load(files, part=partition, prefix=prefix)
         return parquet.load(files, image_column, key_column, part=partition, prefix=prefix)
-    if partition != WHOLE or prefix or not isinstance(root, str | Path):
+    if partition != WHOLE or prefix or not is_place(root):
         raise ConfigError(f"{name} has one root, no prefix, and is parted by the run: ExtractConfig(partition=...).")
     if name == "folder":
         if split or images or annotations:

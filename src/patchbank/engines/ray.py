@@ -133,6 +133,8 @@ class _Worker:
 
     def do(self, unit: Unit) -> Outcome | PatchbankError:
         """Do a unit."""
+        if error := self.load():  # Ray may have restarted it since it was asked to
+            return error
         try:
             for source in {record.source for record in unit.records}:
                 source.require()
@@ -163,8 +165,9 @@ def _on_this_node(task: Task) -> Task:
     """The task, with the checkpoint where this node has it. Raises WeightsError where it has not, or another one."""
     from patchbank.encoder.weights import obtain_checkpoint
     from patchbank.errors import WeightsError
+    from patchbank.files import sha256_of
 
-    if task.checkpoint.path.exists():
+    if task.checkpoint.path.exists() and sha256_of(task.checkpoint.path) == task.checkpoint.sha256:
         return task
     checkpoint = obtain_checkpoint(task.model, task.config.weights, task.config.checkpoints)
     if checkpoint.sha256 != task.checkpoint.sha256:
