@@ -18,7 +18,7 @@ from patchbank.encoder.encoder import PatchEncoder
 from patchbank.encoder.weights import Progress as DownloadProgress
 from patchbank.encoder.weights import obtain_checkpoint
 from patchbank.engines import processes
-from patchbank.engines.local import encode_into
+from patchbank.engines.local import compiling_notes, encode_into
 from patchbank.engines.work import Outcome, task_of, units_of
 from patchbank.errors import DatasetError
 from patchbank.locations import locate
@@ -97,6 +97,8 @@ def extract(
             written; or the disk fills up (BankError), after which the same call goes on.
     """
     plan = make_plan(dataset, locate(out), config or ExtractConfig())
+    if len(plan.devices) > 1:
+        processes.require_importable()
     check_disk([plan])
     plan = obtain_weights(plan)
     return execute(plan, load_encoder(plan), on_progress=on_progress, stop=stop)
@@ -180,8 +182,7 @@ def execute(
         if encoder is not None:
             times, gone = encode_into(bank, encoder, todo, plan.config, added=added, stop=stop.is_set)
             notes += encoder.notes
-            if manifest.compiled and not encoder.compiled:
-                notes.append("The bank was begun compiled: the last bits of these features may differ.")
+            notes += compiling_notes(manifest, encoder)
         elif todo and is_shared_out(plan):
             current = replace(plan, manifest=manifest, todo=todo, state=bank.state)
             _share_out(current, done, stop.is_set, say or (lambda _: None))

@@ -18,12 +18,13 @@ from patchbank.errors import ConfigError
 
 INSTALL = 'pip install "patchbank[remote]"'
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
+_QUERY = re.compile(r"\?[^/?]*=")
 
 
 def locate(text: str | PurePath) -> Path:
     """A path, or a URL such as ``s3://bucket/bank``, ``gs://...``, ``memory://...``; ``file://`` is a path.
 
-    Raises ConfigError where there is no such store, its library is not installed, or the URL holds credentials.
+    Raises ConfigError where there is no such store, its library is not installed, or the URL could hold credentials.
     """
     if not isinstance(text, str):
         return cast(Path, text).expanduser() if isinstance(text, PurePath) else text
@@ -36,6 +37,11 @@ def locate(text: str | PurePath) -> Path:
         raise ConfigError(
             f"A {scheme}:// URL must hold no credentials: they would be printed and stored. Give them as the store's "
             "own tools take them: environment variables, a configuration file, or the machine's role."
+        )
+    if _QUERY.search(rest):
+        raise ConfigError(
+            f"A {scheme}:// URL must have no query (?name=value): signatures stand there, and would be printed and "
+            "stored. Give credentials as the store's own tools take them."
         )
     try:
         from fsspec import get_filesystem_class
@@ -65,10 +71,11 @@ def filesystem(location: Path) -> tuple[Any, str]:
     """The fsspec file system of a remote location, and the location's path in it.
 
     Made in this process: a forked one must not use its parent's connections. fsspec keeps one of each kind a process.
+    What it lists it does not remember: others write to the same place.
     """
     from fsspec.core import url_to_fs
 
-    return cast("tuple[Any, str]", url_to_fs(str(location)))
+    return cast("tuple[Any, str]", url_to_fs(str(location), use_listings_cache=False))
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def test_the_table_and_the_options_that_it_ends_in(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_it_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
     with subprocess.Popen(
         command("bench", "--model", "tiny", "--limit", "2000", "--out", tmp_path),

@@ -18,7 +18,7 @@ from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.verify import verify
 from patchbank.config import Partition
 from patchbank.datasets import Dataset, tables
-from patchbank.datasets.several import POSITIONS
+from patchbank.datasets.several import LARGEST, POSITIONS
 from patchbank.errors import ConfigError, DatasetError
 from tests.support import contents, photographs
 
@@ -153,9 +153,9 @@ def test_files_that_are_damaged_missing_or_too_long(both: list[Path], tmp_path: 
     assert dataset.damaged[str(tmp_path / "c.parquet")] == "missing: there is no such file"
     with pytest.raises(DatasetError, match="is not there"):
         load(tmp_path / "c.parquet")
-    many = list(range(POSITIONS + 1))
+    many = list(range(LARGEST + 1))
     image = pyarrow.nulls(len(many), pyarrow.binary())
-    with pytest.raises(DatasetError, match=r"1,000,001 rows.*split"):
+    with pytest.raises(DatasetError, match=r"900,001 rows.*split"):
         load(write(tmp_path / "long.parquet", len(many), name=many, image=image))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_killed_it_goes_on_from_there(victim: str, images: Path, tiny_weights: P
         assert process.stderr is not None
         errors = process.stderr.read().decode()
     if victim == "worker":
-        assert process.returncode == 2 and "A worker process died" in errors and "Traceback" not in errors
+        assert process.returncode == 2 and "worker process" in errors and "Traceback" not in errors
     else:
         deadline = time.monotonic() + 30
         while any(map(_lives, workers)):
@@ -72,6 +73,44 @@ def test_killed_it_goes_on_from_there(victim: str, images: Path, tiny_weights: P
     assert no_leftovers(bank)
     patchbank(*run, "--layout", "ezhoi", "--batch-size", "4", "--overwrite", check=1)
     assert len(open_bank(bank)) == 40
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1.5])
+def test_told_to_stop_while_its_workers_begin(seconds: float, images: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    """A terminal's Ctrl-C reaches all processes at once, also those that have just begun."""
+    run = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
+    with subprocess.Popen(
+        command(*run, "--device", "cpu:0,1"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        while not _workers(process.pid) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stderr is not None
+        errors = process.stderr.read().decode()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors and "error:" not in errors
+    assert no_leftovers(tmp_path / "bank")
+
+
+def test_a_script_without_a_guard_is_told_of_it(images: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    call = (
+        "from patchbank import extract, load_dataset\n"
+        "from patchbank.config import ExtractConfig\n"
+        "from patchbank.models import MODELS\n"
+        "from tests.support import TINY\n"
+        "MODELS[TINY.name] = TINY\n"
+        "{}print(extract(load_dataset('folder', {!r}), {!r}, ExtractConfig(model='tiny', weights={!r}, "
+        "device='cpu:0,1')).images)\n"
+    )
+    given = str(images), str(tmp_path / "bank"), str(tiny_weights)
+    script = tmp_path / "script.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for guard, code, words in (("", 1, "under `if __name__"), ("if __name__ == '__main__': ", 0, "40\n")):
+        script.write_text(call.format(guard, *given))
+        done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert words in done.stdout + done.stderr
 
 
 def _workers(parent: int) -> list[int]:

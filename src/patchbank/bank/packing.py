@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _EXPONENTS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
+_MOST_A_SHARD = 100_000  # images: readers hold a shard's keys in memory, and tars leave that much room between them
+
 
 class NotFiniteError(PatchbankError):
     """Features that hold NaN or Inf, or would in the dtype they are to be stored in."""
@@ -64,7 +66,7 @@ def image_bytes(manifest: Manifest) -> int:
 
 def images_a_shard(manifest: Manifest, shard_size: int) -> int:
     """How many images' features take about so many bytes."""
-    return max(1, shard_size // image_bytes(manifest))
+    return max(1, min(_MOST_A_SHARD, shard_size // image_bytes(manifest)))
 
 
 def pack(manifest: Manifest, tokens: Tensor, cls: Tensor | None) -> dict[str, Tensor]:

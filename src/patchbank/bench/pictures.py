@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+from numpy.random import default_rng  # now: what a signal raises would be lost while this is imported
 from PIL import Image
 
 _SIZES = ((640, 480), (640, 427), (480, 640), (640, 426), (500, 375))  # (width, height), the commonest first
@@ -13,7 +14,7 @@ _SIZES = ((640, 480), (640, 427), (480, 640), (640, 426), (500, 375))  # (width,
 
 def jpeg(number: int = 0) -> bytes:
     """A JPEG of about 80 kB; each number's is another one, and always the same."""
-    generator = np.random.default_rng(number)
+    generator = default_rng(number)
     width, height = _SIZES[number % len(_SIZES)]
     coarse = Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)

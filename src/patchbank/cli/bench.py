@@ -13,7 +13,7 @@ from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
 from patchbank.cli.console import busy, plain_table, say, show_json, show_note, stderr, stdout
 from patchbank.cli.options import DEFAULTS
-from patchbank.cli.signals import exit_on_sigterm
+from patchbank.cli.signals import exit_on_signal
 from patchbank.config import ExtractConfig, check_dtype
 from patchbank.errors import ConfigError
 from patchbank.models import get_model
@@ -86,13 +86,22 @@ def bench(
         count = limit or _PICTURES[kind.type]
     if precision not in precisions:
         precisions.append(precision)
-    with exit_on_sigterm(), TemporaryDirectory(prefix="patchbank-bench-") as made, stderr.status("") as status:
+    with (
+        exit_on_signal() as check,
+        TemporaryDirectory(prefix="patchbank-bench-") as made,
+        stderr.status("Making pictures") as status,
+    ):
+
+        def now(what: str) -> None:
+            check()
+            status.update(Text(f"Measuring: {what}"))
+
         if images is None:
             images = Path(made, "pictures")
             write_pictures(images, count)
         dataset = load_dataset("folder", images)
         dataset = replace(dataset, records=dataset.records[:count])
-        report = run(dataset, config, place, precisions, lambda what: status.update(Text(f"Measuring: {what}")))
+        report = run(dataset, config, place, precisions, now)
     show_json(report.to_dict()) if json else _show(report, config)
 
 

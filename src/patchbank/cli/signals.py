@@ -5,28 +5,42 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import Event
 from types import FrameType, TracebackType
 from typing import Self
 
-from patchbank.cli.console import show_note
+from patchbank.cli.console import show_error, show_note
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Within the block, SIGTERM ends the program as Ctrl-C does: what it holds is tidied up on the way."""
+def exit_on_signal() -> Iterator[Callable[[], None]]:
+    """Within the block, a signal ends the program, and what it holds is tidied up on the way.
+
+    Yields:
+        A function to call now and then. It ends the program if a signal has come and what it raised got lost:
+        modules that Cython made swallow it while they are imported.
+    """
+    came: list[int] = []
 
     def leave(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    def check() -> None:
+        if came:
+            raise SystemExit(128 + came[0])
+
+    before = {number: signal.signal(number, leave) for number in _SIGNALS}
     try:
-        yield
+        yield check
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            show_error("stopped.")
 
 
 class StopOnSignal:

@@ -9,7 +9,7 @@ from typing import Any
 
 from patchbank.config import WHOLE, Partition
 from patchbank.datasets.records import Dataset
-from patchbank.datasets.several import POSITIONS, Content, expand, gather, reason_of
+from patchbank.datasets.several import LARGEST, Content, expand, gather, reason_of
 from patchbank.datasets.tables import Table, first_line, forget, open_table
 from patchbank.errors import ConfigError, DatasetError
 
@@ -54,9 +54,9 @@ def read_table(place: Path, image_column: str, key_column: str | None) -> Conten
         with ExitStack() as stack:
             file = open_table(place, stack)
             _check_columns(place, file.schema_arrow, image_column, key_column)
-            if file.metadata.num_rows > POSITIONS:
+            if file.metadata.num_rows > LARGEST:
                 raise DatasetError(
-                    f"{place} has {file.metadata.num_rows:,} rows, and more than {POSITIONS:,} a file are not taken: "
+                    f"{place} has {file.metadata.num_rows:,} rows, and more than {LARGEST:,} a file are not taken: "
                     "split it into several files."
                 )
             for group in range(file.num_row_groups):

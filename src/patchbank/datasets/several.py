@@ -20,6 +20,7 @@ from patchbank.errors import ConfigError, DatasetError
 from patchbank.locations import is_remote, locate, remotely
 
 POSITIONS = 1_000_000  # for each file
+LARGEST = 900_000  # images a file: a shard of the last ones must not reach the next file's positions
 MISSING = "missing: there is no such file"
 
 _INSTALL = 'pip install "patchbank[tar]"'
@@ -117,7 +118,7 @@ def gather(
         prefix: put the file's name, without its extension, before every key.
 
     Raises:
-        DatasetError: none of the part's files is there, no file of all has an image, one holds more than `POSITIONS`,
+        DatasetError: none of the part's files is there, no file of all has an image, one holds more than `LARGEST`,
             a key is no plain relative path, or two files have the same key.
     """
     mine = part.of(len(places))
@@ -131,8 +132,8 @@ def gather(
         if content.damage is not None:
             damaged[str(place)] = content.damage
         for key, number, where in content.images:
-            if number >= POSITIONS:
-                raise DatasetError(f"{place} holds more than {POSITIONS:,} images: split it into several files.")
+            if number >= LARGEST:
+                raise DatasetError(f"{place} holds more than {LARGEST:,} images: split it into several files.")
             key = checked(f"{place.stem}/{key}" if prefix else key, place)
             if (other := owners.setdefault(key, place)) is not place:
                 raise DatasetError(f"{other} and {place} both hold {key!r}. {_mend(other, place, prefix)}")

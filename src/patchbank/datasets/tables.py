@@ -11,7 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -75,6 +75,7 @@ class _Window:
     def __init__(self, table: Table, group: int) -> None:
         self._table, self._group = table, group
         self._lock = threading.Lock()
+        self._wanted: set[int] = set()  # rows that a thread is waiting for
         self._stack = ExitStack()
         self._restart()
 
@@ -93,16 +94,30 @@ class _Window:
 
     def take(self, row: int) -> bytes | None:
         """A row's bytes, which are forgotten here; None where it has none. Raises OSError."""
+        self._wanted.add(row)
         with self._lock:
-            if row not in self._rows and row < self._next:
-                self._restart()
-            while row >= self._next:
-                self._read()
-            found = self._rows.pop(row)
-            self._bytes -= len(found or b"")
-            while len(self._rows) > _KEPT_ROWS or self._bytes > _KEPT_BYTES:
-                self._bytes -= len(self._rows.popitem(last=False)[1] or b"")
-            return found
+            try:
+                if row not in self._rows and row < self._next:
+                    self._restart()
+                while row >= self._next:
+                    self._read()
+                    self._drop()
+                return self._forget(row)
+            finally:
+                self._wanted.discard(row)
+
+    def _drop(self) -> None:
+        """Forget the oldest rows that nobody waits for, while there are too many."""
+        for row in list(self._rows):
+            if len(self._rows) <= _KEPT_ROWS and self._bytes <= _KEPT_BYTES:
+                return
+            if row not in self._wanted:
+                self._forget(row)
+
+    def _forget(self, row: int) -> bytes | None:
+        found = self._rows.pop(row)
+        self._bytes -= len(found or b"")
+        return found
 
     def _read(self) -> None:
         """Read the next batch of rows."""
@@ -110,20 +125,24 @@ class _Window:
 
         if self._broken is not None:
             raise OSError(self._broken)
+        location = self._table.location
         try:
-            if self._batches is None:
-                self._batches = self._begin()
-            column = next(self._batches).column(0)
-        except StopIteration:
-            self._broken = "the table ends before the row"
-        except FileNotFoundError:
-            raise
+            with remote_errors(location) if self._table.remote else nullcontext():
+                if self._batches is None:
+                    self._batches = self._begin()
+                batch = next(self._batches, None)
         except (OSError, pyarrow.ArrowException) as error:
+            cause = error.__cause__ or error
+            if not isinstance(cause, pyarrow.ArrowException) and (not isinstance(cause, OSError) or cause.errno):
+                self._restart()  # of the disk or the network, and the next row may be luckier
+                raise
             self._broken = f"damaged: {first_line(error)}"
-        if self._broken is not None:
+            raise OSError(self._broken) from error
+        if batch is None:
+            self._broken = "the table ends before the row"
             raise OSError(self._broken)
         # Copies, since one row that waits would keep the memory of its whole batch.
-        for value in column:
+        for value in batch.column(0):
             found = value.as_py()
             if isinstance(found, dict):
                 found = found["bytes"]

@@ -11,6 +11,7 @@ import torch
 
 from patchbank.advice import auto_workers
 from patchbank.bank.base_writer import BankWriter
+from patchbank.bank.manifest import Manifest
 from patchbank.bank.writer import open_writer
 from patchbank.budget import ByteBudget
 from patchbank.config import ExtractConfig
@@ -87,6 +88,13 @@ def _batches(todo: Sequence[Record], batch_size: int) -> Iterator[Slots]:
         yield slots
 
 
+def compiling_notes(manifest: Manifest, encoder: PatchEncoder) -> list[str]:
+    """What to say where a bank is compiled and this process's encoder is not."""
+    if manifest.compiled and not encoder.compiled:
+        return ["The bank was begun compiled: the last bits of these features may differ."]
+    return []
+
+
 class Worker:
     """One process's share of a run: the model loaded once, the bank open, units done one after the other."""
 
@@ -101,6 +109,7 @@ class Worker:
         )
         self._stack = ExitStack()
         self._bank = self._stack.enter_context(open_writer(task.out, manifest, {}, helper=True))
+        self._notes = compiling_notes(manifest, self._encoder)
         self._noted = 0
 
     def __call__(self, unit: Unit, stop: Callable[[], bool]) -> Outcome:
@@ -123,7 +132,8 @@ class Worker:
         self._bank.commit()
         if gone:
             raise gone
-        notes, self._noted = self._encoder.notes[self._noted :], len(self._encoder.notes)
+        notes = [*self._encoder.notes[self._noted :], *self._notes]
+        self._noted = len(self._encoder.notes)
         return Outcome(
             images,
             failures,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from patchbank.datasets.sources import Source
 
 INSTALL = 'pip install "patchbank[ray]"'
+_CONTROL = "control"  # the concurrency group of `stop`
 _ATTEMPTS = 5  # at a unit, before its images are taken for what kills the workers
 _POLL = 0.5  # seconds between looks at whether the run is to stop
 _ANSWER = 10.0  # seconds that a cluster has to answer in
@@ -196,15 +197,17 @@ def run(
         out=task.out if is_remote(task.out) else task.out.absolute(),
         checkpoint=replace(task.checkpoint, path=task.checkpoint.path.absolute()),
     )
-    # Two calls at once, so that `stop` is heard while `do` goes on.
-    actor_class = ray.remote(_Worker).options(
-        num_cpus=cpus, num_gpus=gpus, max_concurrency=2, max_restarts=-1, scheduling_strategy="SPREAD"
+    # One call at a time, but `stop` is heard while `do` goes on.
+    actor_class = ray.remote(concurrency_groups={_CONTROL: 1})(_Worker).options(
+        num_cpus=cpus, num_gpus=gpus, max_concurrency=1, max_restarts=-1, scheduling_strategy="SPREAD"
     )
     actors = [actor_class.remote(task, cpus, "cuda" if gpus else "cpu") for _ in range(min(workers, len(units)))]
     try:
         _give_out(ray, actors, deque(_absolute(units)), done, stop, say)
     finally:
         with contextlib.suppress(Exception):  # some may be gone
+            for actor in actors:
+                _stop(actor)
             ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=10)
         for actor in actors:
             ray.kill(actor)
@@ -219,7 +222,6 @@ def _give_out(
     say: Callable[[str], None],
 ) -> None:
     """Give each actor a unit as it becomes free, until all are done."""
-    died = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ray.exceptions.OutOfMemoryError)
     free: list[Any] = []
     loading = {_load(actor): actor for actor in actors}
     busy: dict[Any, tuple[Any, Unit]] = {}
@@ -238,19 +240,25 @@ def _give_out(
                 actor = loading.pop(reference)
             try:
                 outcome = ray.get(reference)
-            except died as error:
+            except ray.exceptions.RayTaskError as error:
+                raise BankError(f"A worker failed: {_reason(error)}. What was committed is safe.") from error
+            except ray.exceptions.RayError as error:  # the actor died, or its node, or its result with it
+                if unit is None:
+                    if not (free or loading or busy):
+                        raise BankError(f"No worker can be started: {_reason(error)}.") from error
+                    say(f"A worker cannot be started, and is given up: {_reason(error)}.")
+                    continue
                 # Ray restarts it, on another node if need be; what it was at goes to whoever is free.
                 loading[_load(actor)] = actor
-                if unit is not None:
-                    first = unit.records[0].key
-                    attempts[first] = attempts.get(first, 0) + 1
-                    if attempts[first] >= _ATTEMPTS:
-                        raise BankError(
-                            f"Workers died {_ATTEMPTS} times of the {len(unit.records):,} images from {first!r} on "
-                            f"(out of memory?): {str(error).strip().splitlines()[0]} What was committed is safe."
-                        ) from error
-                    if not stopping:
-                        units.appendleft(unit)
+                first = unit.records[0].key
+                attempts[first] = attempts.get(first, 0) + 1
+                if attempts[first] >= _ATTEMPTS:
+                    raise BankError(
+                        f"Workers died {_ATTEMPTS} times of the {len(unit.records):,} images from {first!r} on (out of "
+                        f"memory?): {_reason(error)}. What was committed is safe."
+                    ) from error
+                if not stopping:
+                    units.appendleft(unit)
                 continue
             if isinstance(outcome, PatchbankError):
                 raise outcome
@@ -266,11 +274,21 @@ def _give_out(
             stopping = True
             units.clear()
             for actor in actors:
-                actor.stop.remote()
+                _stop(actor)
 
 
 def _load(actor: Any) -> Any:
-    return actor.load.options(max_task_retries=-1).remote()
+    """Have it load. With retries, Ray waits for an actor that is being restarted; each death costs one."""
+    return actor.load.options(max_task_retries=_ATTEMPTS - 1).remote()
+
+
+def _stop(actor: Any) -> None:
+    actor.stop.options(concurrency_group=_CONTROL).remote()
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what Ray says; before it stand tracebacks and identifiers."""
+    return str(error).strip().splitlines()[-1].strip().rstrip(".")
 
 
 def _absolute(units: Sequence[Unit]) -> Iterator[Unit]:
