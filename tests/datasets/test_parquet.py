@@ -164,3 +164,23 @@ def test_two_files_with_one_key(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="--prefix"):
         load(*paths)
     assert [record.key for record in load(*paths, prefix=True).records] == ["a/x", "b/x"]
+
+
+def test_what_is_kept_while_rows_are_read_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for the last row first: the rows before it are dropped on the way, and read anew when asked for."""
+    monkeypatch.setattr(tables, "_KEPT_BYTES", 4000)
+    count, largest = 1000, [0]
+    drop = tables._Window._drop
+
+    def watched(window: tables._Window) -> None:
+        drop(window)
+        largest[0] = max(largest[0], window._bytes)
+
+    monkeypatch.setattr(tables._Window, "_drop", watched)
+    names = [f"{number:04}.jpg" for number in range(count)]
+    contents = [number.to_bytes(4, "big") * 100 for number in range(count)]
+    dataset = load(write(tmp_path / "many.parquet", count, name=names, image=contents))
+    for position in (count - 1, 0, 500):
+        record = dataset.records[position]
+        assert record.source.content(record).read() == contents[position]  # type: ignore[union-attr]
+    assert 0 < largest[0] <= 4000

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from patchbank import extract, load_dataset
 from patchbank.config import ExtractConfig
 from patchbank.engines import work
 from patchbank.engines.ray import _cpus, settle
-from patchbank.errors import ConfigError
+from patchbank.errors import BankError, ConfigError
 from tests.support import contents, no_leftovers, patchbank, photographs
 
 pytest.importorskip("ray")
@@ -80,10 +81,15 @@ def expected(layout: str, images: Path, config: ExtractConfig, directory: Path) 
 
 def busy_workers() -> list[int]:
     """Processes of actors that are at a unit: Ray names them so."""
+    return workers_of(b"ray::_Worker.do")
+
+
+def workers_of(name: bytes) -> list[int]:
+    """Processes whose name begins so."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if (entry / "cmdline").read_bytes().startswith(b"ray::_Worker.do"):
+            if (entry / "cmdline").read_bytes().startswith(name):
                 found.append(int(entry.name))
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -146,6 +152,25 @@ def test_what_a_worker_finds_wrong_is_one_message_that_names_its_node(
     finally:
         (images.parent / "away/images").rename(images)
         (images.parent / "away").rmdir()
+
+
+def test_workers_that_die_whatever_they_do_end_the_run(run: Callable[..., Any], tmp_path: Path) -> None:
+    ended = Event()
+
+    def kill() -> None:
+        while not ended.wait(0.02):
+            for worker in workers_of(b"ray::_Worker"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+
+    killer = Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(BankError, match=r"No worker can be started: |Workers died 5 times of the 4 images from "):
+            run("ezhoi", num_workers=1)
+    finally:
+        ended.set()
+        killer.join()
 
 
 def test_how_a_cluster_is_divided(cluster: Any) -> None:
