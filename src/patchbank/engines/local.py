@@ -96,10 +96,10 @@ def compiling_notes(manifest: Manifest, encoder: PatchEncoder) -> list[str]:
 
 
 class Worker:
-    """One process's share of a run: the model loaded once, the bank open, units done one after the other."""
+    """One process's share of a run: the model loaded once, the bank opened once, units done one after the other."""
 
     def __init__(self, task: Task, device: str) -> None:
-        """Load the model and open the bank. Raises WeightsError, ConfigError and BankError as these do."""
+        """Load the model. Raises WeightsError and ConfigError as `PatchEncoder` does."""
         manifest = task.manifest
         self._config = replace(task.config, device=device)
         self._encoder = PatchEncoder(
@@ -108,14 +108,15 @@ class Worker:
             compiled=manifest.compiled,
         )
         self._stack = ExitStack()
-        self._bank = self._stack.enter_context(open_writer(task.out, manifest, {}, helper=True))
+        self._open = partial(open_writer, task.out, manifest, {}, helper=True)
+        self._bank: BankWriter | None = None
         self._notes = compiling_notes(manifest, self._encoder)
         self._noted = 0
 
     def __call__(self, unit: Unit, stop: Callable[[], bool]) -> Outcome:
         """Do a unit; when this returns, it is durable.
 
-        Raises BankError where the bank cannot be written, and DatasetError where the images are gone.
+        Raises BankError where the bank cannot be opened or written, and DatasetError where the images are gone.
         """
         images = 0
         failures: list[Failure] = []
@@ -125,11 +126,14 @@ class Worker:
             images += count
             failures.extend(failed)
 
-        before = self._bank.bytes_written
-        self._bank.expect({record.key: record.position for record in unit.records}, unit.known)
+        if self._bank is None:  # one who gets no unit leaves nothing in it to tidy up
+            self._bank = self._stack.enter_context(self._open())
+        bank = self._bank
+        before = bank.bytes_written
+        bank.expect({record.key: record.position for record in unit.records}, unit.known)
         todo = unit.todo
-        times, gone = encode_into(self._bank, self._encoder, todo, self._config, added=added, stop=stop)
-        self._bank.commit()
+        times, gone = encode_into(bank, self._encoder, todo, self._config, added=added, stop=stop)
+        bank.commit()
         if gone:
             raise gone
         notes = [*self._encoder.notes[self._noted :], *self._notes]
@@ -137,7 +141,7 @@ class Worker:
         return Outcome(
             images,
             failures,
-            self._bank.bytes_written - before,
+            bank.bytes_written - before,
             times,
             notes,
             stopped=images + len(failures) < len(todo),

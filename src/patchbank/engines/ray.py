@@ -117,7 +117,7 @@ class _Worker:
         self._worker: Any = None
 
     def load(self) -> PatchbankError | None:
-        """Load the model and open the bank, if that has not been done yet."""
+        """Load the model, if that has not been done yet."""
         import torch
 
         from patchbank.budget import keep_freed_memory
@@ -199,40 +199,62 @@ def run(
     )
     # One call at a time, but `stop` is heard while `do` goes on.
     actor_class = ray.remote(concurrency_groups={_CONTROL: 1})(_Worker).options(
-        num_cpus=cpus, num_gpus=gpus, max_concurrency=1, max_restarts=-1, scheduling_strategy="SPREAD"
+        num_cpus=cpus, num_gpus=gpus, max_concurrency=1, max_restarts=_ATTEMPTS - 1, scheduling_strategy="SPREAD"
     )
-    actors = [actor_class.remote(task, cpus, "cuda" if gpus else "cpu") for _ in range(min(workers, len(units)))]
+    actors: list[Any] = []
+    ready: set[Any] = set()
+
+    def start() -> Any:
+        actors.append(actor_class.remote(task, cpus, "cuda" if gpus else "cpu"))
+        return actors[-1]
+
     try:
-        _give_out(ray, actors, deque(_absolute(units)), done, stop, say)
+        _give_out(ray, start, min(workers, len(units)), ready, deque(_absolute(units)), done, stop, say)
     finally:
         with contextlib.suppress(Exception):  # some may be gone
-            for actor in actors:
+            for actor in ready:
                 _stop(actor)
-            ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=10)
+            closed = [actor.close.remote() for actor in ready]
+            ray.wait(closed, num_returns=len(closed), timeout=_ANSWER)
         for actor in actors:
             ray.kill(actor)
 
 
 def _give_out(
     ray: Any,
-    actors: Sequence[Any],
+    start: Callable[[], Any],
+    workers: int,
+    ready: set[Any],
     units: deque[Unit],
     done: Callable[[Outcome], None],
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> None:
-    """Give each actor a unit as it becomes free, until all are done."""
+    """Give each of so many actors a unit as it becomes free, until all are done; `ready` gathers those that loaded."""
     free: list[Any] = []
-    loading = {_load(actor): actor for actor in actors}
+    loading = {_load(actor): actor for actor in (start() for _ in range(workers))}
     busy: dict[Any, tuple[Any, Unit]] = {}
     attempts: dict[str, int] = {}
     stopping, told, waited = False, False, time.monotonic()
+
+    def again(actor: Any, error: Exception) -> None:
+        """One has died. Ray restarts it, on another node if need be, up to so many times."""
+        if not isinstance(error, ray.exceptions.ActorDiedError):
+            loading[_load(actor)] = actor
+        elif actor in ready:  # in a long run, each may die that often
+            fresh = start()
+            loading[_load(fresh)] = fresh
+        elif free or loading or busy:
+            say(f"A worker cannot be started, and is given up: {_reason(error)}.")
+        else:
+            raise BankError(f"No worker can be started: {_reason(error)}. What was committed is safe.") from error
+
     while units or busy:
         while free and units:
             actor, given = free.pop(), units.popleft()
             busy[actor.do.remote(given)] = actor, given
-        ready, _ = ray.wait([*loading, *busy], timeout=_POLL)
-        for reference in ready:
+        answered, _ = ray.wait([*loading, *busy], timeout=_POLL)
+        for reference in answered:
             unit: Unit | None = None
             if reference in busy:
                 actor, unit = busy.pop(reference)
@@ -243,43 +265,39 @@ def _give_out(
             except ray.exceptions.RayTaskError as error:
                 raise BankError(f"A worker failed: {_reason(error)}. What was committed is safe.") from error
             except ray.exceptions.RayError as error:  # the actor died, or its node, or its result with it
-                if unit is None:
-                    if not (free or loading or busy):
-                        raise BankError(f"No worker can be started: {_reason(error)}.") from error
-                    say(f"A worker cannot be started, and is given up: {_reason(error)}.")
-                    continue
-                # Ray restarts it, on another node if need be; what it was at goes to whoever is free.
-                loading[_load(actor)] = actor
-                first = unit.records[0].key
-                attempts[first] = attempts.get(first, 0) + 1
-                if attempts[first] >= _ATTEMPTS:
-                    raise BankError(
-                        f"Workers died {_ATTEMPTS} times of the {len(unit.records):,} images from {first!r} on (out of "
-                        f"memory?): {_reason(error)}. What was committed is safe."
-                    ) from error
-                if not stopping:
-                    units.appendleft(unit)
+                if unit is not None:  # whoever is free gets what it was at
+                    first = unit.records[0].key
+                    attempts[first] = attempts.get(first, 0) + 1
+                    if attempts[first] >= _ATTEMPTS:
+                        raise BankError(
+                            f"Workers died {_ATTEMPTS} times of the {len(unit.records):,} images from {first!r} on "
+                            f"(out of memory?): {_reason(error)}. What was committed is safe."
+                        ) from error
+                    if not stopping:
+                        units.appendleft(unit)
+                again(actor, error)
                 continue
             if isinstance(outcome, PatchbankError):
                 raise outcome
             if unit is not None:
                 done(outcome)
+            ready.add(actor)
             free.append(actor)
-        if busy or ready:
+        if busy or answered:
             waited = time.monotonic()
         elif time.monotonic() - waited > _PATIENCE and not told:
             told = True
-            say(f"Waiting for the cluster: none of {len(actors)} workers has a place yet. `ray status` says why.")
+            say(f"Waiting for the cluster: none of {workers} workers has a place yet. `ray status` says why.")
         if stop() and not stopping:
             stopping = True
             units.clear()
-            for actor in actors:
+            for actor, _ in busy.values():
                 _stop(actor)
 
 
 def _load(actor: Any) -> Any:
-    """Have it load. With retries, Ray waits for an actor that is being restarted; each death costs one."""
-    return actor.load.options(max_task_retries=_ATTEMPTS - 1).remote()
+    """Have it load. With retries, Ray waits for an actor that is being restarted, as long as it restarts it."""
+    return actor.load.options(max_task_retries=-1).remote()
 
 
 def _stop(actor: Any) -> None:
