@@ -242,6 +242,9 @@ def test_where_a_bank_cannot_be(images: Path, config: ExtractConfig, store: Stor
     with pytest.raises(ConfigError, match="must hold no credentials") as caught:
         extract(dataset, "s3://key:geheim@bucket/bank", config)
     assert "geheim" not in str(caught.value)
+    with pytest.raises(ConfigError, match="must have no query") as caught:
+        extract(dataset, "s3://bucket/bank?X-Amz-Signature=geheim", config)
+    assert "geheim" not in str(caught.value)
     with pytest.raises(ConfigError, match="there is no store nowhere://"):
         extract(dataset, "nowhere://bucket/bank", config)
     with pytest.raises(BankError, match="an object store has the layout shards"):
