@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import PIL
@@ -225,6 +226,16 @@ def read_shard(path: Path) -> Shard:
 def no_leftovers(directory: Path) -> bool:
     """Whether nothing temporary lies in a bank."""
     return not list(directory.glob(".*"))
+
+
+class SecondLook(Event):
+    """A stop that is set when the pipeline looks for the second time."""
+
+    _looks = 0
+
+    def is_set(self) -> bool:
+        self._looks += 1
+        return self._looks > 1
 
 
 torch.set_num_threads(2)  # the same on every machine the tests run on

@@ -20,7 +20,7 @@ from patchbank.config import Partition
 from patchbank.datasets import Dataset, tables
 from patchbank.datasets.several import LARGEST, POSITIONS
 from patchbank.errors import ConfigError, DatasetError
-from tests.support import contents, photographs
+from tests.support import SecondLook, contents, photographs
 
 
 def write(path: Path, group: int = 3, **columns: Any) -> Path:
@@ -75,6 +75,10 @@ def test_the_same_features_as_of_a_folder(
         part = Partition(index, 2)
         extract(load(*both, partition=part), tmp_path / "parts", replace(config, partition=part))
     assert contents(tmp_path / "parts") == contents(tmp_path / "bank")
+    assert extract(load(*both), tmp_path / "stopped", config, stop=SecondLook()).remaining
+    assert 0 < len(open_bank(tmp_path / "stopped")) < 11
+    extract(load(*both), tmp_path / "stopped", config)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "bank")
 
 
 @pytest.mark.parametrize("kept", [3, 1024])

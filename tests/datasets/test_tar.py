@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 
 import pytest
 import typer
@@ -22,16 +20,8 @@ from patchbank.config import Partition
 from patchbank.datasets.several import POSITIONS, expand
 from patchbank.errors import ConfigError, DatasetError
 from patchbank.plan import make_plan
-from tests.support import contents, photographs
-
-
-def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
+from tests.datasets.packed import write_tar
+from tests.support import SecondLook, contents, photographs
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +79,7 @@ def test_partitions_and_interruptions_leave_no_trace(tars: str, config: ExtractC
     assert opened == [["s1.tar", "s2.tar"], ["s0.tar"]]
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
-    class SecondBatch(Event):
-        """Set when the pipeline asks for the second time."""
-
-        asked = 0
-
-        def is_set(self) -> bool:
-            self.asked += 1
-            return self.asked > 1
-
-    assert extract(load_dataset("tar", tars), tmp_path / "stopped", config, stop=SecondBatch()).remaining
+    assert extract(load_dataset("tar", tars), tmp_path / "stopped", config, stop=SecondLook()).remaining
     assert 0 < len(open_bank(tmp_path / "stopped")) < 11
     extract(load_dataset("tar", tars), tmp_path / "stopped", config)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")

@@ -16,6 +16,7 @@ from patchbank import extract, load_dataset, open_bank
 from patchbank.config import ExtractConfig
 from patchbank.encoder.encoder import resolve_devices
 from patchbank.errors import ConfigError
+from tests.datasets.packed import packed
 from tests.support import command, contents, no_leftovers, patchbank, photographs
 
 
@@ -41,6 +42,19 @@ def test_two_processes_make_the_bank_of_one(
     assert (both.images, both.already_done, both.remaining) == (32, 8, 0)
     assert both.settled == both.listed == alone.settled == 41
     assert both.bytes_written > 32 * 16 * 32 * 4
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_tars_and_tables_are_read_by_each_process(
+    kind: str, images: Path, tiny_config: ExtractConfig, tmp_path: Path
+) -> None:
+    dataset = packed(kind, images, tmp_path / "packed", files=3)
+    config = replace(tiny_config, layout="shards", shard_size=4 * 2200)
+    alone = extract(dataset, tmp_path / "alone", config)
+    both = extract(dataset, tmp_path / "both", replace(config, device="cpu:0,1"))
+    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
+    assert (both.images, both.failures) == (alone.images, alone.failures) == (40, alone.failures)
+    assert list(both.failures) == ["broken.jpg"]
 
 
 def test_what_a_worker_cannot_do_is_one_message(images: Path, tiny_weights: Path, tmp_path: Path) -> None:

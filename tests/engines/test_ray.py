@@ -19,6 +19,7 @@ from patchbank.config import ExtractConfig
 from patchbank.engines import work
 from patchbank.engines.ray import _cpus, settle
 from patchbank.errors import BankError, ConfigError
+from tests.datasets.packed import packed
 from tests.support import contents, no_leftovers, patchbank, photographs
 
 pytest.importorskip("ray")
@@ -56,7 +57,9 @@ def run(
     """Extract on the cluster into ``bank``; `meanwhile` happens once, when the first images are done."""
     monkeypatch.setattr(work, "_UNIT", 4)
 
-    def function(layout: str, meanwhile: Callable[[], object] = lambda: None, **options: Any) -> Any:
+    def function(
+        layout: str, meanwhile: Callable[[], object] = lambda: None, dataset: Any = None, **options: Any
+    ) -> Any:
         left = [meanwhile]
 
         def progress(*_: object) -> None:
@@ -66,9 +69,8 @@ def run(
         config = replace(tiny_config, layout=layout, shard_size=4 * 2200, engine="ray", ray_address=cluster.address)  # type: ignore[arg-type]
         stop = options.pop("stop", None)
         bank = tmp_path / "bank"
-        return extract(
-            load_dataset("folder", images), bank, replace(config, **options), on_progress=progress, stop=stop
-        )
+        dataset = dataset or load_dataset("folder", images)
+        return extract(dataset, bank, replace(config, **options), on_progress=progress, stop=stop)
 
     return function
 
@@ -126,6 +128,16 @@ def test_the_bank_is_complete_though_a_node_is_lost(
     assert len(cluster.worker_nodes) == nodes - 1
     assert summary.images == NAMES - 1
     assert contents(tmp_path / "bank") == expected("shards", images, tiny_config, tmp_path / "local")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_tars_and_tables_are_read_by_the_workers(
+    kind: str, run: Callable[..., Any], images: Path, tiny_config: ExtractConfig, tmp_path: Path
+) -> None:
+    dataset = packed(kind, images, tmp_path / "packed", files=3)
+    assert run("shards", dataset=dataset).images == NAMES - 1
+    extract(dataset, tmp_path / "local", replace(tiny_config, layout="shards", shard_size=4 * 2200))
+    assert contents(tmp_path / "bank") == contents(tmp_path / "local")
 
 
 def test_a_stop_ends_after_the_images_in_flight(
