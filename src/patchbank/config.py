@@ -54,7 +54,9 @@ class Partition:
         return cls(int(first), int(second))
 
     def __post_init__(self) -> None:
-        if self.count < 1 or not 0 <= self.index < self.count:
+        if self.count < 1:
+            raise ConfigError(f"--partition {self}: there must be one part at least, as in 0/1.")
+        if not 0 <= self.index < self.count:
             raise ConfigError(
                 f"--partition {self}: parts are numbered from 0 to N-1, so I must be less than N "
                 f"({self.count} parts are 0/{self.count} to {self.count - 1}/{self.count})."

@@ -258,7 +258,7 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         weights = plan.checkpoint.path if plan.checkpoint else f"to be downloaded from {plan.model.url}"
         say(str(plan.out), "bold")
         say(
-            f"  {plan.model.name}, {len(plan.selected):,} images, {done:,} done, {len(plan.todo):,} to do, "
+            f"  {plan.model.name}, {count_text(len(plan.selected), 'image')}, {done:,} done, {len(plan.todo):,} to do, "
             f"{bytes_text(plan.bytes_needed)}"
         )
         if plan.failed_before:

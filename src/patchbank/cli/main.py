@@ -91,5 +91,6 @@ def main() -> None:
         )
         sys.exit(2)
     except OSError as error:  # of the disk or of permissions, where no message of ours stands before it
-        show_error(f"{error.filename or 'a file'}: {error.strerror or error}.")
+        reason = error.strerror or str(error)
+        show_error(f"{error.filename}: {reason}." if error.filename else reason)
         sys.exit(2)
