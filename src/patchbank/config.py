@@ -55,7 +55,7 @@ class Partition:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ConfigError(f"--partition {self}: there must be one part at least, as in 0/1.")
+            raise ConfigError(f"--partition {self}: parts are numbered from 0 to N-1, and there is one at least: 0/1.")
         if not 0 <= self.index < self.count:
             raise ConfigError(
                 f"--partition {self}: parts are numbered from 0 to N-1, so I must be less than N "
