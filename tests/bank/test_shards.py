@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patchbank import ExtractConfig, ImageTransform, extract, load_dataset, open_bank
+from patchbank.bank import storage
 from patchbank.bank.base_writer import Feature
 from patchbank.bank.entries import Entry
 from patchbank.bank.shard import ShardDamagedError, make_header
@@ -636,3 +637,17 @@ def test_a_resumed_bank_keeps_its_layout(tiny_config: ExtractConfig, tmp_path: P
     assert open_bank(tmp_path / "bank").manifest.layout == "ezhoi"
     with pytest.raises(BankError, match="layout: the bank has ezhoi, this run shards"):
         extract(dataset, tmp_path / "bank", replace(tiny_config, layout="shards"))
+
+
+def test_a_shard_gets_its_name_by_a_rename_and_is_durable_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy would be seen half done, and could be lost with the directory's entry."""
+    synced: list[Path] = []
+    monkeypatch.setattr(storage, "fsync_directory", synced.append)
+    place = storage.LocalStorage(tmp_path / "bank")
+    with place.scratch() as scratch:
+        temporary = scratch / "made"
+        temporary.write_bytes(b"a shard")
+        inode = temporary.stat().st_ino
+        place.commit(temporary, "shard")
+        assert (tmp_path / "bank" / "shard").stat().st_ino == inode
+        assert synced == [tmp_path / "bank"] and not temporary.exists()

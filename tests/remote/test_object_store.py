@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,6 +187,28 @@ def test_a_store_that_takes_no_more(
     assert there.items() <= whole.items() and (after == 0 or len(there) == after)
     extract(load_dataset("folder", images), url, config)
     assert download(url, tmp_path / "there") == whole
+
+
+def test_a_shard_that_arrives_cut_short_is_not_kept(
+    images: Path, config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the store says that all is well."""
+    memory = pytest.importorskip("fsspec.implementations.memory").MemoryFileSystem
+    put = memory.put_file
+
+    def half(self: Any, lpath: str, rpath: str, **options: Any) -> None:
+        Path(lpath).write_bytes(Path(lpath).read_bytes()[:-100])
+        put(self, lpath, rpath, **options)
+
+    url = "memory://patchbank/short"
+    monkeypatch.setattr(memory, "put_file", half)
+    with pytest.raises(BankError, match=r"bytes arrived|cannot be written"):
+        extract(load_dataset("folder", images), url, config)
+    assert not download(url, tmp_path / "short")
+    monkeypatch.undo()
+    extract(load_dataset("folder", images), url, config)
+    extract(load_dataset("folder", images), tmp_path / "bank", config)
+    assert download(url, tmp_path / "there") == contents(tmp_path / "bank")
 
 
 def test_a_process_that_is_killed_leaves_whole_shards(

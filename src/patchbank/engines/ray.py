@@ -137,8 +137,6 @@ class _Worker:
         if error := self.load():  # Ray may have restarted it since it was asked to
             return error
         try:
-            for source in {record.source for record in unit.records}:
-                source.require()
             outcome: Outcome = self._worker(unit, self._stopping.is_set)
             return outcome
         except PatchbankError as error:
