@@ -205,11 +205,11 @@ def patchbank(
 
 
 def contents(directory: Path) -> dict[str, str]:
-    """Every file under a directory, by relative name, with the SHA-256 of its bytes."""
+    """Every file of a bank, by relative name, with the SHA-256 of its bytes; but not what it says of its runs."""
     return {
         path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.parent != directory / "runs"
     }
 
 

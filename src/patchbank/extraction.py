@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 
 from patchbank.advice import advise
 from patchbank.bank.manifest import Manifest, library_versions
 from patchbank.bank.packing import images_a_shard
+from patchbank.bank.runs import DIRECTORY as RUNS
+from patchbank.bank.runs import Run, write_run
 from patchbank.bank.writer import open_writer
 from patchbank.config import WHOLE, ExtractConfig
 from patchbank.datasets import Dataset
 from patchbank.encoder.encoder import PatchEncoder
+from patchbank.encoder.untrained import is_untrained
 from patchbank.encoder.weights import Progress as DownloadProgress
 from patchbank.encoder.weights import obtain_checkpoint
 from patchbank.engines import processes
@@ -153,7 +157,7 @@ def execute(
     Raises BankError where the bank cannot be written, DatasetError where the images are gone; what was committed stays.
     """
     stop = stop or Event()
-    began = time.perf_counter()
+    began, date = time.perf_counter(), datetime.now(UTC)
     failures: dict[str, str] = {}
     written, helpers_bytes = 0, 0
     times, notes = StageTimes(), list[str]()
@@ -190,7 +194,7 @@ def execute(
     if gone:
         raise gone
     advice = advise(times.bound, manifest, plan.config) if written >= _ENOUGH * manifest.batch_size else None
-    return ExtractSummary(
+    summary = ExtractSummary(
         bank=plan.out,
         images=written,
         already_done=len(plan.selected) - len(todo),
@@ -204,6 +208,32 @@ def execute(
         advice=advice,
         notes=bank.notes + notes + _notes(plan, manifest, bool(todo)),
     )
+    if todo:
+        _note_run(plan, summary, date)
+    return summary
+
+
+def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> None:
+    """Leave word of a run beside the bank; where that cannot be done, the run is none the worse for it."""
+    run = Run(
+        began=began.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        seconds=round(summary.seconds, 3),
+        images=summary.images,
+        failures=len(summary.failures),
+        remaining=summary.remaining,
+        bytes_written=summary.bytes_written,
+        waited={stage: round(seconds, 3) for stage, seconds in asdict(summary.times).items()},
+        bound=summary.times.bound,
+        device=plan.config.device if is_shared_out(plan) else str(plan.devices[0]),
+        engine=plan.config.engine,
+        partition=str(plan.config.partition),
+        versions=library_versions(),
+        untrained=plan.checkpoint is not None and is_untrained(plan.checkpoint.path),
+    )
+    try:
+        write_run(plan.out, run)
+    except OSError as error:
+        summary.notes.append(f"This run could not be noted in {plan.out / RUNS}: {error.strerror or error}.")
 
 
 def _share_out(

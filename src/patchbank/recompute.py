@@ -13,7 +13,7 @@ from patchbank.budget import ByteBudget
 from patchbank.config import UNKNOWN, Decode, Precision, ResizeMode
 from patchbank.datasets import Dataset
 from patchbank.encoder.encoder import PatchEncoder, resolve_device
-from patchbank.encoder.weights import CHECKPOINTS
+from patchbank.encoder.weights import CHECKPOINTS, Checkpoint, obtain_checkpoint
 from patchbank.errors import ConfigError, WeightsError
 from patchbank.models import Model
 from patchbank.preprocess import Failure, load
@@ -62,6 +62,14 @@ def encoder_of(
             resolve_device(device, precision)
         except ConfigError:
             precision = "fp32"  # what it stands for
+    checkpoint = checkpoint_of(model, bank, root, weights=weights, checkpoints=checkpoints)
+    return PatchEncoder(model, checkpoint, precision, device)
+
+
+def checkpoint_of(
+    model: Model, bank: Manifest | None, root: Path | None, *, weights: Path | None, checkpoints: Path | None
+) -> Checkpoint:
+    """The checkpoint that a bank was made with, as far as the bank says. Raises WeightsError; as `encoder_of`."""
     if checkpoints is None and root is not None:
         checkpoints = root / CHECKPOINTS
     known = bank.fingerprint.weights_sha256 if bank else UNKNOWN
@@ -69,12 +77,10 @@ def encoder_of(
         raise WeightsError(
             f"The bank was made with a checkpoint that is not OpenAI's (SHA-256 {known}): give it with --weights."
         )
-    encoder = PatchEncoder.load(
-        model.name, weights=weights, checkpoints=checkpoints, precision=precision, device=device
-    )
-    if known not in (UNKNOWN, encoder.checkpoint.sha256):
+    checkpoint = obtain_checkpoint(model, weights, checkpoints)
+    if known not in (UNKNOWN, checkpoint.sha256):
         raise WeightsError(
-            f"The bank was made with other weights than {encoder.checkpoint.path}: their SHA-256 is {known}, this "
-            f"file's {encoder.checkpoint.sha256}. Give the right file with --weights."
+            f"The bank was made with other weights than {checkpoint.path}: their SHA-256 is {known}, this "
+            f"file's {checkpoint.sha256}. Give the right file with --weights."
         )
-    return encoder
+    return checkpoint

@@ -71,7 +71,9 @@ def download(url: str, directory: Path) -> dict[str, str]:
     files.invalidate_cache()
     directory.mkdir()
     for name in files.find(path):
-        files.get_file(name, str(directory / name.rpartition("/")[2]))
+        target = directory / name.removeprefix(path).lstrip("/")
+        target.parent.mkdir(exist_ok=True)
+        files.get_file(name, str(target))
     return contents(directory)
 
 
@@ -237,7 +239,9 @@ def test_a_process_that_is_killed_leaves_whole_shards(
     assert download(url, tmp_path / "there") == contents(tmp_path / "bank")
     for secret in (store.environment["AWS_SECRET_ACCESS_KEY"], store.environment["AWS_ACCESS_KEY_ID"]):
         assert secret not in done.stdout + done.stderr
-        assert all(secret.encode() not in path.read_bytes() for path in (tmp_path / "there").iterdir())
+        assert all(
+            secret.encode() not in path.read_bytes() for path in (tmp_path / "there").rglob("*") if path.is_file()
+        )
 
 
 def test_images_that_cannot_be_had(bucket: str, store: Store, config: ExtractConfig, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from patchbank.bank import ezhoi, manifest
 from patchbank.bank.ledger import read_ledger, remove_ledger
+from patchbank.bank.runs import remove_runs
 from patchbank.bank.shard import shard_names
 from patchbank.bank.storage import storage_of
 from patchbank.locations import is_remote
@@ -27,6 +28,7 @@ def removable(directory: Path) -> list[Path]:
 def remove_bank(directory: Path) -> None:
     """Delete a bank: its features, and what is said of them."""
     features = removable(directory)
+    remove_runs(directory)
     if is_remote(directory):
         for path in features:
             storage_of(directory).delete(path.name)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.panel import Panel
 
+from patchbank.cli import report
 from patchbank.cli.console import busy, plain_table, say, stderr, stdout
 from patchbank.cli.progress import ImageProgress
 from patchbank.cli.signals import StopOnSignal
@@ -79,7 +80,7 @@ def demo(
     check_disk(plans)
 
     table = plain_table("bank", ">features", ">shape", ">bytes", ">recomputed")
-    encoder = None
+    encoder, pages = None, []
     for plan in plans:
         with busy(f"Loading {_MODEL}"):
             encoder = load_encoder(plan, encoder)
@@ -98,6 +99,7 @@ def demo(
             bytes_text(bank.bytes_on_disk()),
             f"{difference:.0e}",
         )
+        pages.append(report.write(bank, report.beside(plan.out), plan.dataset))
     say(f"\nBanks in {bank_directory(root, 'hicodet')} and {bank_directory(root, 'vcoco')}:\n")
     stdout.print(table)
     say(
@@ -110,9 +112,13 @@ def demo(
     say("\nOr through its bank, which knows the image's geometry too:\n")
     say(_READ_BANK.format(bank=str(bank.path), key=key), "cyan")
     say(f"\nNext: patchbank info {shlex.quote(str(bank.path))}")
+    say(f"      patchbank show {shlex.quote(str(bank.path))} {shlex.quote(key)}")
     if weights is not None:
         say(f"For other commands on {root}, add: --model {_MODEL} --weights {shlex.quote(str(weights))}")
         say("These features are of untrained weights: they mean nothing.", "bold red")
+    say("\nThe features to look at, in a browser, one page a bank:")
+    for page in pages:
+        say(f"  {page.path.resolve().as_uri()}", "cyan")
 
 
 def check(bank: Bank, dataset: Dataset, encoder: PatchEncoder) -> float:

@@ -82,7 +82,7 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
             for loaded in load_splits(dataset, root, split or [], images, annotations)
             for name in models
         ]
-        run_jobs(jobs, dry_run=run.dry_run, json=run.json)
+        run_jobs(jobs, dry_run=run.dry_run, json=run.json, pages=run.report)
 
     help_text = f"Extract {title}: by default both splits, with both {' and '.join(EZHOI_MODELS)}."
     app.command(dataset, help=help_text)(options.with_run_options(command))
@@ -119,7 +119,7 @@ def _folder(
     from patchbank.datasets import load_dataset
 
     config = _one_model(run)
-    run_jobs([(load_dataset("folder", images), out, config)], dry_run=run.dry_run, json=run.json)
+    run_jobs([(load_dataset("folder", images), out, config)], dry_run=run.dry_run, json=run.json, pages=run.report)
 
 
 @app.command("tar")
@@ -140,7 +140,7 @@ def _tar(
     config = _one_model(run)
     with busy("Reading the tars' headers"):
         dataset = load_dataset("tar", tars, partition=config.partition, prefix=prefix)
-    run_jobs([(dataset, out, config)], dry_run=run.dry_run, json=run.json)
+    run_jobs([(dataset, out, config)], dry_run=run.dry_run, json=run.json, pages=run.report)
 
 
 @app.command("parquet")
@@ -177,7 +177,7 @@ def _parquet(
             image_column=image_column,
             key_column=key_column,
         )
-    run_jobs([(dataset, out, config)], dry_run=run.dry_run, json=run.json)
+    run_jobs([(dataset, out, config)], dry_run=run.dry_run, json=run.json, pages=run.report)
 
 
 def _one_model(run: options.RunOptions) -> ExtractConfig:
@@ -198,11 +198,13 @@ def run_jobs(
     *,
     dry_run: bool,
     json: bool,
+    pages: bool = False,
     report: Callable[[list[dict[str, Any]]], Any] = lambda summaries: summaries,
 ) -> None:
     """Plan every bank, then make them one after the other. Raises typer.Exit with the command's code.
 
     Args:
+        pages: whether a page about each bank is written at the end.
         report: what ``--json`` prints, of the banks' summaries.
     """
     keep_freed_memory()
@@ -243,11 +245,24 @@ def run_jobs(
         if (exit_code := signals.exit_code) is not None:
             show_note("stopped; what is committed is safe, and the same command goes on from here.")
             break
+    if pages and exit_code is None:
+        _write_pages(plans, json=json)
     if json:
         show_json(report([_summary_dict(*pair) for pair in zip(plans, summaries, strict=False)]))
     if exit_code is None:
         exit_code = 1 if any(summary.failures for summary in summaries) else 0
     raise typer.Exit(exit_code)
+
+
+def _write_pages(plans: list["ExtractPlan"], *, json: bool) -> None:
+    """A page about each bank, beside it."""
+    from patchbank.bank.reader import open_bank
+    from patchbank.cli import report
+
+    for plan in plans:
+        written = report.write(open_bank(plan.out), report.beside(plan.out), plan.dataset)
+        if not json:
+            report.show_written(written)
 
 
 def _show_plans(plans: list["ExtractPlan"]) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import patchbank
-from patchbank.cli import bench, convert, demo, doctor, extract, info, repair, verify
+from patchbank.cli import bench, convert, demo, doctor, extract, info, repair, report, show, verify
 from patchbank.cli.console import show_error
 from patchbank.errors import PatchbankError
 
@@ -33,6 +33,8 @@ def _unwrapped(text: str | None) -> str:
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "info": info.info,
+    "show": show.show,
+    "report": report.report,
     "verify": verify.verify,
     "repair": repair.repair,
     "convert": convert.convert,

@@ -214,6 +214,9 @@ PartitionOption = Annotated[
 ]
 Overwrite = Annotated[bool, flag("--overwrite", "Start the bank anew: what it holds is deleted.", _RUN)]
 DryRun = Annotated[bool, flag("--dry-run", "Say what would be done, and stop.", _RUN)]
+Report = Annotated[
+    bool, flag("--report", "Write a page about each bank beside it at the end, as `patchbank report` does.", _RUN)
+]
 Json = Annotated[bool, flag("--json", "The result as JSON on standard output.", _RUN)]
 
 
@@ -230,6 +233,7 @@ class RunOptions:
     config: ExtractConfig
     dry_run: bool
     json: bool
+    report: bool = False
 
     def models_or(self, default: list[str]) -> list[str]:
         """The models given, or `default`. Raises ConfigError on an unknown one, or several with --weights."""
@@ -263,6 +267,7 @@ def _run_options(
     limit: Limit = DEFAULTS.limit,
     overwrite: Overwrite = DEFAULTS.overwrite,
     dry_run: DryRun = False,
+    report: Report = False,
     json: Json = False,
 ) -> RunOptions:
     config = ExtractConfig(
@@ -286,7 +291,7 @@ def _run_options(
         partition=WHOLE if partition is None else Partition.parse(partition),
         overwrite=overwrite,
     )
-    return RunOptions(model or [], config, dry_run, json)
+    return RunOptions(model or [], config, dry_run, json, report)
 
 
 def parse_shard_size(text: str) -> int:

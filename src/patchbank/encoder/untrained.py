@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from patchbank.encoder.weights import expected_shapes, is_half, transformer_shap
 from patchbank.files import scratch_directory
 from patchbank.models import Model
 
+_MARK = "patchbank-untrained"  # a file in the archive that says so
 _CONTEXT, _VOCABULARY, _TEXT_LAYERS = 77, 49408, 12  # the text tower of every official model
 
 
@@ -60,8 +62,17 @@ def write_untrained(model: Model, path: Path, seed: int = 0, *, vocabulary: int 
         warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated, but what the files are
         # The archive's bytes hold its file's name, so only the directory is another one until it is whole.
         with scratch_directory(path.parent) as scratch:
-            torch.jit.save(torch.jit.script(root), str(scratch / path.name))
+            torch.jit.save(torch.jit.script(root), str(scratch / path.name), _extra_files={_MARK: "random numbers"})
             (scratch / path.name).rename(path)
+
+
+def is_untrained(path: Path) -> bool:
+    """Whether a checkpoint says of itself that its weights are random numbers."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(f"/extra/{_MARK}") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def _owner(root: nn.Module, name: str) -> nn.Module:

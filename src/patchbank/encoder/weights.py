@@ -165,7 +165,7 @@ def load_visual(model: Model, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     Raises WeightsError where the file is no such checkpoint, or its shapes are another model's.
     """
     path = checkpoint.path
-    state = _strip(_read_state(path))
+    state = load_state(path)
     visual = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
     if not visual:
         raise WeightsError(
@@ -174,6 +174,11 @@ def load_visual(model: Model, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         )
     _check_shapes(model, path, visual)
     return {name: _round(name, value) for name, value in visual.items()}
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """All parameters of a checkpoint under their names, as they are stored. Raises WeightsError."""
+    return _strip(_read_state(path))
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

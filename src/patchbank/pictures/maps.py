@@ -1,0 +1,52 @@
+"""Patch tokens as numbers that can be drawn: similarities, and principal components as colours. Imports no torch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+_PERCENTILES = 1, 99  # of a component over the patches: they become 0 and 1, and what lies beyond is cut
+
+
+def unit(vectors: Floats) -> Floats:
+    """(..., D) vectors at unit length; zeros, and what is no number, stay as they are."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
+
+
+def similarities(tokens: Floats, query: Floats) -> Floats:
+    """(N,): the cosine similarity of each of (N, D) patch tokens to a vector (D,). 0 where either is zero."""
+    found: Floats = unit(tokens) @ unit(query)
+    return found
+
+
+def principal_colours(tokens: Floats, valid: NDArray[np.bool_] | None = None) -> tuple[Floats, Floats]:
+    """The first three principal components of an image's patch tokens, as red, green and blue.
+
+    Args:
+        tokens: (N, D).
+        valid: (N,), the patches that count, and get a colour; None: all.
+
+    Returns:
+        (N, 3) from 0 to 1, NaN where a patch does not count; and (3,), each component's share of the variance. A
+        component's direction is the one in which its largest loading is positive, so that a picture is the same
+        whoever computes it. Components that there are not are 0.5.
+    """
+    chosen = np.ones(len(tokens), bool) if valid is None else valid
+    some = tokens[chosen].astype(np.float64)
+    centred = some - some.mean(0) if len(some) else some
+    colours = np.full((len(tokens), 3), np.nan, np.float32)
+    shares = np.zeros(3, np.float32)
+    colours[chosen] = 0.5
+    if len(some) < 2 or not np.isfinite(centred).all() or not centred.any():
+        return colours, shares
+    left, values, right = np.linalg.svd(centred, full_matrices=False)
+    for component in range(min(3, int((values > 1e-9 * values[0]).sum()))):
+        sign = np.sign(right[component, np.abs(right[component]).argmax()])
+        score = sign * left[:, component]
+        low, high = np.percentile(score, _PERCENTILES)
+        if high > low:
+            colours[chosen, component] = ((score - low) / (high - low)).clip(0, 1)
+        shares[component] = values[component] ** 2 / (values**2).sum()
+    return colours, shares

@@ -1,0 +1,74 @@
+"""What is written beside pictures: classes' names, and what the weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from patchbank.config import UNKNOWN
+from patchbank.errors import DatasetError
+from patchbank.models import MODELS
+
+if TYPE_CHECKING:
+    from patchbank.bank.manifest import Manifest
+    from patchbank.bank.runs import Run
+    from patchbank.datasets import Dataset
+
+
+class Names(NamedTuple):
+    """The names of objects and verbs, as far as they are known.
+
+    Attributes:
+        objects: COCO's 80.
+        verbs: those of the annotations; empty where they do not tell them.
+    """
+
+    objects: tuple[str, ...]
+    verbs: tuple[str, ...]
+
+    def object(self, number: int) -> str:
+        """``bicycle``."""
+        return self.objects[number].replace("_", " ") if number < len(self.objects) else f"object {number}"
+
+    def verb(self, number: int) -> str:
+        """``ride``, or ``verb 76``."""
+        return self.verbs[number].replace("_", " ") if number < len(self.verbs) else f"verb {number}"
+
+
+def names_of(data: Dataset) -> Names:
+    """Those that the annotations tell; where they do not, COCO's of the objects, which torchvision knows."""
+    try:
+        classes = data.classes
+    except DatasetError:
+        return Names(_coco_objects(), ())
+    return Names(classes.objects, classes.verbs)
+
+
+@cache
+def _coco_objects() -> tuple[str, ...]:
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by COCO's numbers, of which some are no class
+    return tuple(name for name in names if name not in ("__background__", "N/A"))
+
+
+def is_official(bank: Manifest) -> bool:
+    """Whether the bank was made with OpenAI's file."""
+    return bank.fingerprint.weights_sha256 in {model.sha256 for model in MODELS.values()}
+
+
+def is_untrained(bank: Manifest, runs: Sequence[Run]) -> bool:
+    """Whether the weights are known to be random numbers."""
+    return not is_official(bank) and any(run.untrained for run in runs)
+
+
+def weights_text(bank: Manifest, runs: Sequence[Run]) -> str:
+    """What the weights are, for people."""
+    if is_official(bank):
+        return "OpenAI's weights"
+    if is_untrained(bank, runs):
+        return "UNTRAINED random weights: these patterns come from the pixels and the architecture, and mean nothing"
+    if bank.fingerprint.weights_sha256 == UNKNOWN:
+        return "weights not known"
+    return f"weights of the user's, SHA-256 {bank.fingerprint.weights_sha256[:12]}…"

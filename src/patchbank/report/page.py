@@ -1,0 +1,292 @@
+"""The page: everything about a bank put into one file that a browser opens from the disk, with no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patchbank import __version__
+from patchbank.bank.runs import Run, read_runs
+from patchbank.files import bytes_text
+from patchbank.pictures.names import is_official, is_untrained, names_of, weights_text
+from patchbank.report import gallery, soundness
+from patchbank.report.soundness import Histogram, Progress, Soundness
+
+if TYPE_CHECKING:
+    from patchbank.bank.reader import Bank
+    from patchbank.datasets import Dataset
+
+SAMPLE = 24
+LARGEST = 25_000_000  # bytes of a page
+_IMAGE = 60_000  # bytes of an image in it, at most
+_REST = 900_000  # bytes for everything else
+_FAILURES, _RUNS = 200, 20  # named; the rest is counted
+_BARS = 48
+
+
+@dataclass(frozen=True)
+class Written:
+    """A page that was written.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        images: in its gallery.
+        asked: how many were asked for, as far as the bank has them.
+        error: the largest difference of a similarity in it from the stored tokens' own.
+        defects: images whose numbers cannot be right.
+    """
+
+    path: Path
+    bytes: int
+    images: int
+    asked: int
+    error: float
+    defects: int
+
+
+def write_report(
+    bank: Bank,
+    path: Path,
+    dataset: Dataset | None = None,
+    *,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    read: int | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Write a bank's page.
+
+    Args:
+        bank: what `open_bank` gives.
+        path: the file; it is replaced if it is there.
+        dataset: the images that the bank is for, with their annotations if they have any; None: neither.
+        sample: images in the gallery; fewer where the page would be larger than 25 MB.
+        seed: which images; the same seed gives the same ones.
+        read: features that are looked at, chosen by chance; None: all.
+
+    Raises OSError where the file cannot be written.
+    """
+    keys = list(bank)
+    chosen = keys if read is None or read >= len(keys) else sorted(gallery.choose(keys, [], read, seed))
+    seen = soundness.look(bank, chosen, len(chosen), progress)
+    asked = min(sample, len(keys))
+    count = min(asked, (LARGEST - _REST) // _IMAGE)
+    records = {record.key: record for record in dataset.records} if dataset else {}
+    annotated = dataset if dataset is not None and dataset.annotations is not None else None
+    names = names_of(annotated) if annotated else None
+    images = [
+        gallery.show(bank, key, records.get(key), annotated if key in records else None, names)
+        for key in gallery.choose(keys, [odd.key for odd in seen.odd], count, seed)
+    ]
+    for number, image in enumerate(images):
+        image["id"] = f"image-{number}"
+    runs = read_runs(bank.path)
+    error = max((image["error"] for image in images if "error" in image), default=0.0)
+    context = {
+        "bank": bank,
+        "made": bank.manifest,
+        "facts": _facts(bank, runs),
+        "failures": list(bank.failures.items())[:_FAILURES],
+        "reasons": Counter(bank.failures.values()).most_common(20),
+        "coverage": _coverage(bank, dataset),
+        "runs": runs[-_RUNS:],
+        "earlier": max(0, len(runs) - _RUNS),
+        "seen": seen,
+        "of": len(keys),
+        "checks": soundness.checks(seen),
+        "charts": _charts(seen),
+        "linked": {image["key"]: image["id"] for image in images},
+        "images": images,
+        "asked": asked,
+        "error": error,
+        "untrained": is_untrained(bank.manifest, runs),
+        "official": is_official(bank.manifest),
+        "annotated": annotated is not None,
+        "version": __version__,
+    }
+    content = _rendered(context)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Written(path, len(content), len(images), asked, error, seen.defects)
+
+
+def plain(value: Any) -> str:
+    """A text as it is, less what cannot be seen: a file name may hold anything."""
+    text = str(value)
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def _plain_all(value: Any) -> Any:
+    """The same for all texts in a JSON value."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {name: _plain_all(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_all(each) for each in value]
+    return value
+
+
+def _rendered(context: dict[str, Any]) -> bytes:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("patchbank.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": plain, "bytes": bytes_text, "count": lambda number: f"{number:,}"}
+    script, style = (_file(name) for name in ("report.js", "report.css"))
+    data = json.dumps(_plain_all(context["images"]), separators=(",", ":"))
+    # Within a script element, only "<" could end it or begin a comment.
+    data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    page = environment.get_template("report.html").render(
+        **context,
+        # These are files of this package, and JSON without a "<": nothing of a bank's.
+        script=Markup(script),
+        style=Markup(style),
+        data=Markup(data),
+        script_hash=_digest(script),
+        style_hash=_digest(style),
+    )
+    return page.encode("utf-8", "backslashreplace")
+
+
+def _file(name: str) -> str:
+    return files("patchbank.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """As a Content-Security-Policy names what may run."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """What the bank is, in the order in which one asks."""
+    made = bank.manifest
+    tokens, dim = made.shape
+    rows, columns = made.grid
+    facts = [
+        ("Model", made.fingerprint.model),
+        ("Weights", weights_text(made, runs)),
+        ("Data set", made.title),
+        ("Features", f"{len(bank):,} x ({tokens}, {dim}) {made.dtype}, grid {rows} x {columns}"),
+        ("[CLS] features", f"{len(bank):,} x ({dim},)" if made.cls else "none"),
+        ("Failed images", f"{len(bank.failures):,}"),
+        ("On disk", f"{bytes_text(bank.bytes_on_disk())}, layout {made.layout}"),
+        ("Images became square by", made.resize),
+        ("Made on", f"{made.device}, batches of {made.batch_size}{', compiled' if made.compiled else ''}"),
+        ("Begun with", ", ".join(f"{name} {version}" for name, version in made.versions.items()) or "not known"),
+    ]
+    if runs:
+        facts.append(("Runs", f"{len(runs):,}, the first at {runs[0].began}, the last at {runs[-1].began}"))
+    if made.adopted:
+        facts.append(("Adopted", made.adopted))
+    return facts + _fingerprint(made.fingerprint.to_dict())
+
+
+def _fingerprint(values: dict[str, str]) -> list[tuple[str, str]]:
+    return [
+        (f"Fingerprint: {name.replace('_', ' ').replace('sha256', 'SHA-256')}", value)
+        for name, value in values.items()
+        if name != "model"
+    ]
+
+
+def _coverage(bank: Bank, dataset: Dataset | None) -> dict[str, Any] | None:
+    """How many of the listed images have a feature, failed, or are left."""
+    if dataset is None:
+        return None
+    keys = [record.key for record in dataset.records]
+    done = sum(key in bank for key in keys)
+    failed = sum(key in bank.failures for key in keys)
+    left = [key for key in keys if key not in bank and key not in bank.failures]
+    return {
+        "listed": len(keys),
+        "done": done,
+        "failed": failed,
+        "left": len(left),
+        "examples": left[:5],
+        "extra": len(bank) + len(bank.failures) - done - failed,
+        "source": str(dataset.annotations or dataset.images),
+    }
+
+
+def _charts(seen: Soundness) -> list[dict[str, Any]]:
+    cosines = [
+        ("beside each other", seen.neighbours),
+        ("half a grid apart", seen.distant),
+        ("of two images", seen.strangers),
+    ]
+    return [
+        _chart("Length of tokens", "L2 norm of a token", [("all tokens", seen.norms)], logarithmic=True),
+        _chart("Similarity of patches", "cosine similarity", [each for each in cosines if each[1].counts.sum()]),
+    ]
+
+
+def _chart(title: str, label: str, series: list[tuple[str, Histogram]], *, logarithmic: bool = False) -> dict[str, Any]:
+    """Lines of a histogram in a frame of 0 to 1, their common range, and what it says in words."""
+    counted = [histogram for _, histogram in series if histogram.counts.sum()]
+    if not counted:
+        return {"title": title, "label": label, "lines": [], "ticks": [], "words": "There is nothing to count."}
+    edges = counted[0].edges
+    used = np.flatnonzero(sum(histogram.counts for histogram in counted))
+    first, last = max(0, int(used[0]) - 1), min(len(edges) - 1, int(used[-1]) + 2)
+    width = max(1, -(-(last - first) // _BARS))
+    last = min(len(edges) - 1, first + width * -(-(last - first) // width))
+    span = np.log(edges[first : last + 1]) if logarithmic else edges[first : last + 1]
+    scale = (span - span[0]) / (span[-1] - span[0])
+    outlines: list[tuple[str, list[tuple[float, float, float]]]] = []
+    for name, histogram in series:
+        starts = np.arange(0, last - first, width)
+        counts = np.add.reduceat(histogram.counts[first:last], starts)
+        ends = np.minimum(starts + width, last - first)
+        density = counts / max(1, counts.sum()) / (scale[ends] - scale[starts])
+        places = [(float(scale[a]), float(scale[b]), float(d)) for a, b, d in zip(starts, ends, density, strict=True)]
+        outlines.append((name, places))
+    top = max(density for _, places in outlines for _, _, density in places) or 1.0
+    lines = [{"name": name, "path": _stairs([(a, b, d / top) for a, b, d in places])} for name, places in outlines]
+    ticks = [(round(float(scale[place]), 4), f"{edges[first + place]:.3g}") for place in _places(last - first)]
+    words = "; ".join(
+        f"{name}: half of them from {each.quantile(0.25):.3g} to {each.quantile(0.75):.3g}, "
+        f"in the middle {each.quantile(0.5):.3g}"
+        for name, each in series
+    )
+    return {"title": title, "label": label, "lines": lines, "ticks": ticks, "words": words}
+
+
+def _places(count: int, ticks: int = 4) -> list[int]:
+    return sorted({round(count * number / ticks) for number in range(ticks + 1)})
+
+
+def _stairs(bars: list[tuple[float, float, float]]) -> str:
+    """A histogram's outline as an SVG path, in a frame of 400 by 160."""
+    points = ["M0 160"]
+    for start, end, height in bars:
+        y = 160 - 150 * height
+        points += [f"L{400 * start:.1f} {y:.1f}", f"L{400 * end:.1f} {y:.1f}"]
+    return " ".join([*points, "L400 160"])
+
+
+def to_json(written: Written) -> dict[str, Any]:
+    """For ``--json``."""
+    return asdict(written) | {"path": str(written.path)}
