@@ -104,7 +104,7 @@ def draw(picture: Picture) -> Figure:
     width = _PANEL * (1.3 if aspect < 0.6 else 1)
     height = width * min(max(aspect, 0.3), 1.7)
     figure = Figure(
-        figsize=(columns * width + 0.5, rows * (height + 1.15) + 1.0),
+        figsize=(columns * width + 0.5, rows * (height + (1.15 if picture.maps else 0.8)) + 1.0),
         layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08),
     )
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -274,7 +274,7 @@ def _draw_map(panel: Axes, picture: Picture, each: Map) -> None:
     values = np.where(transform.valid, each.values.reshape(transform.grid), np.nan)
     _prepare(panel, picture, each.title)
     drawn = _show(panel, values, picture, cmap=_COLOURS)
-    bar = panel.figure.colorbar(drawn, ax=panel, location="bottom", shrink=0.75, aspect=32, pad=0.03)
+    bar = panel.figure.colorbar(drawn, ax=panel, location="bottom", panchor=False, shrink=0.75, aspect=32, pad=0.03)
     bar.ax.tick_params(labelsize=8)
     bar.set_label("cosine similarity", fontsize=8.5)
     if each.box is not None:

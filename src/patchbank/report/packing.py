@@ -30,6 +30,7 @@ class Packed:
         norm_step: the largest length / 65,535.
         deflated: `levels`, component by component, deflated.
         error: the largest difference of any two patches' cosine similarity from the stored tokens' own.
+        typical_error: the root mean square of these differences.
     """
 
     levels: NDArray[np.int8]
@@ -37,6 +38,7 @@ class Packed:
     norm_step: float
     deflated: bytes
     error: float
+    typical_error: float
 
     @property
     def units(self) -> Floats:
@@ -58,6 +60,7 @@ class Packed:
             "norms": base64.b64encode(self.norms.astype("<u2").tobytes()).decode(),
             "normStep": self.norm_step,
             "error": self.error,
+            "typicalError": self.typical_error,
         }
 
 
@@ -84,8 +87,9 @@ def pack(tokens: Floats, most: int) -> Packed:
     norm_step = float(lengths.max()) / _NORM_LEVELS
     norms = (lengths / (norm_step or 1)).round().astype(np.uint16)
     rough = unit(levels.astype(np.float32)).astype(np.float64)
-    error = float(np.abs(rough @ rough.T - units @ units.T).max())
-    return Packed(levels, norms, norm_step, deflated, error)
+    errors = rough @ rough.T - units @ units.T
+    largest, typical = float(np.abs(errors).max()), float(np.sqrt((errors**2).mean()))
+    return Packed(levels, norms, norm_step, deflated, largest, typical)
 
 
 def _deflated(coordinates: NDArray[np.float64], step: float) -> tuple[NDArray[np.int8], bytes]:

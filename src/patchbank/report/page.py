@@ -110,6 +110,7 @@ def write_report(
         "images": images,
         "asked": asked,
         "error": error,
+        "typical_error": max((image["typicalError"] for image in images if "error" in image), default=0.0),
         "untrained": is_untrained(bank.manifest, runs),
         "official": is_official(bank.manifest),
         "annotated": annotated is not None,
