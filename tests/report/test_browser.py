@@ -19,6 +19,15 @@ from tests.report.conftest import HOSTILE
 Visit = Callable[..., Any]
 
 
+def until(tab: Any, expression: str) -> None:
+    """Wait for a page to be so. (Playwright's own waiting evaluates strings in the page, which its policy forbids.)"""
+    for _ in range(1000):
+        if tab.evaluate(expression):
+            return
+        tab.wait_for_timeout(10)
+    raise AssertionError(f"never: {expression}")
+
+
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Visit]:
     """Open a page from the disk; at the end it must have said nothing on the console, and asked for nothing."""
@@ -35,7 +44,7 @@ def visit(browser: Any) -> Iterator[Visit]:
             "request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or said.append(request.url)
         )
         tab.goto(path.as_uri())
-        tab.wait_for_function("window.patchbank && window.patchbank.values")
+        until(tab, "window.patchbank && window.patchbank.values")
         return tab
 
     yield opened
@@ -54,7 +63,7 @@ def page(annotated: tuple[Bank, Dataset], tmp_path_factory: pytest.TempPathFacto
 def shown(tab: Any, key: str) -> Any:
     """Open one of the gallery's images."""
     tab.locator("#thumbnails button", has_text=key).click()
-    tab.wait_for_function(f"window.patchbank.image === {key!r}")
+    until(tab, f"window.patchbank.image === {key!r}")
     return tab.evaluate("window.patchbank")
 
 
@@ -63,7 +72,7 @@ def redrawn(tab: Any) -> Iterator[None]:
     """Wait for another map than the one that is shown."""
     tab.evaluate("window.before = window.patchbank")
     yield
-    tab.wait_for_function("window.patchbank !== window.before")
+    until(tab, "window.patchbank !== window.before")
 
 
 def at(tab: Any, bank: Bank, key: str, token: int) -> tuple[float, float]:
@@ -231,5 +240,5 @@ def test_many_images_open_and_answer(annotated: tuple[Bank, Dataset], tmp_path: 
     write_report(annotated[0], tmp_path / "page.html", annotated[1])
     tab = visit(tmp_path / "page.html")
     tab.evaluate("location.hash = 'image-4'")
-    tab.wait_for_function("document.activeElement.id === 'name'")
+    until(tab, "document.activeElement.id === 'name'")
     assert tab.inner_text("#name") == tab.locator("#image-4 .name").inner_text()
