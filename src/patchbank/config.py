@@ -106,6 +106,12 @@ def partition_of_environment(environment: Mapping[str, str]) -> Partition:
                 f"--partition auto: {index}={environment[index]} of {count}={environment[count]} are no numbers."
             ) from None
     if not parts:
+        for index, count, _ in _VARIABLES:
+            if (index in environment) != (count in environment):
+                there, missing = (index, count) if index in environment else (count, index)
+                raise ConfigError(
+                    f"--partition auto: {there} is set, and {missing} is not. Say which part it is: --partition 0/4."
+                )
         raise ConfigError(
             "--partition auto: neither SLURM_ARRAY_TASK_ID, SLURM_PROCID nor RANK is set. Start it in a SLURM job or "
             "by torchrun, or say which part it is: --partition 0/4."

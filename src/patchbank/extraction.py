@@ -49,6 +49,7 @@ class ExtractSummary:
             missing is here under its own name, and not in the bank.
         remaining: images not reached, because the run was stopped.
         settled: how many of the bank's images have a feature or a failure by now, whichever run it comes from.
+        failed: how many of these have a failure.
         listed: how many images the bank is for; of a data set that was loaded for a part, that part's.
         seconds: how long it took, without loading the model.
         bytes_written: of features.
@@ -63,6 +64,7 @@ class ExtractSummary:
     failures: dict[str, str]
     remaining: int
     settled: int
+    failed: int
     listed: int
     seconds: float
     bytes_written: int
@@ -201,6 +203,7 @@ def execute(
         failures={**plan.dataset.damaged, **failures},
         remaining=len(todo) - written - len(failures),
         settled=bank.settled,
+        failed=bank.failed,
         listed=len(positions),
         seconds=time.perf_counter() - began,
         bytes_written=bank.bytes_written + helpers_bytes,

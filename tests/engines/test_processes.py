@@ -41,6 +41,7 @@ def test_two_processes_make_the_bank_of_one(
     assert both.failures == alone.failures == {"broken.jpg": "not an image that Pillow can identify"}
     assert (both.images, both.already_done, both.remaining) == (32, 8, 0)
     assert both.settled == both.listed == alone.settled == 41
+    assert both.failed == alone.failed == 1
     assert both.bytes_written > 32 * 16 * 32 * 4
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, Self
 
 from torch import Tensor
 
+from patchbank.bank.entries import Entry
 from patchbank.bank.ledger import Snapshot
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.removal import remove_bank
@@ -91,7 +92,8 @@ class BankWriter(ABC):
         directory: the bank's.
         manifest: of the bank, once it is entered: of the one that is there, or the one wanted.
         done: keys whose features the bank had when it was entered.
-        settled: how many of the images have a feature or a failure, once the block has ended.
+        settled, failed: how many of the images have a feature or a failure, and how many of these a failure, once the
+            block has ended.
         notes: what a user should know, a sentence each.
         features_committed: made durable through this writer.
         bytes_written: of features.
@@ -121,8 +123,13 @@ class BankWriter(ABC):
         self._overwrite = overwrite
         self._helper = helper
         self._about = about
-        self.settled = 0
+        self.settled = self.failed = 0
         self._known = None if overwrite else known
+
+    def _settle(self, entries: Mapping[str, Entry]) -> None:
+        """Count what is there of the images."""
+        settled = entries.keys() & self._positions.keys()
+        self.settled, self.failed = len(settled), sum(entries[key].failure is not None for key in settled)
 
     def __enter__(self) -> Self:
         with self._storage_errors(), ExitStack() as stack:

@@ -65,7 +65,7 @@ class EzhoiWriter(BankWriter):
     def _end(self) -> None:
         if not self._helper:
             self._ledger.compact()
-            self.settled = len(self._ledger.entries.keys() & self._positions.keys())
+            self._settle(self._ledger.entries)
 
     def _add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
         # Never the same name twice: where one write fails, others of the same call may still be under way.

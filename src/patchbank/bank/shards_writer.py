@@ -69,7 +69,7 @@ class ShardWriter(BankWriter):
         for number, count in counts.items():
             if count > 1:  # two processes had a part of it each
                 self._write(number)
-        self.settled = len(joined(self._shards).keys() & self._positions.keys())
+        self._settle(joined(self._shards))
 
     def _add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
         packed = list(self._threads.map(self._pack, features))

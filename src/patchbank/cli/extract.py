@@ -270,10 +270,12 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
 
     for plan in plans:
         done = len(plan.selected) - len(plan.todo)
+        part = "" if plan.config.partition == WHOLE else f"part {plan.config.partition}: "
         weights = plan.checkpoint.path if plan.checkpoint else f"to be downloaded from {plan.model.url}"
         say(str(plan.out), "bold")
         say(
-            f"  {plan.model.name}, {count_text(len(plan.selected), 'image')}, {done:,} done, {len(plan.todo):,} to do, "
+            f"  {plan.model.name}, {part}{count_text(len(plan.selected), 'image')}, {done:,} done, "
+            f"{len(plan.todo):,} to do, "
             f"{bytes_text(plan.bytes_needed)}"
         )
         if plan.failed_before:
@@ -320,10 +322,11 @@ def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
     say(str(summary.bank), "bold")
     say(f"  {', '.join(facts)}")
     what = "the bank" if plan.dataset.part == WHOLE else f"part {plan.dataset.part}"
+    failed = f", {summary.failed:,} failed" if summary.failed else ""
     if summary.settled < summary.listed:
-        say(f"  {what} has {summary.settled:,} of {summary.listed:,} images")
+        say(f"  {what} has {summary.settled - summary.failed:,} of {summary.listed:,} images{failed}")
     elif plan.config.partition != WHOLE:
-        say(f"  {what} is complete: {summary.listed:,} images")
+        say(f"  {what} is complete: {count_text(summary.settled - summary.failed, 'image')}{failed}")
     if summary.advice:
         say(f"  {summary.times.bound}-bound; faster with {summary.advice}")
     _show_failures("failed", summary.failures, f": patchbank info {summary.bank} --failures")
