@@ -322,7 +322,7 @@
     state.chosen = [];
     const [first, last, left, right] = image.valid || [0, 1, 0, 1];
     state.token = Math.floor((first + last) / 2) * (image.grid ? image.grid[1] : 1) + Math.floor((left + right) / 2);
-    hold.held = state.held = false;
+    state.held = false;
     $("fixed").checked = false;
     $("viewer").hidden = false;
     $("name").textContent = image.key;
