@@ -35,7 +35,8 @@ def visit(browser: Any) -> Iterator[Visit]:
     contexts = []
 
     def opened(path: Path, width: int = 1200, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        viewport = {"width": width, "height": 900}
+        context = browser.new_context(viewport=viewport, reduced_motion="reduce", **options)  # places stay where they are
         contexts.append(context)
         tab = context.new_page()
         tab.on("console", lambda message: said.append(message.text))
@@ -77,6 +78,7 @@ def redrawn(tab: Any) -> Iterator[None]:
 
 def at(tab: Any, bank: Bank, key: str, token: int) -> tuple[float, float]:
     """Where a patch lies on the canvas, from its upper left corner."""
+    tab.locator("#image").scroll_into_view_if_needed()
     area = tab.locator("#image").bounding_box()
     transform = bank.transform(key)
     columns = transform.grid[1]
