@@ -36,7 +36,9 @@ def visit(browser: Any) -> Iterator[Visit]:
 
     def opened(path: Path, width: int = 1200, **options: Any) -> Any:
         viewport = {"width": width, "height": 900}
-        context = browser.new_context(viewport=viewport, reduced_motion="reduce", **options)  # places stay where they are
+        context = browser.new_context(
+            viewport=viewport, reduced_motion="reduce", **options
+        )  # places stay where they are
         contexts.append(context)
         tab = context.new_page()
         tab.on("console", lambda message: said.append(message.text))
