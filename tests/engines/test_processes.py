@@ -64,20 +64,23 @@ def test_what_a_worker_cannot_do_is_one_message(images: Path, tiny_weights: Path
     assert "--batch-size 1,000,000,000 would need" in done.stderr
 
 
-@pytest.mark.parametrize("victim", ["worker", "run"])
-def test_killed_it_goes_on_from_there(victim: str, images: Path, tiny_weights: Path, tmp_path: Path) -> None:
-    """A worker's death ends the run, with a message; the run's death ends its workers."""
+@pytest.mark.parametrize("victim", ["first worker", "second worker", "run"])
+@pytest.mark.parametrize("pickles", [0, 1])
+def test_killed_it_goes_on_from_there(
+    victim: str, pickles: int, images: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    """A worker's death ends the run, with a message, though others work on; the run's death ends its workers."""
     bank = tmp_path / "bank"
     run = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", bank)
     options = ("--layout", "ezhoi", "--batch-size", "4", "--device", "cpu:0,1")
     with subprocess.Popen(command(*run, *options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        while not (workers := _workers(process.pid)) and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(0.5)
-        os.kill(workers[0] if victim == "worker" else process.pid, signal.SIGKILL)
+        while len(workers := _workers(process.pid)) < 2 or len(list(bank.glob("*.pkl"))) < pickles:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill({"first worker": min(workers), "second worker": max(workers)}.get(victim, process.pid), signal.SIGKILL)
         assert process.stderr is not None
         errors = process.stderr.read().decode()
-    if victim == "worker":
+    if victim != "run":
         assert process.returncode == 2 and "worker process" in errors and "Traceback" not in errors
     else:
         deadline = time.monotonic() + 30
@@ -90,15 +93,18 @@ def test_killed_it_goes_on_from_there(victim: str, images: Path, tiny_weights: P
     assert len(open_bank(bank)) == 40
 
 
-@pytest.mark.parametrize("seconds", [0.2, 1.5])
-def test_told_to_stop_while_its_workers_begin(seconds: float, images: Path, tiny_weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workers", "seconds"), [(1, 0), (2, 0), (2, 0.2), (2, 1.5)])
+def test_told_to_stop_while_its_workers_begin(
+    workers: int, seconds: float, images: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
     """A terminal's Ctrl-C reaches all processes at once, also those that have just begun."""
     run = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
     with subprocess.Popen(
         command(*run, "--device", "cpu:0,1"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
     ) as process:
-        while not _workers(process.pid) and process.poll() is None:
-            time.sleep(0.01)
+        while len(_workers(process.pid)) < workers:
+            assert process.poll() is None
+            time.sleep(0.001)
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGINT)
         assert process.stderr is not None

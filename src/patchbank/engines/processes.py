@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for
-from multiprocessing.queues import Queue
+from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Event as ProcessEvent
-from multiprocessing.util import Finalize
 
 import torch
 
 from patchbank.budget import keep_freed_memory
 from patchbank.engines.local import Worker
 from patchbank.engines.work import Outcome, Task, Unit
-from patchbank.errors import BankError, ConfigError
+from patchbank.errors import BankError, ConfigError, PatchbankError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GUARD = (
@@ -28,10 +27,6 @@ _GUARD = (
     'extract() under `if __name__ == "__main__":`.'
 )
 _POLL = 0.2  # seconds between looks at whether the run is to stop
-
-# Of a worker process: what it was told at its start, and its worker, once it has got a unit.
-_told: tuple[Task, Queue[str], ProcessEvent]
-_worker: Worker | None = None
 
 
 def run(
@@ -41,35 +36,51 @@ def run(
     done: Callable[[Outcome], None],
     stop: Callable[[], bool],
 ) -> None:
-    """Do all units; `done` is told of each. Raises what a worker raises, and BankError where one dies."""
+    """Do all units; `done` is told of each. Raises what a worker raises, and BankError where one dies.
+
+    A worker asks for its first unit with None, and for each other with the outcome of the last. Where none is left, its
+    connection is closed, which ends it.
+    """
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
-    stopping, begun = context.Event(), context.Event()
-    waiting: Queue[str] = context.Queue()
-    for device in devices[: len(units)]:
-        waiting.put(device)
-    count = min(len(devices), len(units))
-    pool = ProcessPoolExecutor(count, context, _begin, (task, waiting, stopping, begun, _threads(devices)))
+    stopping = context.Event()
+    left = deque(units)
+    processes = []
+    workers = []  # connections to those that may get another unit
+    begun = False
     try:
-        with _signals_wait():  # the processes start now, and would die of a signal until they ignore it
-            futures: set[Future[Outcome]] = {pool.submit(_do, units[0])}
-        futures |= {pool.submit(_do, unit) for unit in units[1:]}
-        while futures:
-            finished, futures = wait(futures, _POLL, FIRST_COMPLETED)
-            for future in finished:
-                done(future.result())
-            if stop() and not stopping.is_set():
+        with _signals_wait():  # all processes start here, and would die of a signal until they ignore it
+            for device in devices[: len(units)]:
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(task, device, _threads(devices), theirs, stopping))
+                process.start()
+                theirs.close()  # or its end would not show when the worker dies
+                processes.append(process)
+                workers.append(ours)
+        while workers:
+            for connection in wait(workers, _POLL):
+                assert isinstance(connection, Connection)
+                with _death_told(begun):
+                    said: Outcome | BaseException | None = connection.recv()
+                begun = True
+                if isinstance(said, BaseException):
+                    raise said
+                if said:
+                    done(said)
+                if left:
+                    with _death_told(begun):
+                        connection.send(left.popleft())
+                else:
+                    connection.close()
+                    workers.remove(connection)
+            if stop():
                 stopping.set()
-                futures = {future for future in futures if not future.cancel()}
-    except BrokenProcessPool as error:
-        if not begun.is_set():
-            raise BankError(f"No worker process could begin. Were they killed? If not: {_GUARD}") from error
-        raise BankError(
-            "A worker process died: was it killed, or out of memory (try fewer --workers)? What was committed is safe; "
-            "the same command goes on from here."
-        ) from error
+                left.clear()
     finally:
         stopping.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        for connection in workers:
+            connection.close()
+        for process in processes:
+            process.join()
 
 
 def require_importable() -> None:
@@ -97,36 +108,58 @@ def _threads(devices: Sequence[str]) -> int | None:
     )
 
 
-def _begin(task: Task, waiting: Queue[str], stopping: ProcessEvent, begun: ProcessEvent, threads: int | None) -> None:
-    """In a worker process: become ready for units."""
-    global _told
+@contextlib.contextmanager
+def _death_told(begun: bool) -> Iterator[None]:
+    """A worker whose end of the connection is gone has died."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        if not begun:
+            raise BankError(f"No worker process could begin. Were they killed? If not: {_GUARD}") from error
+        raise BankError(
+            "A worker process died: was it killed, or out of memory (try fewer --workers)? What was committed is safe; "
+            "the same command goes on from here."
+        ) from error
+
+
+def _work(task: Task, device: str, threads: int | None, connection: Connection, stopping: ProcessEvent) -> None:
+    """In a worker process: do units until there are no more."""
     for number in _SIGNALS:  # the first process tells, when it is time
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    begun.set()
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     if threads:
         torch.set_num_threads(threads)
     keep_freed_memory()
-    _told = task, waiting, stopping
+    worker = None
+    with (
+        contextlib.suppress(EOFError, OSError),
+        contextlib.ExitStack() as stack,
+    ):  # no more units
+        connection.send(None)
+        while True:
+            unit = connection.recv()
+            try:
+                worker = worker or stack.enter_context(contextlib.closing(Worker(task, device)))
+                said: Outcome | Exception = worker(unit, stopping.is_set)
+            except Exception as error:
+                said = _portable(error)
+            connection.send(said)
+
+
+def _portable(error: Exception) -> Exception:
+    """What the first process can raise: the error, with what its pickle would lose if nobody foresaw it."""
+    if not isinstance(error, PatchbankError):
+        error.add_note(f"In a worker process:\n{traceback.format_exc()}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(traceback.format_exc())
+    return error
 
 
 def _end_with(sentinel: int) -> None:
     """Nobody wants a worker's results once the first process is dead."""
-    wait_for([sentinel])
+    wait([sentinel])
     os._exit(1)
-
-
-def _do(unit: Unit) -> Outcome:
-    global _worker
-    task, waiting, stopping = _told
-    if _worker is None:  # here, and not before, since a pool loses what its processes raise at their start
-        device = waiting.get()
-        try:
-            _worker = Worker(task, device)
-        except BaseException:
-            waiting.put(device)  # for whoever gets the next unit
-            raise
-        Finalize(_worker, _worker.close, exitpriority=1)
-    return _worker(unit, stopping.is_set)
