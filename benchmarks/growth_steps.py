@@ -226,7 +226,7 @@ def _units(plan: Any) -> dict[str, float]:
     from patchbank.engines.work import units_of
 
     began = time.perf_counter()
-    units = units_of(plan)
+    units = units_of(plan, workers=8)
     cut = time.perf_counter()
     sizes = [len(pickle.dumps(unit, pickle.HIGHEST_PROTOCOL)) for unit in units]
     return {

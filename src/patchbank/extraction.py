@@ -243,8 +243,10 @@ def _share_out(
     plan: ExtractPlan, done: Callable[[Outcome], None], stop: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
     """Have other processes do the work."""
-    units, task = units_of(plan), task_of(plan)
-    if plan.config.engine == "ray":
+    on_cluster = plan.config.engine == "ray"
+    workers = plan.config.num_workers if on_cluster else len(plan.devices)
+    units, task = units_of(plan, workers or 1), task_of(plan)
+    if on_cluster:
         from patchbank.engines import ray  # its package is an extra
 
         ray.run(task, units, done, stop, say)

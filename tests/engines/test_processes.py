@@ -99,8 +99,9 @@ def test_told_to_stop_while_its_workers_begin(
 ) -> None:
     """A terminal's Ctrl-C reaches all processes at once, also those that have just begun."""
     run = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
+    options = ("--layout", "ezhoi", "--batch-size", "4", "--device", "cpu:0,1")
     with subprocess.Popen(
-        command(*run, "--device", "cpu:0,1"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        command(*run, *options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
     ) as process:
         while len(_workers(process.pid)) < workers:
             assert process.poll() is None

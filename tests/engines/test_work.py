@@ -38,13 +38,24 @@ def test_units_are_whole_shards_or_batches_and_hold_every_image_once(
 ) -> None:
     monkeypatch.setattr(work, "_UNIT", 8)
     plan = make_plan(load_dataset("folder", images), tmp_path / "bank", config)
-    units = units_of(plan)
+    units = units_of(plan, 1)
     assert [record for unit in units for record in unit.todo] == list(plan.dataset.records)
     atom = plan.manifest.shard_images or 4
     assert atom == (4 if config.layout == "ezhoi" else 7)
     of_atom = [{record.position // atom for record in unit.records} for unit in units]
     assert len(units) > 3 and all(not a & b for a, b in pairwise(of_atom))
     assert len(pickle.dumps(units[0])) < 2000
+
+
+@BOTH
+def test_few_images_are_cut_for_all_workers(config: ExtractConfig, images: Path, tmp_path: Path) -> None:
+    """With units of a thousand, a few hundred images would keep one GPU of eight busy."""
+    plan = make_plan(load_dataset("folder", images), tmp_path / "bank", config)
+    atom = plan.manifest.shard_images or 4
+    for workers in (1, 2, 8):
+        units = units_of(plan, workers)
+        assert len(units) >= min(4 * workers, -(-30 // atom))
+        assert sum(len(unit.todo) for unit in units) == 30
 
 
 @BOTH
@@ -55,7 +66,7 @@ def test_only_what_is_left_is_cut_with_what_is_known_of_it(
     dataset, bank = load_dataset("folder", images), tmp_path / "bank"
     extract(dataset, bank, replace(config, limit=10))
     before = contents(bank)
-    units = units_of(make_plan(dataset, bank, config))
+    units = units_of(make_plan(dataset, bank, config), 1)
     assert [record.position for unit in units for record in unit.todo] == list(range(10, 30))
     known = units[0].known
     if config.layout == "shards":  # the second shard was begun: its unit has all of its images, and the shard
@@ -71,5 +82,5 @@ def test_a_part_has_the_units_of_its_part(config: ExtractConfig, images: Path, t
     found = []
     for index in range(3):
         plan = make_plan(dataset, tmp_path / "bank", replace(config, partition=Partition(index, 3)))
-        found += [record.position for unit in units_of(plan) for record in unit.todo]
+        found += [record.position for unit in units_of(plan, 1) for record in unit.todo]
     assert found == list(range(30))

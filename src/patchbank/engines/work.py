@@ -20,8 +20,9 @@ from patchbank.pipeline import StageTimes
 from patchbank.plan import ExtractPlan
 from patchbank.preprocess import Failure
 
-# Images a unit, about. At the end of each, a worker waits for the disk; if a worker dies, so much is done again.
+# Images a unit, about, at most. At the end of each, a worker waits for the disk; if it dies, so much is done again.
 _UNIT = 1024
+_ROUNDS = 4  # units for each worker, at least, where there are enough images: the slower ones get fewer
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,14 @@ def task_of(plan: ExtractPlan) -> Task:
     return Task(plan.out, plan.config, plan.model, plan.checkpoint, plan.manifest)
 
 
-def units_of(plan: ExtractPlan) -> list[Unit]:
-    """The work that a plan has left, in the images' order. A shard is in one unit, and so is a batch."""
+def units_of(plan: ExtractPlan, workers: int) -> list[Unit]:
+    """The work that a plan has left, in the images' order, in units that keep `workers` busy.
+
+    A shard is in one unit, and so is a batch.
+    """
     manifest = plan.manifest
     atom = manifest.shard_images or manifest.batch_size  # positions that must not be parted
-    span = atom * max(1, _UNIT // atom)
+    span = atom * max(1, min(_UNIT, len(plan.todo) // (_ROUNDS * workers)) // atom)
     todo = {record.position // span for record in plan.todo}
     runs = ((number, tuple(run)) for number, run in groupby(plan.selected, lambda record: record.position // span))
     concerned = [(number, records) for number, records in runs if number in todo]
