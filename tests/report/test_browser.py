@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from patchbank import Bank, Dataset, pool_regions, union_boxes
 from patchbank.pictures.maps import similarities
@@ -135,6 +137,35 @@ def test_boxes_and_their_union_are_pooled_as_the_library_does(
     with redrawn(tab):
         thing.click()
     assert tab.evaluate("window.patchbank.chosen") == [0]
+    pair = tab.locator("#relations button").first
+    assert pair.inner_text() == "human 1, race, motorcycle 2"
+    with redrawn(tab):
+        pair.click()
+    assert np.abs(np.array(tab.evaluate("window.patchbank.values")) - expected(union)).max() <= 2 * error
+    assert [each.get_attribute("aria-pressed") for each in (human, thing, pair)] == ["true"] * 3
+
+
+def test_boxes_are_chosen_in_the_image(annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit) -> None:
+    bank, dataset = annotated
+    key = next(key for key in bank if len(dataset.target(key)))
+    transform, target = bank.transform(key), dataset.target(key)
+    tab = visit(page[0])
+    shown(tab, key)
+    tab.locator("#image").scroll_into_view_if_needed()
+    area = tab.locator("#image").bounding_box()
+    x1, y1, x2, y2 = (target.boxes_o[0].numpy() * area["width"] / transform.width).tolist()
+    for place, chosen in (
+        ((x2, (y1 + y2) / 2), [1]),
+        ((4, 8), [1, 0]),
+        (((x1 + x2) / 2, y2), [0]),
+    ):  # an edge; a number
+        with redrawn(tab):
+            tab.locator("#image").click(position={"x": place[0], "y": place[1]})
+        assert tab.evaluate("window.patchbank.chosen") == chosen
+    tab.locator("#show-boxes").uncheck()  # what is not seen cannot be chosen: a patch is
+    with redrawn(tab):
+        tab.locator("#image").click(position={"x": (x1 + x2) / 2, "y": y2})
+    assert tab.evaluate("window.patchbank.chosen") == [] and tab.locator("#fixed").is_checked()
 
 
 def test_the_keyboard_and_a_finger_reach_everything(
@@ -159,6 +190,18 @@ def test_the_keyboard_and_a_finger_reach_everything(
     assert isinstance(start, int)
     tab.keyboard.press("Enter")
     assert tab.locator("#fixed").is_checked()
+    held = tab.evaluate("window.patchbank")
+    with redrawn(tab):
+        tab.keyboard.press(
+            "ArrowRight" if held["token"] % 4 < 3 else "ArrowLeft"
+        )  # what is held stays, and is read out
+    found = tab.evaluate("window.patchbank")
+    assert found["token"] == held["token"] and abs(found["reading"] - held["token"]) == 1
+    assert tab.inner_text("#readout").startswith(
+        f"{found['values'][found['reading']]:.2f} in row".replace("-", "\u2212")
+    )
+    tab.keyboard.press("Escape")
+    assert not tab.locator("#fixed").is_checked()
     shown(tab, key)
     x, y = at(tab, bank, key, 9)
     area = tab.locator("#image").bounding_box()
@@ -176,7 +219,7 @@ def test_the_search_filters(annotated: tuple[Bank, Dataset], page: tuple[Path, f
     assert buttons.count() == 1 and "1 of 10" in tab.inner_text("#matches")
     tab.fill("#query", "motorcycle")  # an object; every second image has one
     assert buttons.count() == 5
-    tab.fill("#query", "verb 72 train")
+    tab.fill("#query", "race train")
     assert buttons.count() == 5
     tab.fill("#query", "unicorn")
     assert buttons.count() == 0 and "0 of 10" in tab.inner_text("#matches")
@@ -205,21 +248,16 @@ def test_colours_and_pictures_are_drawn(page: tuple[Path, float], visit: Visit) 
     tab = visit(page[0])
 
     def colours(id: str) -> int:
-        script = f"""() => {{
-            const canvas = document.getElementById("{id}");
-            const all = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-            const some = Array.from({{length: all.length / 40}}, (_, n) => all.slice(40 * n, 40 * n + 3).join());
-            return new Set(some).size;
-        }}"""
-        return int(tab.evaluate(script))
+        picture = Image.open(BytesIO(tab.locator(f"#{id}").screenshot()))
+        return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
 
     assert colours("image") > 200
+    assert colours("map") > 10 and colours("components") > 10
+    assert "of the variance" in tab.inner_text("#shares")
     before = tab.locator("#map").screenshot()
-    assert colours("map") > 10
     with redrawn(tab):
-        tab.get_by_label("principal components").check()
-    assert tab.locator("#map").screenshot() != before
-    assert tab.locator("#scale").is_hidden() and "of the variance" in tab.inner_text("#map-caption")
+        tab.get_by_label("maps over the image").check()
+    assert tab.locator("#map").screenshot() != before and colours("map") > 100
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -17,6 +17,7 @@ from patchbank.bank.base_writer import Feature
 from patchbank.bank.runs import Run, read_runs, write_run
 from patchbank.bank.writer import open_writer
 from patchbank.config import ExtractConfig
+from patchbank.datasets.hoi import HOIClasses
 from patchbank.report import page, soundness
 from patchbank.report.page import write_report
 from tests.support import patchbank, photographs, tiny_manifest
@@ -101,7 +102,7 @@ def test_failures_and_coverage(hostile: tuple[Bank, Dataset], tmp_path: Path) ->
     more = load_dataset("folder", dataset.images)
     write_report(bank, tmp_path / "page.html", more)
     text = text_of(tmp_path / "page.html")
-    assert "1 images could not be extracted" in text
+    assert "1 image could not be extracted" in text
     assert "not an image that Pillow can identify" in text
     assert "5 of the 9 images" in text and "1 failed" in text and "3 left to do, such as later_0000.jpg" in text
     for number in range(3):
@@ -127,7 +128,8 @@ def test_numbers_that_cannot_be_right_are_named_and_shown(tmp_path: Path) -> Non
     shown = {str(each["key"]): each for each in images_in(tmp_path / "page.html")}
     assert {"nan.jpg", "zero.jpg"} <= set(shown) and len(shown) == 6
     assert "levels" not in shown["nan.jpg"] and "not finite" in str(shown["nan.jpg"]["notes"])
-    assert f'href="#{shown["nan.jpg"]["id"]}"' in (tmp_path / "page.html").read_text()
+    place = next(number for number, each in enumerate(shown) if each == "nan.jpg")
+    assert f'href="#image-{place}">nan.jpg</a>' in (tmp_path / "page.html").read_text()
 
 
 def test_what_holds_of_a_healthy_bank(tmp_path: Path) -> None:
@@ -146,17 +148,18 @@ def test_what_holds_of_a_healthy_bank(tmp_path: Path) -> None:
     assert states({"000.jpg": good["000.jpg"]}, "one") == ["good", "good", "good", "open"]
 
 
-def test_fifty_thousand_images_in_a_small_page(tmp_path: Path) -> None:
+def test_fifty_thousand_images_in_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = [random_tokens(number) for number in range(50)]
     features = {f"{number:05}.jpg": base[number % 50] * (1 + number / 1e6) for number in range(50_000)}
     bank = made_bank(tmp_path / "bank", features)
+    monkeypatch.setattr(page, "LARGEST", 1_200_000)
     written = write_report(bank, tmp_path / "page.html", sample=600)
     text = text_of(tmp_path / "page.html")
-    assert "50,000 images" in text and "Of 50,000 images" in text
-    assert written.bytes < page.LARGEST and (written.images, written.asked) == (401, 600)
-    assert "401 of 50,000 images (600 were asked for: more would make this page too large)" in text
+    assert "50,000 images" in text and "All numbers of 50,000 images were read" in text
+    assert written.bytes < page.LARGEST and 100 < written.images < written.asked == 600
+    assert f"{written.images} of 50,000 images (600 were asked for: more would make this page too large)" in text
     few = write_report(bank, tmp_path / "few.html", sample=5, read=100)
-    assert "Of 100 of 50,000 images" in text_of(tmp_path / "few.html")
+    assert "All numbers of 100 of 50,000 images were read" in text_of(tmp_path / "few.html")
     assert few.bytes < 1_000_000
 
 
@@ -175,7 +178,16 @@ def test_an_image_takes_sixty_kilobytes_at_most(tmp_path: Path, tiny_config: Ext
     [record] = load_dataset("folder", tmp_path).records
     shown: dict[str, object] = {"notes": []}
     gallery._add_picture(shown, record, ImageTransform(800, 600, "center-crop", 336, 14))
-    assert len(json.dumps(packed)) + len(json.dumps(shown)) + 4 * 576 + 24 * 250 < page._IMAGE
+    assert len(json.dumps(packed)) + len(json.dumps(shown)) + 4 * 576 + 24 * 200 < page._IMAGE
+
+
+def test_names_without_end_leave_room_for_the_others(annotated: tuple[Bank, Dataset], tmp_path: Path) -> None:
+    bank, dataset = annotated
+    classes = HOIClasses(tuple("o" * 10**6 for _ in range(80)), tuple("<" * 10**6 for _ in range(117)), (), ())
+    pairs = replace(dataset.pairs, classes=classes)
+    written = write_report(bank, tmp_path / "page.html", replace(dataset, chosen=pairs))
+    assert written.bytes < 1_000_000 + 10 * 60_000
+    assert page.plain("x" * 1000 + ".jpg") == "…" + "x" * 395 + ".jpg"
 
 
 def test_an_empty_bank_and_pictures_of_no_images(tmp_path: Path, tiny_config: ExtractConfig) -> None:

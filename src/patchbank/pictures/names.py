@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from patchbank.config import UNKNOWN
+from patchbank.datasets import hicodet
 from patchbank.errors import DatasetError
 from patchbank.models import MODELS
 
@@ -21,7 +22,7 @@ class Names(NamedTuple):
 
     Attributes:
         objects: COCO's 80.
-        verbs: those of the annotations; empty where they do not tell them.
+        verbs: those of the annotations, or HICO-DET's; empty where neither tells them.
     """
 
     objects: tuple[str, ...]
@@ -32,16 +33,16 @@ class Names(NamedTuple):
         return self.objects[number].replace("_", " ") if number < len(self.objects) else f"object {number}"
 
     def verb(self, number: int) -> str:
-        """``ride``, or ``verb 76``."""
+        """``pick up``, or ``verb 67``."""
         return self.verbs[number].replace("_", " ") if number < len(self.verbs) else f"verb {number}"
 
 
 def names_of(data: Dataset) -> Names:
-    """Those that the annotations tell; where they do not, COCO's of the objects, which torchvision knows."""
+    """Those that the annotations tell; where they do not, COCO's of the objects, and of the verbs HICO-DET's."""
     try:
         classes = data.classes
     except DatasetError:
-        return Names(_coco_objects(), ())
+        return Names(_coco_objects(), hicodet.VERBS if data.name == "hicodet" else ())
     return Names(classes.objects, classes.verbs)
 
 

@@ -27,14 +27,15 @@ _FEATURES, _THUMBNAIL = 22_000, 16_000
 _SIDE = 360  # pixels of the longer side of its picture
 _QUALITIES = (82, 70, 55, 40, 25)
 _PAIRS = 24  # of an image
+BYTES = ("picture", "colours", "levels", "norms")  # what of an image is no text, but bytes in base64
 
 
 def choose(keys: Sequence[str], first: Iterable[str], count: int, seed: int) -> list[str]:
-    """Which images: those that stand out (a third at most), the others by chance, always the same ones."""
-    standing = list(dict.fromkeys(first))[: max(1, count // 3)]
-    others = sorted(set(keys) - set(standing))
-    drawn = random.Random(seed).sample(others, min(len(others), max(0, count - len(standing))))
-    return sorted([*standing[:count], *drawn])
+    """Which images: those that stand out (a third at most), then others by chance, always the same ones."""
+    held = set(keys)
+    standing = [key for key in dict.fromkeys(first) if key in held][: max(1, count // 3)]
+    others = sorted(held.difference(standing))
+    return standing + random.Random(seed).sample(others, min(len(others), count - len(standing)))
 
 
 def show(bank: Bank, key: str, record: Record | None, dataset: Dataset | None, names: Names | None) -> dict[str, Any]:

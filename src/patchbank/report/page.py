@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 SAMPLE = 24
 LARGEST = 25_000_000  # bytes of a page
 _IMAGE = 60_000  # bytes of an image in it, at most
-_REST = 900_000  # bytes for everything else
+_REST = 1_000_000  # bytes for everything else
 _FAILURES, _RUNS = 200, 20  # named; the rest is counted
+_LONGEST = 400  # characters of a text that is not the page's own
 _BARS = 48
 
 
@@ -81,18 +82,10 @@ def write_report(
     chosen = keys if read is None or read >= len(keys) else sorted(gallery.choose(keys, [], read, seed))
     seen = soundness.look(bank, chosen, len(chosen), progress)
     asked = min(sample, len(keys))
-    count = min(asked, (LARGEST - _REST) // _IMAGE)
-    records = {record.key: record for record in dataset.records} if dataset else {}
-    annotated = dataset if dataset is not None and dataset.annotations is not None else None
-    names = names_of(annotated) if annotated else None
-    images = [
-        gallery.show(bank, key, records.get(key), annotated if key in records else None, names)
-        for key in gallery.choose(keys, [odd.key for odd in seen.odd], count, seed)
-    ]
-    for number, image in enumerate(images):
-        image["id"] = f"image-{number}"
+    images = _gallery(bank, dataset, gallery.choose(keys, [odd.key for odd in seen.odd], asked, seed))
     runs = read_runs(bank.path)
     error = max((image["error"] for image in images if "error" in image), default=0.0)
+    data = _json(images)
     context = {
         "bank": bank,
         "made": bank.manifest,
@@ -106,17 +99,18 @@ def write_report(
         "of": len(keys),
         "checks": soundness.checks(seen),
         "charts": _charts(seen),
-        "linked": {image["key"]: image["id"] for image in images},
+        "linked": {image["key"]: f"image-{number}" for number, image in enumerate(images)},
         "images": images,
+        "image_bytes": len(data) // max(1, len(images)),
         "asked": asked,
         "error": error,
         "typical_error": max((image["typicalError"] for image in images if "error" in image), default=0.0),
         "untrained": is_untrained(bank.manifest, runs),
         "official": is_official(bank.manifest),
-        "annotated": annotated is not None,
+        "annotated": _annotated(dataset) is not None,
         "version": __version__,
     }
-    content = _rendered(context)
+    content = _rendered(context, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -127,9 +121,36 @@ def write_report(
     return Written(path, len(content), len(images), asked, error, seen.defects)
 
 
+def _gallery(bank: Bank, dataset: Dataset | None, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """What the page holds of these images, in order; of the first of them, where all are too much for one page."""
+    records = {record.key: record for record in dataset.records} if dataset else {}
+    annotated = _annotated(dataset)
+    names = names_of(annotated) if annotated else None
+    images, room = [], LARGEST - _REST
+    for key in keys:
+        image = gallery.show(bank, key, records.get(key), annotated if key in records else None, names)
+        if len(_json([image])) > _IMAGE:
+            image |= {
+                "boxes": [],
+                "pairs": [],
+                "notes": [*image["notes"], "Its boxes' names are too long for this page."],
+            }
+        room -= len(_json([image]))
+        if room < 0:
+            break
+        images.append(image)
+    return sorted(images, key=lambda image: str(image["key"]))
+
+
+def _annotated(dataset: Dataset | None) -> Dataset | None:
+    return dataset if dataset is not None and dataset.annotations is not None else None
+
+
 def plain(value: Any) -> str:
-    """A text as it is, less what cannot be seen: a file name may hold anything."""
+    """A text as it is, less what cannot be seen, and its end if it is long: a file name may hold anything."""
     text = str(value)
+    if len(text) > _LONGEST:
+        text = f"…{text[1 - _LONGEST :]}"
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
@@ -144,7 +165,16 @@ def _plain_all(value: Any) -> Any:
     return value
 
 
-def _rendered(context: dict[str, Any]) -> bytes:
+def _json(images: Sequence[dict[str, Any]]) -> str:
+    """As a script element may hold it, which only a "<" could end, or begin a comment in."""
+    shortened = [
+        {name: each if name in gallery.BYTES else _plain_all(each) for name, each in image.items()} for image in images
+    ]
+    text = json.dumps(shortened, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _rendered(context: dict[str, Any], data: str) -> bytes:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -156,10 +186,8 @@ def _rendered(context: dict[str, Any]) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters |= {"plain": plain, "bytes": bytes_text, "count": lambda number: f"{number:,}"}
+    environment.filters["images"] = lambda number: f"{number:,} image{'' if number == 1 else 's'}"
     script, style = (_file(name) for name in ("report.js", "report.css"))
-    data = json.dumps(_plain_all(context["images"]), separators=(",", ":"))
-    # Within a script element, only "<" could end it or begin a comment.
-    data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     page = environment.get_template("report.html").render(
         **context,
         # These are files of this package, and JSON without a "<": nothing of a bank's.

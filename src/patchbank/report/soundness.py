@@ -199,9 +199,7 @@ def checks(found: Soundness) -> list[Check]:
     """What holds of every healthy bank of CLIP's patch tokens, and whether it holds of this one."""
     norms, near, far, others = found.norms, found.neighbours, found.distant, found.strangers
     results = [
-        Check(
-            "bad", f"{found.defects:,} of {found.looked_at:,} images have numbers that cannot be right (named below)."
-        )
+        Check("bad", f"Numbers that cannot be right, in {found.defects:,} of {found.looked_at:,} images (named below).")
         if found.defects
         else Check("good", "Every number is finite, and no token is zero.")
     ]
@@ -211,7 +209,7 @@ def checks(found: Soundness) -> list[Check]:
     results.append(
         Check("bad", "Every token has the length 1: the features were normalised before they were stored.")
         if low > 0.97 and high < 1.04
-        else Check("good", f"Tokens are not normalised: their lengths are {low:.3g} to {high:.3g} (99.8 % of them).")
+        else Check("good", f"Tokens are not normalised: their lengths are {low:.3g} to {high:.3g} (99.8% of them).")
     )
     if far.counts.sum():
         close, apart = near.quantile(0.5), far.quantile(0.5)

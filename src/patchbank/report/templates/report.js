@@ -9,7 +9,13 @@
     [0, 34, 78], [0, 48, 111], [39, 63, 108], [60, 77, 110], [82, 92, 109], [102, 105, 112], [121, 119, 119], [140, 135, 121],
     [162, 151, 119], [184, 168, 112], [207, 186, 99], [230, 205, 80], [254, 232, 56],
   ];
+  // Okabe and Ito's, as in the figures of `patchbank show`.
+  const STYLES = { human: "#0072b2", object: "#d55e00", union: "#cc79a7" };
   const BINS = 7; // a side of a box, as the library's pool_regions has them
+  const TAG = 18; // CSS pixels a side of a box's number
+  const NEAR = 5; // CSS pixels from a box's outline that still count as on it
+
+  // Numbers.
 
   function colour(share) {
     const place = Math.min(Math.max(share, 0), 1) * (CIVIDIS.length - 1);
@@ -17,13 +23,10 @@
     return CIVIDIS[low].map((value, index) => Math.round(value + (CIVIDIS[low + 1][index] - value) * (place - low)));
   }
 
-  function bytesOf(text) {
-    return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  }
+  const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-  /** The image's tokens at unit length, (N x K) row by row, and their lengths. Made once. */
-  async function tokensOf(image) {
-    if (image.tokens || !image.levels) return image.tokens;
+  /** An image's tokens at unit length, (N x K) row by row, and their lengths. */
+  async function unpacked(image) {
     const stream = new Blob([bytesOf(image.levels)]).stream().pipeThrough(new DecompressionStream("deflate"));
     const levels = new Int8Array(await new Response(stream).arrayBuffer());
     const count = image.grid[0] * image.grid[1], components = image.components;
@@ -36,8 +39,7 @@
     }
     const raw = bytesOf(image.norms);
     const norms = Float32Array.from({ length: count }, (_, token) => (raw[2 * token] + 256 * raw[2 * token + 1]) * image.normStep);
-    image.tokens = { units, norms, count, components };
-    return image.tokens;
+    return { units, norms, count, components };
   }
 
   /** The cosine similarity of every patch to the mean of the tokens with these weights. */
@@ -85,25 +87,11 @@
 
   const union = (boxes) => [0, 1, 2, 3].map((side) => (side < 2 ? Math.min : Math.max)(...boxes.map((each) => each.box[side])));
 
-  const state = { image: null, token: 0, chosen: [], held: false, serial: 0 };
-  const limits = (image) => {
-    const [x1, y1, x2, y2] = image.frame;
-    return [Math.min(x1, 0), Math.min(y1, 0), Math.max(x2, image.size[0]), Math.max(y2, image.size[1])];
-  };
+  // What is shown: an image; the patch or the boxes that its patches are compared with; the patch that is read out while
+  // that is held.
 
-  // Drawing. Both canvases show image and input together, in original pixels.
-
-  function prepare(canvas) {
-    const [left, top, right, bottom] = limits(state.image);
-    const width = 720, height = Math.max(1, Math.round((width * (bottom - top)) / (right - left)));
-    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
-    const context = canvas.getContext("2d");
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.clearRect(0, 0, width, height);
-    const scale = width / (right - left);
-    context.setTransform(scale, 0, 0, scale, -left * scale, -top * scale);
-    return [context, 1 / scale];
-  }
+  const state = { image: null, tokens: null, element: null, token: 0, reading: null, chosen: [], held: false, serial: 0 };
+  const isFixed = () => state.held || state.chosen.length > 0;
 
   function cell(token) {
     const [x1, y1, x2, y2] = state.image.frame, [rows, columns] = state.image.grid;
@@ -117,44 +105,101 @@
     return row >= first && row < last && column >= left && column < right;
   }
 
+  /** Image and input together: x1, y1, x2, y2 in original pixels. All canvases show this. */
+  function limits() {
+    const [x1, y1, x2, y2] = state.image.frame;
+    return [Math.min(x1, 0), Math.min(y1, 0), Math.max(x2, state.image.size[0]), Math.max(y2, state.image.size[1])];
+  }
+
+  // Drawing, in original pixels.
+
+  /** A canvas's context, and how many original pixels a CSS pixel is. */
+  function prepare(canvas) {
+    const [left, top, right, bottom] = limits(), aspect = (bottom - top) / (right - left);
+    canvas.style.width = `${Math.min(100, 160 / aspect)}%`; // what is very high becomes narrow
+    const finer = Math.min(devicePixelRatio || 1, 2);
+    const width = Math.max(16, Math.round(canvas.clientWidth * finer)), height = Math.max(1, Math.round(width * aspect));
+    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
+    const context = canvas.getContext("2d"), scale = width / (right - left);
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, width, height);
+    context.setTransform(scale, 0, 0, scale, -left * scale, -top * scale);
+    return [context, finer / scale];
+  }
+
   const styled = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  function outline(context, pixel, box, kind, strong) {
-    context.lineWidth = (strong ? 8 : 5) * pixel;
-    context.setLineDash([]);
-    context.strokeStyle = "white";
-    context.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]);
-    context.lineWidth = (strong ? 5 : 2.5) * pixel;
-    context.setLineDash(kind === "union" ? [10 * pixel, 6 * pixel] : []);
-    context.strokeStyle = { human: "#0072b2", object: "#d55e00", union: "#cc79a7" }[kind];
-    context.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]);
+  function strokeBox(context, [x1, y1, x2, y2], width, style, dash = []) {
+    context.lineWidth = width;
+    context.strokeStyle = style;
+    context.setLineDash(dash);
+    context.strokeRect(x1, y1, x2 - x1, y2 - y1);
     context.setLineDash([]);
   }
 
-  function mark(context, pixel) {
-    const [x, y, width, height] = cell(state.token);
-    context.lineWidth = 6 * pixel;
-    context.strokeStyle = "black";
-    context.strokeRect(x, y, width, height);
-    context.lineWidth = 2.5 * pixel;
-    context.strokeStyle = "white";
-    context.strokeRect(x, y, width, height);
+  function outline(context, pixel, box, kind, strong) {
+    strokeBox(context, box, (strong ? 6 : 4) * pixel, "rgba(255, 255, 255, 0.85)");
+    strokeBox(context, box, (strong ? 3.5 : 2) * pixel, STYLES[kind], kind === "union" ? [6 * pixel, 4 * pixel] : []);
+  }
+
+  function mark(context, pixel, token, inner) {
+    const [x, y, width, height] = cell(token), box = [x, y, x + width, y + height];
+    strokeBox(context, box, 4 * pixel, inner === "white" ? "black" : "white");
+    strokeBox(context, box, 2 * pixel, inner);
+  }
+
+  function drawMarks(context, pixel) {
+    if (!state.chosen.length && state.image.levels) mark(context, pixel, state.token, "white");
+    if (state.reading !== null && isFixed()) mark(context, pixel, state.reading, "black");
+  }
+
+  /** Where the boxes' numbers stand, beside each other: [x, y, side] of each. */
+  function tags(pixel) {
+    const [left, top, right, bottom] = limits(), side = TAG * pixel, placed = [];
+    for (const { box } of state.image.boxes || []) {
+      let x = Math.min(Math.max(box[0], left), right - side), y = Math.min(Math.max(box[1], top), bottom - side);
+      const taken = () => placed.some(([px, py]) => Math.abs(px - x) < side && Math.abs(py - y) < side);
+      while (taken() && y < bottom) {
+        x += side + pixel;
+        if (x > right - side) [x, y] = [Math.min(Math.max(box[0], left), right - side), y + side + pixel];
+      }
+      placed.push([x, y, side]);
+    }
+    return placed;
+  }
+
+  function drawBoxes(context, pixel, all) {
+    const boxes = state.image.boxes || [];
+    boxes.forEach((each, index) => {
+      if (all || state.chosen.includes(index)) outline(context, pixel, each.box, each.kind, state.chosen.includes(index));
+    });
+    if (state.chosen.length === 2) outline(context, pixel, union(state.chosen.map((each) => boxes[each])), "union", true);
+    if (!all) return;
+    context.font = `600 ${12 * pixel}px sans-serif`;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    tags(pixel).forEach(([x, y, side], index) => {
+      context.fillStyle = STYLES[boxes[index].kind];
+      context.fillRect(x, y, side, side);
+      strokeBox(context, [x, y, x + side, y + side], pixel, "white");
+      context.fillStyle = boxes[index].kind === "object" ? "black" : "white"; // either can be read on its colour
+      context.fillText(String(index + 1), x + side / 2, y + side / 2 + 0.5 * pixel);
+    });
   }
 
   function drawImage() {
-    const image = state.image, [context, pixel] = prepare($("image")), [width, height] = image.size;
+    const image = state.image, [context, pixel] = prepare($("image")), [width, height] = image.size, [x1, y1, x2, y2] = image.frame;
     context.fillStyle = styled("--rule");
     context.fillRect(0, 0, width, height);
-    if (image.element) context.drawImage(image.element, 0, 0, width, height);
-    const [x1, y1, x2, y2] = image.frame;
+    if (state.element) context.drawImage(state.element, 0, 0, width, height);
     context.fillStyle = "rgba(0, 0, 0, 0.6)";
     context.beginPath();
     context.rect(0, 0, width, height);
     context.rect(Math.max(x1, 0), Math.max(y1, 0), Math.min(x2, width) - Math.max(x1, 0), Math.min(y2, height) - Math.max(y1, 0));
     context.fill("evenodd");
     const [rows, columns] = image.grid;
-    context.lineWidth = 1 * pixel;
-    context.strokeStyle = "rgba(255, 255, 255, 0.35)";
+    context.lineWidth = 0.5 * pixel;
+    context.strokeStyle = "rgba(255, 255, 255, 0.45)";
     context.beginPath();
     for (let each = 0; each <= columns; each++) {
       const x = x1 + ((x2 - x1) * each) / columns;
@@ -167,45 +212,41 @@
       context.lineTo(x2, y);
     }
     context.stroke();
-    drawBoxes(context, pixel);
-    if (!state.chosen.length && image.levels) mark(context, pixel);
+    drawBoxes(context, pixel, $("show-boxes").checked);
+    drawMarks(context, pixel);
   }
 
-  function drawBoxes(context, pixel) {
-    const image = state.image;
-    if ($("show-boxes").checked)
-      (image.boxes || []).forEach((each, index) => outline(context, pixel, each.box, each.kind, state.chosen.includes(index)));
-    if (state.chosen.length === 2) outline(context, pixel, union(state.chosen.map((each) => image.boxes[each])), "union", true);
-  }
-
-  function drawMap(values, low, high) {
-    const image = state.image, [context, pixel] = prepare($("map")), colours = image.colours && bytesOf(image.colours);
-    if (image.element) {
-      context.globalAlpha = 0.25;
-      context.drawImage(image.element, 0, 0, ...image.size);
-      context.globalAlpha = 1;
+  /** The patches in colours, `shade(token)` of each: beside what the model did not see, or over the image. */
+  function drawPatches(id, shade) {
+    const image = state.image, [context, pixel] = prepare($(id)), over = $("over").checked && state.element;
+    if (state.element) {
+      context.globalAlpha = over ? 1 : 0.25;
+      context.drawImage(state.element, 0, 0, ...image.size);
     }
-    const asColours = mode() === "colours" && colours;
-    for (let token = 0; token < image.grid[0] * image.grid[1]; token++) {
-      if (!isValid(token) || !(asColours || values)) continue;
-      const shade = asColours ? colours.subarray(3 * token, 3 * token + 3) : colour((values[token] - low) / (high - low || 1));
-      context.fillStyle = `rgb(${shade[0]}, ${shade[1]}, ${shade[2]})`;
-      const [x, y, width, height] = cell(token);
-      context.fillRect(x, y, width + 0.6 * pixel, height + 0.6 * pixel);
+    context.globalAlpha = over ? 0.55 : 1;
+    for (let token = 0; shade && token < image.grid[0] * image.grid[1]; token++) {
+      if (!isValid(token)) continue;
+      const [x, y, width, height] = cell(token), seam = over ? 0 : 0.6 * pixel;
+      context.fillStyle = `rgb(${shade(token).join(", ")})`;
+      context.fillRect(x, y, width + seam, height + seam);
     }
-    if (state.chosen.length) drawBoxes(context, pixel);
-    else if (values) mark(context, pixel);
+    context.globalAlpha = 1;
+    drawBoxes(context, pixel, false);
+    if (shade) drawMarks(context, pixel);
   }
 
-  const mode = () => document.querySelector("input[name=mode]:checked").value;
   const number = (value) => value.toFixed(2).replace("-", "−");
 
   async function draw() {
     const image = state.image, serial = ++state.serial;
-    const tokens = await tokensOf(image);
+    if (!image.frame) return; // what cannot be read; a note says so
+    if (image.levels && state.tokens === null) {
+      const tokens = await unpacked(image);
+      if (image !== state.image) return;
+      state.tokens = tokens;
+    }
     if (serial !== state.serial) return; // something else is to be drawn by now
-    drawImage();
-    const boxes = state.chosen.map((each) => image.boxes[each]);
+    const boxes = state.chosen.map((each) => image.boxes[each]), tokens = state.tokens;
     let values = null, low = 0, high = 1;
     if (tokens) {
       const weights = boxes.length ? boxWeights(image, union(boxes)) : Float64Array.from({ length: tokens.count }, (_, token) => Number(token === state.token));
@@ -216,80 +257,100 @@
       low = Math.min(...shown);
       high = Math.max(...shown);
     }
-    drawMap(values, low, high);
-    const asColours = mode() === "colours";
-    $("scale").hidden = asColours || !values;
+    drawImage();
+    drawPatches("map", values && ((token) => colour((values[token] - low) / (high - low || 1))));
+    const colours = image.colours && bytesOf(image.colours);
+    drawPatches("components", colours && ((token) => [...colours.subarray(3 * token, 3 * token + 3)]));
+    $("scale").hidden = !values;
     $("low").textContent = number(low);
     $("high").textContent = number(high);
-    const shares = (image.shares || []).map((share) => `${Math.round(100 * share)} %`).join(", ");
-    $("map-caption").textContent = asColours
-      ? `Principal components 1, 2, 3 as red, green and blue: ${shares} of the variance over the patches.`
-      : "Cosine similarity of every patch; padding is left out.";
-    $("readout").textContent = tell(values, boxes, low, high);
-    window.patchbank = { image: image.key, token: state.token, chosen: [...state.chosen], values: values && Array.from(values) };
+    $("readout").textContent = tell(values, low, high);
+    window.patchbank = { image: image.key, token: state.token, reading: state.reading, chosen: [...state.chosen], values: values && Array.from(values) };
   }
 
-  function tell(values, boxes, low, high) {
+  const label = (index) => `${state.image.boxes[index].kind === "human" ? "human" : state.image.boxes[index].name} ${index + 1}`;
+  const place = (token) => `row ${Math.floor(token / state.image.grid[1]) + 1}, column ${(token % state.image.grid[1]) + 1}`;
+
+  function tell(values, low, high) {
     if (!state.image.levels) return "No similarity can be computed for this image.";
-    const range = values ? ` Similarities go from ${number(low)} to ${number(high)}.` : "";
-    if (boxes.length === 1) return values ? `Pooled in the box “${boxes[0].name}”.${range}` : `The model saw nothing of the box “${boxes[0].name}”.`;
-    if (boxes.length === 2) {
-      const names = `“${boxes[0].name}” and “${boxes[1].name}”`;
-      return values ? `Pooled in the union of ${names}.${range}` : `The model saw nothing of the union of ${names}.`;
-    }
-    const columns = state.image.grid[1];
-    return `Patch in row ${Math.floor(state.token / columns) + 1}, column ${(state.token % columns) + 1}${state.held ? ", held" : ""}.${range}`;
+    const names = state.chosen.map((index) => `“${label(index)}”`).join(" and ");
+    const what = state.chosen.length === 2 ? `the union of ${names}` : `the box ${names}`;
+    if (!values) return `The model saw nothing of ${what}.`;
+    const range = `Similarities go from ${number(low)} to ${number(high)}.`;
+    const query = state.chosen.length ? `Compared with what is pooled in ${what}.` : `Compared with the patch in ${place(state.token)}${state.held ? ", held" : ""}.`;
+    const read = isFixed() && state.reading !== null ? `${number(values[state.reading])} in ${place(state.reading)}. ` : "";
+    return `${read}${query} ${range}`;
   }
 
   // Choosing.
 
-  function point(token) {
-    state.token = token;
-    if (state.chosen.length) choose([]);
-    else draw();
-  }
-
-  function choose(chosen) {
-    state.chosen = chosen;
-    for (const button of $("boxes").children) button.setAttribute("aria-pressed", String(chosen.includes(Number(button.dataset.index))));
+  function change(what) {
+    Object.assign(state, what);
+    $("fixed").checked = state.held;
+    for (const button of [...$("boxes").children, ...$("relations").children]) {
+      const own = button.dataset.boxes.split(" ").map(Number);
+      const pressed = own.length === 1 ? state.chosen.includes(own[0]) : own.length === state.chosen.length && own.every((each) => state.chosen.includes(each));
+      button.setAttribute("aria-pressed", String(pressed));
+    }
     draw();
   }
 
-  function tokenAt(event) {
-    const canvas = event.currentTarget, area = canvas.getBoundingClientRect(), [left, top, right, bottom] = limits(state.image);
+  const toggle = (index) =>
+    change({ held: false, reading: null, chosen: state.chosen.includes(index) ? state.chosen.filter((other) => other !== index) : [...state.chosen, index].slice(-2) });
+
+  /** A place on a canvas in original pixels, and how many of them a CSS pixel is. */
+  function placeOf(event) {
+    const area = event.currentTarget.getBoundingClientRect(), [left, top, right, bottom] = limits();
     const x = left + ((event.clientX - area.left) / area.width) * (right - left);
-    const y = top + ((event.clientY - area.top) / area.height) * (bottom - top);
+    return [x, top + ((event.clientY - area.top) / area.height) * (bottom - top), (right - left) / area.width];
+  }
+
+  function tokenAt([x, y]) {
     const [x1, y1, x2, y2] = state.image.frame, [rows, columns] = state.image.grid;
     const column = Math.floor(((x - x1) / (x2 - x1)) * columns), row = Math.floor(((y - y1) / (y2 - y1)) * rows);
     const token = row * columns + column;
     return row >= 0 && row < rows && column >= 0 && column < columns && isValid(token) ? token : null;
   }
 
-  function hold(held) {
-    state.held = held;
-    $("fixed").checked = held;
-    draw();
+  /** The box whose number or outline is at a place of the image; null where there is none. */
+  function boxAt([x, y, pixel]) {
+    if (!$("show-boxes").checked || !state.image.levels) return null;
+    const tag = tags(pixel).findIndex(([left, top, side]) => x >= left && x <= left + side && y >= top && y <= top + side);
+    if (tag >= 0) return tag;
+    const near = NEAR * pixel;
+    const found = (state.image.boxes || []).findIndex(({ box: [x1, y1, x2, y2] }) => {
+      if (x < x1 - near || x > x2 + near || y < y1 - near || y > y2 + near) return false;
+      return Math.min(Math.abs(x - x1), Math.abs(x - x2), Math.abs(y - y1), Math.abs(y - y2)) <= near;
+    });
+    return found < 0 ? null : found;
   }
 
-  for (const id of ["image", "map"]) {
-    $(id).addEventListener("pointermove", (event) => {
-      const token = tokenAt(event);
-      if (event.pointerType === "touch" || state.held || state.chosen.length || token === null || token === state.token) return;
-      point(token);
+  for (const id of ["image", "map", "components"]) {
+    const canvas = $(id);
+    const box = (at) => (id === "image" ? boxAt(at) : null);
+    canvas.addEventListener("pointermove", (event) => {
+      if (event.pointerType === "touch" || !state.image.frame) return;
+      const at = placeOf(event), token = tokenAt(at), on = box(at);
+      canvas.style.cursor = on === null ? "" : "pointer";
+      canvas.title = on === null ? "" : label(on);
+      if (token === null || !state.image.levels) return;
+      if (isFixed()) token !== state.reading && change({ reading: token });
+      else token !== state.token && change({ token });
     });
-    $(id).addEventListener("click", (event) => {
-      const token = tokenAt(event);
-      if (token === null) return;
-      const mouse = event.pointerType !== "touch";
-      state.held = mouse && !(state.held && token === state.token);
-      $("fixed").checked = state.held;
-      point(token);
+    canvas.addEventListener("click", (event) => {
+      const at = placeOf(event), token = tokenAt(at), on = box(at);
+      if (on !== null) return toggle(on);
+      if (token === null || !state.image.levels) return;
+      const again = state.held && token === state.token, touch = event.pointerType === "touch"; // a finger has no hover to hold
+      change({ token, chosen: [], reading: null, held: !touch && !again });
     });
   }
 
   $("image").addEventListener("keydown", (event) => {
+    if (!state.image.levels) return;
     const columns = state.image.grid[1], [first, last, left, right] = state.image.valid;
-    let row = Math.floor(state.token / columns), column = state.token % columns;
+    const from = isFixed() ? state.reading ?? state.token : state.token;
+    let row = Math.floor(from / columns), column = from % columns;
     if (event.key === "ArrowLeft") column--;
     else if (event.key === "ArrowRight") column++;
     else if (event.key === "ArrowUp") row--;
@@ -298,18 +359,21 @@
     else if (event.key === "End") column = right - 1;
     else if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
-      return hold(!state.held);
-    } else return;
+      return change({ held: !state.held && !state.chosen.length, chosen: [], reading: null });
+    } else if (event.key === "Escape") return change({ held: false, chosen: [], reading: null });
+    else return;
     event.preventDefault();
     row = Math.min(Math.max(row, first), last - 1);
     column = Math.min(Math.max(column, left), right - 1);
-    point(row * columns + column);
+    change({ [isFixed() ? "reading" : "token"]: row * columns + column });
   });
 
-  $("fixed").addEventListener("change", () => hold($("fixed").checked));
-  $("show-boxes").addEventListener("change", draw);
-  $("modes").addEventListener("change", draw);
+  $("fixed").addEventListener("change", () => change({ held: $("fixed").checked, chosen: [], reading: null }));
+  for (const id of ["show-boxes", "over"]) $(id).addEventListener("change", draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  window.addEventListener("resize", draw);
+
+  // An image is opened.
 
   function item(text) {
     const element = document.createElement("li");
@@ -317,49 +381,58 @@
     return element;
   }
 
+  function chooser(text, kind, boxes, choose) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = kind;
+    button.dataset.boxes = boxes.join(" ");
+    button.textContent = text;
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", choose);
+    return button;
+  }
+
   function open(image, focus) {
-    state.image = image;
-    state.chosen = [];
     const [first, last, left, right] = image.valid || [0, 1, 0, 1];
-    state.token = Math.floor((first + last) / 2) * (image.grid ? image.grid[1] : 1) + Math.floor((left + right) / 2);
-    state.held = false;
-    $("fixed").checked = false;
+    const middle = Math.floor((first + last) / 2) * (image.grid ? image.grid[1] : 1) + Math.floor((left + right) / 2);
+    Object.assign(state, { image, tokens: null, element: null });
+    if (image.picture) {
+      const element = new Image();
+      element.addEventListener("load", () => image === state.image && ((state.element = element), draw()));
+      element.src = image.picture;
+    }
     $("viewer").hidden = false;
     $("name").textContent = image.key;
     for (const { button, image: other } of thumbnails) button.setAttribute("aria-current", String(other === image));
     $("image").setAttribute("aria-label", `${image.key}: patches`);
-    const boxes = image.boxes || [];
-    $("pairs").hidden = !boxes.length;
+    const boxes = image.boxes || [], pairs = image.pairs || [], shares = (image.shares || []).map((share) => `${Math.round(100 * share)}%`);
+    $("pairs").hidden = !boxes.length || !image.levels;
     $("boxes-label").hidden = !boxes.length;
-    $("boxes").replaceChildren(
-      ...boxes.map((each, index) => {
-        const button = document.createElement("button");
-        button.type = "button";
-        button.className = each.kind;
-        button.dataset.index = index;
-        button.textContent = each.kind === "human" ? `human ${each.name === "person" ? "" : each.name}`.trim() : each.name;
-        button.setAttribute("aria-pressed", "false");
-        button.addEventListener("click", () => {
-          const chosen = state.chosen.includes(index) ? state.chosen.filter((other) => other !== index) : [...state.chosen, index].slice(-2);
-          choose(chosen);
-        });
-        return button;
-      }),
+    $("boxes").replaceChildren(...boxes.map((each, index) => chooser(label(index), each.kind, [index], () => toggle(index))));
+    $("relations").replaceChildren(
+      ...pairs.map(([human, thing, verb]) =>
+        chooser(`${label(human)}, ${verb}, ${label(thing)}`, "union", [human, thing], () =>
+          change({ held: false, reading: null, chosen: state.chosen.length === 2 && [human, thing].every((each) => state.chosen.includes(each)) ? [] : [human, thing] }),
+        ),
+      ),
     );
-    $("relations").replaceChildren(...(image.pairs || []).map(([human, thing, verb]) => item(`human ${human + 1}, ${verb}, ${boxes[thing].name} (box ${thing + 1})`)));
     $("notes").replaceChildren(...image.notes.map(item));
-    const hasMap = Boolean(image.frame);
-    document.querySelector(".panels").hidden = !hasMap;
-    if (hasMap) draw();
-    else $("readout").textContent = "";
+    $("shares").textContent = shares.length ? `Principal components 1, 2, 3 as red, green, blue: ${shares.join(", ")} of the variance.` : "";
+    const panels = document.querySelector(".panels");
+    panels.classList.toggle("broad", Boolean(image.frame) && image.size[0] > 1.8 * image.size[1]);
+    for (const figure of panels.querySelectorAll("figure")) figure.hidden = !image.frame;
+    $("help").hidden = !image.levels;
+    $("components-figure").hidden = !image.colours;
+    $("readout").textContent = "";
+    change({ token: middle, reading: null, chosen: [], held: false });
     if (focus) $("name").focus();
   }
 
   // The list, and searching in it.
 
-  const thumbnails = images.map((image) => {
-    const place = document.createElement("li"), button = document.createElement("button");
-    place.id = image.id;
+  const thumbnails = images.map((image, index) => {
+    const entry = document.createElement("li"), button = document.createElement("button");
+    entry.id = `image-${index}`;
     button.type = "button";
     const thumb = document.createElement("span"), name = document.createElement("span");
     thumb.className = "thumb";
@@ -367,18 +440,18 @@
     name.textContent = image.key;
     button.title = image.key;
     if (image.picture) {
-      image.element = new Image();
-      image.element.alt = "";
-      image.element.addEventListener("load", () => image === state.image && draw());
-      image.element.src = image.picture;
-      thumb.append(image.element.cloneNode());
+      const picture = document.createElement("img");
+      picture.alt = "";
+      picture.loading = "lazy";
+      picture.src = image.picture;
+      thumb.append(picture);
     } else thumb.textContent = "no image";
     button.append(thumb, name);
     button.addEventListener("click", () => open(image, true));
-    place.append(button);
-    $("thumbnails").append(place);
+    entry.append(button);
+    $("thumbnails").append(entry);
     const words = [image.key, ...(image.boxes || []).map((each) => each.name), ...(image.pairs || []).map((each) => each[2])];
-    return { image, place, button, words: words.join(" ").toLowerCase() };
+    return { image, entry, button, words: words.join(" ").toLowerCase() };
   });
 
   function search() {
@@ -386,7 +459,7 @@
     let count = 0;
     for (const each of thumbnails) {
       const found = wanted.every((word) => each.words.includes(word));
-      each.place.hidden = !found;
+      each.entry.hidden = !found;
       count += found;
     }
     $("matches").textContent = wanted.length ? `${count} of ${thumbnails.length}` : "";
@@ -394,13 +467,16 @@
   $("query").addEventListener("input", search);
   $("search").addEventListener("submit", (event) => {
     event.preventDefault();
-    const first = thumbnails.find((each) => !each.place.hidden);
+    const first = thumbnails.find((each) => !each.entry.hidden);
     if (first) open(first.image, true);
   });
 
   function follow() {
-    const linked = thumbnails.find((each) => each.image.id === location.hash.slice(1));
-    if (linked) open(linked.image, true);
+    const linked = thumbnails.find((each) => each.entry.id === location.hash.slice(1));
+    if (!linked) return;
+    $("query").value = "";
+    search();
+    open(linked.image, true);
   }
   window.addEventListener("hashchange", follow);
 
@@ -409,6 +485,6 @@
     ramp.fillStyle = `rgb(${colour(x / 255).join(", ")})`;
     ramp.fillRect(x, 0, 1, 1);
   }
-  open(images[0], false);
+  open(images.find((each) => each.pairs?.length) || images[0], false);
   follow();
 })();
