@@ -146,12 +146,22 @@ def test_growth_without_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     growth_steps.prepare(tmp_path)
     steps = {step: growth_steps.STEPS[step](tmp_path, 700, layout) for step in (way, *growth._READERS)}
     assert all(found["peak"] > 0 for found in steps.values())
-    # 700 keys are two shards, each a unit; a unit of pickles has 1,024 images.
-    assert steps["plan"]["units"] == (2 if layout == "shards" else 1)
+    # 700 keys are two shards, each a unit; for eight workers, a unit of pickles has two batches of eight images.
+    assert steps["plan"]["units"] == (2 if layout == "shards" else 44)
     assert steps["plan"]["unit_bytes"] > 700
     if layout == "shards":  # what is known travels along
         assert steps["resume"]["units"] == 2
         assert steps["resume"]["unit_bytes"] > steps["plan"]["unit_bytes"] + 634 * 64
+
+
+def test_page(run: Run, tmp_path: Path) -> None:
+    result = run("page", "--model", "tiny", "--keys", 20, "--samples", "4,30", "--directory", tmp_path)
+    assert result["keys"] == 20 and result["features_per_second"] > 0
+    assert [page["images"] for page in result["pages"]] == [4, 20]
+    for page in result["pages"]:
+        assert page["bytes"] < 1_000_000 + 60_000 * page["images"]
+        assert "skipped: the browser" in result["printed"] or page["first_map_seconds"] > 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_dtypes(run: Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from patchbank import Bank, Dataset, extract, load_dataset, open_bank
 from patchbank.config import ExtractConfig
+from tests.browser import NoBrowserError, headless_browser
 from tests.support import hico_root, photographs
 
 # Names that would run, end the data or change the page, if they were taken for anything but text.
@@ -48,12 +48,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, tiny_config: ExtractConfig
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Headless Chromium, Debian's."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("there is no Chromium on this machine")
-    switches = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=[*switches, "--disable-component-update"])
-        yield browser
-        browser.close()
+    try:
+        with headless_browser() as browser:
+            yield browser
+    except NoBrowserError as error:
+        pytest.skip(str(error))

@@ -16,18 +16,10 @@ from PIL import Image
 from patchbank import Bank, Dataset, pool_regions, union_boxes
 from patchbank.pictures.maps import similarities
 from patchbank.report.page import write_report
+from tests.browser import until
 from tests.report.conftest import HOSTILE
 
 Visit = Callable[..., Any]
-
-
-def until(tab: Any, expression: str) -> None:
-    """Wait for a page to be so. (Playwright's own waiting evaluates strings in the page, which its policy forbids.)"""
-    for _ in range(1000):
-        if tab.evaluate(expression):
-            return
-        tab.wait_for_timeout(10)
-    raise AssertionError(f"never: {expression}")
 
 
 @pytest.fixture
