@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 
 def union_boxes(boxes_h: Tensor, boxes_o: Tensor) -> Tensor:
@@ -66,6 +65,8 @@ def human_object_pairs(
     if nms_threshold is None:
         order = scores.argsort(descending=True, stable=True)
     else:
+        from torchvision.ops import batched_nms
+
         order = batched_nms(boxes, scores, labels, nms_threshold)  # by descending score
     is_human = labels[order] == human_label
     kept: list[Tensor] = []

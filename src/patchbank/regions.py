@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from patchbank.geometry import ImageTransform
 
@@ -99,9 +98,22 @@ def _pooled(
     if reduce == "mean":
         weights = torch.split(_mean_weights(torch.cat(inside), grid, size), [len(box) for box in inside])
         return torch.cat([weight @ of_image for weight, of_image in zip(weights, tokens, strict=True)])
+    from torchvision.ops import roi_align
+
     pictures = tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
     bins: Tensor = roi_align(pictures, inside, size, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
     return bins if reduce is None else bins.amax((2, 3))
+
+
+def pooling_weights(boxes: Tensor, transform: ImageTransform) -> Tensor:
+    """(K, N): how much of each patch token is in the feature that `pool_regions` gives a box; rows sum to 1, or to 0.
+
+    Args:
+        boxes: (K, 4), xyxy in original pixels.
+        transform: how the image became the grid.
+    """
+    inside = transform.boxes_to_grid(transform.clip(boxes.to(torch.float32)))
+    return _mean_weights(inside, transform.grid, (7, 7))
 
 
 def _mean_weights(boxes: Tensor, grid: tuple[int, int], bins: tuple[int, ...]) -> Tensor:

@@ -100,7 +100,7 @@ def test_a_folder_and_its_json(tmp_path: Path, tiny_weights: Path) -> None:
         "grid 4 x 4",
         "center-crop",
         "batch size 4",
-        "not OpenAI's",
+        "UNTRAINED random weights",
     ):
         assert word in text
 

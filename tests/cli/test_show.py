@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from patchbank import extract, load_dataset
+from patchbank import extract, load_dataset, open_bank
 from patchbank.config import ExtractConfig
-from tests.support import hico_root, patchbank
+from tests.support import hico_root, patchbank, photographs
 
 KEY = "HICO_train2015_0001.jpg"
 
@@ -61,6 +64,45 @@ def test_where_the_image_comes_from(root: Path, tmp_path: Path) -> None:
     Image.new("RGB", (10, 20)).save(tmp_path / "other.png")
     done = patchbank("show", bank, KEY, "--image", tmp_path / "other.png", "-o", tmp_path / "y.png", check=2)
     assert "it is another image" in " ".join(done.stderr.split())
+    before = (tmp_path / "other.png").read_bytes()
+    done = patchbank("show", bank, KEY, "--image", tmp_path / "other.png", "-o", tmp_path / "other.png", check=2)
+    assert "is an image of the data set: name another file" in " ".join(done.stderr.split())
+    assert (tmp_path / "other.png").read_bytes() == before
+
+
+def test_what_cannot_be_drawn_is_said(tmp_path: Path, tiny_weights: Path) -> None:
+    """Names that no font has, and that are no text; numbers that are not finite."""
+    names = ["\U00013000 hieroglyph.jpg", "control\x07.jpg", os.fsdecode(b"bad\xff.jpg")]
+    for name, photo in zip(names, photographs(tmp_path / "images", 3), strict=True):
+        (tmp_path / "images" / photo).rename(tmp_path / "images" / name)
+    run = ("--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
+    patchbank("extract", "folder", tmp_path / "images", *run, check=0)
+    listed = patchbank("info", tmp_path / "bank", "--keys", "--json", check=0)
+    assert json.loads(listed.stdout) == sorted(names)
+    for number, name in enumerate(names):
+        out = tmp_path / f"{number}.svg"
+        done = patchbank("show", tmp_path / "bank", name, "--images", tmp_path / "images", "-o", out, check=0)
+        assert ("no font here" in done.stderr) == (number == 0) and "Warning" not in done.stderr
+        ElementTree.parse(out)
+    [shard] = (tmp_path / "bank").glob("shard-*")
+    row = open_bank(tmp_path / "bank")[names[1]].numpy().tobytes()
+    shard.write_bytes(shard.read_bytes().replace(row[:4], b"\xff\xff\xff\x7f"))
+    done = patchbank("show", tmp_path / "bank", names[1], "-o", tmp_path / "nan.png", check=0)
+    assert "1 of its 16 tokens hold numbers that are not finite" in " ".join(done.stderr.split())
+    patchbank("show", tmp_path / "bank", names[1], "--at", "60,45", "-o", tmp_path / "nan.png", check=0)
+
+
+def test_a_pair_that_was_not_seen_is_named(root: Path, tmp_path: Path) -> None:
+    """The first pair's human lies at the left edge of a broad image, of which the model saw the middle."""
+    bank = root / "hicodet_pkl_files" / "cliptiny_img_hicodet_train"
+    done = patchbank("show", bank, KEY, "-o", tmp_path / "a.png", check=0)
+    assert "saw nothing" not in done.stderr
+    content = json.loads((root / "hicodet/trainval_hico.json").read_text())
+    content[1]["annotations"][0]["bbox"] = [1, 2, 10, 40]
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    options = ("--annotations", tmp_path / "list.json", "--dataset", "hicodet", "--split", "train", "--root", root)
+    done = patchbank("show", bank, KEY, *options, "-o", tmp_path / "b.png", check=0)
+    assert "the model saw nothing of the first pair's human" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -73,6 +115,11 @@ def test_where_the_image_comes_from(root: Path, tmp_path: Path) -> None:
         ([KEY, "--box", "0,0,5,5"], "the model saw nothing of it"),
         ([KEY, "--image", "none.png"], "none.png cannot be opened: No such file or directory"),
         ([KEY, "-o", "out.txt"], "pictures are written as .png"),
+        ([KEY, "-o", "out.jpg"], "pictures are written as .png"),
+        (["hico_train2015_0001"], f"Did you mean '{KEY}'?"),
+        (["deeper/HICO_train2015_0001.png"], f"Did you mean '{KEY}'?"),
+        (["HICO_train2015_001.jpg"], "Did you mean 'HICO_train2015_0001.jpg'?"),
+        ([KEY, "--annotations", "/dev/null"], "annotation"),
         ([KEY, "--text", "a dog"], "give it with --weights"),
         ([KEY, "-o", "/proc/none/x.png"], "/proc/none"),
     ],

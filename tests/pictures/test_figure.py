@@ -34,7 +34,10 @@ def picture(mode: str, width: int, height: int, **changes: object) -> Picture:
         "image": Image.fromarray(pixels),
         "maps": [
             Map(
-                "Similarity to the patch at the centre", similarities(tokens, tokens[27]), point=(width / 2, height / 2)
+                # A patch off the middle and off the diagonal, among the disc's.
+                "Similarity to the patch in row 3, column 4",
+                similarities(tokens, tokens[28]) + (np.arange(64) == 12) * 0.5,
+                point=tuple(transform.points_from_grid([4.5, 3.5])),
             )
         ],
         "footnote": "tiny, untrained weights",

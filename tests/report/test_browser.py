@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from PIL import Image
 
-from patchbank import Bank, Dataset, pool_regions, union_boxes
-from patchbank.pictures.maps import similarities
+from patchbank import Bank, Dataset, extract, load_dataset, open_bank, pool_regions, union_boxes
+from patchbank.config import ExtractConfig
+from patchbank.pictures.maps import principal_colours, similarities
 from patchbank.report.page import write_report
 from tests.browser import until
 from tests.report.conftest import HOSTILE
+from tests.report.test_page import made_bank, random_tokens
+from tests.support import hico_list, photographs, write_json
 
 Visit = Callable[..., Any]
 
@@ -97,7 +104,138 @@ def test_the_map_is_what_numpy_computes(
             found = tab.evaluate("window.patchbank")
             assert (found["image"], found["token"], found["chosen"]) == (key, token, [])
             assert np.abs(np.array(found["values"]) - similarities(tokens, tokens[token])).max() <= error
-            assert f"row {token // 4 + 1}, column {token % 4 + 1}" in tab.inner_text("#readout")
+            assert f"row {token // 4}, column {token % 4} (x " in tab.inner_text("#readout")
+
+
+def test_patches_are_drawn_where_they_lie_in_the_colours_of_their_values(
+    annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit
+) -> None:
+    """Of the map, the colours between both ends of the scale; of the components, those that `show` draws."""
+    bank = annotated[0]
+    key = list(bank)[1]  # a broad image: the patches lie in its middle
+    transform = bank.transform(key)
+    assert transform.width > transform.height
+    tab = visit(page[0])
+    shown(tab, key)
+    x, y = at(tab, bank, key, 6)
+    with redrawn(tab):
+        tab.locator("#image").hover(position={"x": x, "y": y})
+    values = np.array(tab.evaluate("window.patchbank.values"))
+    tab.mouse.move(0, 0)
+    cividis = colormaps["cividis"](np.linspace(0, 1, 13))[:, :3]
+    places = (values - values.min()) / (values.max() - values.min()) * 12
+    expected = np.stack([np.interp(places, range(13), cividis[:, each]) for each in range(3)], axis=1)
+    of_components, _ = principal_colours(bank[key].numpy(), transform.valid.flatten())
+    for canvas, colours in (("map", expected), ("components", of_components)):
+        tab.locator(f"#{canvas}").scroll_into_view_if_needed()
+        pixels = np.asarray(Image.open(BytesIO(tab.locator(f"#{canvas}").screenshot())).convert("RGB")) / 255
+        scale = pixels.shape[1] / transform.width
+        for token in range(16):
+            x, y = scale * transform.points_from_grid([token % 4 + 0.5, token // 4 + 0.5])
+            assert np.abs(pixels[int(y), int(x)] - colours[token]).max() < 0.03, (canvas, token)
+        beside = pixels[int(scale * transform.height / 2), int(scale * transform.visible[0] / 2)]
+        assert beside.min() > 0.5  # what the model did not see is faint
+    assert tab.inner_text("#low") == f"{values.min():.2f}".replace("-", "\u2212")
+    assert tab.inner_text("#high") == "1.00"
+    ramp = np.asarray(Image.open(BytesIO(tab.locator("#ramp").screenshot())).convert("RGB")) / 255
+    assert np.abs(ramp[5, 3] - cividis[0]).max() < 0.05 and np.abs(ramp[5, -4] - cividis[-1]).max() < 0.05
+
+
+@pytest.mark.parametrize("resize", ["center-crop", "squash", "pad"])
+@pytest.mark.parametrize("size", [(150, 60), (60, 150)])
+def test_boxes_of_any_geometry(
+    size: tuple[int, int], resize: str, tmp_path: Path, tiny_config: ExtractConfig, visit: Visit
+) -> None:
+    """Landscape and portrait, cropped, squashed and padded; boxes that reach beyond what the model saw."""
+    root, (width, height) = tmp_path / "root", size
+    images = root / "hicodet/hico_20160224_det/images/train2015"
+    photographs(images, 1, (min(size), max(size)) if width < height else size)
+    with Image.open(images / "photo_0000.jpg") as image:
+        image.resize(size).save(images / "photo_0000.jpg")
+    boxes = [[2, 3, width * 0.6, height * 0.8], [width * 0.45, height * 0.3, width - 1, height - 2]]
+    entry = hico_list(["photo_0000.jpg"])[0] | {
+        "annotations": [{"bbox": box, "category_id": 1 + number} for number, box in enumerate(boxes)],
+        "hoi_annotation": [{"subject_id": 0, "object_id": 1, "category_id": 77}],
+    }
+    write_json(root / "hicodet/trainval_hico.json", [entry])
+    dataset = load_dataset("hicodet", root, "train")
+    extract(dataset, tmp_path / "bank", replace(tiny_config, resize=resize))  # type: ignore[arg-type]
+    bank = open_bank(tmp_path / "bank")
+    error = write_report(bank, tmp_path / "page.html", dataset).error
+    tab = visit(tmp_path / "page.html")
+    tokens, transform, target = (
+        bank["photo_0000.jpg"],
+        bank.transform("photo_0000.jpg"),
+        dataset.target("photo_0000.jpg"),
+    )
+    for button, box in zip(
+        ("#boxes .human", "#boxes .object", "#relations button"),
+        torch.cat([target.boxes_h, target.boxes_o, union_boxes(target.boxes_h, target.boxes_o)]),
+        strict=True,
+    ):
+        with redrawn(tab):
+            tab.locator(button).click()
+        pooled = pool_regions(tokens, box[None], transform)[0].numpy()
+        values = np.array(tab.evaluate("window.patchbank.values"))
+        assert np.abs(values - similarities(tokens.numpy(), pooled)).max() <= 2 * error + 1e-4
+        seen = float(transform.coverage(box))
+        assert ("of which the model saw" in tab.inner_text("#readout")) == (seen < 0.995)
+        if seen < 0.995:
+            assert f"saw {max(1, round(100 * seen))}%" in tab.inner_text("#readout")
+        tab.locator("#image").press("Escape")
+    # The keyboard stays among the patches that show the image.
+    rows, columns = (np.flatnonzero(transform.valid.any(axis)) for axis in (1, 0))
+    for press, ends in (("Home", columns[0]), ("End", columns[-1])):
+        tab.locator("#image").press(press)
+        until(tab, f"window.patchbank.token % 4 === {ends}")
+    for _ in range(5):
+        tab.locator("#image").press("ArrowDown")
+    until(tab, f"window.patchbank.token === {4 * rows[-1] + columns[-1]}")
+    for _ in range(2):
+        tab.locator("#image").press("ArrowRight")
+    assert tab.evaluate("window.patchbank.token") == 4 * rows[-1] + columns[-1]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_policy_is_in_force(kept: bool, page: tuple[Path, float], browser: Any, tmp_path: Path) -> None:
+    """What somebody might yet get into a page can neither run nor load anything; without the policy, it could."""
+    asked: list[str] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    content = page[0].read_text()
+    (tmp_path / "page.html").write_text(content if kept else content.replace("Content-Security-Policy", "nothing"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        tab = browser.new_page()
+        tab.goto((tmp_path / "page.html").as_uri())
+        until(tab, "window.patchbank && window.patchbank.values")
+        tab.evaluate(
+            """(address) => {
+            const script = document.createElement("script");
+            script.textContent = "window.hacked = 1";
+            document.body.append(script);
+            const place = document.createElement("div");
+            place.innerHTML = `<img src="${address}/image" onerror="window.hackedToo = 1">`;
+            document.body.append(place);
+            fetch(`${address}/fetched`).catch(() => 0);
+        }""",
+            address,
+        )
+        if not kept:
+            until(tab, "window.hackedToo")
+        tab.wait_for_timeout(300)
+        assert tab.evaluate("[window.hacked, window.hackedToo]") == ([None, None] if kept else [1, 1])
+        tab.close()
+        server.shutdown()
+    assert sorted(asked) == ([] if kept else ["/fetched", "/image"])
 
 
 def test_boxes_and_their_union_are_pooled_as_the_library_does(
@@ -208,13 +346,13 @@ def test_the_search_filters(annotated: tuple[Bank, Dataset], page: tuple[Path, f
     buttons = tab.locator("#thumbnails li:visible")
     assert buttons.count() == 10
     tab.fill("#query", "0007")
-    assert buttons.count() == 1 and "1 of 10" in tab.inner_text("#matches")
+    assert buttons.count() == 1 and "1 of 10" in tab.inner_text("#found")
     tab.fill("#query", "motorcycle")  # an object; every second image has one
     assert buttons.count() == 5
     tab.fill("#query", "race train")
     assert buttons.count() == 5
     tab.fill("#query", "unicorn")
-    assert buttons.count() == 0 and "0 of 10" in tab.inner_text("#matches")
+    assert buttons.count() == 0 and "0 of 10" in tab.inner_text("#found")
     tab.fill("#query", "0003")
     tab.keyboard.press("Enter")
     assert tab.evaluate("document.activeElement.id") == "name" and "0003" in tab.inner_text("#name")
@@ -276,3 +414,20 @@ def test_many_images_open_and_answer(annotated: tuple[Bank, Dataset], tmp_path: 
     tab.evaluate("location.hash = 'image-4'")
     until(tab, "document.activeElement.id === 'name'")
     assert tab.inner_text("#name") == tab.locator("#image-4 .name").inner_text()
+    tab.locator("#thumbnails button").nth(2).click()
+    assert tab.evaluate("location.hash") == "#image-2"
+    tab.reload()
+    until(tab, "window.patchbank && window.patchbank.values")
+    assert tab.inner_text("#name") == tab.locator("#image-2 .name").inner_text()
+
+
+def test_a_link_to_what_stands_out_works_again_and_again(tmp_path: Path, visit: Visit) -> None:
+    features = {f"{number:02}.jpg": random_tokens(number) for number in range(20)}
+    features["99.jpg"] = random_tokens(30, scale=300)
+    write_report(made_bank(tmp_path / "bank", features), tmp_path / "page.html")
+    tab = visit(tmp_path / "page.html")
+    for _ in range(2):
+        tab.locator(".odd a").click()
+        assert tab.inner_text("#name") == "99.jpg"
+        tab.locator("#thumbnails button").first.click()
+        assert tab.inner_text("#name") == "00.jpg"

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from patchbank.boxes import union_boxes
 from patchbank.geometry import ImageTransform
 from patchbank.pictures.maps import similarities
-from patchbank.regions import _mean_weights, pool_regions
+from patchbank.regions import pool_regions, pooling_weights
+from patchbank.report import gallery
 from patchbank.report.packing import pack
 
 
@@ -28,9 +30,7 @@ def test_the_stated_error_is_the_largest_one(count: int, dim: int, decay: float,
     assert packed.levels.dtype == np.int8 and 0 < packed.typical_error < packed.error / 2 < worst / 2
     largest = 0.0
     for query in range(0, count, 7):
-        alone = np.zeros(count, np.float32)
-        alone[query] = 1
-        found = packed.similarities(alone)
+        found = packed.pooled_similarities(np.eye(1, count, query, dtype=np.float32))[0]
         assert found.argmax() == query
         largest = max(largest, float(np.abs(found - similarities(some, some[query])).max()))
     assert largest <= packed.error + 1e-5
@@ -40,11 +40,32 @@ def test_the_stated_error_is_the_largest_one(count: int, dim: int, decay: float,
 def test_what_is_pooled_is_what_the_library_pools() -> None:
     some, transform = tokens(196, 512, 0.01), ImageTransform(640, 480, "center-crop", 224, 16)
     packed = pack(some, 22_000)
-    for box in ([100, 50, 400, 300], [0, 0, 640, 480], [300.5, 200.25, 310, 210]):
-        pooled = pool_regions(torch.from_numpy(some), torch.tensor([box]), transform)[0].numpy()
-        grid = transform.boxes_to_grid(transform.clip([box]))
-        weights = _mean_weights(torch.from_numpy(grid), transform.grid, (7, 7))[0].numpy()
-        assert np.abs(packed.similarities(weights) - similarities(some, pooled)).max() < 2 * packed.error
+    boxes = torch.tensor([[100, 50, 400, 300], [0, 0, 640, 480], [300.5, 200.25, 310, 210]])
+    weights = pooling_weights(boxes, transform)
+    pooled = pool_regions(torch.from_numpy(some), boxes, transform)
+    assert torch.allclose(weights @ torch.from_numpy(some), pooled, rtol=1e-5, atol=1e-4)
+    found = packed.pooled_similarities(weights.numpy())
+    for box in range(3):
+        assert np.abs(found[box] - similarities(some, pooled[box].numpy())).max() < 2 * packed.error
+
+
+def test_the_stated_error_of_boxes_is_that_of_the_worst_union() -> None:
+    some, transform = tokens(196, 512, 0.01), ImageTransform(640, 480, "center-crop", 224, 16)
+    some[::2] *= 1e4  # of tokens so unlike in length, some hide others in what is pooled
+    packed = pack(some, 6_000)
+    boxes = [[100.0, 50.0, 400.0, 300.0], [300.0, 200.0, 310.0, 210.0], [0.0, 0.0, 10.0, 10.0]]  # the last is not seen
+    stated = gallery._box_error(some, packed, boxes, transform)
+    largest = 0.0
+    for first in range(3):
+        for second in range(3):
+            one, other = torch.tensor([boxes[first]]), torch.tensor([boxes[second]])
+            box = union_boxes(one, other)
+            if transform.coverage(box)[0] > 0:
+                weights = pooling_weights(box, transform).numpy()
+                pooled = pool_regions(torch.from_numpy(some), box, transform)[0].numpy()
+                errors = packed.pooled_similarities(weights)[0] - similarities(some, pooled)
+                largest = max(largest, float(np.abs(errors).max()))
+    assert abs(stated - largest) < 1e-4 < largest
 
 
 def test_little_room_costs_precision_and_not_the_page() -> None:

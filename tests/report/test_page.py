@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import pickle
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html import unescape
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from patchbank import Bank, Dataset, extract, load_dataset, open_bank
 from patchbank.bank.base_writer import Feature
-from patchbank.bank.runs import Run, read_runs, write_run
+from patchbank.bank.convert import convert
+from patchbank.bank.runs import Run, copy_runs, read_runs, write_run
 from patchbank.bank.writer import open_writer
 from patchbank.config import ExtractConfig
 from patchbank.datasets.hoi import HOIClasses
 from patchbank.report import page, soundness
 from patchbank.report.page import write_report
-from tests.support import patchbank, photographs, tiny_manifest
+from tests.support import patchbank, photograph, photographs, tiny_manifest
 
 
 def text_of(path: Path) -> str:
@@ -155,11 +161,11 @@ def test_fifty_thousand_images_in_a_small_page(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(page, "LARGEST", 1_200_000)
     written = write_report(bank, tmp_path / "page.html", sample=600)
     text = text_of(tmp_path / "page.html")
-    assert "50,000 images" in text and "All numbers of 50,000 images were read" in text
+    assert "50,000 images" in text and "All numbers of 50,000 images were looked at" in text
     assert written.bytes < page.LARGEST and 100 < written.images < written.asked == 600
     assert f"{written.images} of 50,000 images (600 were asked for: more would make this page too large)" in text
     few = write_report(bank, tmp_path / "few.html", sample=5, read=100)
-    assert "All numbers of 100 of 50,000 images were read" in text_of(tmp_path / "few.html")
+    assert "All numbers of 100 of 50,000 images were looked at" in text_of(tmp_path / "few.html")
     assert few.bytes < 1_000_000
 
 
@@ -172,8 +178,6 @@ def test_an_image_takes_sixty_kilobytes_at_most(tmp_path: Path, tiny_config: Ext
     noise = np.random.default_rng(0).normal(size=(576, 768)).astype(np.float32)
     packed = pack(noise, gallery._FEATURES).to_json()
     pixels = np.random.default_rng(1).integers(0, 255, (600, 800, 3), np.uint8)
-    from PIL import Image
-
     Image.fromarray(pixels).save(tmp_path / "noise.png")
     [record] = load_dataset("folder", tmp_path).records
     shown: dict[str, object] = {"notes": []}
@@ -215,6 +219,16 @@ def test_runs_are_noted_and_strange_ones_passed_over(annotated: tuple[Bank, Data
         (tmp_path / "runs" / f"{name}.json").write_text(content)
     assert read_runs(tmp_path) == [run] and run.images_per_second == 5
     assert read_runs(tmp_path / "none") == []
+    (tmp_path / "runs/e.json").write_text("[" * 60_000)
+    (tmp_path / "runs/f.json").write_text(json.dumps(asdict(run)).replace('"images": 10', f'"images": {10**400}'))
+    (tmp_path / "runs/g.json").write_text(json.dumps(asdict(run)).replace('"seconds": 2.0', '"seconds": NaN'))
+    os.mkfifo(tmp_path / "runs/h.json")
+    assert read_runs(tmp_path) == [run]
+    copy_runs(tmp_path, tmp_path / "copy")
+    assert read_runs(tmp_path / "copy") == []  # there is no such bank
+    (tmp_path / "copy").mkdir()
+    copy_runs(tmp_path, tmp_path / "copy")
+    assert read_runs(tmp_path / "copy") == [run]
     [noted] = read_runs(annotated[0].path)
     assert (noted.images, noted.failures, noted.remaining, noted.untrained) == (10, 0, 0, True)
 
@@ -244,8 +258,9 @@ def test_the_command_and_extracts_option(tmp_path: Path, tiny_weights: Path) -> 
     for arguments, words in (
         (("report", tmp_path / "none"), "There is no bank"),
         (("report", tmp_path / "bank", "-o", tmp_path), "is a directory"),
-        (("report", tmp_path / "bank", "-o", tmp_path / "bank-report.html" / "x"), "cannot be written"),
+        (("report", tmp_path / "bank", "-o", tmp_path / "bank-report.html" / "x.html"), "cannot be written"),
         (("report", tmp_path / "bank", "--images", tmp_path / "none", "-o", tmp_path / "y.html"), "none"),
+        (("report", tmp_path / "bank", "-o", tmp_path / "images/photo_0000.jpg"), "written to a .html file"),
     ):
         assert words in " ".join(patchbank(*arguments, check=2).stderr.split())
 
@@ -259,3 +274,130 @@ def test_overwriting_a_bank_forgets_its_runs(layout: str, tmp_path: Path, tiny_c
     assert len(read_runs(tmp_path / "bank")) == 1
     extract(dataset, tmp_path / "bank", replace(config, overwrite=True))
     assert len(read_runs(tmp_path / "bank")) == 1
+
+
+def test_a_copy_of_an_untrained_bank_says_so_too(annotated: tuple[Bank, Dataset], tmp_path: Path) -> None:
+    convert(annotated[0], tmp_path / "copy", "shards", "float16", shard_size=10_000)
+    copy = open_bank(tmp_path / "copy")
+    write_report(copy, tmp_path / "page.html")
+    assert "Untrained weights." in text_of(tmp_path / "page.html")
+
+
+def test_coverage_where_list_and_bank_disagree(annotated: tuple[Bank, Dataset], tmp_path: Path) -> None:
+    """Three of the bank's images are not on the list, and two that are on it the bank does not have; one failed."""
+    bank, dataset = annotated
+    others = [record._replace(key=key) for record, key in zip(dataset.records, ["new.jpg", "late.jpg"], strict=False)]
+    listed = replace(dataset, records=(*dataset.records[3:], *others))
+    failing = open_bank(bank.path)
+    failing.failures = {"new.jpg": "broken", "unlisted.jpg": "broken too"}
+    found = page._coverage(failing, listed)
+    assert found is not None
+    del found["examples"], found["source"]
+    assert found == {"listed": 9, "done": 7, "failed": 1, "left": 1, "extra": 4}
+
+
+def test_without_sizes_no_box_is_drawn(annotated: tuple[Bank, Dataset], tmp_path: Path) -> None:
+    """Of strangers' pickles nobody knows the images' sizes: boxes in pixels say nothing on the grid."""
+    bank, dataset = annotated
+    (tmp_path / "bank").mkdir()
+    for key in bank:
+        with open(tmp_path / "bank" / f"{Path(key).stem}_clip.pkl", "wb") as file:
+            pickle.dump(bank[key], file)
+    patchbank("repair", tmp_path / "bank", "--annotations", dataset.annotations, check=0)
+    write_report(open_bank(tmp_path / "bank"), tmp_path / "page.html", dataset)
+    for image in images_in(tmp_path / "page.html"):
+        assert "boxes" not in image and "size is not known" in str(image["notes"])
+        assert "at hand" not in str(image["notes"])
+    text = text_of(tmp_path / "page.html")
+    assert "Nobody noted which weights" in text and "OpenAI" not in text
+
+
+def test_what_a_camera_or_an_editor_noted_is_not_in_the_page(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    (tmp_path / "images").mkdir()
+    exif = Image.Exif()
+    exif[0x010E] = "SECRET description"
+    comment = b"SECRET comment " * 4000
+    photograph("coffee").save(tmp_path / "images/a.jpg", comment=comment, exif=exif)
+    dataset = load_dataset("folder", tmp_path / "images")
+    extract(dataset, tmp_path / "bank", tiny_config)
+    write_report(open_bank(tmp_path / "bank"), tmp_path / "page.html", dataset)
+    [image] = images_in(tmp_path / "page.html")
+    picture = base64.b64decode(str(image["picture"]).partition(",")[2])
+    assert b"SECRET" not in picture and max(Image.open(BytesIO(picture)).size) == 360
+
+
+def test_what_takes_too_much_is_left_out(annotated: tuple[Bank, Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, dataset = annotated
+    key = next(key for key in bank if len(dataset.target(key)))
+
+    def shown(most: int) -> dict[str, object]:
+        monkeypatch.setattr(page, "_IMAGE", most)
+        [image] = page._gallery(bank, dataset, [key], None)
+        return image
+
+    whole = shown(60_000)
+    assert {"picture", "boxes", "pairs"} <= whole.keys()
+    less = shown(len(page._json([whole])) - 1)
+    assert "pairs" not in less and "no room for its pairs" in str(less["notes"]) and "levels" in less
+    least = shown(2000)
+    assert "levels" in least and not {"picture", "boxes", "pairs"} & least.keys()
+
+
+def test_a_page_is_written_through_a_link_and_nothing_is_left_beside_it(
+    annotated: tuple[Bank, Dataset], tmp_path: Path
+) -> None:
+    (tmp_path / "page.html").symlink_to(tmp_path / "there.html")
+    write_report(annotated[0], tmp_path / "page.html", sample=1)
+    assert (tmp_path / "page.html").is_symlink() and (tmp_path / "there.html").stat().st_size > 10_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "there.html"]
+
+
+def test_something_wrong_is_exit_code_1(tmp_path: Path) -> None:
+    features = {f"{number}.jpg": torch.nn.functional.normalize(random_tokens(number), dim=1) for number in range(10)}
+    made_bank(tmp_path / "bank", features)
+    done = patchbank("report", tmp_path / "bank", "--json", check=1)
+    assert json.loads(done.stdout)["wrong"] == 1 and json.loads(done.stdout)["defects"] == 0
+    assert (tmp_path / "bank-report.html").exists()
+    done = patchbank("report", tmp_path / "bank", check=1)
+    assert "something in the bank cannot be right" in done.stderr
+
+
+def test_images_that_stand_out_are_found_each_in_its_way(tmp_path: Path) -> None:
+    features = {f"{number:02}.jpg": random_tokens(0) * (1 + number / 1e6) for number in range(30)}
+    features["long.jpg"] = random_tokens(0) * 1.5  # where all the others are the same
+    generator = torch.Generator().manual_seed(0)
+    features["noise.jpg"] = torch.randn(16, 32, generator=generator) * random_tokens(0).norm() / 22
+    features["blank.jpg"] = random_tokens(0)[:1].expand(16, 32) + 1e-4 * torch.randn(16, 32, generator=generator)
+    bank = made_bank(tmp_path / "bank", dict(sorted(features.items())))
+    odd = {each.key: each.why for each in soundness.look(bank, list(bank), len(bank)).odd}
+    assert set(odd) == {"long.jpg", "noise.jpg", "blank.jpg"}
+    assert "token norm" in odd["long.jpg"] and "similarity of neighbours" in odd["noise.jpg"]
+    assert "blank image" in odd["blank.jpg"]
+
+
+def test_quantiles_and_their_padding(tmp_path: Path) -> None:
+    histogram = soundness.Histogram(np.linspace(0, 10, 1001))
+    values = np.random.default_rng(0).gamma(2, 1, 100_000)
+    histogram.add(values.astype(np.float32))
+    for share in (0.001, 0.25, 0.5, 0.9):
+        assert abs(histogram.quantile(share) - np.quantile(values, share)) < 0.02
+    assert [tick for tick, _ in page._ticks(18.0, 27.0, True)] == [18, 20, 22, 24, 26]
+    assert [tick for tick, _ in page._ticks(0.002, 90.0, True)] == [0.01, 0.1, 1, 10]
+    assert page._ticks(-0.5, 1.0, False)[1] == (0.0, pytest.approx(1 / 3))
+
+
+def test_padding_and_neighbours_are_told_apart(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    """Of what lies beside and below, and only where the image is: a pad bank's borders are not counted."""
+    grid = torch.zeros(4, 4, 32)
+    grid[..., 0] = 1
+    grid[2:, :, 1] = 1  # the rows below are another thing
+    grid[:, 3] = 9  # padding
+    bank = made_bank(tmp_path / "bank", {"a.jpg": grid.reshape(16, 32)})
+    valid = np.ones((4, 4), bool)
+    valid[:, 3] = False
+    found = soundness.Soundness()
+    soundness._count(found, bank["a.jpg"].numpy(), valid, (4, 4), None)
+    assert found.norms.counts.sum() == 12 and found.norms.quantile(0.999) < 1.5
+    assert found.neighbours.counts.sum() == 4 * 2 + 3 * 3
+    below = found.neighbours.quantile(0.01)  # three of the 17 are of a row and the next thing
+    assert below == pytest.approx(1 / np.sqrt(2), abs=0.02) and found.neighbours.quantile(0.5) > 0.98

@@ -13,6 +13,7 @@ from patchbank.bank.base_writer import BankWriter, Feature
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import NotFiniteError, images_a_shard
 from patchbank.bank.reader import Bank
+from patchbank.bank.runs import copy_runs
 from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest, open_writer
 from patchbank.config import Layout, StoredDtype, check_dtype
 from patchbank.errors import BankError
@@ -113,6 +114,7 @@ def convert(
                 done.failures += len(failures)
                 if progress:
                     progress(begin + len(outcomes), len(todo))
+    copy_runs(source.path, target)
     done.refused = dict(refused)
     done.features -= len(refused)
     done.bytes_written = writer.bytes_written

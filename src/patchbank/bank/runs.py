@@ -18,7 +18,8 @@ from patchbank.locations import is_remote, remotely
 
 DIRECTORY = "runs"
 _LARGEST = 1 << 16  # bytes of a file that is looked at
-_MOST = 1000  # of the latest runs that are looked at
+_NEVER = 1 << 62  # that many of anything
+MOST_RUNS = 1000  # of the latest runs that are looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,13 @@ class Run:
         return self.images / self.seconds if self.seconds > 0 else 0.0
 
 
+def copy_runs(bank: Path, copy: Path) -> None:
+    """Note the runs of a bank with a copy of it, which they made too. What cannot be noted is left out."""
+    for run in read_runs(bank):
+        with contextlib.suppress(OSError):
+            write_run(copy, run)
+
+
 def write_run(bank: Path, run: Run) -> None:
     """Note a run. Raises OSError where nothing can be written."""
     content = (json.dumps(asdict(run), indent=1) + "\n").encode()
@@ -82,12 +90,12 @@ def write_run(bank: Path, run: Run) -> None:
 def read_runs(bank: Path) -> list[Run]:
     """The runs that were noted, in the order in which they began; what cannot be read is passed over."""
     try:
-        names = sorted(_names(bank))[-_MOST:]
+        names = sorted(_names(bank))[-MOST_RUNS:]
     except OSError:
         return []
     runs = []
     for name in names:
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             runs.append(_run(json.loads(_content(bank / DIRECTORY / name))))
     return sorted(runs, key=lambda run: run.began)
 
@@ -106,6 +114,8 @@ def _content(path: Path) -> bytes:
     if is_remote(path):
         content: bytes = remotely(path, lambda files, where: files.cat_file(where, start=0, end=_LARGEST))
         return content
+    if not path.is_file():  # of a pipe, nothing may ever come
+        raise OSError("no file")
     with open(path, "rb") as file:
         return file.read(_LARGEST)
 
@@ -126,6 +136,10 @@ def _run(content: Any) -> Run:
         raise TypeError("seconds, versions or waited")
     if not all(isinstance(each, str) for each in run.versions.values()):
         raise TypeError("versions")
+    if not all(
+        0 <= each < _NEVER for each in (run.images, run.failures, run.remaining, run.bytes_written, run.seconds)
+    ):
+        raise ValueError("counts")
     if not all(type(each) in (int, float) for each in run.waited.values()) or not isinstance(run.bound, str | None):
         raise TypeError("waited")
     return run

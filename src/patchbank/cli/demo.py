@@ -81,6 +81,7 @@ def demo(
 
     table = plain_table("bank", ">features", ">shape", ">bytes", ">recomputed")
     encoder, pages = None, []
+    first: tuple[Bank, str] | None = None  # with an image to look at
     for plan in plans:
         with busy(f"Loading {_MODEL}"):
             encoder = load_encoder(plan, encoder)
@@ -100,13 +101,15 @@ def demo(
             f"{difference:.0e}",
         )
         pages.append(report.write(bank, report.beside(plan.out), plan.dataset))
+        first = first or (bank, next(record.key for record in plan.dataset.with_pairs().records))
     say(f"\nBanks in {bank_directory(root, 'hicodet')} and {bank_directory(root, 'vcoco')}:\n")
     stdout.print(table)
     say(
         "\nChecked: every file's checksum and numbers, and one image of each bank computed anew from its pixels\n"
         "(the relative difference is the last column)."
     )
-    key = next(iter(bank))
+    assert first is not None
+    bank, key = first
     say("\nReading one, with only torch installed, as EZ-HOI does:\n")
     say(_READ_PICKLE.format(file=str(bank.file(key))), "cyan")
     say("\nOr through its bank, which knows the image's geometry too:\n")

@@ -245,10 +245,10 @@ def run_jobs(
         if (exit_code := signals.exit_code) is not None:
             show_note("stopped; what is committed is safe, and the same command goes on from here.")
             break
-    if pages and exit_code is None:
-        _write_pages(plans, json=json)
     if json:
         show_json(report([_summary_dict(*pair) for pair in zip(plans, summaries, strict=False)]))
+    if pages and exit_code is None:
+        _write_pages(plans, json=json)
     if exit_code is None:
         exit_code = 1 if any(summary.failures for summary in summaries) else 0
     raise typer.Exit(exit_code)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def info(
     bank: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="The bank's directory, or its URL.")],
     *,
+    keys: Annotated[bool, flag("--keys", "Only the names of the images that have features, a line each.")] = False,
     failures: Annotated[bool, flag("--failures", "List every image that failed, and why.")] = False,
     partitions: Annotated[
         int | None,
@@ -44,6 +45,13 @@ def info(
     from patchbank.bank.reader import open_bank
 
     opened = open_bank(bank)
+    if keys:
+        if json:
+            show_json(list(opened))
+        else:
+            for key in opened:
+                say(key)
+        return
     asked = partitions is not None or any(each is not None for each in (dataset, split, root, images, annotations))
     found = None
     if asked:
@@ -110,6 +118,9 @@ def _facts(bank: Bank) -> dict[str, Any]:
 
 
 def _show(bank: Bank, *, all_failures: bool) -> None:
+    from patchbank.bank.runs import read_runs
+    from patchbank.pictures.names import is_untrained
+
     manifest = bank.manifest
     tokens, dim = manifest.shape
     rows, columns = manifest.grid
@@ -130,6 +141,8 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     official = manifest.fingerprint.weights_sha256 in {known.sha256 for known in MODELS.values()}
     unknown = manifest.fingerprint.weights_sha256 == UNKNOWN
     own = "not known" if unknown else "a checkpoint of the user's, not OpenAI's official file"
+    if is_untrained(manifest, read_runs(bank.path)):
+        own = "UNTRAINED random weights: the features mean nothing"
     add("weights", "OpenAI's official file" if official else own)
     for name, value in manifest.fingerprint.to_dict().items():
         if name != "model":

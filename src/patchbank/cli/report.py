@@ -28,7 +28,7 @@ def report(
     *,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="The page.", show_default="BANK-report.html"),
+        typer.Option("--out", "-o", metavar="FILE", help="The page.", show_default="BANK-report.html, beside the bank"),
     ] = None,
     sample: Annotated[int, typer.Option("--sample", metavar="N", help="Images in the gallery.", min=1)] = _SAMPLE,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Which images: others with another number.")] = 0,
@@ -49,11 +49,13 @@ def report(
 
     The page is one file, opened from the disk; it loads nothing from anywhere. Images and annotations are found by
     where the bank lies, if that is an EZ-HOI checkout, or else by the options below; without them the gallery shows
-    maps alone. Exit code 1 where images failed, or numbers cannot be right.
+    maps alone. Exit code 1 where images failed, or something cannot be right.
     """
-    target = Path(f"{bank.name}-report.html") if out is None else out.expanduser()
+    target = beside(bank) if out is None else out.expanduser()
     if target.is_dir():
         raise ConfigError(f"{target} is a directory: name the page's file, such as {target / 'report.html'}.")
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{target}: a page is written to a .html file, such as {target.with_suffix('.html')}.")
     with busy("Looking at the bank"):
         from patchbank.bank.reader import open_bank
 
@@ -61,7 +63,9 @@ def report(
         found = listing.find_listing(
             bank, opened.manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
         )
-        data = _loaded(found)
+        data = _loaded(found, opened)
+    if data is not None and len(opened) and not any(record.key in opened for record in data.records):
+        show_note(f"none of the bank's images is in {data.annotations or data.images}.")
     written = write(opened, target, data, sample=sample, seed=seed, read=read)
     if json:
         from patchbank.report.page import to_json
@@ -69,12 +73,16 @@ def report(
         show_json(to_json(written))
     else:
         show_written(written)
-    raise typer.Exit(1 if written.defects or opened.failures else 0)
+    if opened.failures and not json:
+        show_note(f"{count_text(len(opened.failures), 'image')} of the bank failed: the page gives the reasons.")
+    raise typer.Exit(1 if written.wrong or opened.failures else 0)
 
 
-def _loaded(found: listing.Listing | None) -> Dataset | None:
+def _loaded(found: listing.Listing | None, bank: Bank) -> Dataset | None:
     """The images, where they are at hand. Raises PatchbankError where they were named and are not there."""
-    if found is None or found.dataset is None:
+    if found is None:
+        needed = listing.options_needed(bank.manifest)
+        show_note(f"the page shows no images, and cannot say which are missing: name them with{needed}.")
         return None
     try:
         return found.load()
@@ -89,12 +97,13 @@ def write(opened: Bank, target: Path, data: Dataset | None, **options: int | Non
     """Write a bank's page, with a progress bar. Raises ConfigError where the file cannot be written."""
     with (
         interruptible("no page was written."),
-        CountProgress(f"Reading {opened.path.name}") as progress,
+        CountProgress(f"Reading {opened.path.name}") as reading,
+        CountProgress("Drawing the gallery") as drawing,
     ):
         from patchbank.report.page import write_report
 
         try:
-            return write_report(opened, target, data, progress=progress, **options)  # type: ignore[arg-type]
+            return write_report(opened, target, data, progress=reading, gallery_progress=drawing, **options)  # type: ignore[arg-type]
         except OSError as error:
             raise ConfigError(f"{target} cannot be written: {error.strerror or error}.") from error
 
@@ -107,10 +116,15 @@ def show_written(written: Written) -> None:
         )
     if written.defects:
         show_note(f"{count_text(written.defects, 'image')} with numbers that cannot be right: the page names them.")
+    elif written.wrong:
+        show_note("something in the bank cannot be right: the page says what.")
     say(f"{written.path} ({bytes_text(written.bytes)}, {count_text(written.images, 'image')})")
 
 
 def beside(bank: Path) -> Path:
     """Where `extract` leaves a bank's page: beside it; of a bank in an object store, in the current directory."""
-    name = f"{bank.name}-report.html"
-    return Path(name) if is_remote(bank) else bank.with_name(name)
+    if is_remote(bank):
+        return Path(f"{bank.name}-report.html")
+    if not bank.name or bank.name == "..":  # the current directory, or the one above it
+        bank = bank.resolve()
+    return bank.with_name(f"{bank.name}-report.html")

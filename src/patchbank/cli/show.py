@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from patchbank.cli import listing, options
-from patchbank.cli.console import busy, say, show_note
+from patchbank.cli.console import busy, interruptible, say, show_note
 from patchbank.cli.options import flag
-from patchbank.errors import BankError, ConfigError, DatasetError, PatchbankError
+from patchbank.errors import ConfigError, KeyNotInBank, PatchbankError
 from patchbank.locations import locate
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from patchbank.bank.reader import Bank
     from patchbank.datasets import Dataset
-    from patchbank.geometry import ImageTransform
-    from patchbank.pictures.figure import Box, Map
-    from patchbank.pictures.maps import Floats
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-_LONGEST = 6000  # pixels a side of an image as it is drawn; a figure has no room for more
+_COMPARED = 20_000  # keys, letter by letter; it takes a second
 _PAIRS = 8  # drawn of an image's, unless all are asked for
-_FORMATS = ("png", "pdf", "svg", "jpg", "webp")
+_FORMATS = ("png", "pdf", "svg")  # none in which photographs are kept
 
 
 def show(
@@ -53,15 +49,16 @@ def show(
         typer.Option(
             "--text",
             metavar="TEXT",
-            help="Similarity to a text, by the checkpoint's text tower. Several times. CLIP was trained to match whole "
-            "images with texts, and its patch tokens only through [CLS]: they tell what is in a picture better than "
-            "where. Compare a map with that of another text; single values mean little, and maps may be inverted.",
+            help="Similarity to a text, by the checkpoint's text tower. Several times: their maps share a scale. CLIP "
+            "was trained to match whole images with texts, and its patch tokens only through [CLS]: they tell what is "
+            "in a picture better than where. Compare a map with that of another text; single values mean little, and "
+            "maps may be inverted.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="The picture: .png, .pdf, .svg.", show_default="KEY-features.png"
+            "--out", "-o", metavar="FILE", help="The picture: .png, .pdf or .svg.", show_default="KEY-features.png"
         ),
     ] = None,
     dataset: listing.DatasetName = None,
@@ -84,50 +81,97 @@ def show(
     """
     points = [_numbers("--at", each, 2) for each in at or []]
     boxes = [_numbers("--box", each, 4) for each in box or []]
-    target = Path(f"{PurePosixPath(key).stem}-features.png") if out is None else out.expanduser()
+    target = Path(f"{_file_name(key)}-features.png") if out is None else out.expanduser()
     if target.suffix[1:].lower() not in _FORMATS:
         raise ConfigError(f"{target}: pictures are written as {', '.join(f'.{each}' for each in _FORMATS)}.")
-    with busy("Drawing"):
+    notes: list[str] = []
+    with interruptible("no picture was written."), busy("Drawing"):
         from patchbank.bank.reader import open_bank
+        from patchbank.pictures import showing
         from patchbank.pictures.figure import Picture, draw
+        from patchbank.pictures.names import plain
 
         opened = open_bank(bank)
+        if key not in opened and key not in opened.failures and (like := _alike(key, opened)):
+            raise KeyNotInBank(f"The bank {opened.path} has no {key!r}. Did you mean {like!r}?")
         tokens, transform = opened[key].float(), opened.transform(key)
+        array = tokens.numpy()
         found = listing.find_listing(
             bank, opened.manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
         )
-        data = _dataset_of(found, required=found is not None and bool(found.options))
-        drawn = _image_of(key, image, data, transform)
-        pairs = _pairs_of(key, data)
+        data = _dataset_of(found)
+        _refuse_images(target, image, data)
+        if data is not None and all(record.key != key for record in data.records):
+            notes.append(f"{data.title} at {data.annotations or data.images} does not list this image.")
+        drawn = showing.image_of(key, image, data, transform)
+        pairs = showing.pairs_of(key, data)
         if not (points or boxes or text) and not pairs:
-            rows, columns = transform.grid
-            points = [tuple(transform.points_from_grid([columns // 2 + 0.5, rows // 2 + 0.5]).tolist())]
-        array = tokens.numpy()
-        maps = [_at_point(array, transform, each) for each in points]
-        asked = [_box("box", each) for each in boxes]
-        if not (points or boxes or text):
-            asked = [each for each in pairs[:3] if transform.coverage([each.xyxy])[0] > 0]
-        maps += _in_boxes(tokens, transform, asked)
+            points = [showing.middle(transform)]
+        if bad := int((~tokens.isfinite()).any(1).sum()):
+            notes.append(f"{bad:,} of its {len(array):,} tokens hold numbers that are not finite, and are left blank.")
+        asked = [
+            showing.box_of("box", each, f"box {number}" * (len(boxes) > 1)) for number, each in enumerate(boxes, 1)
+        ]
+        of_pair = [] if points or boxes or text else pairs[:3]
+        maps = [showing.at_point(array, transform, each) for each in points]
+        maps += showing.in_boxes(tokens, transform, [*asked, *(x for x in of_pair if showing.is_seen(x, transform))])
+        if unseen := [each.kind for each in of_pair if not showing.is_seen(each, transform)]:
+            notes.append(f"the model saw nothing of the first pair's {' and '.join(unseen)}: no map of it.")
         if text:
-            maps += _to_texts(opened, array, text, data, weights, checkpoints)
+            maps += showing.to_texts(opened, key, array, text, data, weights, checkpoints)
         kept = pairs if all_pairs else pairs[: 3 * _PAIRS]
+        if len(kept) < len(pairs):
+            notes.append(f"{len(kept) // 3} of {len(pairs) // 3} annotated pairs are drawn: --all-pairs draws all.")
         picture = Picture(
-            title=key,
+            title=plain(key),
             tokens=array,
             transform=transform,
             image=drawn,
-            boxes=[*kept, *(_box("box", each) for each in boxes)],
+            boxes=[*kept, *asked],
             maps=maps,
             footnote=_footnote(opened),
         )
-        figure = draw(picture)
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=150)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            draw(picture).savefig(target, dpi=150)
+    if any("missing from font" in str(each.message) for each in warned):
+        notes.append("no font here has some of the characters: boxes stand for them.")
     if drawn is None:
-        show_note("the image is not at hand, and is left out: give it with --image, or its data set's options.")
-    if len(kept) < len(pairs):
-        show_note(f"{len(kept) // 3} of {len(pairs) // 3} annotated pairs are drawn: --all-pairs draws all.")
+        needed = listing.options_needed(opened.manifest)
+        notes.append(f"the image is not at hand, and is left out: give it with --image FILE, or with{needed}.")
+    for note in notes:
+        show_note(note)
     say(str(target))
+
+
+def _alike(key: str, keys: Collection[str]) -> str | None:
+    """The key that may have been meant: of the same name but for its case, directory or extension; or nearly so."""
+    name = PurePosixPath(key).name.casefold()
+    stem = name.partition(".")[0].removesuffix("_clip")
+    same = [each for each in keys if PurePosixPath(each).name.casefold().partition(".")[0] == stem]
+    if same:
+        return min(same, key=lambda each: (PurePosixPath(each).name.casefold() != name, each))
+    if len(keys) > _COMPARED:
+        return None
+    return next(iter(difflib.get_close_matches(key, keys, n=1, cutoff=0.8)), None)
+
+
+def _file_name(key: str) -> str:
+    """Of a key, what a file can be called."""
+    from patchbank.pictures.names import plain
+
+    return plain(PurePosixPath(key).stem).replace("/", "-").replace("\\", "-")[-200:]
+
+
+def _refuse_images(target: Path, image: Path | None, data: Dataset | None) -> None:
+    """Raise ConfigError where the picture would be written over an image."""
+    place = target.resolve()
+    images = [image] if image else []
+    if data is not None and place.is_relative_to(Path(data.images).resolve()):
+        images += [record.path for record in data.records if record.path.name == place.name]
+    if any(Path(each).expanduser().resolve() == place for each in images):
+        raise ConfigError(f"-o {target} is an image of the data set: name another file.")
 
 
 def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
@@ -142,146 +186,14 @@ def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
     return values
 
 
-def _dataset_of(found: listing.Listing | None, *, required: bool) -> Dataset | None:
+def _dataset_of(found: listing.Listing | None) -> Dataset | None:
     """The listing's data set; None where it was only guessed, and is not there."""
-    if found is None or found.dataset is None:
-        return None
     try:
-        return found.load()
+        return found.load() if found else None
     except PatchbankError:
-        if required:
+        if found and found.options:
             raise
         return None
-
-
-def _image_of(key: str, file: Path | None, data: Dataset | None, transform: ImageTransform) -> Image | None:
-    """The image; None where nothing says where it lies.
-
-    Raises DatasetError where it cannot be opened, or is another one than that which was encoded.
-    """
-    from PIL import Image
-
-    content: Any
-    if file is not None:
-        content, name = file.expanduser(), str(file)
-    else:
-        record = next((each for each in data.records if each.key == key), None) if data else None
-        if record is None:
-            return None
-        content, name = record.source.content(record), str(record.path)
-        if not record.exists():
-            return None
-    try:
-        with Image.open(content) as image:
-            image.load()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DatasetError(f"{name} cannot be opened: {reason}.") from error
-    if image.size != (transform.width, transform.height):
-        raise DatasetError(
-            f"{name} is {image.width} x {image.height} pixels, and the bank's {key} was "
-            f"{transform.width} x {transform.height}: it is another image."
-        )
-    image.thumbnail((_LONGEST, _LONGEST))
-    return image
-
-
-def _box(kind: str, xyxy: Sequence[float], label: str = "") -> Box:
-    from patchbank.pictures.figure import Box
-
-    x1, y1, x2, y2 = map(float, xyxy)
-    return Box(kind, (x1, y1, x2, y2), label)
-
-
-def _pairs_of(key: str, data: Dataset | None) -> list[Box]:
-    """Human, object and union of each annotated pair, one after the other; none where there are no annotations."""
-    from patchbank.boxes import union_boxes
-    from patchbank.pictures.names import names_of
-
-    if data is None or data.annotations is None or all(record.key != key for record in data.records):
-        return []
-    target = data.target(key)
-    names = names_of(data)
-    boxes = []
-    unions = union_boxes(target.boxes_h, target.boxes_o)
-    rows = zip(target.boxes_h, target.boxes_o, unions, target.object.tolist(), target.verb.tolist(), strict=True)
-    for human, thing, union, category, verb in rows:
-        boxes.append(_box("human", human.tolist()))
-        boxes.append(_box("object", thing.tolist(), names.object(category)))
-        boxes.append(_box("union", union.tolist(), names.verb(verb)))
-    return boxes
-
-
-def _at_point(tokens: Floats, transform: ImageTransform, point: Sequence[float]) -> Map:
-    """Similarities to the patch at a point. Raises ConfigError where the model did not see it."""
-    from patchbank.pictures.figure import Map
-    from patchbank.pictures.maps import similarities
-
-    x, y = point
-    x1, y1, x2, y2 = transform.visible
-    if not (x1 <= x <= x2 and y1 <= y <= y2):
-        raise ConfigError(
-            f"--at {x:g},{y:g} is not in what the model saw of the image: x {x1:.0f} to {x2:.0f}, "
-            f"y {y1:.0f} to {y2:.0f}."
-        )
-    rows, columns = transform.grid
-    column, row = (int(each) for each in transform.points_to_grid([x, y]))
-    row, column = min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)
-    title = f"Similarity to the patch at {x:.0f}, {y:.0f}\n(row {row}, column {column})"
-    return Map(title, similarities(tokens, tokens[row * columns + column]), point=(x, y))
-
-
-def _in_boxes(tokens: Any, transform: ImageTransform, boxes: Sequence[Box]) -> list[Map]:
-    """Similarities to what is pooled in boxes. Raises ConfigError where the model saw nothing of one."""
-    import torch
-
-    from patchbank.pictures.figure import Map
-    from patchbank.pictures.maps import similarities
-    from patchbank.regions import pool_regions
-
-    maps = []
-    for box in boxes:
-        if not (coverage := float(transform.coverage([box.xyxy])[0])):
-            raise ConfigError(f"--box {','.join(f'{each:g}' for each in box.xyxy)}: the model saw nothing of it.")
-        pooled = pool_regions(tokens, torch.tensor([box.xyxy]), transform)[0].numpy()
-        seen = "" if coverage > 0.995 else f"{coverage:.0%} of the box seen by the model"
-        what = "the box" if box.kind == "box" else f"the pooled {box.kind}"
-        label = f" ({box.label})" if box.label else ""
-        maps.append(
-            Map(
-                f"Similarity to {what}{label}\n{seen}".rstrip(),
-                similarities(tokens.numpy(), pooled),
-                box=replace(box, label=""),
-            )
-        )
-    return maps
-
-
-def _to_texts(
-    bank: Bank,
-    tokens: Floats,
-    texts: Sequence[str],
-    data: Dataset | None,
-    weights: Path | None,
-    checkpoints: Path | None,
-) -> list[Map]:
-    """Similarities to texts. Raises what `encode_texts` does, and WeightsError on other weights than the bank's."""
-    from patchbank.encoder.text import encode_texts
-    from patchbank.models import MODELS
-    from patchbank.pictures.figure import Map
-    from patchbank.pictures.maps import similarities
-    from patchbank.recompute import checkpoint_of
-
-    if (model := MODELS.get(bank.fingerprint.model)) is None:
-        raise BankError(f"{bank.path} is of {bank.fingerprint.model}, which patchbank does not know: no text tower.")
-    checkpoint = checkpoint_of(
-        model, bank.manifest, data.root if data else None, weights=weights, checkpoints=checkpoints
-    )
-    features = encode_texts(checkpoint, texts).numpy()
-    return [
-        Map(f"Similarity to “{text}”", similarities(tokens, feature))
-        for text, feature in zip(texts, features, strict=True)
-    ]
 
 
 def _footnote(bank: Bank) -> str:

@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchbank.datasets.annotations import read_annotations
+from patchbank.datasets.coco import COCO_91_TO_80
 from patchbank.datasets.hoi import HICO_HOIS, HOIAnnotations, HOIClasses
 from patchbank.errors import DatasetError
 
-# COCO numbers its 80 classes from 1 to 90, without these.
-_NOT_IN_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-COCO_91_TO_80 = {number: index for index, number in enumerate(sorted(set(range(1, 91)) - _NOT_IN_COCO))}
 _HICO_VERBS = 117
 _LARGEST = 1 << 24  # pixels; float32 counts them up to here
 

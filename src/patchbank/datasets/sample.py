@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchbank.datasets import hicodet, vcoco
+from patchbank.datasets import coco, hicodet, vcoco
 from patchbank.errors import PatchbankError
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _write_vcoco(root: Path, split: str, photographs: dict[str, Image]) -> None:
     content = {
         "annotations": annotations,
         "classes": _VCOCO_ACTIONS,
-        "objects": _COCO_OBJECTS,
+        "objects": ["background", *coco.OBJECTS],
         "images": list(range(1, len(annotations) + 1)),
         "action_to_object": [list(range(1, 81)) for _ in _VCOCO_ACTIONS],
     }
@@ -231,15 +231,5 @@ _VCOCO_ACTIONS = [
     "lay instr", "talk_on_phone instr", "carry obj", "throw obj", "catch obj", "cut instr", "cut obj",
     "work_on_computer instr", "ski instr", "surf instr", "skateboard instr", "drink instr", "kick obj", "read obj",
     "snowboard instr",
-]
-_COCO_OBJECTS = [
-    "background", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
-    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep",
-    "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
-    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
-    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich",
-    "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed",
-    "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven",
-    "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 ]
 # fmt: on

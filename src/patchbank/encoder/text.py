@@ -29,8 +29,8 @@ def encode_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Tensor:
     except ImportError:
         raise ConfigError(f"Texts are encoded by open_clip: {INSTALL}") from None
     state = load_state(checkpoint.path)
-    if "text_projection" not in state:
-        raise WeightsError(f"{checkpoint.path} holds no text tower: it has no parameter text_projection.")
+    if lacking := [name for name in ("text_projection", "positional_embedding") if name not in state]:
+        raise WeightsError(f"{checkpoint.path} holds no text tower: it has no parameter {lacking[0]}.")
     longest = len(state["positional_embedding"])
     tokenizer = SimpleTokenizer(context_length=longest)
     for text in texts:

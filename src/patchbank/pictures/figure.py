@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,18 +19,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-INSTALL = 'pip install "patchbank[show]"'
+INSTALL = 'pip install "patchbank[show]" (in a checkout: ".[show]")'
 
 # Okabe and Ito's colours (2008), which the colour-blind can tell apart; dashes tell them apart in print.
 _STYLES: dict[str, tuple[str, Any]] = {
     "human": ("#0072B2", "-"),
-    "object": ("#D55E00", "-"),
-    "union": ("#CC79A7", (0, (4, 2))),
+    "object": ("#D55E00", (0, (8, 1.5))),
+    "union": ("#CC79A7", (0, (3, 2))),
     "box": ("#009E73", (0, (1, 1))),
 }
 _COLOURS = "cividis"  # of similarities: even in lightness, also in grey and to the colour-blind
-_PANEL = 4.1  # inches a side
-_COLUMNS = 3
+# For what of a name the first does not have, as far as they are installed.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Arabic", "Noto Emoji")
+_LEAST = 0.01  # of similarity, that colours run over: less is rounding, and would be drawn as if it were a pattern
+# In inches: the room for the figure's title and for footnote and legend; beside a panel and below it for its axes'
+# labels; for another line, and for a colour bar with its labels. And how high a panel may be, of its width.
+_TITLE, _FOOT, _LEFT, _LABELS, _LINE, _BAR = 0.5, 0.62, 0.7, 0.55, 0.17, 0.62
+_TALLEST = 1.7
 
 
 @dataclass(frozen=True)
@@ -55,12 +62,14 @@ class Map:
         values: (N,) cosine similarities.
         point: the place asked about, (x, y) in original pixels.
         box: the box asked about.
+        scale: the values between which the colours run; None: those of this map.
     """
 
     title: str
     values: Floats
     point: tuple[float, float] | None = None
     box: Box | None = None
+    scale: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,39 +101,92 @@ def draw(picture: Picture) -> Figure:
     Raises ConfigError where matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.font_manager import FontProperties
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
+        import matplotlib
+        from matplotlib.font_manager import fontManager
     except ImportError:
         raise ConfigError(f"Pictures are drawn by matplotlib: {INSTALL}") from None
-    count = 2 + len(picture.maps)
-    aspect = _aspect(picture.transform)
-    columns = min(count, 2 if aspect < 0.6 or count == 4 else 3)
-    rows = -(-count // columns)
-    width = _PANEL * (1.3 if aspect < 0.6 else 1)
-    height = width * min(max(aspect, 0.3), 1.7)
-    figure = Figure(
-        figsize=(columns * width + 0.5, rows * (height + (1.15 if picture.maps else 0.8)) + 1.0),
-        layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08),
+    installed = {font.name for font in fontManager.ttflist}
+    with matplotlib.rc_context({"font.family": [_FONTS[0], *(name for name in _FONTS[1:] if name in installed)]}):
+        return _drawn(picture)
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A panel to be drawn, and the room that it needs: its size and what stands above and below it, in inches."""
+
+    title: str
+    limits: tuple[float, float, float, float]
+    draw: Callable[[Axes], None]
+    below: float
+
+    @property
+    def above(self) -> float:
+        return 0.1 + 0.17 * len(self.title.splitlines())
+
+    def size(self, side: float) -> tuple[float, float]:
+        """(width, height): as wide as there is room for, unless it became too high."""
+        x1, y1, x2, y2 = self.limits
+        aspect = (y2 - y1) / (x2 - x1)
+        height = min(side * aspect, _TALLEST * side)
+        return height / aspect, height
+
+
+def _drawn(picture: Picture) -> Figure:
+    """Places are counted out, since automatic layouts leave room by an axes' cell, and not by its shape."""
+    from matplotlib.figure import Figure
+
+    near = _limits(picture.transform)
+    broad = near[3] - near[1] < 0.6 * (near[2] - near[0])
+    side = 5.3 if broad else 3.7
+    handles: list[Any] = []
+    seen = "What the model saw" if picture.image else "What the model saw (image not at hand)"
+    whole = _limits(picture.transform, whole=True)
+    panels = [
+        _Panel(seen, whole, lambda axes: handles.extend(_draw_image(axes, picture)), _LABELS),
+        _Panel(
+            "Principal components 1, 2, 3 as red, green, blue",
+            near,
+            lambda axes: _draw_components(axes, picture),
+            _LABELS + _LINE,
+        ),
+    ]
+    panels += [
+        _Panel(_wrapped(each.title, side), near, partial(_draw_map, picture=picture, each=each), _LABELS + _BAR)
+        for each in picture.maps
+    ]
+    columns = min(len(panels), 2 if broad or len(panels) == 4 else 3)
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    heights = [max(each.above + each.size(side)[1] + each.below for each in row) for row in rows]
+    cell = _LEFT + side + 0.25
+    width, height = columns * cell, _TITLE + sum(heights) + _FOOT
+    figure = Figure(figsize=(width, height))
+    top = height - _TITLE
+    for row, taken in zip(rows, heights, strict=True):
+        above = max(each.above for each in row)
+        for column, panel in enumerate(row):
+            across, down = panel.size(side)
+            left = column * cell + _LEFT + (side - across) / 2
+            axes = figure.add_axes((left / width, (top - above - down) / height, across / width, down / height))
+            axes.set_title(panel.title, fontsize=10, parse_math=False)
+            x1, y1, x2, y2 = panel.limits
+            axes.set_xlabel("x, pixels", fontsize=8.5)
+            axes.set_ylabel("y, pixels", fontsize=8.5)
+            axes.tick_params(labelsize=8)
+            panel.draw(axes)
+            axes.set(xlim=(x1, x2), ylim=(y2, y1), aspect="auto")
+        top -= taken
+    title = _cut(picture.title, int(9.5 * width))
+    figure.text(
+        0.5, 1 - 0.3 / height, title, ha="center", va="center", fontsize=12, fontweight="bold", parse_math=False
     )
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    figure.suptitle(_cut(picture.title, 36 * columns), fontsize=12, fontweight="bold", parse_math=False)
-    handles = _draw_image(panels[0], picture)
-    _draw_components(panels[1], picture)
-    for panel, each in zip(panels[2:], picture.maps, strict=False):
-        _draw_map(panel, picture, each)
-    for panel in panels[count:]:
-        panel.set_axis_off()
+    figure.text(
+        *(0.5, 0.42 / height, picture.footnote), ha="center", va="center", fontsize=8.5, color="0.25", parse_math=False
+    )
     if handles:
         legend = figure.legend(
-            handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False
+            handles=handles, loc="center", ncols=len(handles), fontsize=9, frameon=False, borderpad=0
         )
-        legend.set_title(
-            picture.footnote, FontProperties(size=8.5)
-        )  # a label of the figure's own would lie upon the legend
-        legend.get_title().set(color="0.25", parse_math=False)
-    else:
-        figure.supxlabel(picture.footnote, fontsize=8.5, color="0.25", parse_math=False)
+        legend.set_bbox_to_anchor((0.5, 0.18 / height), figure.transFigure)
     return figure
 
 
@@ -133,31 +195,32 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"…{text[1 - length :]}"
 
 
+def _wrapped(title: str, inches: float) -> str:
+    """In lines for which there is room."""
+    lines: list[str] = []
+    for line in title.splitlines():
+        letters = int(inches * (13 if line.isascii() else 8))
+        lines += textwrap.wrap(line, letters, max_lines=3, placeholder=" …")
+    return "\n".join(lines)
+
+
 def _frame(transform: ImageTransform) -> tuple[float, float, float, float]:
     """What the input covers: xyxy in original pixels; beyond the image where it was padded."""
     x1, y1, x2, y2 = transform.boxes_from_input([0, 0, transform.input_size, transform.input_size]).tolist()
     return x1, y1, x2, y2
 
 
-def _limits(transform: ImageTransform) -> tuple[float, float, float, float]:
-    """Image and input together, xyxy."""
+def _limits(transform: ImageTransform, *, whole: bool = False) -> tuple[float, float, float, float]:
+    """Image and input together, xyxy; of a long image only what is near the input, unless it is to be whole."""
     x1, y1, x2, y2 = _frame(transform)
-    return min(x1, 0), min(y1, 0), max(x2, transform.width), max(y2, transform.height)
-
-
-def _aspect(transform: ImageTransform) -> float:
-    x1, y1, x2, y2 = _limits(transform)
-    return (y2 - y1) / (x2 - x1)
-
-
-def _prepare(panel: Axes, picture: Picture, title: str) -> None:
-    x1, y1, x2, y2 = _limits(picture.transform)
-    panel.set_title(title, fontsize=10, parse_math=False)
-    panel.set(xlim=(x1, x2), ylim=(y2, y1), aspect="equal")
-    panel.set_anchor("N")  # those without a colour bar stand as high as those with one
-    panel.set_xlabel("x, pixels", fontsize=8.5)
-    panel.set_ylabel("y, pixels", fontsize=8.5)
-    panel.tick_params(labelsize=8)
+    across, down = (np.inf, np.inf) if whole else (x2 - x1, y2 - y1)
+    width, height = transform.width, transform.height
+    return (
+        min(x1, max(0.0, x1 - across)),
+        min(y1, max(0.0, y1 - down)),
+        max(x2, min(width, x2 + across)),
+        max(y2, min(height, y2 + down)),
+    )
 
 
 def _show(panel: Axes, values: Any, picture: Picture, **options: Any) -> Any:
@@ -176,7 +239,6 @@ def _draw_image(panel: Axes, picture: Picture) -> list[Any]:
     transform = picture.transform
     if picture.image is not None:
         panel.imshow(np.asarray(picture.image.convert("RGB")), extent=(0, transform.width, transform.height, 0))
-    _prepare(panel, picture, "What the model saw" if picture.image else "What the model saw (image not at hand)")
     x1, y1, x2, y2 = _frame(transform)
     rows, columns = transform.grid
     for places, lines in (
@@ -199,8 +261,10 @@ def _draw_image(panel: Axes, picture: Picture) -> list[Any]:
             panel.add_patch(Rectangle((left, top), right - left, bottom - top, zorder=0.5, **style))
         handles.append(Rectangle((0, 0), 1, 1, label="padding", **style))
     kinds = dict.fromkeys(box.kind for box in picture.boxes)
-    for box in picture.boxes:
+    boxes = list(dict.fromkeys(picture.boxes))  # pairs share some
+    for box in boxes:
         _outline(panel, box)
+    _label(panel, [box for box in boxes if box.label], _limits(transform, whole=True))
     return handles + [_handle(kind) for kind in kinds]
 
 
@@ -235,20 +299,43 @@ def _outline(panel: Axes, box: Box) -> None:
             path_effects=[halo],
         )
     )
-    if box.label:
-        panel.annotate(
-            box.label,
-            (x1, y1),
-            xytext=(3, -3),
-            textcoords="offset points",
-            ha="left",
-            va="top",
-            fontsize=8,
-            color="white",
-            parse_math=False,
-            annotation_clip=True,
-            bbox={"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none", "alpha": 0.92},
-        )
+
+
+def _label(panel: Axes, boxes: Sequence[Box], limits: tuple[float, float, float, float]) -> None:
+    """Each box's label in the first of its corners where no other stands; in none, where all are taken."""
+    place = panel.get_position(original=True)
+    inches = place.width * panel.figure.bbox.width / panel.figure.dpi
+    pixels = (limits[2] - limits[0]) / inches  # an inch
+    taken: list[tuple[float, float, float, float]] = []
+    for box in boxes:
+        x1, y1, x2, y2 = box.xyxy
+        left, right = min(max(x1, limits[0]), limits[2]), max(min(x2, limits[2]), limits[0])
+        top, bottom = min(max(y1, limits[1]), limits[3]), max(min(y2, limits[3]), limits[1])
+        across, down = pixels * (0.1 + 0.075 * len(box.label)), pixels * 0.2
+        corners = [(left, top, 1, 1), (right, top, -1, 1), (left, bottom, 1, -1), (right, bottom, -1, -1)]
+        for x, y, to_right, to_bottom in corners[::-1] if box.kind == "union" else corners:
+            (x1, x2), (y1, y2) = sorted((x, x + to_right * across)), sorted((y, y + to_bottom * down))
+            if any(x1 < o[2] and o[0] < x2 and y1 < o[3] and o[1] < y2 for o in taken):
+                continue
+            taken.append((x1, y1, x2, y2))
+            panel.annotate(
+                box.label,
+                (x, y),
+                xytext=(3 * to_right, -3 * to_bottom),
+                textcoords="offset points",
+                ha="left" if to_right > 0 else "right",
+                va="top" if to_bottom > 0 else "bottom",
+                fontsize=8,
+                color="white",
+                parse_math=False,
+                bbox={
+                    "boxstyle": "round,pad=0.15",
+                    "facecolor": _STYLES[box.kind][0],
+                    "edgecolor": "none",
+                    "alpha": 0.92,
+                },
+            )
+            break
 
 
 def _handle(kind: str) -> Any:
@@ -261,20 +348,34 @@ def _handle(kind: str) -> Any:
 def _draw_components(panel: Axes, picture: Picture) -> None:
     transform = picture.transform
     colours, shares = principal_colours(picture.tokens, transform.valid.flatten())
-    _prepare(panel, picture, "Principal components 1, 2, 3 as red, green, blue")
     valid = np.isfinite(colours[:, :1])
     picture_of = np.concatenate([np.where(valid, colours, 0), valid], axis=1).reshape(*transform.grid, 4)
     _show(panel, picture_of, picture)
-    shown = ", ".join(f"{share:.0%}" for share in shares)
-    panel.set_xlabel(f"x, pixels\n{shown} of the variance over the patches")
+    shown = ", ".join(f"{share:.0%}" for share in shares) + " of the variance over the patches"
+    panel.set_xlabel(f"x, pixels\n{shown if shares.any() else 'no components: the tokens are as good as the same'}")
 
 
-def _draw_map(panel: Axes, picture: Picture, each: Map) -> None:
+def _draw_map(panel: Axes, *, picture: Picture, each: Map) -> None:
     transform = picture.transform
     values = np.where(transform.valid, each.values.reshape(transform.grid), np.nan)
-    _prepare(panel, picture, each.title)
-    drawn = _show(panel, values, picture, cmap=_COLOURS)
-    bar = panel.figure.colorbar(drawn, ax=panel, location="bottom", panchor=False, shrink=0.75, aspect=32, pad=0.03)
+    finite = values[np.isfinite(values)]
+    low, high = each.scale or (finite.min(initial=np.inf), finite.max(initial=-np.inf))
+    if not len(finite):
+        panel.text(0.5, 0.5, "no finite number", transform=panel.transAxes, ha="center", va="center", fontsize=9)
+        low, high = 0.0, 1.0
+    if high - low < _LEAST:
+        low, high = (low + high - _LEAST) / 2, (low + high + _LEAST) / 2
+    drawn = _show(panel, values, picture, cmap=_COLOURS, vmin=low, vmax=high)
+    figure, place = panel.figure, panel.get_position(original=True)
+    inches = figure.bbox.height / figure.dpi
+    bar = figure.colorbar(
+        drawn,
+        cax=figure.add_axes(
+            (place.x0 + 0.12 * place.width, place.y0 - 0.62 / inches, 0.76 * place.width, 0.12 / inches)
+        ),
+        orientation="horizontal",
+    )
+    bar.ax.ticklabel_format(useOffset=False)
     bar.ax.tick_params(labelsize=8)
     bar.set_label("cosine similarity", fontsize=8.5)
     if each.box is not None:

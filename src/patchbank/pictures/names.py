@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from patchbank.config import UNKNOWN
-from patchbank.datasets import hicodet
+from patchbank.datasets import coco, hicodet
 from patchbank.errors import DatasetError
 from patchbank.models import MODELS
 
@@ -42,21 +41,28 @@ def names_of(data: Dataset) -> Names:
     try:
         classes = data.classes
     except DatasetError:
-        return Names(_coco_objects(), hicodet.VERBS if data.name == "hicodet" else ())
+        return Names(coco.OBJECTS, hicodet.VERBS if data.name == "hicodet" else ())
     return Names(classes.objects, classes.verbs)
 
 
-@cache
-def _coco_objects() -> tuple[str, ...]:
-    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+_LONGEST = 400  # characters
 
-    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by COCO's numbers, of which some are no class
-    return tuple(name for name in names if name not in ("__background__", "N/A"))
+
+def plain(value: object, longest: int = _LONGEST) -> str:
+    """A text as it is, less what cannot be seen, and its end if it is long: a file name may hold anything."""
+    text = str(value)
+    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[-longest:])
+    return shown if max(len(text), len(shown)) <= longest else f"…{shown[1 - longest :]}"
 
 
 def is_official(bank: Manifest) -> bool:
     """Whether the bank was made with OpenAI's file."""
     return bank.fingerprint.weights_sha256 in {model.sha256 for model in MODELS.values()}
+
+
+def is_unknown(bank: Manifest) -> bool:
+    """Whether nobody knows what weights the bank was made with: it was adopted."""
+    return bank.fingerprint.weights_sha256 == UNKNOWN
 
 
 def is_untrained(bank: Manifest, runs: Sequence[Run]) -> bool:
@@ -70,6 +76,6 @@ def weights_text(bank: Manifest, runs: Sequence[Run]) -> str:
         return "OpenAI's weights"
     if is_untrained(bank, runs):
         return "UNTRAINED random weights: these patterns come from the pixels and the architecture, and mean nothing"
-    if bank.fingerprint.weights_sha256 == UNKNOWN:
+    if is_unknown(bank):
         return "weights not known"
     return f"weights of the user's, SHA-256 {bank.fingerprint.weights_sha256[:12]}…"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchbank.errors import PatchbankError
-from patchbank.pictures.maps import principal_colours
-from patchbank.report.packing import pack
+from patchbank.pictures.maps import Floats, principal_colours, unit
+from patchbank.report.packing import Packed, pack
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,24 +51,45 @@ def show(bank: Bank, key: str, record: Record | None, dataset: Dataset | None, n
     try:
         transform = bank.transform(key)
     except PatchbankError:
-        shown["notes"].append("The image's size is not known, so that nothing says where on it the patches lie.")
+        shown["notes"].append(
+            "The image's size is not known, so that nothing says where on it the patches and boxes lie: `patchbank "
+            "repair` with the data set's options looks at the images."
+        )
     shown |= _geometry(transform, rows, columns)
+    if record is None:
+        shown["notes"].append("The image itself is not at hand.")
+    elif transform is not None:
+        _add_picture(shown, record, transform)
+    if dataset is not None and names is not None and transform is not None:
+        _add_pairs(shown, dataset, names)
     if not np.isfinite(tokens).all():
         shown["notes"].append("It holds numbers that are not finite: no similarity can be computed.")
-    else:
-        valid = np.ones(rows * columns, bool) if transform is None else transform.valid.flatten()
-        colours, shares = principal_colours(tokens, valid)
-        bytes_ = (np.nan_to_num(colours) * 255).round().astype(np.uint8)
-        shown["colours"] = base64.b64encode(bytes_.tobytes()).decode()
-        shown["shares"] = [round(float(share), 3) for share in shares]
-        shown |= pack(tokens, _FEATURES).to_json()
-    if record is not None and transform is not None:
-        _add_picture(shown, record, transform)
-    else:
-        shown["notes"].append("The image itself is not at hand.")
-    if dataset is not None and names is not None:
-        _add_pairs(shown, dataset, names)
+        return shown
+    valid = np.ones(rows * columns, bool) if transform is None else transform.valid.flatten()
+    colours, shares = principal_colours(tokens, valid)
+    bytes_ = (np.nan_to_num(colours) * 255).round().astype(np.uint8)
+    shown["colours"] = base64.b64encode(bytes_.tobytes()).decode()
+    shown["shares"] = [round(float(share), 3) for share in shares]
+    packed = pack(tokens, _FEATURES)
+    shown |= packed.to_json()
+    if transform is not None and shown.get("boxes"):
+        shown["boxError"] = _box_error(tokens, packed, [each["box"] for each in shown["boxes"]], transform)
     return shown
+
+
+def _box_error(tokens: Floats, packed: Packed, boxes: list[list[float]], transform: ImageTransform) -> float:
+    """The largest error of a similarity to what is pooled in one of the boxes, or in the union of any two."""
+    import torch
+
+    from patchbank.boxes import union_boxes
+    from patchbank.regions import pooling_weights
+
+    every = torch.tensor(boxes)
+    first, second = torch.triu_indices(len(every), len(every))  # each with itself, too
+    weights = pooling_weights(union_boxes(every[first], every[second]), transform).numpy()
+    weights = weights[weights.any(1)]
+    exact = unit(weights @ tokens) @ unit(tokens).T
+    return float(np.abs(packed.pooled_similarities(weights) - exact).max(initial=0))
 
 
 def _geometry(transform: ImageTransform | None, rows: int, columns: int) -> dict[str, Any]:
@@ -99,6 +120,7 @@ def _add_picture(shown: dict[str, Any], record: Record, transform: ImageTransfor
     except Exception:  # not there, or damaged in one of the many ways in which a picture can be
         shown["notes"].append("The image itself cannot be opened.")
         return
+    image.info.clear()  # a comment, say, that would be written into the new file
     image.thumbnail((_SIDE, _SIDE))
     shown["picture"] = f"data:image/jpeg;base64,{base64.b64encode(_jpeg(image)).decode()}"
 
@@ -138,7 +160,7 @@ def _add_pairs(shown: dict[str, Any], dataset: Dataset, names: Names) -> None:
         first = boxes.setdefault(("human", *(round(each, 2) for each in human), "person"), len(boxes))
         second = boxes.setdefault(("object", *(round(each, 2) for each in thing), name), len(boxes))
         pairs.append([first, second, names.verb(verb)])
-    shown["boxes"] = [{"kind": each[0], "box": each[1:5], "name": each[5]} for each in boxes]
+    shown["boxes"] = [{"kind": each[0], "box": list(each[1:5]), "name": each[5]} for each in boxes]
     shown["pairs"] = pairs
     if len(target) > _PAIRS:
         shown["notes"].append(f"{_PAIRS} of its {len(target)} annotated pairs are shown.")

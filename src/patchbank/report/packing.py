@@ -14,7 +14,6 @@ from patchbank.pictures.maps import Floats, unit
 
 _LEVELS = 127
 _STEPS = 12  # halvings of the interval in which the step is sought
-_NORM_LEVELS = 65535
 
 
 @dataclass(frozen=True)
@@ -26,16 +25,14 @@ class Packed:
 
     Attributes:
         levels: (N, K) int8: coordinates in steps.
-        norms: (N,) uint16: the tokens' lengths in ``norm_step``.
-        norm_step: the largest length / 65,535.
+        norms: (N,) float32: the tokens' lengths.
         deflated: `levels`, component by component, deflated.
         error: the largest difference of any two patches' cosine similarity from the stored tokens' own.
         typical_error: the root mean square of these differences.
     """
 
     levels: NDArray[np.int8]
-    norms: NDArray[np.uint16]
-    norm_step: float
+    norms: Floats
     deflated: bytes
     error: float
     typical_error: float
@@ -45,11 +42,11 @@ class Packed:
         """(N, K): the tokens at unit length, as the browser has them."""
         return unit(self.levels.astype(np.float32))
 
-    def similarities(self, weights: Floats) -> Floats:
-        """(N,): each patch's cosine similarity to the mean of the tokens with these weights (N,)."""
+    def pooled_similarities(self, weights: Floats) -> Floats:
+        """(M, N): each patch's cosine similarity to the M means of the tokens with weights (M, N)."""
         units = self.units
-        pooled = (weights * (self.norms * self.norm_step)).astype(np.float32) @ units
-        found: Floats = units @ unit(pooled)
+        pooled = ((weights * self.norms) @ units).astype(np.float32)
+        found: Floats = unit(pooled) @ units.T
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -57,8 +54,7 @@ class Packed:
         return {
             "components": self.levels.shape[1],
             "levels": base64.b64encode(self.deflated).decode(),
-            "norms": base64.b64encode(self.norms.astype("<u2").tobytes()).decode(),
-            "normStep": self.norm_step,
+            "norms": base64.b64encode(self.norms.astype("<f4").tobytes()).decode(),
             "error": self.error,
             "typicalError": self.typical_error,
         }
@@ -69,8 +65,9 @@ def pack(tokens: Floats, most: int) -> Packed:
     exact = tokens.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1)
     units = exact / np.where(lengths > 0, lengths, 1)[:, None]
-    left, values, _ = np.linalg.svd(units, full_matrices=False)
-    coordinates = left * values
+    cosines = units @ units.T
+    values, vectors = np.linalg.eigh(cosines)  # left singular vectors, the largest last; faster than by the SVD
+    coordinates = (vectors * np.sqrt(values.clip(0)))[:, ::-1]
     finest = float(np.abs(coordinates).max()) / _LEVELS or 1.0
     low, high = np.log(finest), np.log(finest * _LEVELS)
     best = _deflated(coordinates, finest)
@@ -84,16 +81,14 @@ def pack(tokens: Floats, most: int) -> Packed:
             else:
                 low = middle
     levels, deflated = best
-    norm_step = float(lengths.max()) / _NORM_LEVELS
-    norms = (lengths / (norm_step or 1)).round().astype(np.uint16)
     rough = unit(levels.astype(np.float32)).astype(np.float64)
-    errors = rough @ rough.T - units @ units.T
+    errors = rough @ rough.T - cosines
     largest, typical = float(np.abs(errors).max()), float(np.sqrt((errors**2).mean()))
-    return Packed(levels, norms, norm_step, deflated, largest, typical)
+    return Packed(levels, lengths.astype(np.float32), deflated, largest, typical)
 
 
 def _deflated(coordinates: NDArray[np.float64], step: float) -> tuple[NDArray[np.int8], bytes]:
     levels = (coordinates / step).round().clip(-_LEVELS, _LEVELS).astype(np.int8)
     used = np.flatnonzero(levels.any(0))
     levels = levels[:, : used[-1] + 1 if len(used) else 1]
-    return levels, zlib.compress(levels.T.tobytes(), 9)
+    return levels, zlib.compress(levels.T.tobytes(), 6)

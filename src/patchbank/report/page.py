@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchbank import __version__
-from patchbank.bank.runs import Run, read_runs
-from patchbank.files import bytes_text
-from patchbank.pictures.names import is_official, is_untrained, names_of, weights_text
+from patchbank.bank.runs import MOST_RUNS, Run, read_runs
+from patchbank.files import bytes_text, scratch_directory, write_and_sync
+from patchbank.locations import is_remote
+from patchbank.pictures.names import is_official, is_unknown, is_untrained, names_of, plain, weights_text
 from patchbank.report import gallery, soundness
 from patchbank.report.soundness import Histogram, Progress, Soundness
 
@@ -30,8 +30,8 @@ SAMPLE = 24
 LARGEST = 25_000_000  # bytes of a page
 _IMAGE = 60_000  # bytes of an image in it, at most
 _REST = 1_000_000  # bytes for everything else
-_FAILURES, _RUNS = 200, 20  # named; the rest is counted
-_LONGEST = 400  # characters of a text that is not the page's own
+_FAILURES, _RUNS = 100, 20  # named; the rest is counted
+_VERSIONS = 12  # of libraries that a run used
 _BARS = 48
 
 
@@ -46,6 +46,7 @@ class Written:
         asked: how many were asked for, as far as the bank has them.
         error: the largest difference of a similarity in it from the stored tokens' own.
         defects: images whose numbers cannot be right.
+        wrong: of what holds of every healthy bank, how much does not hold of this one.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Written:
     asked: int
     error: float
     defects: int
+    wrong: int
 
 
 def write_report(
@@ -65,6 +67,7 @@ def write_report(
     seed: int = 0,
     read: int | None = None,
     progress: Progress | None = None,
+    gallery_progress: Progress | None = None,
 ) -> Written:
     """Write a bank's page.
 
@@ -75,6 +78,8 @@ def write_report(
         sample: images in the gallery; fewer where the page would be larger than 25 MB.
         seed: which images; the same seed gives the same ones.
         read: features that are looked at, chosen by chance; None: all.
+        progress: told how many features were read, of how many.
+        gallery_progress: the same of the gallery's images.
 
     Raises OSError where the file cannot be written.
     """
@@ -82,76 +87,77 @@ def write_report(
     chosen = keys if read is None or read >= len(keys) else sorted(gallery.choose(keys, [], read, seed))
     seen = soundness.look(bank, chosen, len(chosen), progress)
     asked = min(sample, len(keys))
-    images = _gallery(bank, dataset, gallery.choose(keys, [odd.key for odd in seen.odd], asked, seed))
+    standing_out = [odd.key for odd in seen.odd]
+    images = _gallery(bank, dataset, gallery.choose(keys, standing_out, asked, seed), gallery_progress)
     runs = read_runs(bank.path)
-    error = max((image["error"] for image in images if "error" in image), default=0.0)
+    checks = soundness.checks(seen)
     data = _json(images)
+
+    error, typical, of_boxes = (
+        max((image[name] for image in images if name in image), default=0.0)
+        for name in ("error", "typicalError", "boxError")
+    )
     context = {
         "bank": bank,
+        "name": bank.path.name if is_remote(bank.path) else bank.path.resolve().name,
         "made": bank.manifest,
         "facts": _facts(bank, runs),
         "failures": list(bank.failures.items())[:_FAILURES],
         "reasons": Counter(bank.failures.values()).most_common(20),
         "coverage": _coverage(bank, dataset),
-        "runs": runs[-_RUNS:],
+        "runs": [replace(run, versions=dict(list(run.versions.items())[:_VERSIONS])) for run in runs[-_RUNS:]],
         "earlier": max(0, len(runs) - _RUNS),
         "seen": seen,
         "of": len(keys),
-        "checks": soundness.checks(seen),
+        "checks": checks,
         "charts": _charts(seen),
         "linked": {image["key"]: f"image-{number}" for number, image in enumerate(images)},
         "images": images,
         "image_bytes": len(data) // max(1, len(images)),
         "asked": asked,
+        "standing_out": len(set(standing_out) & {image["key"] for image in images}),
         "error": error,
-        "typical_error": max((image["typicalError"] for image in images if "error" in image), default=0.0),
+        "typical_error": typical,
+        "box_error": of_boxes,
         "untrained": is_untrained(bank.manifest, runs),
         "official": is_official(bank.manifest),
+        "unknown": is_unknown(bank.manifest),
         "annotated": _annotated(dataset) is not None,
         "version": __version__,
     }
     content = _rendered(context, data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Written(path, len(content), len(images), asked, error, seen.defects)
+    with scratch_directory(path.parent) as scratch:
+        write_and_sync(scratch / "page.html", [content])
+        (scratch / "page.html").replace(path.resolve())  # of a link, what it leads to
+    wrong = sum(check.state == "bad" for check in checks)
+    return Written(path, len(content), len(images), asked, error, seen.defects, wrong)
 
 
-def _gallery(bank: Bank, dataset: Dataset | None, keys: Sequence[str]) -> list[dict[str, Any]]:
+def _gallery(
+    bank: Bank, dataset: Dataset | None, keys: Sequence[str], progress: Progress | None
+) -> list[dict[str, Any]]:
     """What the page holds of these images, in order; of the first of them, where all are too much for one page."""
     records = {record.key: record for record in dataset.records} if dataset else {}
     annotated = _annotated(dataset)
     names = names_of(annotated) if annotated else None
     images, room = [], LARGEST - _REST
-    for key in keys:
+    for number, key in enumerate(keys, 1):
         image = gallery.show(bank, key, records.get(key), annotated if key in records else None, names)
-        if len(_json([image])) > _IMAGE:
-            image |= {
-                "boxes": [],
-                "pairs": [],
-                "notes": [*image["notes"], "Its boxes' names are too long for this page."],
-            }
+        for name, what in (("pairs", "pairs"), ("boxes", "boxes"), ("picture", "picture")):
+            if len(_json([image])) > _IMAGE and image.pop(name, None):
+                image["notes"].append(f"There was no room for its {what}.")
         room -= len(_json([image]))
         if room < 0:
             break
         images.append(image)
+        if progress:
+            progress(number, len(keys))
     return sorted(images, key=lambda image: str(image["key"]))
 
 
 def _annotated(dataset: Dataset | None) -> Dataset | None:
     return dataset if dataset is not None and dataset.annotations is not None else None
-
-
-def plain(value: Any) -> str:
-    """A text as it is, less what cannot be seen, and its end if it is long: a file name may hold anything."""
-    text = str(value)
-    if len(text) > _LONGEST:
-        text = f"…{text[1 - _LONGEST :]}"
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _plain_all(value: Any) -> Any:
@@ -227,7 +233,8 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("Begun with", ", ".join(f"{name} {version}" for name, version in made.versions.items()) or "not known"),
     ]
     if runs:
-        facts.append(("Runs", f"{len(runs):,}, the first at {runs[0].began}, the last at {runs[-1].began}"))
+        many = "the latest " * (len(runs) == MOST_RUNS)
+        facts.append(("Runs", f"{many}{len(runs):,}, the first at {runs[0].began}, the last at {runs[-1].began}"))
     if made.adopted:
         facts.append(("Adopted", made.adopted))
     return facts + _fingerprint(made.fingerprint.to_dict())
@@ -256,7 +263,7 @@ def _coverage(bank: Bank, dataset: Dataset | None) -> dict[str, Any] | None:
         "left": len(left),
         "examples": left[:5],
         "extra": len(bank) + len(bank.failures) - done - failed,
-        "source": str(dataset.annotations or dataset.images),
+        "source": (dataset.annotations or dataset.images).name,
     }
 
 
@@ -267,8 +274,13 @@ def _charts(seen: Soundness) -> list[dict[str, Any]]:
         ("of two images", seen.strangers),
     ]
     return [
-        _chart("Length of tokens", "L2 norm of a token", [("all tokens", seen.norms)], logarithmic=True),
-        _chart("Similarity of patches", "cosine similarity", [each for each in cosines if each[1].counts.sum()]),
+        _chart("Length of tokens", "L2 norm of a token (logarithmic)", [("all tokens", seen.norms)], logarithmic=True)
+        | {"healthy": "Of a healthy bank: a hump away from 1, where normalised features would stand."},
+        _chart("Similarity of patches", "cosine similarity", [each for each in cosines if each[1].counts.sum()])
+        | {
+            "healthy": "Of a healthy bank: patches beside each other lie farther right than those half a grid apart, "
+            "and those of two images do not stand at 1."
+        },
     ]
 
 
@@ -276,7 +288,7 @@ def _chart(title: str, label: str, series: list[tuple[str, Histogram]], *, logar
     """Lines of a histogram in a frame of 0 to 1, their common range, and what it says in words."""
     counted = [histogram for _, histogram in series if histogram.counts.sum()]
     if not counted:
-        return {"title": title, "label": label, "lines": [], "ticks": [], "words": "There is nothing to count."}
+        return {"title": title, "label": label, "lines": [], "ticks": [], "words": "There is nothing to count"}
     edges = counted[0].edges
     used = np.flatnonzero(sum(histogram.counts for histogram in counted))
     first, last = max(0, int(used[0]) - 1), min(len(edges) - 1, int(used[-1]) + 2)
@@ -294,7 +306,7 @@ def _chart(title: str, label: str, series: list[tuple[str, Histogram]], *, logar
         outlines.append((name, places))
     top = max(density for _, places in outlines for _, _, density in places) or 1.0
     lines = [{"name": name, "path": _stairs([(a, b, d / top) for a, b, d in places])} for name, places in outlines]
-    ticks = [(round(float(scale[place]), 4), f"{edges[first + place]:.3g}") for place in _places(last - first)]
+    ticks = [(round(place, 4), f"{tick:g}") for tick, place in _ticks(edges[first], edges[last], logarithmic)]
     words = "; ".join(
         f"{name}: half of them from {each.quantile(0.25):.3g} to {each.quantile(0.75):.3g}, "
         f"in the middle {each.quantile(0.5):.3g}"
@@ -303,8 +315,23 @@ def _chart(title: str, label: str, series: list[tuple[str, Histogram]], *, logar
     return {"title": title, "label": label, "lines": lines, "ticks": ticks, "words": words}
 
 
-def _places(count: int, ticks: int = 4) -> list[int]:
-    return sorted({round(count * number / ticks) for number in range(ticks + 1)})
+def _ticks(low: float, high: float, logarithmic: bool) -> list[tuple[float, float]]:
+    """Round numbers between two others, about five of them, and where each lies, from 0 to 1."""
+    size = 10 ** np.floor(np.log10((high - low) / 4))
+    step = next(size * each for each in (1, 2, 5, 10) if (high - low) / (size * each) <= 6)
+    if logarithmic and high > 8 * low:
+        exponents = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+        factors = (1, 2, 5) if high < 200 * low else (1,)
+        every = [factor * 10.0**exponent for exponent in exponents for factor in factors]
+    else:
+        every = [step * number for number in range(int(np.ceil(low / step)), int(high / step) + 1)]
+
+    def place(value: float) -> float:
+        if logarithmic:
+            return float(np.log(value / low) / np.log(high / low))
+        return (value - low) / (high - low)
+
+    return [(round(tick, 9), place(tick)) for tick in every if low <= tick <= high]
 
 
 def _stairs(bars: list[tuple[float, float, float]]) -> str:

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]  # done, of how many
 
-_NORM_EDGES = np.logspace(-4, 5, 721)  # 80 bins a decade
+_NORM_EDGES = np.logspace(-4, 5, 1801)  # 200 bins a decade
 _COSINE_EDGES = np.linspace(-1, 1, 201)
 _FAR = 6.0  # robust standard deviations from the median, beyond which an image stands out
+_BLANK = 0.9999  # mean similarity of neighbours
 _LEAST = 8  # images, below which nothing can be said to stand out
 _NAMED = 12  # images that stand out, of each kind
 
@@ -40,13 +41,11 @@ class Histogram:
         self.counts += np.histogram(inside, self.edges)[0]
 
     def quantile(self, share: float) -> float:
-        """The middle of the bin in which so much lies below; NaN where nothing was counted."""
+        """That below which so much lies, as if values lay evenly within their bin; NaN where nothing was counted."""
         total = self.counts.sum()
         if not total:
             return float("nan")
-        place = int(np.searchsorted(self.counts.cumsum(), share * total))
-        place = min(place, len(self.counts) - 1)
-        return float((self.edges[place] + self.edges[place + 1]) / 2)
+        return float(np.interp(share * total, np.concatenate([[0], self.counts.cumsum()]), self.edges))
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Soundness:
         distant: of patches half a grid apart, in one image.
         strangers: of patches at one place in two images.
         odd: images that stand out, the defective ones first.
-        defects: how many images are defective.
+        defects: how many images are defective; the first of them are named.
     """
 
     looked_at: int = 0
@@ -128,6 +127,10 @@ def look(bank: Bank, keys: Iterable[str], total: int, progress: Progress | None 
     found.defects = len(defects)
     found.odd = defects[:_NAMED] + _standing_out(names, np.array(figures, np.float64).reshape(-1, 2))
     return found
+
+
+def _named(defects: int) -> str:
+    return "named below" if defects <= _NAMED else f"the first {_NAMED} are named below"
 
 
 def _defect(tokens: Floats) -> str | None:
@@ -183,13 +186,14 @@ def _standing_out(names: list[str], figures: NDArray[np.float64]) -> list[Odd]:
     for column, what in ((0, "median token norm"), (1, "mean similarity of neighbours")):
         values = figures[:, column]
         median = np.nanmedian(values)
-        spread = 1.4826 * np.nanmedian(np.abs(values - median))
-        if not spread > 0:
-            continue
-        distance = np.abs(values - median) / spread
+        # Where most are as good as equal, a thousandth counts as the usual difference.
+        spread = max(1.4826 * np.nanmedian(np.abs(values - median)), 1e-3 * abs(median))
+        distance = np.abs(values - median) / (spread or 1)
         for place in np.argsort(-np.nan_to_num(distance))[:_NAMED]:
             if distance[place] > _FAR and distance[place] > found.get(names[place], (0.0, ""))[0]:
                 why = f"{what} {values[place]:.3g}; of the others, {median:.3g} in the middle"
+                if figures[place, 1] > _BLANK:
+                    why = "all its patches are as good as the same: is it a blank image?"
                 found[names[place]] = float(distance[place]), why
     ordered = sorted(found.items(), key=lambda item: -item[1][0])[:_NAMED]
     return [Odd(key, why, wrong=False) for key, (_, why) in ordered]
@@ -199,7 +203,10 @@ def checks(found: Soundness) -> list[Check]:
     """What holds of every healthy bank of CLIP's patch tokens, and whether it holds of this one."""
     norms, near, far, others = found.norms, found.neighbours, found.distant, found.strangers
     results = [
-        Check("bad", f"Numbers that cannot be right, in {found.defects:,} of {found.looked_at:,} images (named below).")
+        Check(
+            "bad",
+            f"Numbers that cannot be right: {found.defects:,} of {found.looked_at:,} images; {_named(found.defects)}.",
+        )
         if found.defects
         else Check("good", "Every number is finite, and no token is zero.")
     ]

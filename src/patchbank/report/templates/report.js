@@ -13,7 +13,9 @@
   const STYLES = { human: "#0072b2", object: "#d55e00", union: "#cc79a7" };
   const BINS = 7; // a side of a box, as the library's pool_regions has them
   const TAG = 18; // CSS pixels a side of a box's number
-  const NEAR = 5; // CSS pixels from a box's outline that still count as on it
+  const LEAST = 0.01; // that the colours reach over: less is noise
+  const NEAR = 4; // CSS pixels from a box's outline that still count as on it
+  const CROWD = 8; // boxes, beyond which outlines are everywhere and only numbers count
 
   // Numbers.
 
@@ -37,8 +39,7 @@
       const length = Math.sqrt(square) || 1;
       for (let each = 0; each < components; each++) units[token * components + each] = levels[each * count + token] / length;
     }
-    const raw = bytesOf(image.norms);
-    const norms = Float32Array.from({ length: count }, (_, token) => (raw[2 * token] + 256 * raw[2 * token + 1]) * image.normStep);
+    const norms = new Float32Array(bytesOf(image.norms).buffer);
     return { units, norms, count, components };
   }
 
@@ -105,10 +106,10 @@
     return row >= first && row < last && column >= left && column < right;
   }
 
-  /** Image and input together: x1, y1, x2, y2 in original pixels. All canvases show this. */
+  /** Image and input together, x1, y1, x2, y2 in original pixels, but of a long image only what is near the input. */
   function limits() {
-    const [x1, y1, x2, y2] = state.image.frame;
-    return [Math.min(x1, 0), Math.min(y1, 0), Math.max(x2, state.image.size[0]), Math.max(y2, state.image.size[1])];
+    const [x1, y1, x2, y2] = state.image.frame, [width, height] = state.image.size, [across, down] = [x2 - x1, y2 - y1];
+    return [Math.min(x1, Math.max(0, x1 - across)), Math.min(y1, Math.max(0, y1 - down)), Math.max(x2, Math.min(width, x2 + across)), Math.max(y2, Math.min(height, y2 + down))];
   }
 
   // Drawing, in original pixels.
@@ -116,7 +117,7 @@
   /** A canvas's context, and how many original pixels a CSS pixel is. */
   function prepare(canvas) {
     const [left, top, right, bottom] = limits(), aspect = (bottom - top) / (right - left);
-    canvas.style.width = `${Math.min(100, 160 / aspect)}%`; // what is very high becomes narrow
+    canvas.style.width = `${Math.min(100, 160 / aspect)}%`; // what is high becomes narrow
     const finer = Math.min(devicePixelRatio || 1, 2);
     const width = Math.max(16, Math.round(canvas.clientWidth * finer)), height = Math.max(1, Math.round(width * aspect));
     if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
@@ -139,7 +140,8 @@
 
   function outline(context, pixel, box, kind, strong) {
     strokeBox(context, box, (strong ? 6 : 4) * pixel, "rgba(255, 255, 255, 0.85)");
-    strokeBox(context, box, (strong ? 3.5 : 2) * pixel, STYLES[kind], kind === "union" ? [6 * pixel, 4 * pixel] : []);
+    const dash = { human: [], object: [12, 2], union: [5, 4] }[kind].map((each) => each * pixel); // in print, too
+    strokeBox(context, box, (strong ? 3.5 : 2) * pixel, STYLES[kind], dash);
   }
 
   function mark(context, pixel, token, inner) {
@@ -258,7 +260,8 @@
       high = Math.max(...shown);
     }
     drawImage();
-    drawPatches("map", values && ((token) => colour((values[token] - low) / (high - low || 1))));
+    const range = Math.max(high - low, LEAST), middle = (low + high) / 2;
+    drawPatches("map", values && ((token) => colour(0.5 + (values[token] - middle) / range)));
     const colours = image.colours && bytesOf(image.colours);
     drawPatches("components", colours && ((token) => [...colours.subarray(3 * token, 3 * token + 3)]));
     $("scale").hidden = !values;
@@ -269,15 +272,28 @@
   }
 
   const label = (index) => `${state.image.boxes[index].kind === "human" ? "human" : state.image.boxes[index].name} ${index + 1}`;
-  const place = (token) => `row ${Math.floor(token / state.image.grid[1]) + 1}, column ${(token % state.image.grid[1]) + 1}`;
+  /** A patch by its row and column in the grid, from 0, and its centre, as `patchbank show --at` takes it. */
+  function place(token) {
+    const [x, y, width, height] = cell(token), columns = state.image.grid[1];
+    return `row ${Math.floor(token / columns)}, column ${token % columns} (x ${Math.round(x + width / 2)}, y ${Math.round(y + height / 2)})`;
+  }
+
+  /** The share of a box's area that the model saw. */
+  function coverage([x1, y1, x2, y2]) {
+    const [left, top, right, bottom] = state.image.frame, [width, height] = state.image.size;
+    const across = Math.min(x2, right, width) - Math.max(x1, left, 0), down = Math.min(y2, bottom, height) - Math.max(y1, top, 0);
+    return (Math.max(across, 0) * Math.max(down, 0)) / ((x2 - x1) * (y2 - y1) || 1);
+  }
 
   function tell(values, low, high) {
     if (!state.image.levels) return "No similarity can be computed for this image.";
     const names = state.chosen.map((index) => `“${label(index)}”`).join(" and ");
     const what = state.chosen.length === 2 ? `the union of ${names}` : `the box ${names}`;
     if (!values) return `The model saw nothing of ${what}.`;
+    const seen = state.chosen.length ? coverage(union(state.chosen.map((index) => state.image.boxes[index]))) : 1;
+    const partly = seen > 0.995 ? "" : `, of which the model saw ${Math.max(1, Math.round(100 * seen))}%`;
     const range = `Similarities go from ${number(low)} to ${number(high)}.`;
-    const query = state.chosen.length ? `Compared with what is pooled in ${what}.` : `Compared with the patch in ${place(state.token)}${state.held ? ", held" : ""}.`;
+    const query = state.chosen.length ? `Compared with what is pooled in ${what}${partly}.` : `Compared with the patch in ${place(state.token)}${state.held ? ", held" : ""}.`;
     const read = isFixed() && state.reading !== null ? `${number(values[state.reading])} in ${place(state.reading)}. ` : "";
     return `${read}${query} ${range}`;
   }
@@ -317,6 +333,7 @@
     if (!$("show-boxes").checked || !state.image.levels) return null;
     const tag = tags(pixel).findIndex(([left, top, side]) => x >= left && x <= left + side && y >= top && y <= top + side);
     if (tag >= 0) return tag;
+    if ((state.image.boxes || []).length > CROWD) return null;
     const near = NEAR * pixel;
     const found = (state.image.boxes || []).findIndex(({ box: [x1, y1, x2, y2] }) => {
       if (x < x1 - near || x > x2 + near || y < y1 - near || y > y2 + near) return false;
@@ -333,7 +350,8 @@
       const at = placeOf(event), token = tokenAt(at), on = box(at);
       canvas.style.cursor = on === null ? "" : "pointer";
       canvas.title = on === null ? "" : label(on);
-      if (token === null || !state.image.levels) return;
+      if (!state.image.levels) return;
+      if (token === null) return void (isFixed() || ($("readout").textContent = "The model did not see this place."));
       if (isFixed()) token !== state.reading && change({ reading: token });
       else token !== state.token && change({ token });
     });
@@ -417,15 +435,18 @@
       ),
     );
     $("notes").replaceChildren(...image.notes.map(item));
-    $("shares").textContent = shares.length ? `Principal components 1, 2, 3 as red, green, blue: ${shares.join(", ")} of the variance.` : "";
+    const none = "No principal components: the tokens are as good as the same.";
+    $("shares").textContent = (image.shares || []).every((share) => share === 0) ? none : shares.length ? `Principal components 1, 2, 3 as red, green, blue: ${shares.join(", ")} of the variance.` : "";
     const panels = document.querySelector(".panels");
     panels.classList.toggle("broad", Boolean(image.frame) && image.size[0] > 1.8 * image.size[1]);
-    for (const figure of panels.querySelectorAll("figure")) figure.hidden = !image.frame;
+    for (const part of [...panels.querySelectorAll("figure"), document.querySelector(".controls")]) part.hidden = !image.frame;
     $("help").hidden = !image.levels;
     $("components-figure").hidden = !image.colours;
     $("readout").textContent = "";
     change({ token: middle, reading: null, chosen: [], held: false });
-    if (focus) $("name").focus();
+    if (!focus) return;
+    history.replaceState(null, "", `#image-${images.indexOf(image)}`);
+    $("name").focus();
   }
 
   // The list, and searching in it.
@@ -462,7 +483,7 @@
       each.entry.hidden = !found;
       count += found;
     }
-    $("matches").textContent = wanted.length ? `${count} of ${thumbnails.length}` : "";
+    $("found").textContent = wanted.length ? `${count} of ${thumbnails.length}` : "";
   }
   $("query").addEventListener("input", search);
   $("search").addEventListener("submit", (event) => {
@@ -479,6 +500,12 @@
     open(linked.image, true);
   }
   window.addEventListener("hashchange", follow);
+  for (const link of document.querySelectorAll('a[href^="#image-"]'))
+    link.addEventListener("click", (event) => {
+      event.preventDefault(); // also where it is the page's address already
+      history.replaceState(null, "", link.hash);
+      follow();
+    });
 
   const ramp = $("ramp").getContext("2d");
   for (let x = 0; x < 256; x++) {
