@@ -36,7 +36,7 @@ def picture(mode: str, width: int, height: int, **changes: object) -> Picture:
             Map(
                 # A patch off the middle and off the diagonal, among the disc's.
                 "Similarity to the patch in row 3, column 4",
-                similarities(tokens, tokens[28]) + (np.arange(64) == 12) * 0.5,
+                similarities(tokens, tokens[28]) - (np.arange(64) == 12) * 0.9,
                 point=tuple(transform.points_from_grid([4.5, 3.5])),
             )
         ],
