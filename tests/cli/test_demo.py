@@ -82,6 +82,18 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["patch_tokens"].shape == (2, 196, 512)
     assert names["similarity"].argmax() == 0
 
+    # And its commands that show the features; those that the demo proposes itself, too.
+    section = (REPOSITORY / "README.md").read_text().split("## See the features")[1].split("\n## ")[0]
+    shell = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[0].replace('pip install -e ".[show]"', "")
+    proposed = re.findall(r"^(?:Next:| {5}) (patchbank .*)$", done.stdout, re.MULTILINE)
+    assert len(proposed) == 2
+    module = f"patchbank() {{ '{sys.executable}' -W error -m patchbank \"$@\"; }}\n"
+    ran = subprocess.run(
+        ["bash", "-euc", module + "\n".join([shell, *proposed])], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "out.png").exists() and (tmp_path / "HICO_train2015_00000002-features.png").exists()
+
     # Once more is harmless; a directory of somebody's own is not touched.
     patchbank("demo", root, tiny=False, check=0, env=os.environ | {"HOME": str(tmp_path)})
     (tmp_path / "own").mkdir()
