@@ -375,6 +375,25 @@ def test_images_that_stand_out_are_found_each_in_its_way(tmp_path: Path) -> None
     assert "blank image" in odd["blank.jpg"]
 
 
+@pytest.mark.parametrize(("times", "found"), [(0.0, []), (4.0, []), (9.0, ["x"])])
+def test_how_far_an_image_must_be_to_stand_out(times: float, found: list[str]) -> None:
+    """Six robust standard deviations from the median."""
+    values = np.array([*np.linspace(9, 11, 101), 10 + times * 1.4826 * 0.5])
+    names = [*(str(number) for number in range(101)), "x"]
+    odd = soundness._standing_out(names, np.stack([values, np.full(102, 0.5)], axis=1))
+    assert [each.key for each in odd] == found
+
+
+def test_another_image_of_the_same_name_is_not_shown(annotated: tuple[Bank, Dataset], tmp_path: Path) -> None:
+    bank, dataset = annotated
+    key = next(iter(bank))
+    photographs(tmp_path, 1, (50, 40))
+    (tmp_path / "photo_0000.jpg").rename(tmp_path / key)
+    moved = [record._replace(source=replace(record.source, location=tmp_path)) for record in dataset.records[:1]]
+    [image] = page._gallery(bank, replace(dataset, records=tuple(moved)), [key], None)
+    assert "picture" not in image and "another size" in str(image["notes"])
+
+
 def test_quantiles_and_their_padding(tmp_path: Path) -> None:
     histogram = soundness.Histogram(np.linspace(0, 10, 1001))
     values = np.random.default_rng(0).gamma(2, 1, 100_000)
