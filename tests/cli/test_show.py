@@ -92,6 +92,18 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path, tiny_weights: Path) -> Non
     patchbank("show", tmp_path / "bank", names[1], "--at", "60,45", "-o", tmp_path / "nan.png", check=0)
 
 
+def test_of_many_pairs_the_first_are_drawn(root: Path, tmp_path: Path) -> None:
+    bank = root / "hicodet_pkl_files" / "cliptiny_img_hicodet_train"
+    content = json.loads((root / "hicodet/trainval_hico.json").read_text())
+    content[1]["hoi_annotation"] = [content[1]["hoi_annotation"][0] | {"category_id": verb} for verb in range(1, 11)]
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    options = ("--annotations", tmp_path / "list.json", "--dataset", "hicodet", "--split", "train", "--root", root)
+    done = patchbank("show", bank, KEY, *options, "-o", tmp_path / "a.svg", check=0)
+    assert "8 of 10 annotated pairs are drawn: --all-pairs draws all" in " ".join(done.stderr.split())
+    done = patchbank("show", bank, KEY, *options, "--all-pairs", "-o", tmp_path / "a.svg", check=0)
+    assert "annotated pairs are drawn" not in done.stderr
+
+
 def test_a_pair_that_was_not_seen_is_named(root: Path, tmp_path: Path) -> None:
     """The first pair's human lies at the left edge of a broad image, of which the model saw the middle."""
     bank = root / "hicodet_pkl_files" / "cliptiny_img_hicodet_train"

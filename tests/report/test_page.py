@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from patchbank import Bank, Dataset, extract, load_dataset, open_bank
+from patchbank.bank import runs
 from patchbank.bank.base_writer import Feature
 from patchbank.bank.convert import convert
 from patchbank.bank.runs import Run, copy_runs, read_runs, write_run
@@ -203,7 +204,9 @@ def test_an_empty_bank_and_pictures_of_no_images(tmp_path: Path, tiny_config: Ex
     assert "The bank holds no feature yet." in text_of(tmp_path / "page.html")
 
 
-def test_runs_are_noted_and_strange_ones_passed_over(annotated: tuple[Bank, Dataset], tmp_path: Path) -> None:
+def test_runs_are_noted_and_strange_ones_passed_over(
+    annotated: tuple[Bank, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(
         began="2026-01-31T12:00:00Z", seconds=2.0, images=10, failures=1, remaining=0, bytes_written=5, device="cpu",
         engine="local", partition="0/1", waited={"decode": 1.0}, bound="decode", versions={"torch": "2"},
@@ -229,6 +232,14 @@ def test_runs_are_noted_and_strange_ones_passed_over(annotated: tuple[Bank, Data
     (tmp_path / "copy").mkdir()
     copy_runs(tmp_path, tmp_path / "copy")
     assert read_runs(tmp_path / "copy") == [run]
+    later = [replace(run, began=f"2026-02-0{day}T12:00:00Z") for day in (3, 1, 2)]
+    for each in later:
+        write_run(tmp_path, each)
+    for name in "abcdefgh":
+        (tmp_path / f"runs/{name}.json").unlink()
+    assert read_runs(tmp_path) == [run, later[1], later[2], later[0]]
+    monkeypatch.setattr(runs, "MOST_RUNS", 2)
+    assert read_runs(tmp_path) == [later[2], later[0]]
     [noted] = read_runs(annotated[0].path)
     assert (noted.images, noted.failures, noted.remaining, noted.untrained) == (10, 0, 0, True)
 
