@@ -303,3 +303,20 @@ def test_a_damaged_shard_is_found_and_made_anew(
     after = download(url, tmp_path / "after")
     assert {name: after[name] for name in before} == before
     assert [*after.keys() - before.keys()] == [f"{name}.damaged"]
+
+
+def test_a_figure_and_a_page_of_a_bank_in_a_bucket(
+    bucket: str, store: Store, config: ExtractConfig, tiny_weights: Path, tmp_path: Path
+) -> None:
+    images, bank = f"s3://{bucket}/images", f"s3://{bucket}/bank"
+    run = ("--model", "tiny", "--weights", tiny_weights, "--out", bank, "--limit", "4")
+    patchbank("extract", "folder", images, *run, check=0, env=os.environ | store.environment)
+    out = ("-o", tmp_path / "a.png")
+    asked = ("show", bank, "photo_0002.jpg", "--images", images, *out)
+    done = patchbank(*asked, check=0, env=os.environ | store.environment)
+    assert "at hand" not in done.stderr and (tmp_path / "a.png").stat().st_size > 10_000
+    out = ("--images", images, "-o", tmp_path / "page.html")
+    patchbank("report", bank, *out, check=0, env=os.environ | store.environment)
+    content = (tmp_path / "page.html").read_text()
+    assert "4 of the 30 images" in content and "Untrained weights." in content
+    assert content.count("data:image/jpeg;base64,") == 4

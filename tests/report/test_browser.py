@@ -455,6 +455,26 @@ def test_many_images_open_and_answer(annotated: tuple[Bank, Dataset], tmp_path: 
     assert tab.inner_text("#name") == tab.locator("#image-2 .name").inner_text()
 
 
+def test_an_image_of_numbers_that_are_none_says_so(tmp_path: Path, visit: Visit) -> None:
+    features = {f"{number:02}.jpg": random_tokens(number) for number in range(10)}
+    made_bank(tmp_path / "bank", features)
+    [shard] = (tmp_path / "bank").glob("shard-*")
+    row = features["03.jpg"].numpy().tobytes()
+    shard.write_bytes(shard.read_bytes().replace(row[:4], b"\xff\xff\xff\x7f"))
+    write_report(open_bank(tmp_path / "bank"), tmp_path / "page.html")
+    tab = visit(tmp_path / "page.html")
+    assert "1 of 10 images has numbers that cannot be right" in tab.inner_text("header")
+    with redrawn(tab):
+        tab.locator(".odd a").click()
+    assert tab.inner_text("#name") == "03.jpg"
+    assert tab.inner_text("#readout") == "No similarity can be computed for this image."
+    assert "not finite" in tab.inner_text("#notes") and tab.locator("#help").is_hidden()
+    before = tab.evaluate("window.patchbank.token")
+    tab.locator("#image").press("ArrowRight")
+    tab.locator("#image").click()
+    assert tab.evaluate("window.patchbank.token") == before
+
+
 def test_a_link_to_what_stands_out_works_again_and_again(tmp_path: Path, visit: Visit) -> None:
     features = {f"{number:02}.jpg": random_tokens(number) for number in range(20)}
     features["99.jpg"] = random_tokens(30, scale=300)

@@ -384,6 +384,9 @@ def test_images_that_stand_out_are_found_each_in_its_way(tmp_path: Path) -> None
     assert set(odd) == {"long.jpg", "noise.jpg", "blank.jpg"}
     assert "token norm" in odd["long.jpg"] and "similarity of neighbours" in odd["noise.jpg"]
     assert "blank image" in odd["blank.jpg"]
+    few = {key: features[key] for key in ("01.jpg", "blank.jpg")}
+    bank = made_bank(tmp_path / "few", few)  # of which nothing else can be said to stand out
+    assert [each.key for each in soundness.look(bank, list(bank), len(bank)).odd] == ["blank.jpg"]
 
 
 @pytest.mark.parametrize(("times", "found"), [(0.0, []), (4.0, []), (9.0, ["x"])])

@@ -13,6 +13,7 @@ import typer
 
 from patchbank.config import ARCHIVES, UNKNOWN
 from patchbank.errors import ConfigError, DatasetError
+from patchbank.locations import locate
 
 if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
@@ -34,7 +35,13 @@ Root = Annotated[
 ]
 Images = Annotated[
     Path | None,
-    typer.Option("--images", metavar="DIR", help="Another image directory; a folder's.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--images",
+        parser=locate,
+        metavar="DIR",
+        help="Another image directory, or its URL; a folder's.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 Annotations = Annotated[
     Path | None,
@@ -113,7 +120,7 @@ def find_listing(
     from patchbank.datasets import SPLITS
 
     asked = any(option is not None for option in (dataset, split, root, images, annotations))
-    root, images, annotations = (path and path.expanduser() for path in (root, images, annotations))
+    root, annotations = (path and path.expanduser() for path in (root, annotations))
     name, own_split = _own_dataset(bank, manifest)
     if dataset not in (None, *SPLITS, "folder"):
         raise ConfigError(f"There is no dataset {dataset!r}. Choose from: {', '.join([*SPLITS, 'folder'])}.")

@@ -15,7 +15,7 @@ from patchbank.cli import listing, options
 from patchbank.cli.console import busy, interruptible, say, show_note
 from patchbank.cli.options import flag
 from patchbank.errors import ConfigError, KeyNotInBank, PatchbankError
-from patchbank.locations import locate
+from patchbank.locations import is_remote, locate
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
@@ -168,7 +168,7 @@ def _refuse_images(target: Path, image: Path | None, data: Dataset | None) -> No
     """Raise ConfigError where the picture would be written over an image."""
     place = target.resolve()
     images = [image] if image else []
-    if data is not None and place.is_relative_to(Path(data.images).resolve()):
+    if data is not None and not is_remote(data.images) and place.is_relative_to(data.images.resolve()):
         images += [record.path for record in data.records if record.path.name == place.name]
     if any(Path(each).expanduser().resolve() == place for each in images):
         raise ConfigError(f"-o {target} is an image of the data set: name another file.")

@@ -179,9 +179,11 @@ def _count(
 
 
 def _standing_out(names: list[str], figures: NDArray[np.float64]) -> list[Odd]:
-    """The images whose figures are far from those of the others, the farthest first."""
+    """Blank images, and those whose figures are far from those of the others, the farthest first."""
+    blank = [name for name, (_, neighbours) in zip(names, figures, strict=True) if neighbours > _BLANK]
+    odd = [Odd(name, "all its patches are as good as the same: is it a blank image?", wrong=False) for name in blank]
     if len(names) < _LEAST:
-        return []
+        return odd[:_NAMED]
     found: dict[str, tuple[float, str]] = {}
     for column, what in ((0, "median token norm"), (1, "mean similarity of neighbours")):
         values = figures[:, column]
@@ -192,11 +194,9 @@ def _standing_out(names: list[str], figures: NDArray[np.float64]) -> list[Odd]:
         for place in np.argsort(-np.nan_to_num(distance))[:_NAMED]:
             if distance[place] > _FAR and distance[place] > found.get(names[place], (0.0, ""))[0]:
                 why = f"{what} {values[place]:.3g}; of the others, {median:.3g} in the middle"
-                if figures[place, 1] > _BLANK:
-                    why = "all its patches are as good as the same: is it a blank image?"
                 found[names[place]] = float(distance[place]), why
-    ordered = sorted(found.items(), key=lambda item: -item[1][0])[:_NAMED]
-    return [Odd(key, why, wrong=False) for key, (_, why) in ordered]
+    ordered = sorted(found.items(), key=lambda item: -item[1][0])
+    return [*odd, *(Odd(key, why, wrong=False) for key, (_, why) in ordered if key not in blank)][:_NAMED]
 
 
 def checks(found: Soundness) -> list[Check]:
