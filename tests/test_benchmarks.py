@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,10 @@ def test_growth_without_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_page(run: Run, tmp_path: Path) -> None:
-    result = run("page", "--model", "tiny", "--keys", 20, "--samples", "4,30", "--directory", tmp_path)
+    # In a thread of its own: other tests' browser keeps this one, of which Playwright's is one at a time.
+    arguments = ("--model", "tiny", "--keys", 20, "--samples", "4,30", "--directory", tmp_path)
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(run, "page", *arguments).result()
     assert result["keys"] == 20 and result["features_per_second"] > 0
     assert [page["images"] for page in result["pages"]] == [4, 20]
     for page in result["pages"]:

@@ -26,6 +26,7 @@ Engine = Literal["local", "ray"]
 
 
 MOST_WORKERS = 1024  # decode threads
+PAGE_IMAGES = 24  # of a bank, in the gallery of a page about it
 
 UNKNOWN = "unknown"  # a fact of features that somebody else made
 

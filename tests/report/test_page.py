@@ -25,7 +25,7 @@ from patchbank.bank.runs import Run, copy_runs, read_runs, write_run
 from patchbank.bank.writer import open_writer
 from patchbank.config import ExtractConfig
 from patchbank.datasets.hoi import HOIClasses
-from patchbank.report import page, soundness
+from patchbank.report import charts, page, soundness
 from patchbank.report.page import write_report
 from tests.support import patchbank, photograph, photographs, tiny_manifest
 
@@ -414,9 +414,9 @@ def test_quantiles_and_their_padding(tmp_path: Path) -> None:
     histogram.add(values.astype(np.float32))
     for share in (0.001, 0.25, 0.5, 0.9):
         assert abs(histogram.quantile(share) - np.quantile(values, share)) < 0.02
-    assert [tick for tick, _ in page._ticks(18.0, 27.0, True)] == [18, 20, 22, 24, 26]
-    assert [tick for tick, _ in page._ticks(0.002, 90.0, True)] == [0.01, 0.1, 1, 10]
-    assert page._ticks(-0.5, 1.0, False)[1] == (0.0, pytest.approx(1 / 3))
+    assert [tick for tick, _ in charts._ticks(18.0, 27.0, True)] == [18, 20, 22, 24, 26]
+    assert [tick for tick, _ in charts._ticks(0.002, 90.0, True)] == [0.01, 0.1, 1, 10]
+    assert charts._ticks(-0.5, 1.0, False)[1] == (0.0, pytest.approx(1 / 3))
 
 
 def test_padding_and_neighbours_are_told_apart(tmp_path: Path, tiny_config: ExtractConfig) -> None:

@@ -11,6 +11,7 @@ from patchbank.cli import listing
 from patchbank.cli.console import busy, count_text, interruptible, say, show_json, show_note
 from patchbank.cli.options import flag
 from patchbank.cli.progress import CountProgress
+from patchbank.config import PAGE_IMAGES
 from patchbank.errors import ConfigError, PatchbankError
 from patchbank.files import bytes_text
 from patchbank.locations import is_remote, locate
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset
     from patchbank.report.page import Written
 
-_SAMPLE = 24  # images in the gallery
-
 
 def report(
     bank: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="The bank's directory, or its URL.")],
@@ -30,7 +29,7 @@ def report(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="The page.", show_default="BANK-report.html, beside the bank"),
     ] = None,
-    sample: Annotated[int, typer.Option("--sample", metavar="N", help="Images in the gallery.", min=1)] = _SAMPLE,
+    sample: Annotated[int, typer.Option("--sample", metavar="N", help="Images in the gallery.", min=1)] = PAGE_IMAGES,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Which images: others with another number.")] = 0,
     read: Annotated[
         int | None,

@@ -12,27 +12,25 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from patchbank import __version__
 from patchbank.bank.runs import MOST_RUNS, Run, read_runs
+from patchbank.config import PAGE_IMAGES
 from patchbank.files import bytes_text, scratch_directory, write_and_sync
 from patchbank.locations import is_remote
 from patchbank.pictures.names import is_official, is_unknown, is_untrained, names_of, plain, weights_text
 from patchbank.report import gallery, soundness
-from patchbank.report.soundness import Histogram, Progress, Soundness
+from patchbank.report.charts import charts_of
+from patchbank.report.soundness import Progress
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
     from patchbank.datasets import Dataset
 
-SAMPLE = 24
 LARGEST = 25_000_000  # bytes of a page
 _IMAGE = 60_000  # bytes of an image in it, at most
 _REST = 1_000_000  # bytes for everything else
 _FAILURES, _RUNS = 100, 20  # named; the rest is counted
 _VERSIONS = 12  # of libraries that a run used
-_BARS = 48
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def write_report(
     path: Path,
     dataset: Dataset | None = None,
     *,
-    sample: int = SAMPLE,
+    sample: int = PAGE_IMAGES,
     seed: int = 0,
     read: int | None = None,
     progress: Progress | None = None,
@@ -110,7 +108,7 @@ def write_report(
         "seen": seen,
         "of": len(keys),
         "checks": checks,
-        "charts": _charts(seen),
+        "charts": charts_of(seen),
         "linked": {image["key"]: f"image-{number}" for number, image in enumerate(images)},
         "images": images,
         "image_bytes": len(data) // max(1, len(images)),
@@ -126,10 +124,11 @@ def write_report(
         "version": __version__,
     }
     content = _rendered(context, data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_directory(path.parent) as scratch:
+    target = path.resolve()  # of a link, what it leads to
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_directory(target.parent) as scratch:
         write_and_sync(scratch / "page.html", [content])
-        (scratch / "page.html").replace(path.resolve())  # of a link, what it leads to
+        (scratch / "page.html").replace(target)
     wrong = sum(check.state == "bad" for check in checks)
     return Written(path, len(content), len(images), asked, error, seen.defects, wrong)
 
@@ -144,9 +143,9 @@ def _gallery(
     images, room = [], LARGEST - _REST
     for number, key in enumerate(keys, 1):
         image = gallery.show(bank, key, records.get(key), annotated if key in records else None, names)
-        for name, what in (("pairs", "pairs"), ("boxes", "boxes"), ("picture", "picture")):
+        for name in ("pairs", "boxes", "picture"):
             if len(_json([image])) > _IMAGE and image.pop(name, None):
-                image["notes"].append(f"There was no room for its {what}.")
+                image["notes"].append(f"There was no room for its {name}.")
         room -= len(_json([image]))
         if room < 0:
             break
@@ -265,82 +264,6 @@ def _coverage(bank: Bank, dataset: Dataset | None) -> dict[str, Any] | None:
         "extra": len(bank) + len(bank.failures) - done - failed,
         "source": (dataset.annotations or dataset.images).name,
     }
-
-
-def _charts(seen: Soundness) -> list[dict[str, Any]]:
-    cosines = [
-        ("beside each other", seen.neighbours),
-        ("half a grid apart", seen.distant),
-        ("of two images", seen.strangers),
-    ]
-    return [
-        _chart("Length of tokens", "L2 norm of a token (logarithmic)", [("all tokens", seen.norms)], logarithmic=True)
-        | {"healthy": "Of a healthy bank: a hump away from 1, where normalised features would stand."},
-        _chart("Similarity of patches", "cosine similarity", [each for each in cosines if each[1].counts.sum()])
-        | {
-            "healthy": "Of a healthy bank: patches beside each other lie farther right than those half a grid apart, "
-            "and those of two images do not stand at 1."
-        },
-    ]
-
-
-def _chart(title: str, label: str, series: list[tuple[str, Histogram]], *, logarithmic: bool = False) -> dict[str, Any]:
-    """Lines of a histogram in a frame of 0 to 1, their common range, and what it says in words."""
-    counted = [histogram for _, histogram in series if histogram.counts.sum()]
-    if not counted:
-        return {"title": title, "label": label, "lines": [], "ticks": [], "words": "There is nothing to count"}
-    edges = counted[0].edges
-    used = np.flatnonzero(sum(histogram.counts for histogram in counted))
-    first, last = max(0, int(used[0]) - 1), min(len(edges) - 1, int(used[-1]) + 2)
-    width = max(1, -(-(last - first) // _BARS))
-    last = min(len(edges) - 1, first + width * -(-(last - first) // width))
-    span = np.log(edges[first : last + 1]) if logarithmic else edges[first : last + 1]
-    scale = (span - span[0]) / (span[-1] - span[0])
-    outlines: list[tuple[str, list[tuple[float, float, float]]]] = []
-    for name, histogram in series:
-        starts = np.arange(0, last - first, width)
-        counts = np.add.reduceat(histogram.counts[first:last], starts)
-        ends = np.minimum(starts + width, last - first)
-        density = counts / max(1, counts.sum()) / (scale[ends] - scale[starts])
-        places = [(float(scale[a]), float(scale[b]), float(d)) for a, b, d in zip(starts, ends, density, strict=True)]
-        outlines.append((name, places))
-    top = max(density for _, places in outlines for _, _, density in places) or 1.0
-    lines = [{"name": name, "path": _stairs([(a, b, d / top) for a, b, d in places])} for name, places in outlines]
-    ticks = [(round(place, 4), f"{tick:g}") for tick, place in _ticks(edges[first], edges[last], logarithmic)]
-    words = "; ".join(
-        f"{name}: half of them from {each.quantile(0.25):.3g} to {each.quantile(0.75):.3g}, "
-        f"in the middle {each.quantile(0.5):.3g}"
-        for name, each in series
-    )
-    return {"title": title, "label": label, "lines": lines, "ticks": ticks, "words": words}
-
-
-def _ticks(low: float, high: float, logarithmic: bool) -> list[tuple[float, float]]:
-    """Round numbers between two others, about five of them, and where each lies, from 0 to 1."""
-    size = 10 ** np.floor(np.log10((high - low) / 4))
-    step = next(size * each for each in (1, 2, 5, 10) if (high - low) / (size * each) <= 6)
-    if logarithmic and high > 8 * low:
-        exponents = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-        factors = (1, 2, 5) if high < 200 * low else (1,)
-        every = [factor * 10.0**exponent for exponent in exponents for factor in factors]
-    else:
-        every = [step * number for number in range(int(np.ceil(low / step)), int(high / step) + 1)]
-
-    def place(value: float) -> float:
-        if logarithmic:
-            return float(np.log(value / low) / np.log(high / low))
-        return (value - low) / (high - low)
-
-    return [(round(tick, 9), place(tick)) for tick in every if low <= tick <= high]
-
-
-def _stairs(bars: list[tuple[float, float, float]]) -> str:
-    """A histogram's outline as an SVG path, in a frame of 400 by 160."""
-    points = ["M0 160"]
-    for start, end, height in bars:
-        y = 160 - 150 * height
-        points += [f"L{400 * start:.1f} {y:.1f}", f"L{400 * end:.1f} {y:.1f}"]
-    return " ".join([*points, "L400 160"])
 
 
 def to_json(written: Written) -> dict[str, Any]:
