@@ -143,10 +143,12 @@ def _gallery(
     images, room = [], LARGEST - _REST
     for number, key in enumerate(keys, 1):
         image = gallery.show(bank, key, records.get(key), annotated if key in records else None, names)
+        size = len(_json([image]))
         for name in ("pairs", "boxes", "picture"):
-            if len(_json([image])) > _IMAGE and image.pop(name, None):
+            if size > _IMAGE and image.pop(name, None):
                 image["notes"].append(f"There was no room for its {name}.")
-        room -= len(_json([image]))
+                size = len(_json([image]))
+        room -= size
         if room < 0:
             break
         images.append(image)
