@@ -192,3 +192,14 @@ def remove_abandoned(parent: Path) -> None:
     for directory in parent.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(Timeout, NotImplementedError, OSError), FileLock(directory / _LOCK, timeout=0):
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A temporary place to write to; at the end it takes the target's name. Raises OSError."""
+    target = target.resolve()  # of a link, what it leads to
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_directory(target.parent) as scratch:
+        place = scratch / f"written{target.suffix}"
+        yield place
+        place.replace(target)

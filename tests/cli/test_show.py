@@ -64,10 +64,28 @@ def test_where_the_image_comes_from(root: Path, tmp_path: Path) -> None:
     Image.new("RGB", (10, 20)).save(tmp_path / "other.png")
     done = patchbank("show", bank, KEY, "--image", tmp_path / "other.png", "-o", tmp_path / "y.png", check=2)
     assert "it is another image" in " ".join(done.stderr.split())
-    before = (tmp_path / "other.png").read_bytes()
-    done = patchbank("show", bank, KEY, "--image", tmp_path / "other.png", "-o", tmp_path / "other.png", check=2)
-    assert "is an image of the data set: name another file" in " ".join(done.stderr.split())
-    assert (tmp_path / "other.png").read_bytes() == before
+
+
+def test_nothing_of_others_is_written_over(root: Path, tmp_path: Path) -> None:
+    """Neither an image, nor what a link leads to; a picture of an earlier run is, and so is an empty file."""
+    bank = root / "hicodet_pkl_files" / "cliptiny_img_hicodet_train"
+    (tmp_path / "links").mkdir()
+    for format in ("png", "pdf", "svg"):
+        photo = tmp_path / f"photo.{format}"
+        Image.new("RGB", (10, 20)).save(photo, "PNG")
+        (tmp_path / f"links/a.{format}").symlink_to(photo)
+        before = photo.read_bytes()
+        for target in (photo, tmp_path / f"links/a.{format}"):
+            done = patchbank("show", bank, KEY, "-o", target, check=2)
+            assert "is there, and is not a picture of `patchbank show`" in " ".join(done.stderr.split())
+            assert photo.read_bytes() == before
+        (tmp_path / f"empty.{format}").touch()
+        (tmp_path / f"link.{format}").symlink_to(tmp_path / f"own.{format}")
+        for name in ("own", "own", "empty", "link"):
+            patchbank("show", bank, KEY, "-o", tmp_path / f"{name}.{format}", check=0)
+        assert (tmp_path / f"link.{format}").is_symlink()
+    assert not list(tmp_path.glob(".*"))
+    assert patchbank("show", bank, KEY, "-o", tmp_path / "photo.png" / "x.png", check=2).stderr
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path: Path, tiny_weights: Path) -> None:
@@ -114,7 +132,12 @@ def test_a_pair_that_was_not_seen_is_named(root: Path, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps(content))
     options = ("--annotations", tmp_path / "list.json", "--dataset", "hicodet", "--split", "train", "--root", root)
     done = patchbank("show", bank, KEY, *options, "-o", tmp_path / "b.png", check=0)
-    assert "the model saw nothing of the first pair's human" in " ".join(done.stderr.split())
+    assert "the model saw nothing of the drawn pair's human" in " ".join(done.stderr.split())
+    content[1]["annotations"][1]["bbox"] = [2, 3, 11, 50]  # nothing of the whole pair: the middle patch is drawn
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    done = patchbank("show", bank, KEY, *options, "-o", tmp_path / "c.svg", check=0)
+    assert "human and object and union" in " ".join(done.stderr.split())
+    assert drawn(tmp_path / "b.png").size > 0 and (tmp_path / "c.svg").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,19 @@ def test_few_images_are_cut_for_all_workers(config: ExtractConfig, images: Path,
         assert sum(len(unit.todo) for unit in units) == 30
 
 
+def test_what_is_scattered_is_gathered(tiny_config: ExtractConfig, images: Path, tmp_path: Path) -> None:
+    """Of pickles that are left here and there, a unit has as many as of others: each costs a wait for the disk."""
+    config = replace(tiny_config, layout="ezhoi")
+    dataset = load_dataset("folder", images)
+    plan = make_plan(dataset, tmp_path / "bank", config)
+    scattered = replace(plan, todo=[record for record in plan.todo if record.position % 5 == 0])
+    units = units_of(scattered, 1)
+    assert [record.position for unit in units for record in unit.todo] == [0, 5, 10, 15, 20, 25]
+    assert len(units) == 6  # as few images as there are, in at least four units a worker
+    (unit,) = units_of(replace(plan, todo=scattered.todo[:1]), 1)
+    assert len(unit.records) == 1
+
+
 @BOTH
 def test_only_what_is_left_is_cut_with_what_is_known_of_it(
     config: ExtractConfig, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -69,6 +69,8 @@ def test_boxes_are_pooled_and_those_that_were_not_seen_are_refused() -> None:
     assert np.abs(maps[0].values - maps[1].values).max() > 0.1
     assert "50,10,90,70 (box 1)" in maps[0].title and "seen" not in maps[0].title
     assert f"{(right - 100) / 99:.0%} of the box seen" in maps[1].title
+    [edge] = showing.in_boxes(torch.from_numpy(TOKENS), transform, [showing.box_of("box", [0, 0, left + 0.1, 120])])
+    assert "less than 1% of the box seen" in edge.title
     for unseen in ([0, 0, 30, 30], [-5, 10, left, 100], [right, 0, 200, 120]):  # the latter two touch what was seen
         with pytest.raises(ConfigError, match="saw nothing of it"):
             showing.in_boxes(torch.from_numpy(TOKENS), transform, [showing.box_of("box", unseen)])

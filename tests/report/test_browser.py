@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -350,6 +351,56 @@ def test_the_keyboard_and_a_finger_reach_everything(
         tab.touchscreen.tap(area["x"] + x, area["y"] + y)
     assert tab.evaluate("window.patchbank.token") == 9
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390  # nothing is cut at a phone's width
+
+
+def test_many_boxes_have_their_numbers_in_the_image(
+    annotated: tuple[Bank, Dataset], tmp_path: Path, visit: Visit
+) -> None:
+    """Forty boxes of one place, and one outside: each number is clicked where it stands; none lies on another."""
+    bank, dataset = annotated
+    entries = json.loads(dataset.annotations.read_text())
+    key = entries[1]["file_name"]
+    width, height = bank.size(key)
+    boxes = [[width - 30 - each / 8, height - 20 - each / 8, width - 1, height - 1] for each in range(40)]
+    boxes[-1] = [width + 5, 3, width + 20, 30]
+    entries[1]["annotations"] = [{"bbox": box, "category_id": 1 + each % 2} for each, box in enumerate(boxes)]
+    entries[1]["hoi_annotation"] = [
+        {"subject_id": each, "object_id": each + 1, "category_id": 77} for each in range(0, 40, 2)
+    ]
+    write_json(tmp_path / "list.json", entries)
+    crowded = replace(dataset, annotations=tmp_path / "list.json")
+    write_report(bank, tmp_path / "page.html", crowded)
+    for screen in (1200, 390):
+        tab = visit(tmp_path / "page.html", screen)
+        shown(tab, key)
+        found = tab.evaluate(
+            """() => {
+            const canvas = document.getElementById("image"), area = canvas.getBoundingClientRect(), found = new Set();
+            for (let y = 4; y < area.height; y += 6)
+                for (let x = 4; x < area.width; x += 6) {
+                    const event = { clientX: area.left + x, clientY: area.top + y, pointerType: "mouse" };
+                    canvas.dispatchEvent(new PointerEvent("pointermove", event));
+                    if (canvas.style.cursor === "pointer") found.add(canvas.title);
+                }
+            return [...found];
+        }"""
+        )
+        assert len(found) == 39, (screen, found)  # all but the one outside
+
+
+def test_a_finger_reads_what_is_held(annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit) -> None:
+    bank = annotated[0]
+    key = list(bank)[2]
+    tab = visit(page[0], 390, has_touch=True)
+    shown(tab, key)
+    tab.locator("#fixed").check()
+    held = tab.evaluate("window.patchbank.token")
+    x, y = at(tab, bank, key, 3)
+    area = tab.locator("#image").bounding_box()
+    with redrawn(tab):
+        tab.touchscreen.tap(area["x"] + x, area["y"] + y)
+    found = tab.evaluate("window.patchbank")
+    assert (found["token"], found["reading"]) == (held, 3) and tab.locator("#fixed").is_checked()
 
 
 def test_what_is_held_stays_while_the_pointer_reads_others(

@@ -264,6 +264,7 @@ def test_the_command_and_extracts_option(tmp_path: Path, tiny_weights: Path) -> 
     assert json.loads(done.stdout)["images"] == 3
     assert "no list of images was given" in text_of(tmp_path / "page.html")
     (tmp_path / "images" / "x.jpg").write_bytes(b"no picture")
+    (tmp_path / "own.html").write_text("<p>somebody's</p>")
     patchbank(*run, check=1)
     patchbank("report", tmp_path / "bank", "--images", tmp_path / "images", "-o", tmp_path / "page.html", check=1)
     for arguments, words in (
@@ -272,6 +273,10 @@ def test_the_command_and_extracts_option(tmp_path: Path, tiny_weights: Path) -> 
         (("report", tmp_path / "bank", "-o", tmp_path / "bank-report.html" / "x.html"), "cannot be written"),
         (("report", tmp_path / "bank", "--images", tmp_path / "none", "-o", tmp_path / "y.html"), "none"),
         (("report", tmp_path / "bank", "-o", tmp_path / "images/photo_0000.jpg"), "written to a .html file"),
+        (
+            ("report", tmp_path / "bank", "-o", tmp_path / "own.html"),
+            "is there, and is not a page of `patchbank report`",
+        ),
     ):
         assert words in " ".join(patchbank(*arguments, check=2).stderr.split())
 

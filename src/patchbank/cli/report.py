@@ -10,6 +10,7 @@ import typer
 from patchbank.cli import listing
 from patchbank.cli.console import busy, count_text, interruptible, say, show_json, show_note
 from patchbank.cli.options import flag
+from patchbank.cli.outputs import require_own
 from patchbank.cli.progress import CountProgress
 from patchbank.config import PAGE_IMAGES
 from patchbank.errors import ConfigError, PatchbankError
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
     from patchbank.datasets import Dataset
     from patchbank.report.page import Written
+
+
+_MARK = '<meta name="generator" content="patchbank">'  # in every page, by which it is known again
+_WHAT = "a page of `patchbank report`"
 
 
 def report(
@@ -55,6 +60,7 @@ def report(
         raise ConfigError(f"{target} is a directory: name the page's file, such as {target / 'report.html'}.")
     if target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{target}: a page is written to a .html file, such as {target.with_suffix('.html')}.")
+    require_own(target, _MARK, _WHAT)
     with busy("Looking at the bank"):
         from patchbank.bank.reader import open_bank
 
@@ -93,7 +99,8 @@ def _loaded(found: listing.Listing | None, bank: Bank) -> Dataset | None:
 
 
 def write(opened: Bank, target: Path, data: Dataset | None, **options: int | None) -> Written:
-    """Write a bank's page, with a progress bar. Raises ConfigError where the file cannot be written."""
+    """Write a bank's page, with progress bars. Raises ConfigError where the file is another's, or cannot be written."""
+    require_own(target, _MARK, _WHAT)
     with (
         interruptible("no page was written."),
         CountProgress(f"Reading {opened.path.name}") as reading,

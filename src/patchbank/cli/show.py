@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,17 +14,22 @@ import typer
 from patchbank.cli import listing, options
 from patchbank.cli.console import busy, interruptible, say, show_note
 from patchbank.cli.options import flag
+from patchbank.cli.outputs import require_own
 from patchbank.errors import ConfigError, KeyNotInBank, PatchbankError
-from patchbank.locations import is_remote, locate
+from patchbank.files import whole_file
+from patchbank.locations import locate
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
     from patchbank.datasets import Dataset
+    from patchbank.pictures.figure import Box
 
-_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+_NUMBER = r"\s*(-?(?:\d{1,9}(?:\.\d*)?|\.\d+))\s*"
+_LONGEST_NAME = 200  # bytes, of 255 that a file's name may have
 _COMPARED = 20_000  # keys, letter by letter; it takes a second
 _PAIRS = 8  # drawn of an image's, unless all are asked for
-_FORMATS = ("png", "pdf", "svg")  # none in which photographs are kept
+_FORMATS = ("png", "pdf", "svg")
+_MARK = "patchbank show"  # in every picture, by which it is known again
 
 
 def show(
@@ -84,6 +89,7 @@ def show(
     target = Path(f"{_file_name(key)}-features.png") if out is None else out.expanduser()
     if target.suffix[1:].lower() not in _FORMATS:
         raise ConfigError(f"{target}: pictures are written as {', '.join(f'.{each}' for each in _FORMATS)}.")
+    require_own(target, _MARK, "a picture of `patchbank show`")
     notes: list[str] = []
     with interruptible("no picture was written."), busy("Drawing"):
         from patchbank.bank.reader import open_bank
@@ -100,23 +106,22 @@ def show(
             bank, opened.manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
         )
         data = _dataset_of(found)
-        _refuse_images(target, image, data)
         if data is not None and all(record.key != key for record in data.records):
             notes.append(f"{data.title} at {data.annotations or data.images} does not list this image.")
         drawn = showing.image_of(key, image, data, transform)
         pairs = showing.pairs_of(key, data)
-        if not (points or boxes or text) and not pairs:
-            points = [showing.middle(transform)]
         if bad := int((~tokens.isfinite()).any(1).sum()):
             notes.append(f"{bad:,} of its {len(array):,} tokens hold numbers that are not finite, and are left blank.")
         asked = [
-            showing.box_of("box", each, f"box {number}" * (len(boxes) > 1)) for number, each in enumerate(boxes, 1)
+            showing.box_of("box", each, f"box\u00a0{number}" * (len(boxes) > 1)) for number, each in enumerate(boxes, 1)
         ]
-        of_pair = [] if points or boxes or text else pairs[:3]
+        of_pair = [] if points or boxes or text else _first_pair(pairs, lambda each: showing.is_seen(each, transform))
+        if not (points or boxes or text or any(showing.is_seen(each, transform) for each in of_pair)):
+            points = [showing.middle(transform)]
         maps = [showing.at_point(array, transform, each) for each in points]
         maps += showing.in_boxes(tokens, transform, [*asked, *(x for x in of_pair if showing.is_seen(x, transform))])
         if unseen := [each.kind for each in of_pair if not showing.is_seen(each, transform)]:
-            notes.append(f"the model saw nothing of the first pair's {' and '.join(unseen)}: no map of it.")
+            notes.append(f"the model saw nothing of the drawn pair's {' and '.join(unseen)}: no map of it.")
         if text:
             maps += showing.to_texts(opened, key, array, text, data, weights, checkpoints)
         kept = pairs if all_pairs else pairs[: 3 * _PAIRS]
@@ -131,10 +136,10 @@ def show(
             maps=maps,
             footnote=_footnote(opened),
         )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings(record=True) as warned:
+        with warnings.catch_warnings(record=True) as warned, whole_file(target) as place:
             warnings.simplefilter("always")
-            draw(picture).savefig(target, dpi=150)
+            name = "Software" if place.suffix.lower() == ".png" else "Creator"
+            draw(picture).savefig(place, dpi=150, metadata={name: _MARK})
     if any("missing from font" in str(each.message) for each in warned):
         notes.append("no font here has some of the characters: boxes stand for them.")
     if drawn is None:
@@ -161,17 +166,14 @@ def _file_name(key: str) -> str:
     """Of a key, what a file can be called."""
     from patchbank.pictures.names import plain
 
-    return plain(PurePosixPath(key).stem).replace("/", "-").replace("\\", "-")[-200:]
+    name = plain(PurePosixPath(key).stem).replace("/", "-").replace("\\", "-")
+    return name.encode()[-_LONGEST_NAME:].decode(errors="ignore")
 
 
-def _refuse_images(target: Path, image: Path | None, data: Dataset | None) -> None:
-    """Raise ConfigError where the picture would be written over an image."""
-    place = target.resolve()
-    images = [image] if image else []
-    if data is not None and not is_remote(data.images) and place.is_relative_to(data.images.resolve()):
-        images += [record.path for record in data.records if record.path.name == place.name]
-    if any(Path(each).expanduser().resolve() == place for each in images):
-        raise ConfigError(f"-o {target} is an image of the data set: name another file.")
+def _first_pair(pairs: Sequence[Box], is_seen: Callable[[Box], bool]) -> Sequence[Box]:
+    """Human, object and union of the first pair of which the model saw any; of the first, where it saw none."""
+    triples = [pairs[start : start + 3] for start in range(0, len(pairs), 3)]
+    return next((each for each in triples if any(map(is_seen, each))), pairs[:3])
 
 
 def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:

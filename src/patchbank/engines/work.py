@@ -88,11 +88,20 @@ def units_of(plan: ExtractPlan, workers: int) -> list[Unit]:
     """
     manifest = plan.manifest
     atom = manifest.shard_images or manifest.batch_size  # positions that must not be parted
-    span = atom * max(1, min(_UNIT, len(plan.todo) // (_ROUNDS * workers)) // atom)
-    todo = {record.position // span for record in plan.todo}
-    runs = ((number, tuple(run)) for number, run in groupby(plan.selected, lambda record: record.position // span))
-    concerned = [(number, records) for number, records in runs if number in todo]
-    return list(_units(plan, concerned))
+    todo = {record.position // atom for record in plan.todo}
+    # A shard is made as a whole, though only some of it is left to do; of pickles, only those count.
+    needed = plan.selected if manifest.shard_images else plan.todo
+    most = max(1, min(_UNIT, len(plan.todo) // (_ROUNDS * workers)))
+    runs: list[list[Record]] = []
+    for number, together in groupby(needed, lambda record: record.position // atom):
+        records = list(together)
+        if number not in todo:
+            continue
+        if runs and len(runs[-1]) + len(records) <= most:
+            runs[-1] += records
+        else:
+            runs.append(records)
+    return list(_units(plan, [(number, tuple(run)) for number, run in enumerate(runs)]))
 
 
 def _units(plan: ExtractPlan, runs: Sequence[tuple[int, tuple[Record, ...]]]) -> Iterator[Unit]:

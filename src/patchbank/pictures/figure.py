@@ -302,19 +302,23 @@ def _outline(panel: Axes, box: Box) -> None:
 
 
 def _label(panel: Axes, boxes: Sequence[Box], limits: tuple[float, float, float, float]) -> None:
-    """Each box's label in the first of its corners where no other stands; in none, where all are taken."""
+    """Each box's label in the first of its corners that has room, and no other; none where there is none."""
     place = panel.get_position(original=True)
     inches = place.width * panel.figure.bbox.width / panel.figure.dpi
     pixels = (limits[2] - limits[0]) / inches  # an inch
     taken: list[tuple[float, float, float, float]] = []
     for box in boxes:
         x1, y1, x2, y2 = box.xyxy
+        if x1 >= limits[2] or y1 >= limits[3] or x2 <= limits[0] or y2 <= limits[1]:
+            continue
         left, right = min(max(x1, limits[0]), limits[2]), max(min(x2, limits[2]), limits[0])
         top, bottom = min(max(y1, limits[1]), limits[3]), max(min(y2, limits[3]), limits[1])
         across, down = pixels * (0.1 + 0.075 * len(box.label)), pixels * 0.2
         corners = [(left, top, 1, 1), (right, top, -1, 1), (left, bottom, 1, -1), (right, bottom, -1, -1)]
         for x, y, to_right, to_bottom in corners[::-1] if box.kind == "union" else corners:
             (x1, x2), (y1, y2) = sorted((x, x + to_right * across)), sorted((y, y + to_bottom * down))
+            if x1 < limits[0] or y1 < limits[1] or x2 > limits[2] or y2 > limits[3]:
+                continue
             if any(x1 < o[2] and o[0] < x2 and y1 < o[3] and o[1] < y2 for o in taken):
                 continue
             taken.append((x1, y1, x2, y2))

@@ -75,7 +75,6 @@ def is_seen(box: Box, transform: ImageTransform) -> bool:
 
 def pairs_of(key: str, data: Dataset | None) -> list[Box]:
     """Human, object and union of each annotated pair, one after the other; none where there are no annotations."""
-
     if data is None or data.annotations is None or all(record.key != key for record in data.records):
         return []
     target = data.target(key)
@@ -92,7 +91,6 @@ def pairs_of(key: str, data: Dataset | None) -> list[Box]:
 
 def at_point(tokens: Floats, transform: ImageTransform, point: Sequence[float]) -> Map:
     """Similarities to the patch at a point. Raises ConfigError where the model did not see it."""
-
     x, y = point
     x1, y1, x2, y2 = transform.visible
     if not (x1 <= x <= x2 and y1 <= y <= y2):
@@ -109,14 +107,14 @@ def at_point(tokens: Floats, transform: ImageTransform, point: Sequence[float]) 
 
 def in_boxes(tokens: Tensor, transform: ImageTransform, boxes: Sequence[Box]) -> list[Map]:
     """Similarities to what is pooled in boxes. Raises ConfigError where the model saw nothing of one."""
-
     maps = []
     for box in boxes:
         if not is_seen(box, transform):
             raise ConfigError(f"--box {','.join(f'{each:g}' for each in box.xyxy)}: the model saw nothing of it.")
         pooled = pool_regions(tokens, torch.tensor([box.xyxy]), transform)[0].numpy()
         coverage = float(transform.coverage([box.xyxy])[0])
-        seen = "" if coverage > 0.995 else f"{coverage:.0%} of the box seen by the model"
+        share = f"{coverage:.0%}" if coverage >= 0.01 else "less than 1%"
+        seen = "" if coverage > 0.995 else f"{share} of the box seen by the model"
         what = "the pooled box" if box.kind == "box" else f"the pooled {box.kind}"
         label = f" ({box.label})" if box.label else ""
         if box.kind == "box":
@@ -141,7 +139,6 @@ def to_texts(
     checkpoints: Path | None,
 ) -> list[Map]:
     """Similarities to texts. Raises what `encode_texts` does, and WeightsError on other weights than the bank's."""
-
     if (model := MODELS.get(bank.fingerprint.model)) is None:
         raise BankError(f"{bank.path} is of {bank.fingerprint.model}, which patchbank does not know: no text tower.")
     checkpoint = checkpoint_of(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from patchbank import __version__
 from patchbank.bank.runs import MOST_RUNS, Run, read_runs
 from patchbank.config import PAGE_IMAGES
-from patchbank.files import bytes_text, scratch_directory, write_and_sync
+from patchbank.files import bytes_text, whole_file
 from patchbank.locations import is_remote
 from patchbank.pictures.names import is_official, is_unknown, is_untrained, names_of, plain, weights_text
 from patchbank.report import gallery, soundness
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LARGEST = 25_000_000  # bytes of a page
 _IMAGE = 60_000  # bytes of an image in it, at most
 _REST = 1_000_000  # bytes for everything else
-_FAILURES, _RUNS = 100, 20  # named; the rest is counted
+_FAILURES, _REASONS, _RUNS = 100, 20, 20  # named; the rest is counted
 _VERSIONS = 12  # of libraries that a run used
 
 
@@ -89,6 +89,7 @@ def write_report(
     images = _gallery(bank, dataset, gallery.choose(keys, standing_out, asked, seed), gallery_progress)
     runs = read_runs(bank.path)
     checks = soundness.checks(seen)
+    reasons = Counter(bank.failures.values()).most_common(_REASONS)
     data = _json(images)
 
     error, typical, of_boxes = (
@@ -101,16 +102,19 @@ def write_report(
         "made": bank.manifest,
         "facts": _facts(bank, runs),
         "failures": list(bank.failures.items())[:_FAILURES],
-        "reasons": Counter(bank.failures.values()).most_common(20),
+        "reasons": reasons,
+        "more_reasons": len(bank.failures) - sum(count for _, count in reasons),
         "coverage": _coverage(bank, dataset),
         "runs": [replace(run, versions=dict(list(run.versions.items())[:_VERSIONS])) for run in runs[-_RUNS:]],
-        "earlier": max(0, len(runs) - _RUNS),
+        "earlier": len(runs) > _RUNS,
         "seen": seen,
         "of": len(keys),
         "checks": checks,
         "charts": charts_of(seen),
         "linked": {image["key"]: f"image-{number}" for number, image in enumerate(images)},
         "images": images,
+        "most_bytes": _IMAGE,
+        "least": soundness.LEAST,
         "image_bytes": len(data) // max(1, len(images)),
         "asked": asked,
         "standing_out": len(set(standing_out) & {image["key"] for image in images}),
@@ -124,11 +128,8 @@ def write_report(
         "version": __version__,
     }
     content = _rendered(context, data)
-    target = path.resolve()  # of a link, what it leads to
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_directory(target.parent) as scratch:
-        write_and_sync(scratch / "page.html", [content])
-        (scratch / "page.html").replace(target)
+    with whole_file(path) as place:
+        place.write_bytes(content)
     wrong = sum(check.state == "bad" for check in checks)
     return Written(path, len(content), len(images), asked, error, seen.defects, wrong)
 
@@ -234,8 +235,10 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("Begun with", ", ".join(f"{name} {version}" for name, version in made.versions.items()) or "not known"),
     ]
     if runs:
-        many = "the latest " * (len(runs) == MOST_RUNS)
-        facts.append(("Runs", f"{many}{len(runs):,}, the first at {runs[0].began}, the last at {runs[-1].began}"))
+        if len(runs) < MOST_RUNS:
+            facts.append(("Runs", f"{len(runs):,}, the first at {runs[0].began}, the last at {runs[-1].began}"))
+        else:
+            facts.append(("Runs", f"{MOST_RUNS:,} or more, the last at {runs[-1].began}"))
     if made.adopted:
         facts.append(("Adopted", made.adopted))
     return facts + _fingerprint(made.fingerprint.to_dict())

@@ -21,7 +21,7 @@ _NORM_EDGES = np.logspace(-4, 5, 1801)  # 200 bins a decade
 _COSINE_EDGES = np.linspace(-1, 1, 201)
 _FAR = 6.0  # robust standard deviations from the median, beyond which an image stands out
 _BLANK = 0.9999  # mean similarity of neighbours
-_LEAST = 8  # images, below which nothing can be said to stand out
+LEAST = 8  # images, below which nothing can be said to stand out
 _NAMED = 12  # images that stand out, of each kind
 
 
@@ -182,7 +182,7 @@ def _standing_out(names: list[str], figures: NDArray[np.float64]) -> list[Odd]:
     """Blank images, and those whose figures are far from those of the others, the farthest first."""
     blank = [name for name, (_, neighbours) in zip(names, figures, strict=True) if neighbours > _BLANK]
     odd = [Odd(name, "all its patches are as good as the same: is it a blank image?", wrong=False) for name in blank]
-    if len(names) < _LEAST:
+    if len(names) < LEAST:
         return odd[:_NAMED]
     found: dict[str, tuple[float, str]] = {}
     for column, what in ((0, "median token norm"), (1, "mean similarity of neighbours")):

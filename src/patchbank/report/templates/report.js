@@ -155,17 +155,20 @@
     if (state.reading !== null && isFixed()) mark(context, pixel, state.reading, "black");
   }
 
-  /** Where the boxes' numbers stand, beside each other: [x, y, side] of each. */
+  /** Where the boxes' numbers stand: [x, y, side] of each, at its corner or in the next free place; null without room. */
   function tags(pixel) {
-    const [left, top, right, bottom] = limits(), side = TAG * pixel, placed = [];
+    const [left, top, right, bottom] = limits(), side = TAG * pixel, step = side + pixel, placed = [];
+    const room = Math.max(1, Math.floor((right - left) / step) * Math.floor((bottom - top) / step));
     for (const { box } of state.image.boxes || []) {
-      let x = Math.min(Math.max(box[0], left), right - side), y = Math.min(Math.max(box[1], top), bottom - side);
-      const taken = () => placed.some(([px, py]) => Math.abs(px - x) < side && Math.abs(py - y) < side);
-      while (taken() && y < bottom) {
-        x += side + pixel;
-        if (x > right - side) [x, y] = [Math.min(Math.max(box[0], left), right - side), y + side + pixel];
+      let x = Math.max(left, Math.min(box[0], right - side)), y = Math.max(top, Math.min(box[1], bottom - side)), tries = 0;
+      const taken = () => placed.some((other) => other && Math.abs(other[0] - x) < side && Math.abs(other[1] - y) < side);
+      const shown = box[0] < right && box[1] < bottom && box[2] > left && box[3] > top;
+      while (shown && taken() && tries++ < 4 * room) {
+        x += step;
+        if (x > right - side) [x, y] = [left, y + step];
+        if (y > bottom - side) y = top;
       }
-      placed.push([x, y, side]);
+      placed.push(shown && !taken() ? [x, y, side] : null);
     }
     return placed;
   }
@@ -180,7 +183,9 @@
     context.font = `600 ${12 * pixel}px sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
-    tags(pixel).forEach(([x, y, side], index) => {
+    tags(pixel).forEach((tag, index) => {
+      if (!tag) return;
+      const [x, y, side] = tag;
       context.fillStyle = STYLES[boxes[index].kind];
       context.fillRect(x, y, side, side);
       strokeBox(context, [x, y, x + side, y + side], pixel, "white");
@@ -291,7 +296,7 @@
     const what = state.chosen.length === 2 ? `the union of ${names}` : `the box ${names}`;
     if (!values) return `The model saw nothing of ${what}.`;
     const seen = state.chosen.length ? coverage(union(state.chosen.map((index) => state.image.boxes[index]))) : 1;
-    const partly = seen > 0.995 ? "" : `, of which the model saw ${Math.max(1, Math.round(100 * seen))}%`;
+    const partly = seen > 0.995 ? "" : `, of which the model saw ${seen < 0.01 ? "less than 1" : Math.round(100 * seen)}%`;
     const range = `Similarities go from ${number(low)} to ${number(high)}.`;
     const query = state.chosen.length ? `Compared with what is pooled in ${what}${partly}.` : `Compared with the patch in ${place(state.token)}${state.held ? ", held" : ""}.`;
     const read = isFixed() && state.reading !== null ? `${number(values[state.reading])} in ${place(state.reading)}. ` : "";
@@ -331,7 +336,7 @@
   /** The box whose number or outline is at a place of the image; null where there is none. */
   function boxAt([x, y, pixel]) {
     if (!$("show-boxes").checked || !state.image.levels) return null;
-    const tag = tags(pixel).findIndex(([left, top, side]) => x >= left && x <= left + side && y >= top && y <= top + side);
+    const tag = tags(pixel).findIndex((each) => each && x >= each[0] && x <= each[0] + each[2] && y >= each[1] && y <= each[1] + each[2]);
     if (tag >= 0) return tag;
     if ((state.image.boxes || []).length > CROWD) return null;
     const near = NEAR * pixel;
@@ -359,7 +364,8 @@
       const at = placeOf(event), token = tokenAt(at), on = box(at);
       if (on !== null) return toggle(on);
       if (token === null || !state.image.levels) return;
-      const again = state.held && token === state.token, touch = event.pointerType === "touch"; // a finger has no hover to hold
+      const again = state.held && token === state.token, touch = event.pointerType === "touch";
+      if (touch && isFixed() && !again) return change({ reading: token }); // a finger has no hover to read with
       change({ token, chosen: [], reading: null, held: !touch && !again });
     });
   }
@@ -426,6 +432,7 @@
     const boxes = image.boxes || [], pairs = image.pairs || [], shares = (image.shares || []).map((share) => `${Math.round(100 * share)}%`);
     $("pairs").hidden = !boxes.length || !image.levels;
     $("boxes-label").hidden = !boxes.length;
+    $("relations-title").hidden = !pairs.length;
     $("boxes").replaceChildren(...boxes.map((each, index) => chooser(label(index), each.kind, [index], () => toggle(index))));
     $("relations").replaceChildren(
       ...pairs.map(([human, thing, verb]) =>
