@@ -16,7 +16,6 @@ from patchbank.config import UNKNOWN, Partition
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
 from patchbank.locations import locate
-from patchbank.models import MODELS
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
@@ -119,7 +118,7 @@ def _facts(bank: Bank) -> dict[str, Any]:
 
 def _show(bank: Bank, *, all_failures: bool) -> None:
     from patchbank.bank.runs import read_runs
-    from patchbank.pictures.names import is_untrained
+    from patchbank.pictures.names import is_official, is_unknown, is_untrained
 
     manifest = bank.manifest
     tokens, dim = manifest.shape
@@ -138,12 +137,14 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     add("bytes", f"{bytes_text(bank.bytes_on_disk())}, layout {manifest.layout}")
     if manifest.adopted:
         add("adopted", manifest.adopted)
-    official = manifest.fingerprint.weights_sha256 in {known.sha256 for known in MODELS.values()}
-    unknown = manifest.fingerprint.weights_sha256 == UNKNOWN
-    own = "not known" if unknown else "a checkpoint of the user's, not OpenAI's official file"
-    if is_untrained(manifest, read_runs(bank.path)):
-        own = "UNTRAINED random weights: the features mean nothing"
-    add("weights", "OpenAI's official file" if official else own)
+    if is_official(manifest):
+        add("weights", "OpenAI's official file")
+    elif is_untrained(manifest, read_runs(bank.path)):
+        add("weights", "UNTRAINED random weights: the features mean nothing")
+    else:
+        add(
+            "weights", "not known" if is_unknown(manifest) else "a checkpoint of the user's, not OpenAI's official file"
+        )
     for name, value in manifest.fingerprint.to_dict().items():
         if name != "model":
             add(name.replace("_", " ").replace("sha256", "SHA-256"), value)

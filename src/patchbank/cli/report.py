@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset
     from patchbank.report.page import Written
 
-
 _MARK = '<meta name="generator" content="patchbank">'  # in every page, by which it is known again
-_WHAT = "a page of `patchbank report`"
 
 
 def report(
@@ -60,7 +58,6 @@ def report(
         raise ConfigError(f"{target} is a directory: name the page's file, such as {target / 'report.html'}.")
     if target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{target}: a page is written to a .html file, such as {target.with_suffix('.html')}.")
-    require_own(target, _MARK, _WHAT)
     with busy("Looking at the bank"):
         from patchbank.bank.reader import open_bank
 
@@ -100,7 +97,7 @@ def _loaded(found: listing.Listing | None, bank: Bank) -> Dataset | None:
 
 def write(opened: Bank, target: Path, data: Dataset | None, **options: int | None) -> Written:
     """Write a bank's page, with progress bars. Raises ConfigError where the file is another's, or cannot be written."""
-    require_own(target, _MARK, _WHAT)
+    require_own(target, _MARK, "a page of `patchbank report`")
     with (
         interruptible("no page was written."),
         CountProgress(f"Reading {opened.path.name}") as reading,
