@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +22,6 @@ from patchbank.locations import locate
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
     from patchbank.datasets import Dataset
-    from patchbank.pictures.figure import Box
 
 _NUMBER = r"\s*(-?(?:\d{1,9}(?:\.\d*)?|\.\d+))\s*"
 _LONGEST_NAME = 200  # bytes, of 255 that a file's name may have
@@ -115,12 +114,13 @@ def show(
         asked = [
             showing.box_of("box", each, f"box\u00a0{number}" * (len(boxes) > 1)) for number, each in enumerate(boxes, 1)
         ]
-        of_pair = [] if points or boxes or text else _first_pair(pairs, lambda each: showing.is_seen(each, transform))
-        if not (points or boxes or text or any(showing.is_seen(each, transform) for each in of_pair)):
+        of_pair = [] if points or boxes or text else showing.first_pair(pairs, transform)
+        seen = [each for each in of_pair if showing.is_seen(each, transform)]
+        if not (points or boxes or text or seen):
             points = [showing.middle(transform)]
         maps = [showing.at_point(array, transform, each) for each in points]
-        maps += showing.in_boxes(tokens, transform, [*asked, *(x for x in of_pair if showing.is_seen(x, transform))])
-        if unseen := [each.kind for each in of_pair if not showing.is_seen(each, transform)]:
+        maps += showing.in_boxes(tokens, transform, [*asked, *seen])
+        if unseen := [each.kind for each in of_pair if each not in seen]:
             notes.append(f"the model saw nothing of the drawn pair's {' and '.join(unseen)}: no map of it.")
         if text:
             maps += showing.to_texts(opened, key, array, text, data, weights, checkpoints)
@@ -168,12 +168,6 @@ def _file_name(key: str) -> str:
 
     name = plain(PurePosixPath(key).stem).replace("/", "-").replace("\\", "-")
     return name.encode()[-_LONGEST_NAME:].decode(errors="ignore")
-
-
-def _first_pair(pairs: Sequence[Box], is_seen: Callable[[Box], bool]) -> Sequence[Box]:
-    """Human, object and union of the first pair of which the model saw any; of the first, where it saw none."""
-    triples = [pairs[start : start + 3] for start in range(0, len(pairs), 3)]
-    return next((each for each in triples if any(map(is_seen, each))), pairs[:3])
 
 
 def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:

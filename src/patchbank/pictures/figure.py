@@ -156,17 +156,20 @@ def _drawn(picture: Picture) -> Figure:
     ]
     columns = min(len(panels), 2 if broad or len(panels) == 4 else 3)
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    heights = [max(each.above + each.size(side)[1] + each.below for each in row) for row in rows]
+    # Panels of a row begin at one height, below the longest of its titles.
+    above = [max(each.above for each in row) for row in rows]
+    heights = [
+        over + max(each.size(side)[1] + each.below for each in row) for over, row in zip(above, rows, strict=True)
+    ]
     cell = _LEFT + side + 0.25
     width, height = columns * cell, _TITLE + sum(heights) + _FOOT
     figure = Figure(figsize=(width, height))
     top = height - _TITLE
-    for row, taken in zip(rows, heights, strict=True):
-        above = max(each.above for each in row)
+    for row, over, taken in zip(rows, above, heights, strict=True):
         for column, panel in enumerate(row):
             across, down = panel.size(side)
             left = column * cell + _LEFT + (side - across) / 2
-            axes = figure.add_axes((left / width, (top - above - down) / height, across / width, down / height))
+            axes = figure.add_axes((left / width, (top - over - down) / height, across / width, down / height))
             axes.set_title(panel.title, fontsize=10, parse_math=False)
             x1, y1, x2, y2 = panel.limits
             axes.set_xlabel("x, pixels", fontsize=8.5)

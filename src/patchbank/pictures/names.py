@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from patchbank.bank.runs import Run
     from patchbank.datasets import Dataset
 
+_LONGEST = 400  # characters of a text of which nobody knows what it is
+
 
 class Names(NamedTuple):
     """The names of objects and verbs, as far as they are known.
@@ -43,9 +45,6 @@ def names_of(data: Dataset) -> Names:
     except DatasetError:
         return Names(coco.OBJECTS, hicodet.VERBS if data.name == "hicodet" else ())
     return Names(classes.objects, classes.verbs)
-
-
-_LONGEST = 400  # characters
 
 
 def plain(value: object, longest: int = _LONGEST) -> str:

@@ -34,7 +34,6 @@ def image_of(key: str, file: Path | None, data: Dataset | None, transform: Image
 
     Raises DatasetError where it cannot be opened, or is another one than that which was encoded.
     """
-
     content: Any
     if file is not None:
         content, name = file.expanduser(), str(file)
@@ -87,6 +86,12 @@ def pairs_of(key: str, data: Dataset | None) -> list[Box]:
         boxes.append(box_of("object", thing.tolist(), plain(names.object(category))))
         boxes.append(box_of("union", union.tolist(), plain(names.verb(verb))))
     return boxes
+
+
+def first_pair(pairs: Sequence[Box], transform: ImageTransform) -> Sequence[Box]:
+    """Human, object and union of the first pair of which the model saw any; of the first, where it saw none."""
+    triples = [pairs[start : start + 3] for start in range(0, len(pairs), 3)]
+    return next((each for each in triples if any(is_seen(box, transform) for box in each)), pairs[:3])
 
 
 def at_point(tokens: Floats, transform: ImageTransform, point: Sequence[float]) -> Map:
