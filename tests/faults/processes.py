@@ -11,14 +11,18 @@ import os
 import resource
 import signal
 import sys
+import time
+from collections.abc import Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import torch
 
+from patchbank.bank.base_writer import BankWriter, Feature
 from patchbank.cli import main
 from patchbank.models import MODELS
+from patchbank.preprocess import Failure
 from tests.support import REPOSITORY, TINY
 
 _IMPORTED = [
@@ -43,8 +47,25 @@ def _server() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _run(arguments: tuple[str, ...], output: Path, file_size: int | None) -> None:
+def _pause_after(additions: int) -> None:
+    """Have this process stop itself (SIGSTOP) once so many batches have been handed to the bank."""
+    add, left = BankWriter.add, additions
+
+    def counted(bank: BankWriter, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
+        nonlocal left
+        refused = add(bank, features, failures)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return refused
+
+    BankWriter.add = counted  # type: ignore[method-assign]
+
+
+def _run(arguments: tuple[str, ...], output: Path, file_size: int | None, pause_after: int | None) -> None:
     """In the new process: be the command line."""
+    if pause_after:
+        _pause_after(pause_after)
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -65,15 +86,19 @@ class Run:
         process: its process.
     """
 
-    def __init__(self, output: Path, *arguments: object, file_size: int | None = None) -> None:
+    def __init__(
+        self, output: Path, *arguments: object, file_size: int | None = None, pause_after: int | None = None
+    ) -> None:
         """Start it.
 
         Args:
             output: the file for what it prints.
             file_size: bytes beyond which no file may grow; None where nothing bounds them.
+            pause_after: batches after which it stops itself, until it is sent SIGCONT: what a test does to it then
+                does not depend on who is faster.
         """
         self._output = output
-        given = tuple(map(str, arguments)), output, file_size
+        given = tuple(map(str, arguments)), output, file_size, pause_after
         self.process: ForkServerProcess = _server().Process(target=_run, args=given)
         self.process.start()
 
@@ -81,6 +106,13 @@ class Run:
     def alive(self) -> bool:
         """Whether it goes on."""
         return self.process.is_alive()
+
+    def paused(self) -> Run:
+        """Itself, once it has stopped."""
+        while self.alive and Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.005)
+        assert self.alive, f"it ended before it was to stop:\n{self.printed}"
+        return self
 
     def send(self, number: int) -> None:
         """Send it a signal, if it is still there."""

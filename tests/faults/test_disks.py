@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,8 +23,8 @@ from patchbank.datasets.sources import Directory
 from patchbank.errors import BankError, DatasetError
 from patchbank.extraction import execute, load_encoder
 from patchbank.plan import make_plan
-from tests.faults.conftest import BROKEN, Extraction, Short, committed, started
-from tests.faults.processes import run
+from tests.faults.conftest import BROKEN, Extraction, Short
+from tests.faults.processes import Run, run
 from tests.faults.soundness import sound_keys
 from tests.support import contents, no_leftovers
 
@@ -156,11 +156,9 @@ def test_images_that_disappear_and_come_back(extraction: Extraction, tmp_path: P
     images, bank, output = tmp_path / "images", tmp_path / "bank", tmp_path / "printed"
     shutil.copytree(extraction.images, images)
     command = tuple(images if each == str(extraction.images) else each for each in extraction.to(bank))
-    process = started(bank, output, *command)
-    while not committed(bank):
-        assert process.alive, "the run ended before the images could be taken from it"
-        time.sleep(0.001)
+    process = Run(output, *command, pause_after=5).paused()
     images.rename(tmp_path / "elsewhere")
+    process.send(signal.SIGCONT)
     assert process.wait() == 2, process.printed
     assert str(images) in "".join(process.printed.split())
     assert no_leftovers(bank)

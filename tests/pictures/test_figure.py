@@ -26,7 +26,8 @@ def picture(mode: str, width: int, height: int, **changes: object) -> Picture:
     pixels = np.stack([255 * x / width, 255 * y / height, np.where(disc, 220, 60)], axis=-1).astype(np.uint8)
     rows, columns = np.mgrid[:8, :8].reshape(2, 64)
     inside = (rows - 3.5) ** 2 + (columns - 3.5) ** 2 < 7
-    tokens = np.stack([inside + 0.5, ~inside * 1.0, rows / 8, columns / 8], axis=1).astype(np.float32)
+    # Rows vary more than columns, so that no two components have the same variance.
+    tokens = np.stack([inside + 0.5, ~inside * 1.0, rows / 6, columns / 10], axis=1).astype(np.float32)
     values: dict[str, object] = {
         "title": f"{mode}.jpg",
         "tokens": tokens,

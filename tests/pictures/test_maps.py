@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from sklearn.decomposition import PCA
 
 from patchbank.pictures.maps import principal_colours, similarities, unit
@@ -43,6 +44,29 @@ def test_principal_components_are_scikit_learns() -> None:
     again, _ = principal_colours(-some[:, ::-1], valid)  # other signs and another order of dimensions: other directions
     assert not np.array_equal(again[valid], colours[valid])
     assert np.array_equal(principal_colours(some, valid)[0][valid], colours[valid])
+
+
+def test_components_of_equal_variance_are_the_same_whatever_the_library_chooses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """LAPACK may give any basis of the space of equal eigenvalues, and any sign: the colours are the same."""
+    rows, columns = np.mgrid[:8, :8].reshape(2, 64)
+    some = np.stack([rows, columns, (rows + columns) % 2, np.ones(64)], axis=1).astype(np.float32)
+    expected, shares = principal_colours(some)
+    assert shares[0] == pytest.approx(shares[1]) and shares[2] < shares[1] / 2
+    eigh = np.linalg.eigh
+    for seed in range(5):
+        generator = np.random.default_rng(seed)
+
+        def another(matrix: np.ndarray, generator: np.random.Generator = generator) -> tuple[np.ndarray, np.ndarray]:
+            values, vectors = eigh(matrix)
+            rotation, _ = np.linalg.qr(generator.normal(size=(2, 2)))
+            vectors[:, -2:] = vectors[:, -2:] @ rotation
+            return values, vectors * generator.choice([-1, 1], len(values))
+
+        monkeypatch.setattr(np.linalg, "eigh", another)
+        found, _ = principal_colours(some)
+        assert np.allclose(found, expected, atol=1e-5), seed
 
 
 def test_what_has_no_components_is_grey() -> None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 _NOISE = 0.01  # of all tokens' length: with less than this between them, a blank image's rounding would be drawn
+_EQUAL = 1e-6  # of the greatest: numbers that differ by less are taken for equal, since that is what rounding leaves
 _PERCENTILES = 1, 99  # of a component over the patches: they become 0 and 1, and what lies beyond is cut
 
 
@@ -31,8 +32,9 @@ def principal_colours(tokens: Floats, valid: NDArray[np.bool_] | None = None) ->
 
     Returns:
         (N, 3) from 0 to 1, NaN where a patch does not count; and (3,), each component's share of the variance. A
-        component's direction is the one in which its largest loading is positive, so that a picture is the same
-        whoever computes it. Components that there are not are 0.5, as all are where the tokens are as good as the same.
+        component's direction is the one in which its largest loading is positive, and components of equal variance
+        are chosen by the patches' order, so that a picture is the same whoever computes it. Components that there are
+        not are 0.5, as all are where the tokens are as good as the same.
     """
     chosen = np.ones(len(tokens), bool) if valid is None else valid
     some = tokens[chosen].astype(np.float64)
@@ -42,14 +44,45 @@ def principal_colours(tokens: Floats, valid: NDArray[np.bool_] | None = None) ->
     colours[chosen] = 0.5
     if len(some) < 2 or not np.isfinite(centred).all() or np.linalg.norm(centred) <= _NOISE * np.linalg.norm(some):
         return colours, shares
-    squares, left = np.linalg.eigh(centred @ centred.T)  # the largest last; faster than by the SVD
-    squares = squares.clip(0)
-    for component in range(min(3, int((squares > 1e-12 * squares[-1]).sum()))):
-        scores = left[:, -1 - component]
+    squares, left = np.linalg.eigh(centred @ centred.T)  # faster than by the SVD
+    squares, left = squares[::-1].clip(0), left[:, ::-1]  # the largest first
+    count = min(3, int((squares > 1e-12 * squares[0]).sum()))
+    for component, scores in enumerate(_definite(squares, left, count)):
         loadings = scores @ centred
-        score = np.sign(loadings[np.abs(loadings).argmax()]) * scores
+        score = _sign(loadings) * scores
         low, high = np.percentile(score, _PERCENTILES)
         if high > low:
             colours[chosen, component] = ((score - low) / (high - low)).clip(0, 1)
-        shares[component] = squares[-1 - component] / squares.sum()
+        shares[component] = squares[component] / squares.sum()
     return colours, shares
+
+
+def _definite(squares: NDArray[np.float64], vectors: NDArray[np.float64], count: int) -> list[NDArray[np.float64]]:
+    """The first `count` eigenvectors, whichever the processor's library happens to choose where values are equal.
+
+    Eigenvectors of equal values are any orthonormal basis of the space they span. Here it is the one that pivoted
+    Gram-Schmidt gives of that space's projector, which is the same for all of them; of pivots that are equal but for
+    rounding, the first counts.
+
+    Args:
+        squares: eigenvalues, the largest first.
+        vectors: their eigenvectors, in columns.
+    """
+    chosen: list[NDArray[np.float64]] = []
+    while len(chosen) < count:
+        first = len(chosen)
+        equal = (np.abs(squares - squares[first]) <= _EQUAL * squares[0]) & (np.arange(len(squares)) >= first)
+        space = vectors[:, equal]
+        for _ in range(min(count - first, space.shape[1])):
+            projector = space @ space.T
+            pivot = int((projector.diagonal() >= projector.diagonal().max() * (1 - _EQUAL)).argmax())
+            vector = projector[:, pivot] / np.sqrt(projector[pivot, pivot])
+            chosen.append(vector)
+            space = space - np.outer(vector, vector @ space)
+    return chosen
+
+
+def _sign(loadings: NDArray[np.float64]) -> float:
+    """The sign of the largest loading; of those that are equal but for rounding, of the first."""
+    sizes = np.abs(loadings)
+    return float(np.sign(loadings[(sizes >= sizes.max() * (1 - _EQUAL)).argmax()]))
