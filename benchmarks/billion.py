@@ -32,7 +32,7 @@ from patchbank.bank.packing import image_bytes, images_a_shard
 from patchbank.bank.shard import make_header
 from patchbank.bank.storage import _HEADER, _REQUESTS
 from patchbank.config import ExtractConfig, Fingerprint
-from patchbank.models import MODELS, Model, get_model
+from patchbank.encoders.openai.registry import MODELS, Model, get_model
 
 # Of docs/performance.md, "What grows with the number of images": shards, ten million keys, by `benchmarks.growth`.
 _KEYS = 10_000_000
@@ -194,7 +194,7 @@ def _bank(manifest: Manifest, images: int, options: argparse.Namespace) -> dict[
 
 
 def _span(manifest: Manifest) -> int:
-    """Images a unit, as `patchbank.engines.work.units_of` has them."""
+    """Images a unit, as `patchbank.extraction.work.units_of` has them."""
     atom = manifest.shard_images or manifest.batch_size
     return atom * max(1, 1024 // atom)
 

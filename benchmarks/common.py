@@ -21,8 +21,8 @@ from tests.support import photograph
 import patchbank
 from benchmarks.tables import print_table as print_table
 from patchbank.bench.machine import machine
-from patchbank.encoder.untrained import write_untrained
-from patchbank.models import Model
+from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.openai.untrained import write_untrained
 
 # The commonest sizes of HICO-DET's test images, as (width, height), and how many of a hundred have them; together they
 # are 62 of a hundred. The rest differ little: 19,200 to 409,600 pixels.

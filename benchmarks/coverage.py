@@ -17,7 +17,7 @@ import torch
 from benchmarks.common import finish, parser, print_table
 from patchbank import ImageTransform, union_boxes
 from patchbank.datasets.hoi_files import read_hoi
-from patchbank.models import get_model
+from patchbank.encoders.openai.registry import get_model
 
 _WHOLE = 1 - 1e-6
 

@@ -34,12 +34,12 @@ import torch
 from PIL import Image
 
 from benchmarks.common import alternate, finish, hico_photographs, numbers, parser, print_table, seconds_of
-from patchbank.advice import auto_workers
 from patchbank.budget import ByteBudget
 from patchbank.config import Decode
-from patchbank.datasets import Record
-from patchbank.datasets.sources import Directory
-from patchbank.preprocess import Decoded, load
+from patchbank.datasets import Sample
+from patchbank.datasets.samples import Decoded, Directory
+from patchbank.extraction.advice import auto_workers
+from patchbank.preprocess import load
 
 _BUDGET = 2 << 30
 _SAMPLING_SECONDS = 2.0
@@ -106,7 +106,7 @@ def _transform(input_size: int) -> Callable[[Image.Image], torch.Tensor]:
 
 
 def _patchbank(decode: Decode, input_size: int, path: Path) -> Decoded:
-    decoded = load(Record(path.name, Directory(path.parent), 0), "center-crop", input_size, ByteBudget(_BUDGET), decode)
+    decoded = load(Sample(path.name, Directory(path.parent), 0), "center-crop", input_size, ByteBudget(_BUDGET), decode)
     if not isinstance(decoded, Decoded):
         raise SystemExit(f"{path.name}: {decoded.reason}")
     return decoded

@@ -20,7 +20,7 @@ from benchmarks.common import finish, parser, print_table, untrained
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.convert import convert
 from patchbank.config import StoredDtype
-from patchbank.models import get_model
+from patchbank.encoders.openai.registry import get_model
 
 _IMAGES = 16
 

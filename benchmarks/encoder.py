@@ -50,10 +50,10 @@ from benchmarks.common import (
 )
 from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
-from patchbank.encoder import vit
-from patchbank.encoder.encoder import DTYPES, PatchEncoder, auto_batch_size, float32_products, resolve_device
-from patchbank.encoder.weights import Checkpoint, load_visual
-from patchbank.models import Model, get_model
+from patchbank.encoders.encoder import DTYPES, PatchEncoder, auto_batch_size, float32_products, resolve_device
+from patchbank.encoders.openai import tower as vit
+from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
+from patchbank.encoders.openai.registry import Model, get_model
 from patchbank.preprocess import preprocess
 
 Forward = Callable[[Tensor], Tensor]  # a batch to its (B, 1 + N, D) tokens

@@ -55,13 +55,13 @@ from benchmarks.common import (
     untrained,
 )
 from patchbank import ExtractConfig, load_dataset, open_bank
-from patchbank.advice import auto_workers
 from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
-from patchbank.encoder.encoder import auto_batch_size, float32_products, resolve_device
-from patchbank.extraction import execute, load_encoder
-from patchbank.models import get_model
-from patchbank.plan import make_plan
+from patchbank.encoders.encoder import auto_batch_size, float32_products, resolve_device
+from patchbank.encoders.openai.registry import get_model
+from patchbank.extraction.advice import auto_workers
+from patchbank.extraction.plan import make_plan
+from patchbank.extraction.run import execute, load_encoder
 
 _BATCH = 32  # the description's
 _WARM_UP = 2 * _BATCH  # images of the first run, which is not timed
@@ -286,7 +286,7 @@ def _patchbank(config: ExtractConfig, images: Sequence[Path]) -> dict[str, Varia
     encoder = load_encoder(make_plan(dataset, images[0].parent / "nowhere", config))
 
     def run(config: ExtractConfig, paths: Sequence[Path], out: Path) -> None:
-        part = replace(dataset, records=dataset.records[: len(paths)])
+        part = replace(dataset, samples=dataset.samples[: len(paths)])
         summary = execute(make_plan(part, out, config), encoder)
         if summary.images != len(paths):
             raise SystemExit(f"patchbank extracted {summary.images} of {len(paths)} images: {summary.failures}")

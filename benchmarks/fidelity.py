@@ -26,10 +26,10 @@ from torch import Tensor
 from benchmarks.common import finish, parser, print_table, untrained
 from patchbank import PatchEncoder
 from patchbank.config import Decode, Precision
-from patchbank.encoder.encoder import resolve_device
-from patchbank.encoder.weights import Checkpoint
+from patchbank.encoders.encoder import resolve_device
+from patchbank.encoders.openai.checkpoints import Checkpoint
+from patchbank.encoders.openai.registry import Model, get_model
 from patchbank.errors import ConfigError
-from patchbank.models import Model, get_model
 from patchbank.preprocess import preprocess
 
 Mode = Callable[[Image.Image], Tensor]

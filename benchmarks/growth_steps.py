@@ -60,7 +60,7 @@ def _write_list(place: Path, keys: int) -> None:
 
 def _config(place: Path, layout: str) -> Any:
     from patchbank import ExtractConfig
-    from patchbank.models import MODELS
+    from patchbank.encoders.openai.registry import MODELS
 
     MODELS[TINY.name] = TINY
     dim, tokens = TINY.output_dim, TINY.tokens
@@ -77,9 +77,9 @@ def _config(place: Path, layout: str) -> Any:
 def _manifest(place: Path, layout: str) -> Any:
     """What the bank is; it does not depend on the number of images."""
     from patchbank.datasets import Dataset
-    from patchbank.datasets.records import make_records
-    from patchbank.encoder.weights import find_checkpoint
-    from patchbank.plan import describe
+    from patchbank.datasets.samples import make_records
+    from patchbank.encoders.openai.checkpoints import find_checkpoint
+    from patchbank.extraction.plan import describe
 
     config = _config(place, layout)
     dataset = Dataset("hicodet", "test", place / "images", make_records(_names(1), place / "images", place))
@@ -182,7 +182,7 @@ def _open(place: Path, keys: int, _layout: str) -> dict[str, float]:
 
 def _plan(place: Path, keys: int, layout: str) -> dict[str, float]:
     """The list read, a bank planned that is not there yet, and the plan cut into units for workers."""
-    from patchbank.plan import make_plan
+    from patchbank.extraction.plan import make_plan
 
     config = _config(place, layout)
     before = _memory("VmRSS")
@@ -204,7 +204,7 @@ def _plan(place: Path, keys: int, layout: str) -> dict[str, float]:
 
 def _resume(place: Path, keys: int, layout: str) -> dict[str, float]:
     """The list read, and the complete bank's plan: nothing is left. Then its units, as if all were to be done again."""
-    from patchbank.plan import make_plan
+    from patchbank.extraction.plan import make_plan
 
     config = _config(place, layout)
     before = _memory("VmRSS")
@@ -223,7 +223,7 @@ def _resume(place: Path, keys: int, layout: str) -> dict[str, float]:
 
 def _units(plan: Any) -> dict[str, float]:
     """What a cluster's driver does with a plan, and what one call of a worker carries."""
-    from patchbank.engines.work import units_of
+    from patchbank.extraction.work import units_of
 
     began = time.perf_counter()
     units = units_of(plan, workers=8)

@@ -35,8 +35,8 @@ from patchbank.bank.base_writer import Feature
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.writer import open_writer
 from patchbank.datasets.hoi import HOITarget
-from patchbank.models import get_model
-from patchbank.plan import make_fingerprint
+from patchbank.encoders.openai.registry import get_model
+from patchbank.extraction.plan import make_fingerprint
 
 _SIZE = (640, 480)
 _ORIGINAL = "pickle.load"
@@ -53,7 +53,7 @@ class Pickles(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, HOITarget]:
-        key = self.dataset.records[index].key
+        key = self.dataset.samples[index].key
         with open(self.directory / f"{key.split('.')[0]}_clip.pkl", "rb") as file:
             return pickle.load(file), self.pairs.target(key)
 

@@ -34,11 +34,11 @@ from benchmarks.common import (
 from patchbank import Bank, Dataset, ExtractConfig, load_dataset, open_bank
 from patchbank.bank.base_writer import Feature
 from patchbank.bank.writer import open_writer
-from patchbank.encoder.encoder import PatchEncoder
-from patchbank.encoder.weights import find_checkpoint
-from patchbank.models import MODELS, get_model
-from patchbank.plan import describe
-from patchbank.report.page import write_report
+from patchbank.encoders.encoder import PatchEncoder
+from patchbank.encoders.openai.checkpoints import find_checkpoint
+from patchbank.encoders.openai.registry import MODELS, get_model
+from patchbank.extraction.plan import describe
+from patchbank.show.page import write_report
 
 _PHOTOGRAPHS = 32
 _PAIRS = 4  # an image

@@ -18,9 +18,9 @@ from tests.support import relative_error
 from torch import Tensor, nn
 
 from benchmarks.common import skipped
-from patchbank.encoder.encoder import DTYPES
-from patchbank.encoder.weights import Checkpoint, load_visual
-from patchbank.models import Model
+from patchbank.encoders.encoder import DTYPES
+from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
+from patchbank.encoders.openai.registry import Model
 
 EQUAL = 1e-4  # relative error in fp32 above which a peer computes something else
 ROUNDED = 5e-2  # the same in the shorter formats

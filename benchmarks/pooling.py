@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common import alternate, finish, parser, print_table, seconds_of
 from patchbank import ImageTransform, pool_regions
-from patchbank.models import get_model
+from patchbank.encoders.openai.registry import get_model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

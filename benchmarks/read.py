@@ -27,8 +27,8 @@ from patchbank.bank.base_writer import Feature
 from patchbank.bank.convert import convert
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.writer import open_writer
-from patchbank.models import get_model
-from patchbank.plan import make_fingerprint
+from patchbank.encoders.openai.registry import get_model
+from patchbank.extraction.plan import make_fingerprint
 
 _PICKLES = "pickles, pickle.load"
 

@@ -31,9 +31,9 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.writer import open_writer
 from patchbank.budget import keep_freed_memory
+from patchbank.encoders.openai.registry import Model, get_model
+from patchbank.extraction.plan import make_fingerprint
 from patchbank.files import write_and_sync
-from patchbank.models import Model, get_model
-from patchbank.plan import make_fingerprint
 
 _BATCH = 8  # images that `extract` hands over at a time on a CPU
 _THREADS = "_THREADS"  # of the writer, where it has any

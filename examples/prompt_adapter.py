@@ -69,7 +69,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3)
     loader = DataLoader(samples, 32, shuffle=True, collate_fn=patchbank.collate, num_workers=options.workers)
 
-    print(f"{len(samples)} images of {dataset.title}, {sum(len(dataset.target(r.key)) for r in dataset.records)} pairs")
+    print(f"{len(samples)} images of {dataset.title}, {sum(len(dataset.target(r.key)) for r in dataset.samples)} pairs")
     for epoch in range(1, options.epochs + 1):
         total = 0.0
         for tokens, targets in loader:
@@ -84,7 +84,7 @@ def main() -> None:
     torch.save(adapter.state_dict(), options.checkpoint)
     again = PromptAdapter(samples.bank.manifest.dim, verbs)
     again.load_state_dict(torch.load(options.checkpoint, weights_only=True))
-    tokens = samples.bank[samples.dataset.records[0].key].float()[None]
+    tokens = samples.bank[samples.dataset.samples[0].key].float()[None]
     with torch.no_grad():
         assert torch.equal(adapter.eval()(tokens), again.eval()(tokens))
     print(f"{options.checkpoint}: saved, and reloaded to the same predictions")

@@ -9,8 +9,8 @@ import hypothesis
 import pytest
 
 from patchbank.config import ExtractConfig
-from patchbank.encoder.untrained import write_untrained
-from patchbank.models import MODELS
+from patchbank.encoders.openai.registry import MODELS
+from patchbank.encoders.openai.untrained import write_untrained
 from tests.support import TINY, TINY_VOCABULARY
 
 hypothesis.settings.register_profile("patchbank", deadline=None, database=None)  # no test depends on time

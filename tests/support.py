@@ -24,10 +24,10 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.shard import Shard, shard_names
 from patchbank.bank.storage import storage_of
 from patchbank.config import ExtractConfig
-from patchbank.datasets import Record
-from patchbank.datasets.sources import Directory
-from patchbank.models import Model
-from patchbank.plan import make_fingerprint
+from patchbank.datasets import Sample
+from patchbank.datasets.samples import Directory
+from patchbank.encoders.openai.registry import Model
+from patchbank.extraction.plan import make_fingerprint
 
 # As small as CLIP's architecture allows (one head is 64 wide); 16 patch tokens of 32 dimensions.
 TINY = Model(
@@ -63,9 +63,9 @@ def tiny_manifest(layout: str = "ezhoi", dtype: str = "float32") -> Manifest:
     )
 
 
-def record(key: str, directory: Path, position: int = 0) -> Record:
+def sample(key: str, directory: Path, position: int = 0) -> Sample:
     """An image of a directory."""
-    return Record(key, Directory(directory), position)
+    return Sample(key, Directory(directory), position)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -19,9 +19,9 @@ from patchbank.bank.pickles import pickle_bytes
 from patchbank.config import ExtractConfig
 from patchbank.datasets import load_dataset
 from patchbank.doctor import Finding, Report, disks, examine, machine
+from patchbank.encoders.openai.registry import MODELS
 from patchbank.errors import ConfigError
-from patchbank.extraction import extract
-from patchbank.models import MODELS
+from patchbank.extraction.run import extract
 from tests.support import contents, hico_list, hico_root, photographs, vcoco_dict, vcoco_root, write_json
 
 HICO = "hicodet/hico_20160224_det/images"

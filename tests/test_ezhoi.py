@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from patchbank import ExtractConfig, FeatureDataset, extract, load_dataset
 from patchbank.config import Layout
-from patchbank.datasets.sample import write_sample
+from patchbank.datasets.example import write_sample
 from tests.support import REPOSITORY, relative_error
 
 PAGE = (REPOSITORY / "docs/ezhoi.md").read_text()
@@ -76,7 +76,7 @@ def test_ez_hois_reader_on_both_layouts(name: str, tiny_weights: Path, tmp_path:
     for layout, dtype in layouts:
         config = ExtractConfig(model="tiny", weights=tiny_weights, layout=layout, dtype=dtype)  # type: ignore[arg-type]
         extract(dataset, tmp_path / layout, config)
-    targets = [{"filename": record.key} for record in dataset.records]
+    targets = [{"filename": sample.key} for sample in dataset.samples]
     with torch.no_grad():
         unchanged = Reader(tmp_path / "ezhoi")(targets)
         changed = ReaderOfShards(tmp_path / "shards")

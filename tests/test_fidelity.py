@@ -11,10 +11,10 @@ from PIL import Image
 
 from patchbank import PatchEncoder, extract, load_dataset, open_bank
 from patchbank.config import ExtractConfig
-from patchbank.encoder import vit
-from patchbank.encoder.untrained import write_untrained
-from patchbank.encoder.weights import Checkpoint, load_visual
-from patchbank.models import MEAN, MODELS
+from patchbank.encoders.openai import tower as vit
+from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
+from patchbank.encoders.openai.registry import MEAN, MODELS
+from patchbank.encoders.openai.untrained import write_untrained
 from tests.reference.original import Original, pooled
 from tests.support import TINY, every_kind, hico_list, patchbank, photographs, relative_error, vcoco_dict, write_json
 

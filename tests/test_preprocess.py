@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from patchbank.budget import ByteBudget
-from patchbank.models import MEAN, STD
-from patchbank.preprocess import Decoded, Failure, _first_line, load, preprocess
-from tests.support import every_kind, photograph, record
+from patchbank.datasets.samples import Decoded, Failure
+from patchbank.encoders.openai.registry import MEAN, STD
+from patchbank.preprocess import _first_line, load, preprocess
+from tests.support import every_kind, photograph, sample
 
 BUDGET = ByteBudget(1 << 30)
 
@@ -37,7 +38,7 @@ def test_every_kind_of_picture_gives_openais_pixels(tmp_path: Path, size: int) -
     for name in every_kind(tmp_path):
         with Image.open(tmp_path / name) as image:
             expected = reference(image)
-        found = load(record(name, tmp_path), "center-crop", size, BUDGET)
+        found = load(sample(name, tmp_path), "center-crop", size, BUDGET)
         assert isinstance(found, Decoded), found
         assert torch.equal(normalised(found.pixels), expected), name
 
@@ -108,7 +109,7 @@ def test_what_cannot_be_read_becomes_a_failure_with_its_reason(tmp_path: Path) -
     words |= {"directory.jpg": "not a regular file", "pipe.jpg": "not a regular file", "elongated.png": "elongated"}
     words |= {"missing.jpg": "missing"}
     for name, word in words.items():
-        first, second = (load(record(name, tmp_path), "center-crop", 224, BUDGET) for _ in range(2))
+        first, second = (load(sample(name, tmp_path), "center-crop", 224, BUDGET) for _ in range(2))
         assert isinstance(first, Failure), name
         assert first.key == name
         assert word in first.reason.lower(), first
@@ -123,7 +124,7 @@ def test_unreadable_for_want_of_permission(tmp_path: Path) -> None:
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
-    assert load(record("locked.jpg", tmp_path), "center-crop", 224, BUDGET) == Failure(
+    assert load(sample("locked.jpg", tmp_path), "center-crop", 224, BUDGET) == Failure(
         "locked.jpg", "Permission denied"
     )
 
@@ -162,7 +163,7 @@ def test_a_picture_is_decoded_within_the_budget(tmp_path: Path) -> None:
             return super().acquire(size)
 
     budget = Watched(1 << 30)
-    assert isinstance(load(record("coffee.png", tmp_path), "center-crop", 224, budget), Decoded)
+    assert isinstance(load(sample("coffee.png", tmp_path), "center-crop", 224, budget), Decoded)
     assert held == [8 * (600 * 400 + 336 * 224)]
     assert budget.acquire(1 << 30) == 1 << 30  # all of it was given back
 
@@ -179,8 +180,8 @@ def test_fast_decoding_differs_by_little_and_only_of_rgb(tmp_path: Path) -> None
         with Image.open(tmp_path / name) as image:
             colours, size = image.mode == "RGB", image.size
         for mode in ("center-crop", "squash", "pad"):
-            exact = load(record(name, tmp_path), mode, 224, BUDGET)
-            fast = load(record(name, tmp_path), mode, 224, BUDGET, "fast")
+            exact = load(sample(name, tmp_path), mode, 224, BUDGET)
+            fast = load(sample(name, tmp_path), mode, 224, BUDGET, "fast")
             assert isinstance(exact, Decoded) and isinstance(fast, Decoded)
             assert (fast.size, fast.pixels.shape, fast.pixels.dtype) == (size, (224, 224, 3), np.uint8)
             difference = np.abs(fast.pixels.astype(int) - exact.pixels)
@@ -192,6 +193,6 @@ def test_fast_decoding_differs_by_little_and_only_of_rgb(tmp_path: Path) -> None
 
 def test_fast_decoding_fails_where_exact_decoding_does(tmp_path: Path) -> None:
     for name in broken_files(tmp_path):
-        exact = load(record(name, tmp_path), "center-crop", 224, BUDGET)
-        assert load(record(name, tmp_path), "center-crop", 224, BUDGET, "fast") == exact
+        exact = load(sample(name, tmp_path), "center-crop", 224, BUDGET)
+        assert load(sample(name, tmp_path), "center-crop", 224, BUDGET, "fast") == exact
         assert isinstance(exact, Failure)

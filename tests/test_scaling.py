@@ -18,7 +18,7 @@ from benchmarks import billion
 
 from patchbank import open_bank
 from patchbank.cli.main import app
-from patchbank.models import MODELS
+from patchbank.encoders.openai.registry import MODELS
 from tests.support import REPOSITORY, TINY, no_leftovers, photographs
 
 EXAMPLES = REPOSITORY / "examples"

@@ -3,7 +3,7 @@
 import os
 
 from patchbank.cli import main
-from patchbank.models import MODELS, Model
+from patchbank.encoders.openai.registry import MODELS, Model
 from tests.support import TINY
 
 if __name__ == "__main__":

@@ -15,36 +15,36 @@ if TYPE_CHECKING:
     from patchbank.bank.reader import Bank, open_bank
     from patchbank.boxes import human_object_pairs, union_boxes
     from patchbank.config import ExtractConfig, Fingerprint
-    from patchbank.datasets import Dataset, Record, load_dataset
+    from patchbank.datasets import Dataset, Sample, load_dataset
     from patchbank.datasets.hoi import HOITarget
-    from patchbank.encoder.encoder import PatchEncoder
+    from patchbank.encoders.encoder import PatchEncoder
     from patchbank.errors import PatchbankError
-    from patchbank.extraction import ExtractSummary, extract
-    from patchbank.geometry import ImageTransform
-    from patchbank.regions import global_context, pool_regions
-    from patchbank.training import FeatureDataset, RandomHorizontalFlip, collate, horizontal_flip
+    from patchbank.extraction.run import ExtractSummary, extract
+    from patchbank.pool import global_context, pool_regions
+    from patchbank.train import FeatureDataset, RandomHorizontalFlip, collate, horizontal_flip
+    from patchbank.transform import ImageTransform
 
 _HOME = {
     "Bank": "patchbank.bank.reader",
     "Dataset": "patchbank.datasets",
     "ExtractConfig": "patchbank.config",
-    "ExtractSummary": "patchbank.extraction",
-    "FeatureDataset": "patchbank.training",
+    "ExtractSummary": "patchbank.extraction.run",
+    "FeatureDataset": "patchbank.train",
     "Fingerprint": "patchbank.config",
     "HOITarget": "patchbank.datasets.hoi",
-    "ImageTransform": "patchbank.geometry",
-    "PatchEncoder": "patchbank.encoder.encoder",
+    "ImageTransform": "patchbank.transform",
+    "PatchEncoder": "patchbank.encoders.encoder",
     "PatchbankError": "patchbank.errors",
-    "RandomHorizontalFlip": "patchbank.training",
-    "Record": "patchbank.datasets",
-    "collate": "patchbank.training",
-    "extract": "patchbank.extraction",
-    "global_context": "patchbank.regions",
-    "horizontal_flip": "patchbank.training",
+    "RandomHorizontalFlip": "patchbank.train",
+    "Sample": "patchbank.datasets",
+    "collate": "patchbank.train",
+    "extract": "patchbank.extraction.run",
+    "global_context": "patchbank.pool",
+    "horizontal_flip": "patchbank.train",
     "human_object_pairs": "patchbank.boxes",
     "load_dataset": "patchbank.datasets",
     "open_bank": "patchbank.bank.reader",
-    "pool_regions": "patchbank.regions",
+    "pool_regions": "patchbank.pool",
     "union_boxes": "patchbank.boxes",
 }
 
@@ -60,7 +60,7 @@ __all__ = [
     "PatchEncoder",
     "PatchbankError",
     "RandomHorizontalFlip",
-    "Record",
+    "Sample",
     "__version__",
     "collate",
     "extract",

@@ -36,7 +36,7 @@ ARCHIVES = ("tar", "parquet")
 
 @dataclass(frozen=True)
 class Partition:
-    """Part `index` (0-based) of `count`: a contiguous run of the dataset's records."""
+    """Part `index` (0-based) of `count`: a contiguous run of the dataset's samples."""
 
     index: int
     count: int
@@ -128,7 +128,7 @@ class ExtractConfig:
     """What one extraction does. Raises ConfigError on values that cannot be.
 
     Attributes:
-        model: one of `patchbank.models.MODELS`.
+        model: one of `patchbank.encoders.openai.registry.MODELS`.
         weights: a checkpoint of your own; None looks the official one up.
         checkpoints: the directory looked in first for official files, and the one a download goes to; None is
             ``checkpoints/pretrained_CLIP`` in the dataset's root, or ``~/.cache/clip`` where it has none.
@@ -149,8 +149,8 @@ class ExtractConfig:
         batch_size: images a forward pass; None chooses by device and model.
         compile: whether `torch.compile` makes the encoder; ``auto`` decides by the device and the number of images.
         workers: decode threads; None is one a core, at most 16.
-        limit: only the first this many records of the dataset.
-        partition: only this part of the records, for runs that share one bank.
+        limit: only the first this many samples of the dataset.
+        partition: only this part of the samples, for runs that share one bank.
         overwrite: start the bank anew instead of completing it.
     """
 
@@ -217,7 +217,7 @@ def check_dtype(layout: str, dtype: str) -> None:
 class Fingerprint:
     """What decides the numbers in a bank. Two banks with equal fingerprints hold the same features.
 
-    The batch size, the device and library versions can move the last bits only; a bank records them beside this.
+    The batch size, the device and library versions can move the last bits only; a bank samples them beside this.
     `dtype` is what is stored; of a converted bank the dtypes that rounded its numbers before stand in front of it
     (``float16 > float32``).
     """

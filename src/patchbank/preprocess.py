@@ -9,7 +9,6 @@ A picture that cannot be had becomes a `Failure` with its reason; nothing is put
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,9 @@ from PIL import Image, UnidentifiedImageError
 
 from patchbank.budget import ByteBudget
 from patchbank.config import Decode, ResizeMode
-from patchbank.datasets.records import Record
-from patchbank.geometry import ImageTransform
-from patchbank.models import MEAN
+from patchbank.datasets.samples import Decoded, Failure, Sample
+from patchbank.encoders.openai.registry import MEAN
+from patchbank.transform import ImageTransform
 
 _MEAN_COLOUR = tuple(round(255 * mean) for mean in MEAN)
 
@@ -27,58 +26,37 @@ _MEAN_COLOUR = tuple(round(255 * mean) for mean in MEAN)
 MAX_PIXELS = 2 * int(Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 
-class Decoded(NamedTuple):
-    """One image, ready for the encoder.
-
-    Attributes:
-        key: the record's.
-        pixels: (n, n, 3) uint8 RGB.
-        size: (width, height) of the original, in pixels.
-    """
-
-    key: str
-    pixels: NDArray[np.uint8]
-    size: tuple[int, int]
-
-
-class Failure(NamedTuple):
-    """One image that could not be had, and why."""
-
-    key: str
-    reason: str
-
-
 def load(
-    record: Record, mode: ResizeMode, input_size: int, budget: ByteBudget, decode: Decode = "exact"
+    sample: Sample, mode: ResizeMode, input_size: int, budget: ByteBudget, decode: Decode = "exact"
 ) -> Decoded | Failure:
     """Decode one image file and bring it to the model's input size. Holds `budget` while pixels are large.
 
     Raises DatasetError where not this image but all of them are gone.
     """
     try:
-        with Image.open(record.source.content(record)) as image:
+        with Image.open(sample.source.content(sample)) as image:
             width, height = size = image.size
             resized = ImageTransform(width, height, mode, input_size, 1).resized
             if resized[0] * resized[1] > MAX_PIXELS:
-                return Failure(record.key, f"too elongated: {width} x {height} pixels")
+                return Failure(sample.key, f"too elongated: {width} x {height} pixels")
             # The picture and its resized form, at four bytes a pixel, and what decoder and resizer hold beside.
             with budget.reserve((12 if decode == "fast" else 8) * (width * height + resized[0] * resized[1])):
-                return Decoded(record.key, preprocess(image, mode, input_size, decode), size)
+                return Decoded(sample.key, preprocess(image, mode, input_size, decode), size)
     except FileNotFoundError:
-        record.source.require()
-        return Failure(record.key, "missing: there is no such file")
+        sample.source.require()
+        return Failure(sample.key, "missing: there is no such file")
     except UnidentifiedImageError:
-        return Failure(record.key, "not an image that Pillow can identify")
+        return Failure(sample.key, "not an image that Pillow can identify")
     except Image.DecompressionBombError:
-        return Failure(record.key, f"too large: more than {MAX_PIXELS:,} pixels")
+        return Failure(sample.key, f"too large: more than {MAX_PIXELS:,} pixels")
     except MemoryError:
-        return Failure(record.key, "out of memory while decoding")
+        return Failure(sample.key, "out of memory while decoding")
     except OSError as error:
         if error.errno is not None:  # of the system, and not of Pillow
-            record.source.require()
-        return Failure(record.key, error.strerror or _first_line(error))
+            sample.source.require()
+        return Failure(sample.key, error.strerror or _first_line(error))
     except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
-        return Failure(record.key, f"{type(error).__name__}: {_first_line(error)}")
+        return Failure(sample.key, f"{type(error).__name__}: {_first_line(error)}")
 
 
 def preprocess(image: Image.Image, mode: ResizeMode, input_size: int, decode: Decode = "exact") -> NDArray[np.uint8]:

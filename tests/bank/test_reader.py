@@ -84,7 +84,7 @@ def test_a_trainer_imports_neither_the_encoder_nor_the_command_line(bank: Bank) 
         "import sys, patchbank; bank = patchbank.open_bank(sys.argv[1]); bank[next(iter(bank))];"
         "bank.transform(next(iter(bank)));"
         "loaded = {name for name in sys.modules if name.split('.')[0] in ('patchbank', 'typer', 'rich', 'PIL')};"
-        "assert not loaded & {'typer', 'rich', 'patchbank.encoder', 'patchbank.cli', 'PIL'}, loaded"
+        "assert not loaded & {'typer', 'rich', 'patchbank.encoders', 'patchbank.cli', 'PIL'}, loaded"
     )
     subprocess.run([sys.executable, "-c", program, str(bank.path)], check=True, cwd=REPOSITORY)
 

@@ -32,8 +32,8 @@ from patchbank.bank.entries import Entry
 from patchbank.bank.shard import ShardDamagedError, make_header
 from patchbank.bank.shards_writer import take_back
 from patchbank.bank.writer import open_writer
+from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
-from patchbank.preprocess import Failure
 from tests.support import REPOSITORY, contents, no_leftovers, photographs, read_shard, shards_in, tiny_manifest
 
 KEYS = [f"photo_{number}.jpg" for number in range(10)]

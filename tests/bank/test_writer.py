@@ -16,8 +16,8 @@ from patchbank.bank import base_writer, ezhoi_writer
 from patchbank.bank.base_writer import Feature
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.writer import open_writer
+from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
-from patchbank.preprocess import Failure
 from tests.support import no_leftovers, tiny_manifest
 
 KEYS = ["a.jpg", "sub/b.jpg", "b.jpg", "c.jpg", "before.jpg"]

@@ -15,8 +15,8 @@ from PIL import Image
 
 from patchbank import PatchEncoder, extract, load_dataset, open_bank
 from patchbank.config import ExtractConfig, Partition
-from patchbank.encoder.untrained import write_untrained
-from patchbank.plan import make_plan
+from patchbank.encoders.openai.untrained import write_untrained
+from patchbank.extraction.plan import make_plan
 from patchbank.preprocess import preprocess
 from tests.reference.original import Original
 from tests.strangers import DEFECTS, write_bank
@@ -41,9 +41,9 @@ def root(tmp_path: Path, tiny_weights: Path) -> Path:
     hico_root(tmp_path / "root", len(DEFECTS) + 3, splits=["test"])
     dataset = load_dataset("hicodet", tmp_path / "root", "test")
     encoder = PatchEncoder.load("tiny", weights=tiny_weights)
-    keys = [record.key for record in dataset.records]
+    keys = [sample.key for sample in dataset.samples]
     pixels = [
-        torch.from_numpy(preprocess(Image.open(record.path), "center-crop", 32).copy()) for record in dataset.records
+        torch.from_numpy(preprocess(Image.open(sample.path), "center-crop", 32).copy()) for sample in dataset.samples
     ]
     tokens = dict(zip(keys[:-1], encoder.all_tokens(torch.stack(pixels)), strict=False))
     # Names from one on, so that EZ-HOI's first is sound.
@@ -96,10 +96,10 @@ def test_a_strangers_bank_is_verified_repaired_and_sound(root: Path, tiny_weight
     assert "5 computed anew from their pixels: relative error at most" in done.stdout
 
     original = Original(tiny_weights)
-    for record in load_dataset("hicodet", root, "test").records:
-        with open(root / BANK / f"{record.key.split('.')[0]}_clip.pkl", "rb") as file:
+    for sample in load_dataset("hicodet", root, "test").samples:
+        with open(root / BANK / f"{sample.key.split('.')[0]}_clip.pkl", "rb") as file:
             tokens = pickle.load(file)
-        assert relative_error(tokens, original(record.path)) <= 3e-4  # one was stored as float16
+        assert relative_error(tokens, original(sample.path)) <= 3e-4  # one was stored as float16
     info = patchbank("info", root / BANK, check=0).stdout
     assert "adopted" in info
     assert "computed anew from their pixels agree" in info
@@ -145,7 +145,7 @@ def tiny(weights: Path) -> tuple[str, ...]:
 def test_pickles_that_are_only_saved_badly_are_compared_with_pixels_too(root: Path, tiny_weights: Path) -> None:
     """All that the original scripts write are views."""
     (root / BANK).rename(root / "aside")
-    keys = [record.key for record in load_dataset("hicodet", root, "test").records]
+    keys = [sample.key for sample in load_dataset("hicodet", root, "test").samples]
     original = Original(tiny_weights)
     images = root / "hicodet/hico_20160224_det/images/test2015"
     tokens = {key: torch.cat([torch.ones(1, 32), original(images / key)]) for key in keys[:3]}

@@ -21,8 +21,8 @@ def test_hicodet_lists_every_image_once_in_order(tmp_path: Path) -> None:
     names = json.loads((tmp_path / "hicodet/trainval_hico.json").read_text())
     write_json(tmp_path / "hicodet/trainval_hico.json", [*names[::-1], names[2]])
     dataset = load_dataset("hicodet", tmp_path, "train")
-    assert [record.key for record in dataset.records] == [entry["file_name"] for entry in names[::-1]]
-    assert all(record.path.is_file() for record in dataset.records)
+    assert [sample.key for sample in dataset.samples] == [entry["file_name"] for entry in names[::-1]]
+    assert all(sample.path.is_file() for sample in dataset.samples)
     assert dataset.title == "hicodet train"
 
 
@@ -40,7 +40,7 @@ def test_upts_file_is_read_where_the_lists_are_missing(tmp_path: Path) -> None:
     (tmp_path / "hicodet/test_hico.json").unlink()
     names = sorted(path.name for path in (tmp_path / "hicodet/hico_20160224_det/images/test2015").iterdir())
     write_json(tmp_path / "hicodet/instances_test2015.json", {"annotation": [], "filenames": names, "size": []})
-    assert [record.key for record in load_dataset("hicodet", tmp_path, "test").records] == names
+    assert [sample.key for sample in load_dataset("hicodet", tmp_path, "test").samples] == names
 
 
 @pytest.mark.parametrize("structure", [hico_list, vcoco_dict, lambda names: {"filenames": list(names)}])
@@ -105,7 +105,7 @@ def test_a_folder_takes_what_pillow_opens(tmp_path: Path) -> None:
     (tmp_path / ".hidden/x.jpg").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("words")
     (tmp_path / "film.mpg").write_bytes(b"\x00\x00\x01\xb3" + bytes(100))
-    keys = [record.key for record in load_dataset("folder", tmp_path).records]
+    keys = [sample.key for sample in load_dataset("folder", tmp_path).samples]
     assert keys == ["a/b/photo_0000.jpg", "a/b/photo_0001.jpg", "damaged.PNG", "no_extension"]
 
 

@@ -14,9 +14,9 @@ import torch
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from patchbank import ImageTransform, load_dataset
+from patchbank.datasets.example import write_sample
 from patchbank.datasets.hoi import read_indices
 from patchbank.datasets.hoi_files import COCO_91_TO_80, read_hoi
-from patchbank.datasets.sample import write_sample
 from patchbank.errors import DatasetError
 from tests.datasets.test_datasets import ANNOTATIONS
 from tests.support import hico_root, vcoco_root, write_json
@@ -239,17 +239,17 @@ def test_a_malformed_entry_is_named(tmp_path: Path, content: Any, change: Any, w
 def test_targets_through_the_data_set(tmp_path: Path) -> None:
     hico_root(tmp_path, 4)
     dataset = load_dataset("hicodet", tmp_path, "train")
-    assert [len(dataset.target(record.key)) for record in dataset.records] == [0, 1, 0, 1]
-    target = dataset.target(dataset.records[1].key)
+    assert [len(dataset.target(sample.key)) for sample in dataset.samples] == [0, 1, 0, 1]
+    target = dataset.target(dataset.samples[1].key)
     assert target.size == (120, 90)  # the image's, since the list does not tell it
     with pytest.raises(DatasetError, match=r"hicodet train has no image 'x\.jpg'.*HICO_train2015"):
         dataset.target("x.jpg")
     with pytest.raises(DatasetError, match="names no classes"):
         _ = dataset.classes
     kept = dataset.with_pairs()
-    assert [record.key for record in kept.records] == [dataset.records[1].key, dataset.records[3].key]
+    assert [sample.key for sample in kept.samples] == [dataset.samples[1].key, dataset.samples[3].key]
     again = pickle.loads(pickle.dumps(kept))
-    assert torch.equal(again.target(kept.records[0].key).boxes_o, target.boxes_o)
+    assert torch.equal(again.target(kept.samples[0].key).boxes_o, target.boxes_o)
 
 
 def test_training_needs_no_images(tmp_path: Path) -> None:
@@ -257,14 +257,14 @@ def test_training_needs_no_images(tmp_path: Path) -> None:
     images = tmp_path / "hicodet/hico_20160224_det/images/train2015"
     images.rename(tmp_path / "elsewhere")
     dataset = load_dataset("hicodet", tmp_path, "train")
-    assert dataset.target(dataset.records[1].key).size is None
+    assert dataset.target(dataset.samples[1].key).size is None
 
 
 def test_a_folder_has_no_pairs(tmp_path: Path) -> None:
     vcoco_root(tmp_path, 2)
     dataset = load_dataset("folder", tmp_path)
     with pytest.raises(DatasetError, match="loaded as a folder, without annotations"):
-        dataset.target(dataset.records[0].key)
+        dataset.target(dataset.samples[0].key)
 
 
 def test_zero_shot_settings_leave_classes_out(tmp_path: Path) -> None:
@@ -273,14 +273,14 @@ def test_zero_shot_settings_leave_classes_out(tmp_path: Path) -> None:
     counts = dataset.hoi_counts()
     assert (counts.sum(), counts[147], counts[298]) == (4, 1, 1)  # inspect motorcycle, inspect cup
     seen = dataset.without_hois([147])
-    assert [record.key[-6:] for record in seen.records] == ["04.jpg", "05.jpg", "07.jpg"]
+    assert [sample.key[-6:] for sample in seen.samples] == ["04.jpg", "05.jpg", "07.jpg"]
     assert seen.hoi_counts()[147] == 0 and seen.hoi_counts().sum() == 3
     assert dataset.hoi_counts().sum() == 4
     (tmp_path / "unseen.txt").write_text("147\n298, 85\n")
     (tmp_path / "unseen.json").write_text(json.dumps([147, 298, 85]))
     for name in ("unseen.txt", "unseen.json"):
         left = dataset.without_hois(tmp_path / name)
-        assert [left.target(record.key).hoi for record in left.records] == [torch.tensor([304])]
+        assert [left.target(sample.key).hoi for sample in left.samples] == [torch.tensor([304])]
     assert 0 in dataset.rare_hois() and dataset.rare_hois(1) == [hoi for hoi in range(600) if not counts[hoi]]
     with pytest.raises(DatasetError, match="before any are left out"):
         seen.rare_hois()

@@ -64,7 +64,7 @@ def test_the_same_features_as_of_a_folder(
         (tmp_path / "folder" / name).write_bytes(content)
     extract(load_dataset("folder", tmp_path / "folder"), tmp_path / "expected", config)
     dataset = load(*both)
-    assert [(record.position, record.place) for record in dataset.records][6:8] == [(6, (2, 0)), (POSITIONS, (0, 0))]
+    assert [(sample.position, sample.place) for sample in dataset.samples][6:8] == [(6, (2, 0)), (POSITIONS, (0, 0))]
     summary = extract(dataset, tmp_path / "bank", config)
     assert (summary.images, summary.failures) == (11, {})
     bank, expected = open_bank(tmp_path / "bank"), open_bank(tmp_path / "expected")
@@ -88,11 +88,11 @@ def test_rows_in_any_order_from_many_threads(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(tables, "_WINDOWS", 2)
     rows = [str(number).encode() * (number + 1) for number in range(200)]
     path = write(tmp_path / "a.parquet", 50, name=list(range(200)), image=rows)
-    records = list(load(path).records)
-    assert [record.key for record in records[:2]] == ["0", "1"]
+    samples = list(load(path).samples)
+    assert [sample.key for sample in samples[:2]] == ["0", "1"]
 
     def read(index: int) -> bytes:
-        return records[index].source.content(records[index]).read()  # type: ignore[union-attr]
+        return samples[index].source.content(samples[index]).read()  # type: ignore[union-attr]
 
     orders = [list(range(200)), list(range(0, 200, 7)), list(range(200))[::-1], list(range(200))]
     random.Random(0).shuffle(orders[-1])
@@ -114,7 +114,7 @@ def test_planning_reads_no_image(tmp_path: Path) -> None:
     dataset = load(path)
     assert not dataset.damaged
     with pytest.raises(OSError):
-        dataset.records[0].source.content(dataset.records[0])
+        dataset.samples[0].source.content(dataset.samples[0])
 
 
 def test_rows_without_an_image_fail(files: Mapping[str, bytes], config: ExtractConfig, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_two_files_with_one_key(tmp_path: Path) -> None:
     paths = [write(tmp_path / name, name=["x"], image=[b"1"]) for name in ("a.parquet", "b.parquet")]
     with pytest.raises(DatasetError, match="--prefix"):
         load(*paths)
-    assert [record.key for record in load(*paths, prefix=True).records] == ["a/x", "b/x"]
+    assert [sample.key for sample in load(*paths, prefix=True).samples] == ["a/x", "b/x"]
 
 
 def test_what_is_kept_while_rows_are_read_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +185,6 @@ def test_what_is_kept_while_rows_are_read_ahead_is_bounded(tmp_path: Path, monke
     contents = [number.to_bytes(4, "big") * 100 for number in range(count)]
     dataset = load(write(tmp_path / "many.parquet", count, name=names, image=contents))
     for position in (count - 1, 0, 500):
-        record = dataset.records[position]
-        assert record.source.content(record).read() == contents[position]  # type: ignore[union-attr]
+        sample = dataset.samples[position]
+        assert sample.source.content(sample).read() == contents[position]  # type: ignore[union-attr]
     assert 0 < largest[0] <= 4000

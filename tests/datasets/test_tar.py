@@ -19,7 +19,7 @@ from patchbank.cli.extract import run_jobs
 from patchbank.config import Partition
 from patchbank.datasets.several import POSITIONS, expand
 from patchbank.errors import ConfigError, DatasetError
-from patchbank.plan import make_plan
+from patchbank.extraction.plan import make_plan
 from tests.datasets.packed import write_tar
 from tests.support import SecondLook, contents, photographs
 
@@ -57,14 +57,14 @@ def test_the_same_features_as_of_a_folder(
         (tmp_path / "folder" / name).write_bytes(content)
     extract(load_dataset("folder", tmp_path / "folder"), tmp_path / "expected", config)
     dataset = load_dataset("tar", tars)
-    assert [record.position for record in dataset.records][3:5] == [3, POSITIONS]
+    assert [sample.position for sample in dataset.samples][3:5] == [3, POSITIONS]
     summary = extract(pickle.loads(pickle.dumps(dataset)), tmp_path / "bank", config)
     assert (summary.images, summary.failures) == (11, {})
     bank, expected = open_bank(tmp_path / "bank"), open_bank(tmp_path / "expected")
     assert list(bank) == list(expected) == list(files)
     # A position decides a slot in the batch, which may move the last bits.
     assert all(bank[key].allclose(expected[key], rtol=0, atol=1e-5) for key in files)
-    assert {record.key: record.source.content(record).read() for record in dataset.records} == files  # type: ignore[union-attr]
+    assert {sample.key: sample.source.content(sample).read() for sample in dataset.samples} == files  # type: ignore[union-attr]
     assert verify(tmp_path / "bank").problems == []  # its shards' numbers have gaps
 
 
@@ -74,7 +74,7 @@ def test_partitions_and_interruptions_leave_no_trace(tars: str, config: ExtractC
     for index in (1, 0):
         part = Partition(index, 2)
         dataset = load_dataset("tar", tars, partition=part)
-        opened.append(sorted({record.source.location.name for record in dataset.records}))
+        opened.append(sorted({sample.source.location.name for sample in dataset.samples}))
         extract(dataset, tmp_path / "parts", replace(config, partition=part))
     assert opened == [["s1.tar", "s2.tar"], ["s0.tar"]]
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
@@ -105,7 +105,7 @@ def test_damaged_tars_are_reported_and_not_recorded(
 ) -> None:
     whole = tmp_path / "s1.tar"
     content = whole.read_bytes()
-    second = load_dataset("tar", whole).records[1]
+    second = load_dataset("tar", whole).samples[1]
     assert second.place is not None
     whole.write_bytes(content[: sum(second.place) - 1])
     (tmp_path / "s2.tar").unlink()
@@ -159,7 +159,7 @@ def test_headers_that_lie(tmp_path: Path) -> None:
     header[1024 + 148 : 1024 + 156] = b"%06o\0 " % total
     path.write_bytes(header)
     dataset = load_dataset("tar", path)
-    assert [record.key for record in dataset.records] == ["a.jpg"]
+    assert [sample.key for sample in dataset.samples] == ["a.jpg"]
     assert "a header of" in dataset.damaged[str(path)]
 
 
@@ -170,9 +170,9 @@ def test_which_members_count(tmp_path: Path) -> None:
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    records = load_dataset("tar", path).records
-    assert [record.key for record in records] == ["b/c.PNG", "__e__.jpg", "a.jpg"]
-    assert records[2].source.content(records[2]).read() == b"last"  # type: ignore[union-attr]
+    samples = load_dataset("tar", path).samples
+    assert [sample.key for sample in samples] == ["b/c.PNG", "__e__.jpg", "a.jpg"]
+    assert samples[2].source.content(samples[2]).read() == b"last"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["../x.jpg", "/x.jpg", "a/../../x.jpg", "a//x.jpg"])
@@ -188,7 +188,7 @@ def test_two_tars_with_one_key(tmp_path: Path) -> None:
         write_tar(tmp_path / name, [("x.jpg", b"1")])
     with pytest.raises(DatasetError, match=r"a\.tar and .*b\.tar both hold 'x\.jpg'.*--prefix"):
         load_dataset("tar", [tmp_path / "a.tar", tmp_path / "b.tar"])
-    keys = [record.key for record in load_dataset("tar", tmp_path / "*.tar", prefix=True).records]
+    keys = [sample.key for sample in load_dataset("tar", tmp_path / "*.tar", prefix=True).samples]
     assert keys == ["a/x.jpg", "b/x.jpg"]
 
 

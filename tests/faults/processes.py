@@ -21,13 +21,13 @@ import torch
 
 from patchbank.bank.base_writer import BankWriter, Feature
 from patchbank.cli import main
-from patchbank.models import MODELS
-from patchbank.preprocess import Failure
+from patchbank.datasets.samples import Failure
+from patchbank.encoders.openai.registry import MODELS
 from tests.support import REPOSITORY, TINY
 
 _IMPORTED = [
     *("pytest", "PIL.JpegImagePlugin", "tests.support", "tests.faults.processes"),
-    *("patchbank.extraction", "patchbank.recompute", "patchbank.bank.repair", "patchbank.cli.progress"),
+    *("patchbank.extraction.run", "patchbank.extraction.recompute", "patchbank.bank.repair", "patchbank.cli.progress"),
 ]
 
 

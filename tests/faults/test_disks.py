@@ -18,11 +18,11 @@ from unittest import mock
 import pytest
 
 from patchbank import extract, load_dataset, open_bank
-from patchbank.datasets import Record
-from patchbank.datasets.sources import Directory
+from patchbank.datasets import Sample
+from patchbank.datasets.samples import Directory
 from patchbank.errors import BankError, DatasetError
-from patchbank.extraction import execute, load_encoder
-from patchbank.plan import make_plan
+from patchbank.extraction.plan import make_plan
+from patchbank.extraction.run import execute, load_encoder
 from tests.faults.conftest import BROKEN, Extraction, Short
 from tests.faults.processes import Run, run
 from tests.faults.soundness import sound_keys
@@ -197,11 +197,11 @@ def test_images_whose_disk_is_unmounted(short: Short, tmp_path: Path, take_away:
     content, first = Directory.content, sorted(path.name for path in images.iterdir())[:4]
     gone = threading.Event()
 
-    def waiting(source: Directory, record: Record) -> Path | BinaryIO:
-        if record.key not in first and not gone.is_set():
+    def waiting(source: Directory, sample: Sample) -> Path | BinaryIO:
+        if sample.key not in first and not gone.is_set():
             take()
             gone.set()
-        return content(source, record)
+        return content(source, sample)
 
     with mock.patch.object(Directory, "content", waiting), pytest.raises(DatasetError, match="is gone") as raised:
         extract(load_dataset("folder", images), bank, short.config)
@@ -231,12 +231,12 @@ def test_an_image_that_cannot_be_read_just_now(short: Short, tmp_path: Path, num
     dataset, bank = load_dataset("folder", short.images), tmp_path / "bank"
     content = Directory.content
 
-    def failing(source: Directory, record: Record) -> Path | BinaryIO:
-        if record.key == "photo_0001.jpg":
+    def failing(source: Directory, sample: Sample) -> Path | BinaryIO:
+        if sample.key == "photo_0001.jpg":
             raise OSError(number, os.strerror(number))
-        if record.key == "photo_0004.jpg":
-            return FailingFile(record.path.read_bytes())
-        return content(source, record)
+        if sample.key == "photo_0004.jpg":
+            return FailingFile(sample.path.read_bytes())
+        return content(source, sample)
 
     with mock.patch.object(Directory, "content", failing):
         summary = extract(dataset, bank, short.config)

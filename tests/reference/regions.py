@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from patchbank.geometry import ImageTransform
+from patchbank.transform import ImageTransform
 
 Grid = NDArray[np.float64]
 

@@ -21,10 +21,10 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.removal import remove_bank
 from patchbank.bank.shard import Shard
 from patchbank.bank.storage import storage_of
+from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
 from patchbank.files import bytes_text, free_bytes
 from patchbank.locations import is_remote
-from patchbank.preprocess import Failure
 
 # Checksums and flushes wait for the processor and the disk without Python's lock.
 _THREADS = max(1, min(8, os.cpu_count() or 1))

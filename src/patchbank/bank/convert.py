@@ -16,10 +16,10 @@ from patchbank.bank.reader import Bank
 from patchbank.bank.runs import copy_runs
 from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest, open_writer
 from patchbank.config import Layout, StoredDtype, check_dtype
+from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
 from patchbank.files import bytes_text, free_bytes
 from patchbank.locations import is_remote
-from patchbank.preprocess import Failure
 
 _AT_ONCE = 64  # features read before they are handed on
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from patchbank.bank.unpickling import UnsafePickleError, parse_pickle
+from patchbank.encoders.openai.registry import MODELS, Model
 from patchbank.errors import BankError
-from patchbank.models import MODELS, Model
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from patchbank.bank.ledger import Ledger, Snapshot
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import NotFiniteError, pack
 from patchbank.bank.pickles import pickle_bytes, to_pickle
+from patchbank.datasets.samples import Failure
 from patchbank.files import fsync_directory, make_directory, sha256_of_chunks, write_and_sync
-from patchbank.preprocess import Failure
 
 
 def file_bytes(manifest: Manifest) -> int:

@@ -13,10 +13,10 @@ from typing import Any, cast, get_args
 
 from patchbank import __version__
 from patchbank.config import Decode, Fingerprint, Layout, ResizeMode, StoredDtype
+from patchbank.encoders.openai.registry import Model
 from patchbank.errors import BankError
 from patchbank.files import fsync_directory, write_and_sync
-from patchbank.geometry import ImageTransform
-from patchbank.models import Model
+from patchbank.transform import ImageTransform
 
 FILE_NAME = "bank.json"
 FORMAT, FORMAT_VERSION = "patchbank", 1

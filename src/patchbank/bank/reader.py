@@ -14,8 +14,8 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.shards import ShardStore
 from patchbank.config import Fingerprint
 from patchbank.errors import BankError, KeyNotInBank
-from patchbank.geometry import ImageTransform
 from patchbank.locations import is_remote, locate
+from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -28,6 +28,7 @@ from patchbank.bank.storage import storage_of
 from patchbank.bank.unpickling import read_pickle
 from patchbank.bank.verify import Progress, Report, verify
 from patchbank.config import UNKNOWN, Fingerprint, ResizeMode
+from patchbank.encoders.openai.registry import Model
 from patchbank.errors import BankError
 from patchbank.files import (
     DAMAGED,
@@ -38,7 +39,6 @@ from patchbank.files import (
     sha256_of_chunks,
     write_and_sync,
 )
-from patchbank.models import Model
 
 _AGAIN = "to be extracted again"
 

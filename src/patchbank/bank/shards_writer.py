@@ -18,8 +18,8 @@ from patchbank.bank.packing import NotFiniteError, checksum, fields, memory, pac
 from patchbank.bank.shard import Shard, make_header
 from patchbank.bank.shards import joined, map_shard, read_shards, rows_of
 from patchbank.bank.storage import storage_of
+from patchbank.datasets.samples import Failure
 from patchbank.files import DAMAGED, write_and_sync
-from patchbank.preprocess import Failure
 
 _ATTEMPTS = 8  # at a shard, while other processes go on writing
 

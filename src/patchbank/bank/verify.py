@@ -26,10 +26,10 @@ from patchbank.bank.shards import ShardStore
 from patchbank.bank.storage import storage_of
 from patchbank.bank.unpickling import read_pickle
 from patchbank.config import ARCHIVES, StoredDtype
+from patchbank.encoders.openai.registry import MODELS, Model
 from patchbank.errors import BankError
 from patchbank.files import DAMAGED, sha256_of
 from patchbank.locations import is_remote
-from patchbank.models import MODELS, Model
 
 _AT_ONCE = 256  # features handed to the threads
 

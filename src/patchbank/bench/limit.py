@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchbank.config import Precision
-from patchbank.encoder.encoder import DTYPES, float32_products
-from patchbank.encoder.linear import Linear
-from patchbank.models import Model
+from patchbank.encoders.encoder import DTYPES, float32_products
+from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.packed import Linear
 
 _TRIAL_SECONDS = 0.03  # for each routine, to choose the fastest
 _SECONDS = 0.25  # for that one then

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from patchbank.advice import auto_workers
 from patchbank.bank.manifest import library_versions
 from patchbank.bench import stages
 from patchbank.bench.limit import Limit, product_rate
@@ -18,8 +17,9 @@ from patchbank.bench.machine import machine
 from patchbank.bench.stages import Measure
 from patchbank.config import ExtractConfig, Precision
 from patchbank.datasets import Dataset
-from patchbank.encoder.encoder import has_bfloat16, resolve_device
-from patchbank.models import Model, get_model
+from patchbank.encoders.encoder import has_bfloat16, resolve_device
+from patchbank.encoders.openai.registry import Model, get_model
+from patchbank.extraction.advice import auto_workers
 
 _PRODUCTS = 64  # images whose products are measured: more are no faster, and need much memory
 _NOISE = 1.03

@@ -22,14 +22,15 @@ from patchbank.bench.limit import Limit
 from patchbank.budget import ByteBudget
 from patchbank.config import Decode, ExtractConfig, Layout, Precision, StoredDtype
 from patchbank.datasets import Dataset
-from patchbank.encoder.encoder import PatchEncoder, resolve_device
-from patchbank.encoder.random import random_encoder
+from patchbank.datasets.samples import Decoded
+from patchbank.encoders.encoder import PatchEncoder, resolve_device
+from patchbank.encoders.openai.random import random_encoder
+from patchbank.encoders.openai.registry import Model
 from patchbank.errors import PatchbankError
-from patchbank.extraction import execute
-from patchbank.models import Model
-from patchbank.pipeline import StageTimes
-from patchbank.plan import ExtractPlan, describe
-from patchbank.preprocess import Decoded, load
+from patchbank.extraction.pipeline import StageTimes
+from patchbank.extraction.plan import ExtractPlan, describe
+from patchbank.extraction.run import execute
+from patchbank.preprocess import load
 
 _ROUNDS = 3
 _STORED: tuple[tuple[Layout, StoredDtype], ...] = (("ezhoi", "float32"), ("shards", "float32"), ("shards", "float16"))
@@ -57,8 +58,8 @@ def decode(dataset: Dataset, config: ExtractConfig, model: Model, how: Decode, t
     budget = ByteBudget(2 << 30)
 
     def one(position: int) -> bool:
-        record = dataset.records[position]
-        return isinstance(load(record, config.resize, model.input_size, budget, how), Decoded)
+        sample = dataset.samples[position]
+        return isinstance(load(sample, config.resize, model.input_size, budget, how), Decoded)
 
     with ThreadPoolExecutor(threads) as pool:
         sound = sum(pool.map(one, range(len(dataset))))
@@ -128,8 +129,8 @@ def end_to_end(dataset: Dataset, config: ExtractConfig, model: Model, place: Pat
             manifest=manifest,
             resumed=False,
             state=None,
-            selected=dataset.records,
-            todo=list(dataset.records),
+            selected=dataset.samples,
+            todo=list(dataset.samples),
             failed_before=0,
             to_delete=[],
         )

@@ -15,8 +15,8 @@ from patchbank.cli.console import busy, plain_table, say, show_json, show_note, 
 from patchbank.cli.options import DEFAULTS
 from patchbank.cli.signals import exit_on_signal
 from patchbank.config import ExtractConfig, check_dtype
+from patchbank.encoders.openai.registry import get_model
 from patchbank.errors import ConfigError
-from patchbank.models import get_model
 
 if TYPE_CHECKING:
     from patchbank.bench.measure import Report
@@ -79,7 +79,7 @@ def bench(
         from patchbank.bench.measure import precisions_of, run
         from patchbank.bench.pictures import write_pictures
         from patchbank.datasets import load_dataset
-        from patchbank.encoder.encoder import resolve_device
+        from patchbank.encoders.encoder import resolve_device
 
         kind = resolve_device(device, precision)
         precisions = precisions_of(kind)
@@ -100,7 +100,7 @@ def bench(
             images = Path(made, "pictures")
             write_pictures(images, count)
         dataset = load_dataset("folder", images)
-        dataset = replace(dataset, records=dataset.records[:count])
+        dataset = replace(dataset, samples=dataset.samples[:count])
         report = run(dataset, config, place, precisions, now)
     show_json(report.to_dict()) if json else _show(report, config)
 

@@ -14,14 +14,14 @@ from patchbank.cli.console import busy, plain_table, say, stderr, stdout
 from patchbank.cli.progress import ImageProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig
+from patchbank.encoders.openai.registry import get_model
 from patchbank.errors import BankError
 from patchbank.files import bytes_text
-from patchbank.models import get_model
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
     from patchbank.datasets import Dataset
-    from patchbank.encoder.encoder import PatchEncoder
+    from patchbank.encoders.encoder import PatchEncoder
 
 _MODEL = "ViT-B/16"
 
@@ -51,11 +51,11 @@ def demo(
     from patchbank.bank.ezhoi import bank_directory, bank_name
     from patchbank.bank.reader import open_bank
     from patchbank.datasets import SPLITS, load_dataset
-    from patchbank.datasets.sample import write_sample
-    from patchbank.encoder.untrained import write_untrained
-    from patchbank.encoder.weights import find_checkpoint
-    from patchbank.extraction import execute, load_encoder
-    from patchbank.plan import check_disk, make_plan
+    from patchbank.datasets.example import write_sample
+    from patchbank.encoders.openai.checkpoints import find_checkpoint
+    from patchbank.encoders.openai.untrained import write_untrained
+    from patchbank.extraction.plan import check_disk, make_plan
+    from patchbank.extraction.run import execute, load_encoder
 
     root = directory.expanduser()
     with busy("Laying out the photographs"):
@@ -101,7 +101,7 @@ def demo(
             f"{difference:.0e}",
         )
         pages.append(report.write(bank, report.beside(plan.out), plan.dataset))
-        first = first or (bank, next(record.key for record in plan.dataset.with_pairs().records))
+        first = first or (bank, next(sample.key for sample in plan.dataset.with_pairs().samples))
     say(f"\nBanks in {bank_directory(root, 'hicodet')} and {bank_directory(root, 'vcoco')}:\n")
     stdout.print(table)
     say(
@@ -132,16 +132,16 @@ def check(bank: Bank, dataset: Dataset, encoder: PatchEncoder) -> float:
     import torch
     from PIL import Image
 
-    if missing := [record.key for record in dataset.records if record.key not in bank]:
+    if missing := [sample.key for sample in dataset.samples if sample.key not in bank]:
         raise BankError(f"{bank.path} lacks {len(missing)} images, {missing[0]} for one: {bank.failures}.")
     for key, tokens in bank.items():
         bank.check(key)
         if not torch.isfinite(tokens).all():
             raise BankError(f"{bank.file(key)} is damaged.")
-    record = dataset.records[-1]
-    with Image.open(record.path) as image:
+    sample = dataset.samples[-1]
+    with Image.open(sample.path) as image:
         anew = encoder.encode([image], bank.manifest.resize)[0]
-    difference = float((bank[record.key] - anew).norm() / anew.norm())
+    difference = float((bank[sample.key] - anew).norm() / anew.norm())
     if difference > 2e-6:
-        raise BankError(f"{bank.file(record.key)} differs from the pixels' features by {difference:.1e}.")
+        raise BankError(f"{bank.file(sample.key)} differs from the pixels' features by {difference:.1e}.")
     return difference

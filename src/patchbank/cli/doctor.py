@@ -12,8 +12,8 @@ from patchbank.cli import options
 from patchbank.cli.console import busy, say, show_json, stdout
 from patchbank.cli.options import DEFAULTS, flag
 from patchbank.config import ExtractConfig, check_dtype
+from patchbank.encoders.openai.registry import EZHOI_MODELS, get_model
 from patchbank.errors import ConfigError
-from patchbank.models import EZHOI_MODELS, get_model
 
 if TYPE_CHECKING:
     from patchbank.doctor import Finding, Report

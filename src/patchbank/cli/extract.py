@@ -24,15 +24,15 @@ from patchbank.cli.options import DEFAULTS
 from patchbank.cli.progress import DownloadProgress, ImageProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import WHOLE, ExtractConfig
+from patchbank.encoders.openai.registry import EZHOI_MODELS, get_model
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
 from patchbank.locations import is_remote, locate
-from patchbank.models import EZHOI_MODELS, get_model
 
 if TYPE_CHECKING:
     from patchbank.datasets import Dataset
-    from patchbank.extraction import ExtractSummary
-    from patchbank.plan import ExtractPlan
+    from patchbank.extraction.plan import ExtractPlan
+    from patchbank.extraction.run import ExtractSummary
 
 app = typer.Typer(
     help="Extract patch features into banks. A run that was cut short goes on where it stopped.",
@@ -182,7 +182,7 @@ def _parquet(
 
 def _one_model(run: options.RunOptions) -> ExtractConfig:
     """What to do, for a bank that --out names itself. Raises ConfigError on several models."""
-    from patchbank.encoder.weights import CHECKPOINTS
+    from patchbank.encoders.openai.checkpoints import CHECKPOINTS
 
     models = run.models_or([DEFAULTS.model])
     if len(models) != 1:
@@ -212,8 +212,8 @@ def run_jobs(
         # What Ray says of its workers. Until the process ends, for it may say so at any time.
         ExitStack().enter_context(results_alone_on_stdout())
     with busy("Looking at data set, weights and bank"):
-        from patchbank.extraction import execute, load_encoder, obtain_weights
-        from patchbank.plan import check_disk, make_plan
+        from patchbank.extraction.plan import check_disk, make_plan
+        from patchbank.extraction.run import execute, load_encoder, obtain_weights
 
         plans = [make_plan(*job) for job in jobs]
     if dry_run:

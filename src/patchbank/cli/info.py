@@ -90,12 +90,12 @@ class Coverage:
 
 
 def _coverage(bank: Bank, dataset: Dataset, count: int) -> list[Coverage]:
-    from patchbank.plan import share_of
+    from patchbank.extraction.plan import share_of
 
     parts = []
     for index in range(count):
         part = Partition(index, count)
-        keys = [record.key for record in share_of(dataset.records, part, bank.manifest)]
+        keys = [sample.key for sample in share_of(dataset.samples, part, bank.manifest)]
         done, failed = (sum(key in some for key in keys) for some in (bank, bank.failures))
         parts.append(Coverage(str(part), len(keys), done, failed, len(keys) - done - failed))
     return parts
@@ -118,7 +118,7 @@ def _facts(bank: Bank) -> dict[str, Any]:
 
 def _show(bank: Bank, *, all_failures: bool) -> None:
     from patchbank.bank.runs import read_runs
-    from patchbank.pictures.names import is_official, is_unknown, is_untrained
+    from patchbank.show.names import is_official, is_unknown, is_untrained
 
     manifest = bank.manifest
     tokens, dim = manifest.shape

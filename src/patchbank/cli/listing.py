@@ -86,7 +86,7 @@ class Listing:
         from patchbank.datasets import read_file_names
 
         if self.dataset == "folder":
-            return [record.key for record in self.load().records]
+            return [sample.key for sample in self.load().samples]
         return list(dict.fromkeys(read_file_names(self.source)))
 
     def load(self) -> Dataset:

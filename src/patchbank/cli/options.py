@@ -21,10 +21,10 @@ from patchbank.config import (
     ResizeMode,
     StoredDtype,
 )
+from patchbank.encoders.openai.registry import MODELS, get_model
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text, parse_bytes
 from patchbank.locations import locate
-from patchbank.models import MODELS, get_model
 
 DEFAULTS = ExtractConfig()
 SHARD_SIZE = bytes_text(DEFAULTS.shard_size).replace(" ", "")

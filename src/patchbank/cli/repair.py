@@ -15,9 +15,9 @@ from patchbank.cli.listing import Listing, find_listing, options_needed
 from patchbank.cli.options import DEFAULTS, flag
 from patchbank.cli.progress import CountProgress, DownloadProgress
 from patchbank.config import ARCHIVES, UNKNOWN, ExtractConfig, ResizeMode
+from patchbank.encoders.openai.registry import get_model
 from patchbank.errors import BankError, ConfigError, WeightsError
 from patchbank.locations import is_remote, locate
-from patchbank.models import get_model
 
 if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
@@ -117,7 +117,7 @@ def repair(
 
 def _check_weights(manifest: Manifest, dataset: Dataset, config: ExtractConfig) -> None:
     """Raise WeightsError, before anything is done, where the weights at hand are not the bank's."""
-    from patchbank.encoder.weights import CHECKPOINTS, find_checkpoint
+    from patchbank.encoders.openai.checkpoints import CHECKPOINTS, find_checkpoint
 
     known = manifest.fingerprint.weights_sha256
     model = get_model(manifest.fingerprint.model)
@@ -139,14 +139,14 @@ def _sizes(found: Listing | None) -> SizeOf:
     from patchbank.errors import PatchbankError
 
     try:
-        records = {} if found is None else {record.key: record for record in found.load().records}
+        samples = {} if found is None else {sample.key: sample for sample in found.load().samples}
     except PatchbankError as error:
         show_note(f"The images' sizes cannot be noted: {error}")
-        records = {}
+        samples = {}
 
     def size_of(key: str) -> tuple[int, int] | None:
         try:
-            with Image.open((record := records[key]).source.content(record)) as image:
+            with Image.open((sample := samples[key]).source.content(sample)) as image:
                 return image.size
         except Exception:  # not there, or damaged in one of the many ways in which a picture can be
             return None
@@ -164,7 +164,7 @@ def _config(
 ) -> ExtractConfig:
     """The configuration that the bank was made with, or would have been."""
     from patchbank.bank.packing import image_bytes
-    from patchbank.encoder.weights import CHECKPOINTS
+    from patchbank.encoders.openai.checkpoints import CHECKPOINTS
 
     fingerprint = manifest.fingerprint
     config = ExtractConfig(
@@ -191,9 +191,9 @@ def _confirm(bank: Path, manifest: Manifest, dataset: Dataset, config: ExtractCo
     from patchbank.bank.reader import open_bank
     from patchbank.bank.repair import confirm
     from patchbank.bank.verify import Report, compare_with_pixels
-    from patchbank.encoder.weights import obtain_checkpoint
-    from patchbank.plan import describe
-    from patchbank.recompute import encoder_of, recompute
+    from patchbank.encoders.openai.checkpoints import obtain_checkpoint
+    from patchbank.extraction.plan import describe
+    from patchbank.extraction.recompute import encoder_of, recompute
 
     model = get_model(config.model)
     obtain_checkpoint(model, config.weights, config.checkpoints, DownloadProgress(f"Downloading {model.name}"))
@@ -207,7 +207,7 @@ def _confirm(bank: Path, manifest: Manifest, dataset: Dataset, config: ExtractCo
             device=config.device,
         )
         report = Report(bank, manifest.layout, manifest, model, sound=list(open_bank(bank)))
-        keys = [record.key for record in dataset.records if record.exists()]
+        keys = [sample.key for sample in dataset.samples if sample.exists()]
         compare_with_pixels(report, keys, _COMPARED, recompute(dataset, encoder, config.resize, config.decode))
     if different := [finding for finding in report.findings if finding.kind == "pixels"]:
         first = different[0]

@@ -20,7 +20,7 @@ from patchbank.locations import is_remote, locate
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
     from patchbank.datasets import Dataset
-    from patchbank.report.page import Written
+    from patchbank.show.page import Written
 
 _MARK = '<meta name="generator" content="patchbank">'  # in every page, by which it is known again
 
@@ -66,11 +66,11 @@ def report(
             bank, opened.manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
         )
         data = _loaded(found, opened)
-    if data is not None and len(opened) and not any(record.key in opened for record in data.records):
+    if data is not None and len(opened) and not any(sample.key in opened for sample in data.samples):
         show_note(f"none of the bank's images is in {data.annotations or data.images}.")
     written = write(opened, target, data, sample=sample, seed=seed, read=read)
     if json:
-        from patchbank.report.page import to_json
+        from patchbank.show.page import to_json
 
         show_json(to_json(written))
     else:
@@ -103,7 +103,7 @@ def write(opened: Bank, target: Path, data: Dataset | None, **options: int | Non
         CountProgress(f"Reading {opened.path.name}") as reading,
         CountProgress("Drawing the gallery") as drawing,
     ):
-        from patchbank.report.page import write_report
+        from patchbank.show.page import write_report
 
         try:
             return write_report(opened, target, data, progress=reading, gallery_progress=drawing, **options)  # type: ignore[arg-type]

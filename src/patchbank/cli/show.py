@@ -92,9 +92,9 @@ def show(
     notes: list[str] = []
     with interruptible("no picture was written."), busy("Drawing"):
         from patchbank.bank.reader import open_bank
-        from patchbank.pictures import showing
-        from patchbank.pictures.figure import Picture, draw
-        from patchbank.pictures.names import plain
+        from patchbank.show import showing
+        from patchbank.show.figure import Picture, draw
+        from patchbank.show.names import plain
 
         opened = open_bank(bank)
         if key not in opened and key not in opened.failures and (like := _alike(key, opened)):
@@ -105,7 +105,7 @@ def show(
             bank, opened.manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
         )
         data = _dataset_of(found)
-        if data is not None and all(record.key != key for record in data.records):
+        if data is not None and all(sample.key != key for sample in data.samples):
             notes.append(f"{data.title} at {data.annotations or data.images} does not list this image.")
         drawn = showing.image_of(key, image, data, transform)
         pairs = showing.pairs_of(key, data)
@@ -164,7 +164,7 @@ def _alike(key: str, keys: Collection[str]) -> str | None:
 
 def _file_name(key: str) -> str:
     """Of a key, what a file can be called."""
-    from patchbank.pictures.names import plain
+    from patchbank.show.names import plain
 
     name = plain(PurePosixPath(key).stem).replace("/", "-").replace("\\", "-")
     return name.encode()[-_LONGEST_NAME:].decode(errors="ignore")
@@ -194,7 +194,7 @@ def _dataset_of(found: listing.Listing | None) -> Dataset | None:
 
 def _footnote(bank: Bank) -> str:
     from patchbank.bank.runs import read_runs
-    from patchbank.pictures.names import weights_text
+    from patchbank.show.names import weights_text
 
     made = bank.manifest
     facts = f"{made.fingerprint.model}, {made.resize}, grid {made.grid[0]} x {made.grid[1]}"

@@ -16,9 +16,9 @@ from patchbank.cli.listing import Listing, find_listing, options_needed
 from patchbank.cli.options import flag
 from patchbank.cli.progress import CountProgress
 from patchbank.config import ARCHIVES, UNKNOWN
+from patchbank.encoders.openai.registry import MODELS
 from patchbank.errors import BankError, ConfigError, PatchbankError
 from patchbank.locations import locate
-from patchbank.models import MODELS
 
 if TYPE_CHECKING:
     from patchbank.bank.examine import Finding
@@ -95,14 +95,14 @@ def verify(
 def _sample(report: Report, dataset: Dataset, count: int, weights: Path | None, device: str) -> None:
     """Compare with pixels. Raises PatchbankError where the model or its weights are not to be had."""
     from patchbank.bank.verify import compare_with_pixels
-    from patchbank.recompute import encoder_of, recompute
+    from patchbank.extraction.recompute import encoder_of, recompute
 
     if report.model is None:
         raise BankError(f"{report.bank} is of no model that patchbank knows: nothing can be computed to compare with.")
     with busy(f"Computing {count} images anew"):
         encoder = encoder_of(report.model, report.manifest, dataset.root, weights=weights, device=device)
         made = (report.manifest.resize, report.manifest.decode) if report.manifest else ()
-        keys = [record.key for record in dataset.records if record.exists()]
+        keys = [sample.key for sample in dataset.samples if sample.exists()]
         compare_with_pixels(report, keys, count, recompute(dataset, encoder, *made))
 
 

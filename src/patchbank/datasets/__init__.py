@@ -1,4 +1,4 @@
-"""Datasets: which images there are. `load_dataset` reads annotation files once and gives records."""
+"""Datasets: which images there are. `load_dataset` reads annotation files once and gives samples."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from patchbank.budget import without_collection
 from patchbank.config import ARCHIVES, WHOLE, Partition
 from patchbank.datasets import folder, hicodet, parquet, tar, vcoco
 from patchbank.datasets.annotations import read_file_names
-from patchbank.datasets.records import Dataset, Record, require_directory
+from patchbank.datasets.samples import Dataset, Sample, require_directory
 from patchbank.errors import ConfigError
 from patchbank.locations import is_place, is_remote, locate
 
 __all__ = [
     "SPLITS",
     "Dataset",
-    "Record",
+    "Sample",
     "find_annotations",
     "load_dataset",
     "load_splits",

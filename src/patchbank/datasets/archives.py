@@ -12,7 +12,7 @@ from patchbank.errors import DatasetError
 from patchbank.locations import is_remote, remotely
 
 if TYPE_CHECKING:
-    from patchbank.datasets.records import Record
+    from patchbank.datasets.samples import Sample
 
 _LARGEST = 2 << 30  # bytes of an image's file: a picture that Pillow opens has less even uncompressed
 
@@ -32,7 +32,7 @@ class SingleFile:
         """As `Source` says."""
         return is_remote(self.location)
 
-    def exists(self, record: Record) -> bool:  # noqa: ARG002
+    def exists(self, sample: Sample) -> bool:  # noqa: ARG002
         """Whether the file is there: that it holds the image was seen when it was listed."""
         return self._there()
 
@@ -55,12 +55,12 @@ class SingleFile:
 
 @dataclass(frozen=True)
 class Tar(SingleFile):
-    """An uncompressed tar; a record's place is (offset, size) of its bytes."""
+    """An uncompressed tar; a sample's place is (offset, size) of its bytes."""
 
-    def content(self, record: Record) -> BytesIO:
+    def content(self, sample: Sample) -> BytesIO:
         """Exactly an image's bytes. Safe to call from several threads. Raises OSError where they cannot be had."""
-        assert record.place is not None
-        offset, size = record.place
+        assert sample.place is not None
+        offset, size = sample.place
         if size == 0:
             raise OSError("the file is empty")
         if size > _LARGEST:

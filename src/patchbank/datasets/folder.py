@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from patchbank.datasets.records import Dataset, make_records, require_directory
+from patchbank.datasets.samples import Dataset, make_records, require_directory
 from patchbank.errors import DatasetError
 from patchbank.locations import is_remote, remotely
 

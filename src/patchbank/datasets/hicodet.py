@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from patchbank.datasets.annotations import read_file_names
-from patchbank.datasets.records import Dataset, make_records
+from patchbank.datasets.samples import Dataset, make_records
 from patchbank.errors import DatasetError
 
 SPLITS = ("train", "test")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchbank.errors import DatasetError
-from patchbank.geometry import ImageTransform
+from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from patchbank.config import WHOLE, Partition
-from patchbank.datasets.records import Dataset
+from patchbank.datasets.samples import Dataset
 from patchbank.datasets.several import LARGEST, Content, expand, gather, reason_of
 from patchbank.datasets.tables import Table, first_line, forget, open_table
 from patchbank.errors import ConfigError, DatasetError

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from patchbank.config import WHOLE, Partition
-from patchbank.datasets.records import Dataset, Record, checked
-from patchbank.datasets.sources import Source
+from patchbank.datasets.samples import Dataset, Sample, Source, checked
 from patchbank.errors import ConfigError, DatasetError
 from patchbank.locations import is_remote, locate, remotely
 
@@ -124,7 +123,7 @@ def gather(
     mine = part.of(len(places))
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="index") as threads:
         contents = list(threads.map(read, [places[index] for index in mine]))
-    records: list[Record] = []
+    samples: list[Sample] = []
     owners: dict[str, Path] = {}
     damaged: dict[str, str] = {}
     for index, content in zip(mine, contents, strict=True):
@@ -137,14 +136,14 @@ def gather(
             key = checked(f"{place.stem}/{key}" if prefix else key, place)
             if (other := owners.setdefault(key, place)) is not place:
                 raise DatasetError(f"{other} and {place} both hold {key!r}. {_mend(other, place, prefix)}")
-            records.append(Record(key, content.source, index * POSITIONS + number, where))
+            samples.append(Sample(key, content.source, index * POSITIONS + number, where))
     if mine and all(reason == MISSING for reason in damaged.values()) and len(damaged) == len(mine):
         others = f", nor is any other of the {len(mine):,} files named" if len(mine) > 1 else ""
         raise DatasetError(f"{places[mine[0]]} is not there{others}.")
-    if not records and (part == WHOLE or len(damaged) == len(mine) > 0):
+    if not samples and (part == WHOLE or len(damaged) == len(mine) > 0):
         reasons = "".join(f"\n  {place}: {reason}" for place, reason in list(damaged.items())[:5])
         raise DatasetError(f"There are no images in {places[mine[0]]}{', ...' if len(mine) > 1 else ''}.{reasons}")
-    return Dataset(name, None, places[0].parent, tuple(records), part=part, damaged=damaged)
+    return Dataset(name, None, places[0].parent, tuple(samples), part=part, damaged=damaged)
 
 
 def _mend(one: Path, other: Path, prefix: bool) -> str:

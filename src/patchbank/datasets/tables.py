@@ -21,7 +21,7 @@ from patchbank.datasets.archives import SingleFile
 from patchbank.locations import filesystem, is_remote, remote_errors
 
 if TYPE_CHECKING:
-    from patchbank.datasets.records import Record
+    from patchbank.datasets.samples import Sample
 
 _BATCH_ROWS = 64
 _BATCH_BYTES = 16 << 20  # about, where images are large
@@ -35,7 +35,7 @@ _NOTHING = "the row holds no image"
 
 @dataclass(frozen=True)
 class Table(SingleFile):
-    """A Parquet file; a record's place is (row group, row in it).
+    """A Parquet file; a sample's place is (row group, row in it).
 
     Attributes:
         column: the images': binary, or a struct with a field ``bytes``.
@@ -43,10 +43,10 @@ class Table(SingleFile):
 
     column: str
 
-    def content(self, record: Record) -> BytesIO:
+    def content(self, sample: Sample) -> BytesIO:
         """A row's bytes. Safe to call from several threads. Raises OSError where they cannot be had."""
-        assert record.place is not None
-        group, row = record.place
+        assert sample.place is not None
+        group, row = sample.place
         if not (found := _window(self, group).take(row)):
             raise OSError(_NOTHING)
         return BytesIO(found)

@@ -12,7 +12,7 @@ from typing import Any
 from patchbank.config import WHOLE, Partition
 from patchbank.datasets.archives import Tar
 from patchbank.datasets.folder import has_image_name, is_hidden
-from patchbank.datasets.records import Dataset
+from patchbank.datasets.samples import Dataset
 from patchbank.datasets.several import Content, expand, gather, reason_of
 from patchbank.locations import filesystem, is_remote, remote_errors
 

@@ -14,7 +14,7 @@ from patchbank.doctor.environment import examine_environment
 from patchbank.doctor.findings import Finding, Level, Report, extract_command, given
 from patchbank.doctor.machine import examine_device, measure, sample
 from patchbank.doctor.timing import Speed
-from patchbank.models import EZHOI_MODELS, get_model
+from patchbank.encoders.openai.registry import EZHOI_MODELS, get_model
 
 __all__ = ["Finding", "Level", "Report", "examine"]
 

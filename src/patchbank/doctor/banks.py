@@ -20,10 +20,10 @@ from patchbank.doctor.directories import closed
 from patchbank.doctor.findings import Finding, Level, extract_command, given, run, shell
 from patchbank.doctor.splits import Split
 from patchbank.doctor.timing import Speed
+from patchbank.encoders.openai.registry import Model
 from patchbank.errors import BankError
+from patchbank.extraction.plan import make_fingerprint
 from patchbank.files import bytes_text
-from patchbank.models import Model
-from patchbank.plan import make_fingerprint
 
 _OPTIONS = {"dtype": "--dtype", "resize": "--resize", "precision": "--precision"}
 # A feature of another size than the usual one: the stock package's (511,) tensor, and a slice of its batch.

@@ -8,10 +8,10 @@ from pathlib import Path
 from patchbank.config import ExtractConfig
 from patchbank.doctor.directories import closed, is_file
 from patchbank.doctor.findings import Finding, relative, run, shell
-from patchbank.encoder.weights import CHECKPOINTS, find_checkpoint, load_visual, places
+from patchbank.encoders.openai.checkpoints import CHECKPOINTS, find_checkpoint, load_visual, places
+from patchbank.encoders.openai.registry import Model
 from patchbank.errors import WeightsError
 from patchbank.files import bytes_text, sha256_of
-from patchbank.models import Model
 
 
 def examine_checkpoints(root: Path, models: Sequence[Model], config: ExtractConfig) -> list[Finding]:

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from patchbank.advice import auto_workers
 from patchbank.config import ExtractConfig
-from patchbank.datasets import Record
-from patchbank.datasets.sources import Directory
+from patchbank.datasets import Sample
+from patchbank.datasets.samples import Directory
 from patchbank.doctor.findings import Finding
 from patchbank.doctor.splits import Split
 from patchbank.doctor.timing import Speed, measure_decode, measure_encode
-from patchbank.encoder.encoder import auto_batch_size, resolve_device
+from patchbank.encoders.encoder import auto_batch_size, resolve_device
+from patchbank.encoders.openai.registry import Model
 from patchbank.errors import ConfigError, PatchbankError
-from patchbank.models import Model
+from patchbank.extraction.advice import auto_workers
 
 _SAMPLED = 16  # images that are decoded
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -65,15 +65,15 @@ def examine_device(models: Sequence[Model], config: ExtractConfig) -> tuple[Find
     return Finding(what="device", level="ok", text=text, data=data), device
 
 
-def sample(splits: Sequence[Split]) -> list[Record]:
+def sample(splits: Sequence[Split]) -> list[Sample]:
     """A few of the images that are there, from all over the splits."""
     directories = {split.actual: Directory(split.actual) for split in splits}
-    there = [Record(key, directories[split.actual], 0) for split in splits for key in split.there]
+    there = [Sample(key, directories[split.actual], 0) for split in splits for key in split.there]
     return there[:: max(1, -(-len(there) // _SAMPLED))]
 
 
 def measure(
-    models: Sequence[Model], config: ExtractConfig, device: torch.device, records: Sequence[Record]
+    models: Sequence[Model], config: ExtractConfig, device: torch.device, samples: Sequence[Sample]
 ) -> tuple[dict[str, Speed], list[Finding]]:
     """Each model's speed, and findings that say it; also those of images that cannot be decoded."""
     speeds: dict[str, Speed] = {}
@@ -82,7 +82,7 @@ def measure(
     workers = config.workers or auto_workers()
     for model in models:
         try:
-            decode, failed = measure_decode(records, config.resize, model.input_size)
+            decode, failed = measure_decode(samples, config.resize, model.input_size)
             failures.update(failed)
             encode = measure_encode(model, config.precision, device, config.batch_size)
         except (PatchbankError, RuntimeError, MemoryError) as error:  # torch's out of memory is a RuntimeError
@@ -108,7 +108,7 @@ def measure(
             )
         )
     if failures:
-        findings.append(_unreadable(failures, len(records)))
+        findings.append(_unreadable(failures, len(samples)))
     return speeds, findings
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from patchbank.bank.ezhoi import check_names
 from patchbank.datasets import SPLITS, hicodet, vcoco
 from patchbank.datasets.annotations import read_file_names
-from patchbank.datasets.records import make_records
+from patchbank.datasets.samples import make_records
 from patchbank.doctor.directories import Directories, closed, exists, needed_rename
 from patchbank.doctor.findings import Finding, extract_command, relative, run, shell
 from patchbank.errors import BankError, DatasetError

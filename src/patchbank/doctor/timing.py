@@ -14,10 +14,11 @@ from PIL import Image
 from patchbank.bench.pictures import jpeg
 from patchbank.budget import ByteBudget
 from patchbank.config import Precision, ResizeMode
-from patchbank.datasets import Record
-from patchbank.encoder.random import random_encoder
-from patchbank.models import Model
-from patchbank.preprocess import Decoded, Failure, load, preprocess
+from patchbank.datasets import Sample
+from patchbank.datasets.samples import Decoded, Failure
+from patchbank.encoders.openai.random import random_encoder
+from patchbank.encoders.openai.registry import Model
+from patchbank.preprocess import load, preprocess
 
 _ENCODE_SECONDS = 2.0  # for the measured batch of one model, after a first image
 _DECODE_SECONDS = 0.7
@@ -66,22 +67,22 @@ def measure_encode(
 
 
 def measure_decode(
-    records: Sequence[Record], resize: ResizeMode, input_size: int, seconds: float = _DECODE_SECONDS
+    samples: Sequence[Sample], resize: ResizeMode, input_size: int, seconds: float = _DECODE_SECONDS
 ) -> tuple[float, list[Failure]]:
     """Seconds an image takes to be decoded and resized, in one thread; and those images that cannot be.
 
-    Takes a synthetic photograph where there are no records.
+    Takes a synthetic photograph where there are no samples.
     """
     budget, taken, failures = ByteBudget(1 << 30), list[float](), list[Failure]()
-    synthetic = None if records else jpeg()
+    synthetic = None if samples else jpeg()
     ends = time.perf_counter() + seconds
-    for number in range(len(records) or 8):
+    for number in range(len(samples) or 8):
         began = time.perf_counter()
         if synthetic is not None:
             with Image.open(io.BytesIO(synthetic)) as image:
                 preprocess(image, resize, input_size)
             taken.append(time.perf_counter() - began)
-        elif isinstance(result := load(records[number], resize, input_size, budget), Decoded):
+        elif isinstance(result := load(samples[number], resize, input_size, budget), Decoded):
             taken.append(time.perf_counter() - began)
         else:
             failures.append(result)

@@ -1,0 +1,132 @@
+"""The CLIP models patchbank knows: their shapes, official files and checksums. A registry, and no torch.
+
+Shapes and file names are those of OpenAI's release (https://github.com/openai/CLIP, ``clip/clip.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from patchbank.errors import ConfigError
+
+# The mean and standard deviation of CLIP's training images, of RGB scaled to 0..1 (OpenAI's ``_transform``).
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One CLIP vision transformer.
+
+    Attributes:
+        name: OpenAI's name.
+        bank_prefix: how EZ-HOI's directories call it (``clipbase``, ``clip336``), or a name of its own.
+        file_name: the official checkpoint's name in a checkpoint directory.
+        sha256: the official checkpoint's SHA-256; empty where there is no official file.
+        input_size: the side of the square input, in pixels.
+        patch_size: the side of a patch, in pixels.
+        width, layers, heads: the transformer's.
+        output_dim: D, the dimension of the joint image-text space.
+        url: where the official file is downloaded from; empty where it cannot be.
+    """
+
+    name: str
+    bank_prefix: str
+    file_name: str
+    sha256: str
+    input_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    output_dim: int
+    url: str = ""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(Gh, Gw): rows and columns of patches."""
+        side = self.input_size // self.patch_size
+        return side, side
+
+    @property
+    def tokens(self) -> int:
+        """N: patch tokens an image, [CLS] not counted."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def products(self) -> list[tuple[int, int, int, int]]:
+        """Every matrix product of one image's forward pass: (how many such, rows, inner, columns)."""
+        tokens, width, heads = self.tokens + 1, self.width, self.heads
+        head = width // heads
+        return [
+            (1, self.tokens, 3 * self.patch_size**2, width),  # patch embedding
+            (self.layers, tokens, width, 3 * width),  # queries, keys, values
+            (self.layers * heads, tokens, head, tokens),  # attention scores
+            (self.layers * heads, tokens, tokens, head),
+            (self.layers, tokens, width, width),
+            (self.layers, tokens, width, 4 * width),
+            (self.layers, tokens, 4 * width, width),
+            (1, tokens, width, self.output_dim),
+        ]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of those products: a multiplication and an addition for each term."""
+        return sum(2 * count * rows * inner * columns for count, rows, inner, columns in self.products)
+
+    @property
+    def architecture(self) -> str:
+        """The shape, as the fingerprint samples it."""
+        return (
+            f"CLIP ViT, input {self.input_size}, patch {self.patch_size}, width {self.width}, "
+            f"layers {self.layers}, heads {self.heads}, output {self.output_dim}, QuickGELU"
+        )
+
+
+def _openai(name: str, prefix: str, sha256: str, size: int, patch: int, width: int, layers: int, out: int) -> Model:
+    file_name = name.replace("/", "-").replace("@", "-") + ".pt"
+    # OpenAI's server keeps each file under its checksum.
+    url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{file_name}"
+    return Model(name, prefix, file_name, sha256, size, patch, width, layers, width // 64, out, url)
+
+
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        _openai(
+            "ViT-B/32",
+            "clipb32",
+            "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+            *(224, 32, 768, 12, 512),
+        ),
+        _openai(
+            "ViT-B/16",
+            "clipbase",
+            "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+            *(224, 16, 768, 12, 512),
+        ),
+        _openai(
+            "ViT-L/14",
+            "clipl14",
+            "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+            *(224, 14, 1024, 24, 768),
+        ),
+        _openai(
+            "ViT-L/14@336px",
+            "clip336",
+            "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+            *(336, 14, 1024, 24, 768),
+        ),
+    )
+}
+
+# What EZ-HOI's scripts extract: ViT-B/16 and ViT-L/14@336px.
+EZHOI_MODELS = ("ViT-B/16", "ViT-L/14@336px")
+
+
+def get_model(name: str) -> Model:
+    """The model of this name. Raises ConfigError, naming all there are, where there is none."""
+    try:
+        return MODELS[name]
+    except KeyError:
+        raise ConfigError(f"There is no model {name!r}. Choose from: {', '.join(MODELS)}.") from None

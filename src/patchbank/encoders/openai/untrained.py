@@ -1,0 +1,84 @@
+"""Untrained weights in OpenAI's archive format and size, for the demo and the tests. Their features mean nothing."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from patchbank.encoders.openai.checkpoints import expected_shapes, is_half, transformer_shapes
+from patchbank.encoders.openai.registry import Model
+from patchbank.files import scratch_directory
+
+_MARK = "patchbank-untrained"  # a file in the archive that says so
+_CONTEXT, _VOCABULARY, _TEXT_LAYERS = 77, 49408, 12  # the text tower of every official model
+
+
+def untrained_state(model: Model, seed: int = 0, *, vocabulary: int = _VOCABULARY) -> dict[str, Tensor]:
+    """A whole CLIP's parameters under OpenAI's names, normally distributed, in the dtypes of the official files."""
+    generator = torch.Generator().manual_seed(seed)
+    text_width = max(64, 64 * (model.output_dim // 64))
+    shapes = {f"visual.{name}": shape for name, shape in expected_shapes(model).items()}
+    shapes |= {
+        **transformer_shapes(text_width, min(model.layers, _TEXT_LAYERS)),
+        "positional_embedding": (_CONTEXT, text_width),
+        "token_embedding.weight": (vocabulary, text_width),
+        "ln_final.weight": (text_width,),
+        "ln_final.bias": (text_width,),
+        "text_projection": (text_width, model.output_dim),
+    }
+    state = {name: _values(name, shape, generator) for name, shape in shapes.items()}
+    return state | {"logit_scale": torch.tensor(math.log(1 / 0.07))}
+
+
+def _values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Values of the size that trained ones have, so that activations neither vanish nor overflow float16."""
+    noise = torch.randn(shape, generator=generator)
+    if ".ln_" in f".{name}":
+        return 1 + 0.1 * noise if name.endswith("weight") else 0.1 * noise
+    if name.endswith(("bias", "embedding", "embedding.weight")):
+        value = 0.02 * noise
+    else:
+        fan_in = math.prod(shape[1:]) if name.endswith("weight") else shape[0]
+        value = noise / math.sqrt(fan_in)
+    return value.half() if is_half(name) else value
+
+
+def write_untrained(model: Model, path: Path, seed: int = 0, *, vocabulary: int = _VOCABULARY) -> None:
+    """Write an untrained CLIP as a TorchScript archive, as OpenAI's files are. `clip.load` opens it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = untrained_state(model, seed, vocabulary=vocabulary)
+    facts = {"input_resolution": model.input_size, "context_length": _CONTEXT, "vocab_size": vocabulary}
+    root = nn.Module()
+    for name, value in state.items():
+        _owner(root, name).register_parameter(name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+    for name, fact in facts.items():
+        root.register_buffer(name, torch.tensor(fact))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated, but what the files are
+        # The archive's bytes hold its file's name, so only the directory is another one until it is whole.
+        with scratch_directory(path.parent) as scratch:
+            torch.jit.save(torch.jit.script(root), str(scratch / path.name), _extra_files={_MARK: "random numbers"})
+            (scratch / path.name).rename(path)
+
+
+def is_untrained(path: Path) -> bool:
+    """Whether a checkpoint says of itself that its weights are random numbers."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(f"/extra/{_MARK}") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def _owner(root: nn.Module, name: str) -> nn.Module:
+    """The module that holds a parameter of this dotted name, made where it is not there yet."""
+    for part in name.split(".")[:-1]:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    return root

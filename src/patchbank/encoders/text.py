@@ -1,0 +1,51 @@
+"""Texts in CLIP's joint space, by the text tower of a checkpoint. Tokenizer and tower are open_clip's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from patchbank.encoders.openai.checkpoints import Checkpoint, load_state
+from patchbank.errors import ConfigError, WeightsError
+
+INSTALL = 'pip install "patchbank[show]"'
+
+
+def encode_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Tensor:
+    """The texts' features, as OpenAI's ``encode_text`` gives them on the CPU.
+
+    Returns:
+        (T, D) float32 on the CPU, not normalised to unit length.
+
+    Raises:
+        ConfigError: open_clip is not installed; a text is empty, or longer than the tower takes.
+        WeightsError: the checkpoint cannot be read, or has no text tower.
+    """
+    try:
+        from open_clip.model import build_model_from_openai_state_dict
+        from open_clip.tokenizer import SimpleTokenizer
+    except ImportError:
+        raise ConfigError(f"Texts are encoded by open_clip: {INSTALL}") from None
+    state = load_state(checkpoint.path)
+    if lacking := [name for name in ("text_projection", "positional_embedding") if name not in state]:
+        raise WeightsError(f"{checkpoint.path} holds no text tower: it has no parameter {lacking[0]}.")
+    longest = len(state["positional_embedding"])
+    tokenizer = SimpleTokenizer(context_length=longest)
+    for text in texts:
+        count = len(tokenizer.encode(text))
+        if not count:
+            raise ConfigError("--text is empty: give it a phrase, such as 'a person riding a bicycle'.")
+        if count > longest - 2:  # and the marks of its beginning and its end
+            raise ConfigError(
+                f"--text {text[:40]!r}... is {count} tokens long, and the text tower takes {longest - 2}."
+            )
+    try:
+        model = build_model_from_openai_state_dict(state, cast_dtype=torch.float32).float()
+        with torch.inference_mode():
+            features: Tensor = model.encode_text(tokenizer(list(texts)))
+    except (KeyError, RuntimeError, IndexError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise WeightsError(f"{checkpoint.path} has no text tower that can be used: {reason}") from error
+    return features.clone()

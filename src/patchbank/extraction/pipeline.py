@@ -1,0 +1,183 @@
+"""The pipeline: samples -> decode threads -> fixed-size batches -> encoder -> writer. Memory bounded in bytes.
+
+Decoding, encoding and writing run at once. An image's slot in its batch is its position in the dataset modulo the
+batch size, and empty slots stay black. So each image meets the encoder in the same place of a batch of the same
+size however the run is split, resumed or repeated, and its numbers do not depend on that even on devices whose
+kernels treat the rows of a product differently.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patchbank.bank.base_writer import Feature
+from patchbank.budget import ByteBudget
+from patchbank.datasets import Sample
+from patchbank.datasets.samples import Decoded, Failure
+
+# How many bytes may be held: of pictures being decoded, of decoded inputs that wait, of features that wait.
+_DECODING_BYTES = 2 << 30
+_WAITING_BYTES = 256 << 20
+_WRITING_BYTES = 512 << 20
+_WRITING_BATCHES = 64  # that wait, however small: their objects take memory too
+
+Slots = Sequence[tuple[int, Sample]]  # a batch: (slot, sample) for each image in it
+
+
+@dataclass
+class StageTimes:
+    """Where a run spent its time, in seconds of the main thread: each is what it waited for that stage."""
+
+    decode: float = 0.0
+    encode: float = 0.0
+    write: float = 0.0
+
+    def add(self, other: StageTimes) -> None:
+        """Add what another process waited."""
+        self.decode += other.decode
+        self.encode += other.encode
+        self.write += other.write
+
+    @property
+    def bound(self) -> str | None:
+        """The stage that the others wait for: ``decode``, ``encode`` or ``write``; None of a run that did nothing."""
+        if not (self.decode or self.encode or self.write):
+            return None
+        return max(("decode", "encode", "write"), key=lambda stage: float(getattr(self, stage)))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the pipeline joins together.
+
+    Attributes:
+        decode: one sample to its pixels or its failure; called from many threads at once.
+        submit: begin the forward pass of (B, n, n, 3) uint8; what it returns waits for the (B, 1 + N, D) tokens on the
+            CPU, [CLS] first. Called from one thread.
+        add: hand features and failures to the bank, in the images' order; called from one thread. Returns the failures
+            of features that it cannot store.
+        added: told of each such handing over, from the thread that calls `run`: features, and all failures.
+        pinned: whether pixels are to lie in page-locked memory, from which CUDA copies while it computes.
+    """
+
+    decode: Callable[[Sample, ByteBudget], Decoded | Failure]
+    submit: Callable[[Tensor], Callable[[], Tensor]]
+    add: Callable[[Sequence[Feature], Sequence[Failure]], Sequence[Failure]]
+    added: Callable[[int, Sequence[Failure]], None]
+    pinned: bool = False
+
+
+def run(
+    batches: Iterable[Slots],
+    stages: Stages,
+    *,
+    batch_size: int,
+    input_size: int,
+    workers: int,
+    stop: Callable[[], bool],
+) -> StageTimes:
+    """Encode all batches and hand them to the bank, in order, or as many as are begun when `stop` says so.
+
+    Raises what `submit` and `add` raise; what was committed before stays.
+    """
+    times = StageTimes()
+    decoding, writing = ByteBudget(_DECODING_BYTES), ByteBudget(_WRITING_BYTES)
+    image_bytes = input_size * input_size * 3
+    ahead = max(1, min(_WAITING_BYTES // (batch_size * image_bytes), 1 + -(-2 * workers // batch_size)))
+
+    decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+    begun: deque[tuple[Sequence[tuple[int, Decoded]], list[Failure], Callable[[], Tensor]]] = deque()
+    additions: deque[Future[tuple[int, Sequence[Failure]]]] = deque()
+
+    def add(features: list[Feature], failures: list[Failure], held: int) -> tuple[int, Sequence[Failure]]:
+        try:
+            refused = stages.add(features, failures)
+        finally:
+            writing.release(held)
+        return len(features) - len(refused), [*failures, *refused]
+
+    def finish(images: Sequence[tuple[int, Decoded]], failures: list[Failure], wait: Callable[[], Tensor]) -> None:
+        """Hand what has been computed to the writer."""
+        began = time.perf_counter()
+        features = _features(images, wait) if images else []
+        times.encode += (encoded := time.perf_counter()) - began
+        held = writing.acquire(sum(feature.nbytes for feature in features))
+        additions.append(writer.submit(add, features, failures, held))
+        while additions and (additions[0].done() or len(additions) > _WRITING_BATCHES):
+            stages.added(*additions.popleft().result())
+        times.write += time.perf_counter() - encoded
+
+    try:
+        for slots, futures in _decode_ahead(batches, stages.decode, decoders, decoding, ahead):
+            began = time.perf_counter()
+            results = [future.result() for future in futures]
+            times.decode += (decoded := time.perf_counter()) - began
+            if stop():
+                break
+            images = [
+                (slot, image) for (slot, _), image in zip(slots, results, strict=True) if isinstance(image, Decoded)
+            ]
+            failures = [result for result in results if isinstance(result, Failure)]
+            wait = stages.submit(_batch(images, batch_size, input_size, stages.pinned)) if images else _nothing
+            times.encode += time.perf_counter() - decoded
+            begun.append((images, failures, wait))
+            if len(begun) > 1:  # one batch is computed while the one before is received
+                finish(*begun.popleft())
+        while begun:
+            finish(*begun.popleft())
+
+        began = time.perf_counter()
+        while additions:
+            stages.added(*additions.popleft().result())
+        times.write += time.perf_counter() - began
+    finally:
+        decoders.shutdown(wait=True, cancel_futures=True)
+        writer.shutdown(wait=True, cancel_futures=True)
+    return times
+
+
+def _decode_ahead(
+    batches: Iterable[Slots],
+    decode: Callable[[Sample, ByteBudget], Decoded | Failure],
+    decoders: ThreadPoolExecutor,
+    budget: ByteBudget,
+    ahead: int,
+) -> Iterator[tuple[Slots, list[Future[Decoded | Failure]]]]:
+    """Batches in order, each with its images' futures; `ahead` further batches are already being decoded."""
+    begun: deque[tuple[Slots, list[Future[Decoded | Failure]]]] = deque()
+    for slots in batches:
+        begun.append((slots, [decoders.submit(decode, sample, budget) for _, sample in slots]))
+        if len(begun) > ahead:
+            yield begun.popleft()
+    yield from begun
+
+
+def _batch(images: Sequence[tuple[int, Decoded]], batch_size: int, input_size: int, pinned: bool) -> Tensor:
+    """(batch_size, n, n, 3) uint8: each image in its slot."""
+    pixels = torch.zeros(batch_size, input_size, input_size, 3, dtype=torch.uint8, pin_memory=pinned)
+    for slot, image in images:
+        pixels.numpy()[slot] = image.pixels
+    return pixels
+
+
+def _nothing() -> Tensor:
+    """The tokens of a batch without images."""
+    return torch.empty(0)
+
+
+def _features(images: Sequence[tuple[int, Decoded]], wait: Callable[[], Tensor]) -> list[Feature]:
+    tokens = wait()
+    if len(images) < len(tokens):  # what waits to be written must be no larger than it says
+        tokens = tokens[[slot for slot, _ in images]]
+    return [
+        Feature(image.key, every[1:], image.size, cls=every[0])
+        for (_, image), every in zip(images, tokens, strict=True)
+    ]

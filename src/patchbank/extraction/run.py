@@ -1,0 +1,280 @@
+"""`extract`: a dataset's images to a bank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+
+from patchbank.bank.manifest import Manifest, library_versions
+from patchbank.bank.packing import images_a_shard
+from patchbank.bank.runs import DIRECTORY as RUNS
+from patchbank.bank.runs import Run, write_run
+from patchbank.bank.writer import open_writer
+from patchbank.config import WHOLE, ExtractConfig
+from patchbank.datasets import Dataset
+from patchbank.datasets.samples import Failure
+from patchbank.encoders.encoder import PatchEncoder
+from patchbank.encoders.openai.checkpoints import Progress as DownloadProgress
+from patchbank.encoders.openai.checkpoints import obtain_checkpoint
+from patchbank.encoders.openai.untrained import is_untrained
+from patchbank.errors import DatasetError
+from patchbank.extraction import processes
+from patchbank.extraction.advice import advise
+from patchbank.extraction.pipeline import StageTimes
+from patchbank.extraction.plan import ExtractPlan, check_disk, describe_run, make_plan
+from patchbank.extraction.work import Outcome, task_of, units_of
+from patchbank.extraction.worker import compiling_notes, encode_into
+from patchbank.locations import locate
+
+_ENOUGH = 4  # batches, from which on a run says what bounds it
+
+# Called after each batch is handed to the bank: features and failures since the last call. They are durable when the
+# run ends, and most of them before: a pickle at once, a shard when it is whole.
+OnProgress = Callable[[int, Sequence[Failure]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSummary:
+    """What a run did.
+
+    Attributes:
+        bank: its directory.
+        images: features written by this run.
+        already_done: features that were there before.
+        failures: key -> reason, of this run's images that could not be extracted. A tar or table that is damaged or
+            missing is here under its own name, and not in the bank.
+        remaining: images not reached, because the run was stopped.
+        settled: how many of the bank's images have a feature or a failure by now, whichever run it comes from.
+        failed: how many of these have a failure.
+        listed: how many images the bank is for; of a data set that was loaded for a part, that part's.
+        seconds: how long it took, without loading the model.
+        bytes_written: of features.
+        times: seconds spent waiting for each stage.
+        advice: what would make the stage that bounds the run faster; None where the run was too short to tell.
+        notes: what a user should know of this run, a sentence each.
+    """
+
+    bank: Path
+    images: int
+    already_done: int
+    failures: dict[str, str]
+    remaining: int
+    settled: int
+    failed: int
+    listed: int
+    seconds: float
+    bytes_written: int
+    times: StageTimes
+    advice: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this run, failures not counted."""
+        return self.images / self.seconds if self.seconds > 0 else 0.0
+
+
+def extract(
+    dataset: Dataset,
+    out: str | Path,
+    config: ExtractConfig | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    stop: Event | None = None,
+) -> ExtractSummary:
+    """Extract a dataset's patch tokens into the bank `out`, or complete the bank that is there.
+
+    Args:
+        dataset: what `load_dataset` gives.
+        out: the bank's directory, or an object store's URL (``s3://bucket/bank``).
+        config: what to do; None is `ExtractConfig`'s defaults, which are the original scripts'.
+        on_progress: told of every batch: (features, failures), for a progress bar.
+        stop: set it to end the run early; what is committed stays, and the next run goes on.
+
+    Returns:
+        The summary. Images that could not be read are in its ``failures``: they raise nothing.
+
+    Raises:
+        PatchbankError: the setup is wrong (ConfigError, DatasetError, WeightsError, BankError), before anything is
+            written; or the disk fills up (BankError), after which the same call goes on.
+    """
+    plan = make_plan(dataset, locate(out), config or ExtractConfig())
+    if len(plan.devices) > 1:
+        processes.require_importable()
+    check_disk([plan])
+    plan = obtain_weights(plan)
+    return execute(plan, load_encoder(plan), on_progress=on_progress, stop=stop)
+
+
+def obtain_weights(plan: ExtractPlan, progress: DownloadProgress | None = None) -> ExtractPlan:
+    """The plan with its checkpoint on disk, downloaded if need be. Raises WeightsError."""
+    config = plan.config
+    checkpoint = plan.checkpoint or obtain_checkpoint(plan.model, config.weights, config.checkpoints, progress)
+    return replace(plan, checkpoint=checkpoint)
+
+
+def is_shared_out(plan: ExtractPlan) -> bool:
+    """Whether other processes than this one do the work: of several devices, or of a cluster."""
+    return plan.config.engine != "local" or len(plan.devices) > 1
+
+
+def load_encoder(plan: ExtractPlan, loaded: PatchEncoder | None = None) -> PatchEncoder | None:
+    """The encoder that a plan needs in this process; None where nothing is left to do, or others do it.
+
+    `loaded`, an encoder of an earlier plan, is taken again if it is the same. Raises WeightsError.
+    """
+    if not plan.todo or plan.checkpoint is None or is_shared_out(plan):
+        return None
+    batch_size, compiled = plan.manifest.batch_size, plan.manifest.compiled
+    if (
+        loaded
+        and (loaded.model, loaded.checkpoint) == (plan.model, plan.checkpoint)
+        and (loaded.batch_size, loaded.compiled) == (batch_size, compiled)
+    ):
+        return loaded
+    return PatchEncoder(
+        *(plan.model, plan.checkpoint, plan.config.precision, plan.devices[0]),
+        batch_size=batch_size,
+        compiled=compiled,
+    )
+
+
+def execute(
+    plan: ExtractPlan,
+    encoder: PatchEncoder | None,
+    *,
+    on_progress: OnProgress | None = None,
+    stop: Event | None = None,
+    say: Callable[[str], None] | None = None,
+) -> ExtractSummary:
+    """Do what a plan says, with the encoder that `load_encoder` gives.
+
+    Args:
+        say: told what a user should know while the run goes on.
+
+    Raises BankError where the bank cannot be written, DatasetError where the images are gone; what was committed stays.
+    """
+    stop = stop or Event()
+    began, date = time.perf_counter(), datetime.now(UTC)
+    failures: dict[str, str] = {}
+    written, helpers_bytes = 0, 0
+    times, notes = StageTimes(), list[str]()
+    gone: DatasetError | None = None
+
+    def added(count: int, failed: Sequence[Failure]) -> None:
+        nonlocal written
+        written += count
+        failures.update(failed)
+        if on_progress:
+            on_progress(count, failed)
+
+    def done(outcome: Outcome) -> None:
+        nonlocal helpers_bytes
+        helpers_bytes += outcome.bytes_written
+        times.add(outcome.times)
+        notes.extend(note for note in outcome.notes if note not in notes)
+        added(outcome.images, outcome.failures)
+
+    positions = {sample.key: sample.position for sample in plan.dataset.samples}
+    wanted = plan.manifest if plan.resumed or encoder is None else replace(plan.manifest, compiled=encoder.compiled)
+    overwrite, about = plan.config.overwrite, describe_run(plan.config)
+    with open_writer(plan.out, wanted, positions, overwrite=overwrite, known=plan.state, about=about) as bank:
+        manifest = bank.manifest
+        todo = [sample for sample in plan.selected if sample.key not in bank.done]
+        if encoder is not None:
+            times, gone = encode_into(bank, encoder, todo, plan.config, added=added, stop=stop.is_set)
+            notes += encoder.notes
+            notes += compiling_notes(manifest, encoder)
+        elif todo and is_shared_out(plan):
+            current = replace(plan, manifest=manifest, todo=todo, state=bank.state)
+            _share_out(current, done, stop.is_set, say or (lambda _: None))
+            bank.sweep()
+    if gone:
+        raise gone
+    advice = advise(times.bound, manifest, plan.config) if written >= _ENOUGH * manifest.batch_size else None
+    summary = ExtractSummary(
+        bank=plan.out,
+        images=written,
+        already_done=len(plan.selected) - len(todo),
+        failures={**plan.dataset.damaged, **failures},
+        remaining=len(todo) - written - len(failures),
+        settled=bank.settled,
+        failed=bank.failed,
+        listed=len(positions),
+        seconds=time.perf_counter() - began,
+        bytes_written=bank.bytes_written + helpers_bytes,
+        times=times,
+        advice=advice,
+        notes=bank.notes + notes + _notes(plan, manifest, bool(todo)),
+    )
+    if todo:
+        _note_run(plan, summary, date)
+    return summary
+
+
+def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> None:
+    """Leave word of a run beside the bank; where that cannot be done, the run is none the worse for it."""
+    run = Run(
+        began=began.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        seconds=round(summary.seconds, 3),
+        images=summary.images,
+        failures=len(summary.failures),
+        remaining=summary.remaining,
+        bytes_written=summary.bytes_written,
+        waited={stage: round(seconds, 3) for stage, seconds in asdict(summary.times).items()},
+        bound=summary.times.bound,
+        device=plan.config.device if is_shared_out(plan) else str(plan.devices[0]),
+        engine=plan.config.engine,
+        partition=str(plan.config.partition),
+        versions=library_versions(),
+        untrained=plan.checkpoint is not None and is_untrained(plan.checkpoint.path),
+    )
+    try:
+        write_run(plan.out, run)
+    except OSError as error:
+        summary.notes.append(f"This run could not be noted in {plan.out / RUNS}: {error.strerror or error}.")
+
+
+def _share_out(
+    plan: ExtractPlan, done: Callable[[Outcome], None], stop: Callable[[], bool], say: Callable[[str], None]
+) -> None:
+    """Have other processes do the work."""
+    on_cluster = plan.config.engine == "ray"
+    workers = plan.config.num_workers if on_cluster else len(plan.devices)
+    units, task = units_of(plan, workers or 1), task_of(plan)
+    if on_cluster:
+        from patchbank.extraction import ray  # its package is an extra
+
+        ray.run(task, units, done, stop, say)
+    else:
+        processes.run(task, units, plan.devices, done, stop)
+
+
+def _notes(plan: ExtractPlan, manifest: Manifest, worked: bool) -> list[str]:
+    if not plan.selected and plan.dataset.part != WHOLE:
+        return [f"Part {plan.dataset.part} is empty: parts are whole files."]
+    if not plan.selected and (size := plan.manifest.shard_images):
+        return [f"Part {plan.config.partition} is empty: parts are whole shards, and these hold {size:,} images each."]
+    if not worked:
+        return []
+    notes = []
+    asked = plan.config.batch_size
+    if asked and asked != manifest.batch_size:
+        notes.append(f"The bank was begun with --batch-size {manifest.batch_size}; that was kept, not {asked}.")
+    if plan.resumed and plan.config.compile in ("on", "off") and manifest.compiled != (plan.config.compile == "on"):
+        notes.append(f"The bank was begun {'' if manifest.compiled else 'un'}compiled; that was kept.")
+    if manifest.shard_images not in (None, images_a_shard(manifest, plan.config.shard_size)):
+        notes.append(f"The bank was begun with {manifest.shard_images:,} images a shard; that was kept.")
+    if plan.resumed and manifest.device != (device := plan.devices[0].partition(":")[0]):
+        notes.append(
+            f"The bank was begun on {manifest.device}, this is {device}: the last bits of its features may differ."
+        )
+    now = library_versions()
+    changed = [f"{name} {was} -> {now[name]}" for name, was in manifest.versions.items() if now.get(name) != was]
+    if plan.resumed and changed:
+        notes.append(f"Versions have changed since the bank was begun: {', '.join(changed)}.")
+    return notes

@@ -1,0 +1,88 @@
+"""Histograms as charts: outlines and ticks in a frame of 0 to 1, and what they say in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from patchbank.show.statistics import Histogram, Soundness
+
+_BARS = 48
+
+
+def charts_of(seen: Soundness) -> list[dict[str, Any]]:
+    """The page's charts, as its template takes them."""
+    cosines = [
+        ("beside each other", seen.neighbours),
+        ("half a grid apart", seen.distant),
+        ("of two images", seen.strangers),
+    ]
+    return [
+        _chart("Length of tokens", "L2 norm of a token (logarithmic)", [("all tokens", seen.norms)], logarithmic=True)
+        | {"healthy": "Of a healthy bank: a hump away from 1, where normalised features would stand."},
+        _chart("Similarity of patches", "cosine similarity", [each for each in cosines if each[1].counts.sum()])
+        | {
+            "healthy": "Of a healthy bank: patches beside each other lie farther right than those half a grid apart, "
+            "and those of two images do not stand at 1."
+        },
+    ]
+
+
+def _chart(title: str, label: str, series: list[tuple[str, Histogram]], *, logarithmic: bool = False) -> dict[str, Any]:
+    """Lines of a histogram in a frame of 0 to 1, their common range, and what it says in words."""
+    counted = [histogram for _, histogram in series if histogram.counts.sum()]
+    if not counted:
+        return {"title": title, "label": label, "lines": [], "ticks": [], "words": "There is nothing to count"}
+    edges = counted[0].edges
+    used = np.flatnonzero(sum(histogram.counts for histogram in counted))
+    first, last = max(0, int(used[0]) - 1), min(len(edges) - 1, int(used[-1]) + 2)
+    width = max(1, -(-(last - first) // _BARS))
+    last = min(len(edges) - 1, first + width * -(-(last - first) // width))
+    span = np.log(edges[first : last + 1]) if logarithmic else edges[first : last + 1]
+    scale = (span - span[0]) / (span[-1] - span[0])
+    outlines: list[tuple[str, list[tuple[float, float, float]]]] = []
+    for name, histogram in series:
+        starts = np.arange(0, last - first, width)
+        counts = np.add.reduceat(histogram.counts[first:last], starts)
+        ends = np.minimum(starts + width, last - first)
+        density = counts / max(1, counts.sum()) / (scale[ends] - scale[starts])
+        places = [(float(scale[a]), float(scale[b]), float(d)) for a, b, d in zip(starts, ends, density, strict=True)]
+        outlines.append((name, places))
+    top = max(density for _, places in outlines for _, _, density in places) or 1.0
+    lines = [{"name": name, "path": _stairs([(a, b, d / top) for a, b, d in places])} for name, places in outlines]
+    ticks = [(round(place, 4), f"{tick:g}") for tick, place in _ticks(edges[first], edges[last], logarithmic)]
+    words = "; ".join(
+        f"{name}: half of them from {each.quantile(0.25):.3g} to {each.quantile(0.75):.3g}, "
+        f"in the middle {each.quantile(0.5):.3g}"
+        for name, each in series
+    )
+    return {"title": title, "label": label, "lines": lines, "ticks": ticks, "words": words}
+
+
+def _ticks(low: float, high: float, logarithmic: bool) -> list[tuple[float, float]]:
+    """Round numbers between two others, about five of them, and where each lies, from 0 to 1."""
+    size = 10 ** np.floor(np.log10((high - low) / 4))
+    step = next(size * each for each in (1, 2, 5, 10) if (high - low) / (size * each) <= 6)
+    if logarithmic and high > 8 * low:
+        exponents = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+        factors = (1, 2, 5) if high < 200 * low else (1,)
+        every = [factor * 10.0**exponent for exponent in exponents for factor in factors]
+    else:
+        every = [step * number for number in range(int(np.ceil(low / step)), int(high / step) + 1)]
+
+    def place(value: float) -> float:
+        if logarithmic:
+            return float(np.log(value / low) / np.log(high / low))
+        return (value - low) / (high - low)
+
+    return [(round(tick, 9), place(tick)) for tick in every if low <= tick <= high]
+
+
+def _stairs(bars: list[tuple[float, float, float]]) -> str:
+    """A histogram's outline as an SVG path, in a frame of 400 by 160."""
+    points = ["M0 160"]
+    for start, end, height in bars:
+        y = 160 - 150 * height
+        points += [f"L{400 * start:.1f} {y:.1f}", f"L{400 * end:.1f} {y:.1f}"]
+    return " ".join([*points, "L400 160"])

@@ -1,0 +1,276 @@
+"""The page: everything about a bank put into one file that a browser opens from the disk, with no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patchbank import __version__
+from patchbank.bank.runs import MOST_RUNS, Run, read_runs
+from patchbank.config import PAGE_IMAGES
+from patchbank.files import bytes_text, whole_file
+from patchbank.locations import is_remote
+from patchbank.show import gallery, statistics
+from patchbank.show.charts import charts_of
+from patchbank.show.names import is_official, is_unknown, is_untrained, names_of, plain, weights_text
+from patchbank.show.statistics import Progress
+
+if TYPE_CHECKING:
+    from patchbank.bank.reader import Bank
+    from patchbank.datasets import Dataset
+
+LARGEST = 25_000_000  # bytes of a page
+_IMAGE = 60_000  # bytes of an image in it, at most
+_REST = 1_000_000  # bytes for everything else
+_FAILURES, _REASONS, _RUNS = 100, 20, 20  # named; the rest is counted
+_VERSIONS = 12  # of libraries that a run used
+
+
+@dataclass(frozen=True)
+class Written:
+    """A page that was written.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        images: in its gallery.
+        asked: how many were asked for, as far as the bank has them.
+        error: the largest difference of a similarity in it from the stored tokens' own.
+        defects: images whose numbers cannot be right.
+        wrong: of what holds of every healthy bank, how much does not hold of this one.
+    """
+
+    path: Path
+    bytes: int
+    images: int
+    asked: int
+    error: float
+    defects: int
+    wrong: int
+
+
+def write_report(
+    bank: Bank,
+    path: Path,
+    dataset: Dataset | None = None,
+    *,
+    sample: int = PAGE_IMAGES,
+    seed: int = 0,
+    read: int | None = None,
+    progress: Progress | None = None,
+    gallery_progress: Progress | None = None,
+) -> Written:
+    """Write a bank's page.
+
+    Args:
+        bank: what `open_bank` gives.
+        path: the file; it is replaced if it is there.
+        dataset: the images that the bank is for, with their annotations if they have any; None: neither.
+        sample: images in the gallery; fewer where the page would be larger than 25 MB.
+        seed: which images; the same seed gives the same ones.
+        read: features that are looked at, chosen by chance; None: all.
+        progress: told how many features were read, of how many.
+        gallery_progress: the same of the gallery's images.
+
+    Raises OSError where the file cannot be written.
+    """
+    keys = list(bank)
+    chosen = keys if read is None or read >= len(keys) else sorted(gallery.choose(keys, [], read, seed))
+    seen = statistics.look(bank, chosen, len(chosen), progress)
+    asked = min(sample, len(keys))
+    standing_out = [odd.key for odd in seen.odd]
+    images = _gallery(bank, dataset, gallery.choose(keys, standing_out, asked, seed), gallery_progress)
+    runs = read_runs(bank.path)
+    checks = statistics.checks(seen)
+    reasons = Counter(bank.failures.values()).most_common(_REASONS)
+    data = _json(images)
+
+    error, typical, of_boxes = (
+        max((image[name] for image in images if name in image), default=0.0)
+        for name in ("error", "typicalError", "boxError")
+    )
+    context = {
+        "bank": bank,
+        "name": bank.path.name if is_remote(bank.path) else bank.path.resolve().name,
+        "made": bank.manifest,
+        "facts": _facts(bank, runs),
+        "failures": list(bank.failures.items())[:_FAILURES],
+        "reasons": reasons,
+        "more_reasons": len(bank.failures) - sum(count for _, count in reasons),
+        "coverage": _coverage(bank, dataset),
+        "runs": [replace(run, versions=dict(list(run.versions.items())[:_VERSIONS])) for run in runs[-_RUNS:]],
+        "earlier": len(runs) > _RUNS,
+        "seen": seen,
+        "of": len(keys),
+        "checks": checks,
+        "charts": charts_of(seen),
+        "linked": {image["key"]: f"image-{number}" for number, image in enumerate(images)},
+        "images": images,
+        "most_bytes": _IMAGE,
+        "least": statistics.LEAST,
+        "image_bytes": len(data) // max(1, len(images)),
+        "asked": asked,
+        "standing_out": len(set(standing_out) & {image["key"] for image in images}),
+        "error": error,
+        "typical_error": typical,
+        "box_error": of_boxes,
+        "untrained": is_untrained(bank.manifest, runs),
+        "official": is_official(bank.manifest),
+        "unknown": is_unknown(bank.manifest),
+        "annotated": _annotated(dataset) is not None,
+        "version": __version__,
+    }
+    content = _rendered(context, data)
+    with whole_file(path) as place:
+        place.write_bytes(content)
+    wrong = sum(check.state == "bad" for check in checks)
+    return Written(path, len(content), len(images), asked, error, seen.defects, wrong)
+
+
+def _gallery(
+    bank: Bank, dataset: Dataset | None, keys: Sequence[str], progress: Progress | None
+) -> list[dict[str, Any]]:
+    """What the page holds of these images, in order; of the first of them, where all are too much for one page."""
+    samples = {sample.key: sample for sample in dataset.samples} if dataset else {}
+    annotated = _annotated(dataset)
+    names = names_of(annotated) if annotated else None
+    images, room = [], LARGEST - _REST
+    for number, key in enumerate(keys, 1):
+        image = gallery.show(bank, key, samples.get(key), annotated if key in samples else None, names)
+        size = len(_json([image]))
+        for name in ("pairs", "boxes", "picture"):
+            if size > _IMAGE and image.pop(name, None):
+                image["notes"].append(f"There was no room for its {name}.")
+                size = len(_json([image]))
+        room -= size
+        if room < 0:
+            break
+        images.append(image)
+        if progress:
+            progress(number, len(keys))
+    return sorted(images, key=lambda image: str(image["key"]))
+
+
+def _annotated(dataset: Dataset | None) -> Dataset | None:
+    return dataset if dataset is not None and dataset.annotations is not None else None
+
+
+def _plain_all(value: Any) -> Any:
+    """The same for all texts in a JSON value."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {name: _plain_all(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_all(each) for each in value]
+    return value
+
+
+def _json(images: Sequence[dict[str, Any]]) -> str:
+    """As a script element may hold it, which only a "<" could end, or begin a comment in."""
+    shortened = [
+        {name: each if name in gallery.BYTES else _plain_all(each) for name, each in image.items()} for image in images
+    ]
+    text = json.dumps(shortened, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _rendered(context: dict[str, Any], data: str) -> bytes:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("patchbank.show"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": plain, "bytes": bytes_text, "count": lambda number: f"{number:,}"}
+    environment.filters["images"] = lambda number: f"{number:,} image{'' if number == 1 else 's'}"
+    script, style = (_file(name) for name in ("report.js", "report.css"))
+    page = environment.get_template("report.html").render(
+        **context,
+        # These are files of this package, and JSON without a "<": nothing of a bank's.
+        script=Markup(script),
+        style=Markup(style),
+        data=Markup(data),
+        script_hash=_digest(script),
+        style_hash=_digest(style),
+    )
+    return page.encode("utf-8", "backslashreplace")
+
+
+def _file(name: str) -> str:
+    return files("patchbank.show").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """As a Content-Security-Policy names what may run."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """What the bank is, in the order in which one asks."""
+    made = bank.manifest
+    tokens, dim = made.shape
+    rows, columns = made.grid
+    facts = [
+        ("Model", made.fingerprint.model),
+        ("Weights", weights_text(made, runs)),
+        ("Data set", made.title),
+        ("Features", f"{len(bank):,} x ({tokens}, {dim}) {made.dtype}, grid {rows} x {columns}"),
+        ("[CLS] features", f"{len(bank):,} x ({dim},)" if made.cls else "none"),
+        ("Failed images", f"{len(bank.failures):,}"),
+        ("On disk", f"{bytes_text(bank.bytes_on_disk())}, layout {made.layout}"),
+        ("Images became square by", made.resize),
+        ("Made on", f"{made.device}, batches of {made.batch_size}{', compiled' if made.compiled else ''}"),
+        ("Begun with", ", ".join(f"{name} {version}" for name, version in made.versions.items()) or "not known"),
+    ]
+    if runs:
+        if len(runs) < MOST_RUNS:
+            facts.append(("Runs", f"{len(runs):,}, the first at {runs[0].began}, the last at {runs[-1].began}"))
+        else:
+            facts.append(("Runs", f"{MOST_RUNS:,} or more, the last at {runs[-1].began}"))
+    if made.adopted:
+        facts.append(("Adopted", made.adopted))
+    return facts + _fingerprint(made.fingerprint.to_dict())
+
+
+def _fingerprint(values: dict[str, str]) -> list[tuple[str, str]]:
+    return [
+        (f"Fingerprint: {name.replace('_', ' ').replace('sha256', 'SHA-256')}", value)
+        for name, value in values.items()
+        if name != "model"
+    ]
+
+
+def _coverage(bank: Bank, dataset: Dataset | None) -> dict[str, Any] | None:
+    """How many of the listed images have a feature, failed, or are left."""
+    if dataset is None:
+        return None
+    keys = [sample.key for sample in dataset.samples]
+    done = sum(key in bank for key in keys)
+    failed = sum(key in bank.failures for key in keys)
+    left = [key for key in keys if key not in bank and key not in bank.failures]
+    return {
+        "listed": len(keys),
+        "done": done,
+        "failed": failed,
+        "left": len(left),
+        "examples": left[:5],
+        "extra": len(bank) + len(bank.failures) - done - failed,
+        "source": (dataset.annotations or dataset.images).name,
+    }
+
+
+def to_json(written: Written) -> dict[str, Any]:
+    """For ``--json``."""
+    return asdict(written) | {"path": str(written.path)}

@@ -1,0 +1,192 @@
+"""A bank and its annotated pairs as a torch Dataset: what a training loop iterates over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from patchbank.bank.reader import Bank, open_bank
+from patchbank.boxes import union_boxes
+from patchbank.config import ARCHIVES, UNKNOWN
+from patchbank.datasets import Dataset
+from patchbank.datasets.hoi import HOITarget
+from patchbank.errors import ConfigError, DatasetError
+from patchbank.pool import pool_regions
+
+REGIONS = ("human", "object", "union")
+
+Sample = tuple[Tensor, HOITarget]
+
+
+class FeatureDataset(torch.utils.data.Dataset[Sample]):
+    """The features of a data set's images, with their human-object pairs: map-style, for any DataLoader and sampler.
+
+    A DataLoader over it needs ``collate_fn=patchbank.collate``, since images differ in their number of pairs.
+
+    Attributes:
+        bank: where the features come from.
+        dataset: whose images these are, in this order.
+    """
+
+    def __init__(
+        self,
+        bank: Bank | str | Path,
+        dataset: Dataset,
+        regions: str | Iterable[str] | None = None,
+        transform: Callable[[Tensor, HOITarget], Sample] | None = None,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        output_size: int = 7,
+        missing: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        """
+        Args:
+            bank: an open one, or its directory; of either layout.
+            dataset: `load_dataset`'s; ``.with_pairs()`` leaves out images without pairs.
+            regions: which boxes of each pair are pooled: of ``human,object,union``; None for none.
+            transform: called with tokens and target before regions are pooled; `RandomHorizontalFlip` is one.
+            dtype: of the tokens; None leaves the one that the bank stores.
+            output_size: bins a side that regions are pooled from, as in `pool_regions`.
+            missing: what to do about images without a feature: raise, or leave them out.
+
+        Raises:
+            DatasetError: the bank is of another split or data set; or lacks features, which `missing` does not allow;
+                or the annotations are malformed.
+            BankError: there is no such bank.
+            ConfigError: there is no such region.
+        """
+        self.bank = bank if isinstance(bank, Bank) else open_bank(bank)
+        names = [name.strip() for name in (regions.split(",") if isinstance(regions, str) else regions or ())]
+        if missing not in ("raise", "skip"):
+            raise ConfigError(f"missing is raise or skip, not {missing!r}.")
+        if wrong := [name for name in names if name not in REGIONS]:
+            raise ConfigError(f"There is no region {wrong[0]!r}. Choose from: {', '.join(REGIONS)}.")
+        _require_same(self.bank, dataset)
+        lacking = [sample.key for sample in dataset.samples if sample.key not in self.bank]
+        if lacking and missing == "raise":
+            why = f" ({self.bank.failures[lacking[0]]})" if lacking[0] in self.bank.failures else ""
+            raise DatasetError(
+                f"The bank {self.bank.path} lacks {len(lacking):,} of the {len(dataset):,} images of {dataset.title}, "
+                f'{lacking[0]}{why} for one. Extract them, or pass missing="skip" to do without them.'
+            )
+        if lacking:
+            without = set(lacking)
+            dataset = dataset.of(each for each in dataset.samples if each.key not in without)
+        self.dataset = dataset
+        self._pairs = dataset.pairs  # read now, so that data-loader workers need not
+        self._regions = [name for name in REGIONS if name in names]
+        self._transform = transform
+        self._dtype = dtype
+        self._output_size = output_size
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Patch tokens (N, D) on the CPU, not normalised, and the image's pairs.
+
+        Raises DatasetError where the image's size is another in the bank than in the annotations, so that boxes would
+        lie elsewhere; BankError where it is not known, and regions are asked for.
+        """
+        key = self.dataset.samples[index].key
+        tokens = self.bank[key]
+        target = self._located(self._pairs.target(key))
+        if self._dtype is not None:
+            tokens = tokens.to(self._dtype)
+        if self._transform is not None:
+            tokens, target = self._transform(tokens, target)
+        if self._regions:
+            target = self._pooled(tokens, target)
+        return tokens, target
+
+    def _located(self, target: HOITarget) -> HOITarget:
+        """The target, with what the bank knows of the image's geometry."""
+        known, told = self.bank.size(target.key), target.size
+        if known is not None and told not in (None, known):
+            raise DatasetError(
+                f"{self.dataset.annotations} says that {target.key} is of {told} pixels, and the bank {self.bank.path} "
+                f"was made of an image of {known}: its boxes would lie elsewhere."
+            )
+        size = known or told
+        if size is None:
+            return target
+        return replace(target, size=size, transform=self.bank.manifest.transform(size))
+
+    def _pooled(self, tokens: Tensor, target: HOITarget) -> HOITarget:
+        transform = target.transform or self.bank.transform(target.key)  # which says what to do where it is not known
+        boxes = {"human": target.boxes_h, "object": target.boxes_o}
+        boxes["union"] = union_boxes(target.boxes_h, target.boxes_o)
+        together = torch.cat([boxes[name] for name in self._regions])
+        pooled = pool_regions(tokens, together, transform, self._output_size)
+        parts = pooled.view(len(self._regions), len(target), tokens.shape[-1])
+        return replace(target, regions=dict(zip(self._regions, parts, strict=True)))
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[HOITarget]]:
+    """Samples to a batch: tokens (B, N, D), and a list of B targets. A DataLoader's `collate_fn`."""
+    tokens: Tensor = default_collate([tokens for tokens, _ in samples])  # in a worker, right into shared memory
+    return tokens, [target for _, target in samples]
+
+
+def horizontal_flip(patch_tokens: Tensor, target: HOITarget) -> Sample:
+    """Turn an image's grid and boxes left to right together.
+
+    A flipped grid is not the grid of the flipped image: CLIP sees left and right differently, through its position
+    embeddings and its learned filters. It holds the same features in mirrored places, which is what a model that reads
+    boxes off the grid is to become indifferent to.
+
+    Args:
+        patch_tokens: (N, D), row-major.
+        target: with its `transform`, as `FeatureDataset` gives it.
+
+    Raises:
+        ValueError: the target has no transform, so that neither the grid nor the image's width is known.
+    """
+    if target.transform is None:
+        raise ValueError(f"the size of {target.key!r} is not known, so that its boxes cannot be flipped")
+    grid = patch_tokens.unflatten(0, target.transform.grid)  # type: ignore[no-untyped-call]
+    flipped = replace(
+        target,
+        boxes_h=_mirrored(target.boxes_h, target.transform.width),
+        boxes_o=_mirrored(target.boxes_o, target.transform.width),
+        transform=target.transform.mirror(),
+    )
+    return grid.flip(1).flatten(0, 1), flipped
+
+
+class RandomHorizontalFlip:
+    """`horizontal_flip` with a probability, by torch's random numbers: a `transform` of `FeatureDataset`."""
+
+    def __init__(self, probability: float = 0.5) -> None:
+        """Raises ValueError where it is no probability."""
+        if not 0 <= probability <= 1:
+            raise ValueError(f"a probability is from 0 to 1, not {probability}")
+        self.probability = probability
+
+    def __call__(self, patch_tokens: Tensor, target: HOITarget) -> Sample:
+        """The sample, flipped or as it is."""
+        if float(torch.rand(())) < self.probability:
+            return horizontal_flip(patch_tokens, target)
+        return patch_tokens, target
+
+
+def _mirrored(boxes: Tensor, width: int) -> Tensor:
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+
+
+def _require_same(bank: Bank, dataset: Dataset) -> None:
+    """Raise DatasetError where a bank says that it is of other images."""
+    made_of = bank.manifest.dataset, bank.manifest.split
+    if made_of[0] in ("folder", *ARCHIVES, UNKNOWN) or made_of == (dataset.name, dataset.split):
+        return
+    raise DatasetError(
+        f"The bank {bank.path} is of {' '.join(filter(None, made_of))}, and the data set is {dataset.title}. "
+        "Open the bank of that split, or load the data set's other one."
+    )

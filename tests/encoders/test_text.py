@@ -1,0 +1,56 @@
+"""Texts against OpenAI's own package, and what is said where they cannot be encoded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import clip
+import pytest
+import torch
+
+from patchbank.encoders.openai.checkpoints import Checkpoint
+from patchbank.encoders.openai.untrained import is_untrained, untrained_state
+from patchbank.encoders.text import encode_texts
+from patchbank.errors import ConfigError, WeightsError
+from tests.support import TINY, TINY_VOCABULARY, relative_error
+
+TEXTS = ["a person riding a bicycle", "Two CATS, don't you see?", "naïve café, 東京", "x"]
+
+
+def test_texts_are_encoded_as_by_openais_package(full_size_weights: Path) -> None:
+    found = encode_texts(Checkpoint(full_size_weights, ""), TEXTS)
+    model, _ = clip.load(str(full_size_weights), device="cpu", jit=False)
+    with torch.inference_mode():
+        expected = model.float().encode_text(clip.tokenize(TEXTS))
+    assert found.shape == (len(TEXTS), 512) and found.dtype == torch.float32
+    assert all(relative_error(mine, theirs) < 1e-5 for mine, theirs in zip(found, expected, strict=True))
+    assert relative_error(found[0], expected[1]) > 1e-2
+
+
+def test_texts_that_cannot_be_encoded(
+    full_size_weights: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Checkpoint(full_size_weights, "")
+    with pytest.raises(ConfigError, match="empty"):
+        encode_texts(full, ["a dog", " "])
+    with pytest.raises(ConfigError, match="90 tokens long, and the text tower takes 75"):
+        encode_texts(full, ["dog " * 90])
+    visual = {
+        name: value for name, value in untrained_state(TINY, vocabulary=TINY_VOCABULARY).items() if "visual" in name
+    }
+    torch.save(visual, tmp_path / "visual.pt")
+    with pytest.raises(WeightsError, match="no text tower"):
+        encode_texts(Checkpoint(tmp_path / "visual.pt", ""), ["a dog"])
+    with pytest.raises(WeightsError, match="no text tower that can be used"):
+        encode_texts(Checkpoint(tiny_weights, ""), ["a dog"])  # its vocabulary lacks the words
+    monkeypatch.setitem(sys.modules, "open_clip.model", None)
+    with pytest.raises(ConfigError, match=r"patchbank\[show\]"):
+        encode_texts(full, ["a dog"])
+
+
+def test_untrained_weights_say_so(tiny_weights: Path, tmp_path: Path) -> None:
+    assert is_untrained(tiny_weights)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    (tmp_path / "text").write_text("no archive")
+    assert not any(map(is_untrained, (tmp_path / "other.pt", tmp_path / "text", tmp_path / "none")))

@@ -1,0 +1,127 @@
+"""The pipeline: every image in its slot, memory bounded in bytes, and a stop that commits what is begun."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event, Lock
+
+import numpy as np
+import pytest
+import torch
+
+from patchbank.bank.base_writer import Feature
+from patchbank.budget import ByteBudget
+from patchbank.datasets import Sample
+from patchbank.datasets.samples import Decoded, Failure
+from patchbank.extraction import pipeline
+from tests.support import sample
+
+SIZE = 4
+
+
+class Watched:
+    """Stages that note what passes them. Sample "n" is a picture of brightness n; names with an x fail."""
+
+    def __init__(self, seconds_to_commit: float = 0.0) -> None:
+        self.batches: list[list[int]] = []
+        self.features: dict[str, float] = {}
+        self.failures: list[str] = []
+        self.decoded = self.waiting = self.most_waiting = self.most_ahead = 0
+        self._seconds, self._lock = seconds_to_commit, Lock()
+
+    def decode(self, sample: Sample, _: ByteBudget) -> Decoded | Failure:
+        with self._lock:
+            self.decoded += 1
+            self.most_ahead = max(self.most_ahead, self.decoded - 4 * len(self.batches))
+        if "x" in sample.key:
+            return Failure(sample.key, "x")
+        return Decoded(sample.key, np.full((SIZE, SIZE, 3), int(sample.key), np.uint8), (1, 1))
+
+    def submit(self, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
+        self.batches.append(pixels[:, 0, 0, 0].tolist())
+        tokens = pixels[:, 0, :3].float()  # (B, 1 + 2, 3)
+        with self._lock:
+            self.waiting += 1
+            self.most_waiting = max(self.most_waiting, self.waiting)
+        return lambda: tokens
+
+    def add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> Sequence[Failure]:
+        time.sleep(self._seconds)
+        self.features |= {feature.key: float(feature.tokens[0, 0]) for feature in features}
+        self.failures += [failure.key for failure in failures]
+        with self._lock:
+            self.waiting -= 1
+        return ()
+
+    def run(self, batches: list[list[tuple[int, str]]], stop: Event | None = None) -> None:
+        stages = pipeline.Stages(self.decode, self.submit, self.add, lambda *_: None)
+        slots = [[(slot, sample(key, Path())) for slot, key in batch] for batch in batches]
+        pipeline.run(slots, stages, batch_size=4, input_size=SIZE, workers=2, stop=(stop or Event()).is_set)
+
+
+def test_every_image_is_in_its_slot_and_no_other_slot_is_filled() -> None:
+    watched = Watched()
+    watched.run([[(0, "1"), (1, "2"), (2, "3"), (3, "4")], [(1, "5"), (2, "x"), (3, "6")], [(0, "x2")], [(2, "7")]])
+    assert watched.batches == [[1, 2, 3, 4], [0, 5, 0, 6], [0, 0, 7, 0]]  # nothing is encoded of a batch that failed
+    assert watched.features == {key: float(key) for key in "1234567"}
+    assert watched.failures == ["x", "x2"]
+
+
+def test_features_that_wait_to_be_written_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch_bytes = 4 * (1 + 2) * 3 * 4
+    monkeypatch.setattr(pipeline, "_WRITING_BYTES", 2 * batch_bytes)
+    watched = Watched(seconds_to_commit=0.01)
+    watched.run([[(slot, str(4 * number + slot + 1)) for slot in range(4)] for number in range(20)])
+    assert len(watched.features) == 80
+    assert watched.most_waiting <= 4  # two that wait, one that has just been received, and one that is computed
+
+
+def test_decoding_runs_ahead_no_further_than_its_bound() -> None:
+    watched = Watched(seconds_to_commit=0.005)
+    watched.run([[(slot, str(4 * number + slot + 1)) for slot in range(4)] for number in range(40)])
+    assert watched.most_ahead <= 4 * 4  # with two workers: the batch that is waited for, two ahead, one being added
+
+
+def test_a_stop_commits_what_was_encoded() -> None:
+    stop = Event()
+
+    class Encoded(Watched):
+        def submit(self, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
+            stop.set()
+            return super().submit(pixels)
+
+    watched = Encoded()
+    watched.run([[(0, str(number))] for number in range(1, 9)], stop)
+    assert watched.features == {"1": 1.0}
+
+
+def test_an_error_in_a_stage_ends_the_run() -> None:
+    class Broken(Watched):
+        def add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> Sequence[Failure]:
+            raise OSError("no more room")
+
+    with pytest.raises(OSError, match="no more room"):
+        Broken().run([[(0, str(number))] for number in range(1, 9)])
+
+
+def test_the_next_batch_is_begun_before_the_last_one_is_waited_for() -> None:
+    happened: list[str] = []
+
+    class Device(Watched):
+        def submit(self, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
+            number = len(self.batches)
+            wait = super().submit(pixels)
+            happened.append(f"begun {number}")
+
+            def received() -> torch.Tensor:
+                happened.append(f"received {number}")
+                return wait()
+
+            return received
+
+    watched = Device()
+    watched.run([[(0, "1")], [(0, "2")], [(0, "3")]])
+    assert happened == ["begun 0", "begun 1", "received 0", "begun 2", "received 1", "received 2"]
+    assert watched.features == {"1": 1.0, "2": 2.0, "3": 3.0}

@@ -1,0 +1,238 @@
+"""FeatureDataset: features with their pairs, through real DataLoaders, from either layout."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from patchbank import (
+    Dataset,
+    ExtractConfig,
+    FeatureDataset,
+    RandomHorizontalFlip,
+    collate,
+    extract,
+    horizontal_flip,
+    load_dataset,
+    open_bank,
+    pool_regions,
+    union_boxes,
+)
+from patchbank.bank.base_writer import Feature
+from patchbank.bank.writer import open_writer
+from patchbank.datasets.example import write_sample
+from patchbank.errors import BankError, ConfigError, DatasetError
+from tests.support import tiny_manifest
+
+LAYOUTS = ["ezhoi", "shards"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Path:
+    """The demo's EZ-HOI root, with squashed banks of the tiny model in both layouts."""
+    root = tmp_path_factory.mktemp("root")
+    write_sample(root / "root")
+    for layout in LAYOUTS:
+        for name, split in (("hicodet", "train"), ("hicodet", "test"), ("vcoco", "val")):
+            config = ExtractConfig(
+                model="tiny",
+                weights=tiny_weights,
+                layout=layout,  # type: ignore[arg-type]
+                resize="squash",
+                dtype="float32" if layout == "ezhoi" else "float16",
+            )
+            extract(load_dataset(name, root / "root", split), root / f"{layout}_{name}_{split}", config)
+    return root
+
+
+@pytest.fixture
+def dataset(root: Path) -> Dataset:
+    return load_dataset("hicodet", root / "root", "train")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tokens_and_targets(root: Path, dataset: Dataset, layout: str) -> None:
+    samples = FeatureDataset(root / f"{layout}_hicodet_train", dataset)
+    assert len(samples) == len(dataset) == 7
+    bank = open_bank(root / f"{layout}_hicodet_train")
+    for index, sample in enumerate(dataset.samples):
+        tokens, target = samples[index]
+        assert tokens.dtype == torch.float32
+        assert torch.equal(tokens, bank[sample.key].float())
+        expected = dataset.target(sample.key)
+        assert (target.key, target.size) == (sample.key, expected.size)
+        assert torch.equal(target.boxes_o, expected.boxes_o)
+        assert target.transform == bank.transform(sample.key)
+        assert target.regions == {}
+    assert FeatureDataset(bank, dataset, dtype=None)[0][0].dtype == bank[dataset.samples[0].key].dtype
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_regions_are_pooled_by_name(root: Path, dataset: Dataset, layout: str) -> None:
+    samples = FeatureDataset(root / f"{layout}_hicodet_train", dataset, "union, human")
+    for tokens, target in (samples[index] for index in range(len(samples))):
+        assert list(target.regions) == ["human", "union"]
+        assert target.transform is not None
+        union = union_boxes(target.boxes_h, target.boxes_o)
+        assert torch.allclose(target.regions["human"], pool_regions(tokens, target.boxes_h, target.transform))
+        assert torch.allclose(target.regions["union"], pool_regions(tokens, union, target.transform))
+        assert target.regions["union"].shape == (len(target), 32)
+    everything = FeatureDataset(root / f"{layout}_hicodet_train", dataset, ["human", "object", "union"])
+    assert list(everything[1][1].regions) == ["human", "object", "union"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", ["fork", "spawn", None])
+def test_data_loaders(root: Path, dataset: Dataset, layout: str, method: str | None) -> None:
+    samples = FeatureDataset(root / f"{layout}_hicodet_train", dataset, "human,object,union")
+    options: dict[str, Any] = {}
+    if method:
+        options = {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": method}
+    loader = DataLoader(samples, batch_size=3, collate_fn=collate, **options)
+    for _ in range(2 if method else 1):  # epochs
+        seen = []
+        for tokens, targets in loader:
+            assert tokens.shape == (len(targets), 16, 32)
+            for each, target in zip(tokens, targets, strict=True):
+                alone = samples[len(seen)]
+                assert torch.equal(each, alone[0])
+                assert torch.equal(target.regions["object"], alone[1].regions["object"])
+                seen.append(target.key)
+        assert seen == [sample.key for sample in dataset.samples]
+
+
+def test_ranks_share_the_images(root: Path, dataset: Dataset) -> None:
+    samples = FeatureDataset(root / "shards_hicodet_train", dataset)
+    seen: list[str] = []
+    for rank in range(2):
+        sampler: DistributedSampler[Any] = DistributedSampler(samples, num_replicas=2, rank=rank, shuffle=True)
+        for _, targets in DataLoader(samples, 2, sampler=sampler, collate_fn=collate):
+            seen += [target.key for target in targets]
+    assert len(seen) == 8 and set(seen) == {sample.key for sample in dataset.samples}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for CUDA devices")
+def test_pinned_memory(root: Path, dataset: Dataset) -> None:
+    samples = FeatureDataset(root / "shards_hicodet_train", dataset, "human")
+    for tokens, targets in DataLoader(samples, 2, collate_fn=collate, pin_memory=True):
+        assert tokens.is_pinned() and targets[0].boxes_h.is_pinned()
+        moved = targets[0].to("cuda", non_blocking=True)
+        assert moved.regions["human"].is_cuda
+
+
+def test_a_bank_of_another_split_is_refused(root: Path, dataset: Dataset) -> None:
+    with pytest.raises(DatasetError, match=r"shards_hicodet_test is of hicodet test, .* is hicodet train"):
+        FeatureDataset(root / "shards_hicodet_test", dataset)
+    with pytest.raises(DatasetError, match=r"is of vcoco val, and the data set is hicodet train"):
+        FeatureDataset(root / "ezhoi_vcoco_val", dataset)
+    with pytest.raises(BankError, match="no bank"):
+        FeatureDataset(root / "nowhere", dataset)
+    with pytest.raises(ConfigError, match="no region 'humans'"):
+        FeatureDataset(root / "shards_hicodet_train", dataset, "humans")
+    with pytest.raises(ConfigError, match="missing is raise or skip, not 'ignore'"):
+        FeatureDataset(root / "shards_hicodet_train", dataset, missing="ignore")  # type: ignore[arg-type]
+
+
+def test_what_the_bank_lacks(root: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    write_sample(tmp_path / "root")
+    dataset = load_dataset("hicodet", tmp_path / "root", "train")
+    dataset.samples[2].path.write_bytes(b"no picture")
+    config = ExtractConfig(model="tiny", weights=tiny_weights, layout="shards")
+    extract(dataset, tmp_path / "bank", config)
+    with pytest.raises(DatasetError, match=r"lacks 1 of the 7 images of hicodet train, HICO_train2015_00000003.jpg \("):
+        FeatureDataset(tmp_path / "bank", dataset)
+    samples = FeatureDataset(tmp_path / "bank", dataset, missing="skip")
+    assert [samples[index][1].key[-6:-4] for index in range(len(samples))] == ["01", "02", "04", "05", "06", "07"]
+    assert len(FeatureDataset(tmp_path / "bank", dataset.with_pairs())) == 4
+
+
+def test_a_bank_of_a_folder_serves_any_data_set(
+    root: Path, dataset: Dataset, tiny_weights: Path, tmp_path: Path
+) -> None:
+    config = ExtractConfig(model="tiny", weights=tiny_weights)
+    extract(load_dataset("folder", dataset.images), tmp_path / "bank", config)
+    assert len(FeatureDataset(tmp_path / "bank", dataset)) == 7
+
+
+def test_boxes_of_another_image_size_are_not_pooled(root: Path, tmp_path: Path) -> None:
+    names = [sample.key for sample in load_dataset("hicodet", root / "root", "test").samples]
+    pair = {"boxes_h": [[1, 1, 5, 5]], "boxes_o": [[1, 1, 9, 9]], "hoi": [0], "object": [0], "verb": [0]}
+    content = {
+        "filenames": names,
+        "annotation": [pair] * len(names),
+        "size": [[1, 2]] * len(names),
+        "objects": ["person"],
+        "verbs": ["see"],
+        "correspondence": [[0, 0, 0]],
+    }
+    (tmp_path / "upt.json").write_text(json.dumps(content))
+    dataset = load_dataset("hicodet", root / "root", "test", annotations=tmp_path / "upt.json")
+    with pytest.raises(DatasetError, match=r"2015_00000001.jpg is of \(1, 2\) pixels, and the bank .* would lie"):
+        FeatureDataset(root / "shards_hicodet_test", dataset, "union")[0]
+    with pytest.raises(DatasetError, match="would lie elsewhere"):
+        FeatureDataset(root / "shards_hicodet_test", dataset)[0]
+
+
+def test_without_an_images_size_there_are_tokens_but_no_regions(dataset: Dataset, tmp_path: Path) -> None:
+    keys = [sample.key for sample in dataset.samples]
+    with open_writer(tmp_path / "bank", tiny_manifest("shards"), keys) as writer:
+        writer.add([Feature(key, torch.randn(16, 32), None, torch.randn(32)) for key in keys], [])
+    tokens, target = FeatureDataset(tmp_path / "bank", dataset)[1]
+    assert tokens.shape == (16, 32) and target.transform is None and target.size is None
+    with pytest.raises(BankError, match=r"The size of .* is not known"):
+        _ = FeatureDataset(tmp_path / "bank", dataset, "union")[1]
+
+
+def test_a_flip_turns_grid_and_boxes_together(root: Path, dataset: Dataset) -> None:
+    bank = root / "shards_hicodet_train"
+    plain = FeatureDataset(bank, dataset, "human,object,union")
+    flipped = FeatureDataset(bank, dataset, "human,object,union", transform=horizontal_flip)
+    for index in range(len(plain)):
+        (tokens, target), (turned, mirrored) = plain[index], flipped[index]
+        assert torch.equal(turned.view(4, 4, -1), tokens.view(4, 4, -1).flip(1))
+        assert target.size is not None
+        assert torch.equal(mirrored.boxes_h[:, 0], target.size[0] - target.boxes_h[:, 2])
+        for name, features in target.regions.items():
+            assert torch.allclose(mirrored.regions[name], features, atol=1e-5)
+        back, again = horizontal_flip(turned, mirrored)
+        assert torch.equal(back, tokens) and torch.equal(again.boxes_o, target.boxes_o)
+    with pytest.raises(ValueError, match="cannot be flipped"):
+        horizontal_flip(tokens, replace(target, transform=None))
+
+
+def test_random_flips_follow_torchs_seed(root: Path, dataset: Dataset) -> None:
+    samples = FeatureDataset(root / "shards_hicodet_train", dataset, transform=RandomHorizontalFlip())
+    torch.manual_seed(3)
+    first = [samples[1][1].transform.mirrored for _ in range(40)]  # type: ignore[union-attr]
+    torch.manual_seed(3)
+    assert first == [samples[1][1].transform.mirrored for _ in range(40)]  # type: ignore[union-attr]
+    assert 8 < sum(first) < 32
+    assert not RandomHorizontalFlip(0.0)(*samples[0])[1].transform.mirrored  # type: ignore[union-attr]
+    assert len(pickle.dumps(samples)) < 100_000
+
+
+def test_zero_shot_training_sees_no_unseen_class(root: Path, dataset: Dataset) -> None:
+    seen = FeatureDataset(root / "shards_hicodet_train", dataset.without_hois([147, 298]))
+    assert sorted(int(hoi) for _, target in (seen[0], seen[1]) for hoi in target.hoi) == [85, 304]  # type: ignore[union-attr]
+    assert len(seen) == 2
+
+
+def test_a_trainer_imports_neither_the_encoder_nor_the_command_line(root: Path) -> None:
+    program = f"""
+import sys, patchbank
+samples = patchbank.FeatureDataset({str(root / "shards_hicodet_train")!r},
+    patchbank.load_dataset("hicodet", {str(root / "root")!r}, "train"), "human,object,union")
+samples[1]
+wrong = ("patchbank.encoders", "patchbank.cli", "patchbank.extraction.plan", "typer", "ray.", "open_clip")
+assert not [name for name in sys.modules if name.startswith(wrong)]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
