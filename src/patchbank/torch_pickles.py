@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from patchbank.unpickling import MOST_BYTES, Function, Names, interpret, refusals
+from patchbank.unpickling import MOST_BYTES, MOST_INSTRUCTIONS, Function, Names, interpret, refusals
 
 _MOST_DIMENSIONS = 8
 
@@ -117,7 +117,7 @@ TENSOR_NAMES: dict[str, Any] = {
 }
 
 
-def read_legacy(file: BinaryIO, names: Names, most: int = MOST_BYTES) -> tuple[Any, dict[str, int]]:
+def read_legacy(file: BinaryIO, names: Names, most: int = MOST_INSTRUCTIONS) -> tuple[Any, dict[str, int]]:
     """What `torch.save` wrote in its older form, and where each storage's numbers begin, by key.
 
     Five pickles (a magic number, a version, the machine's properties, the value, the storages' keys), then the count

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 from patchbank.errors import PatchbankError
 
-MOST_BYTES = 8 << 20  # of a pickle that describes tensors; a large checkpoint's has a few hundred kilobytes
+# Of a pickle that describes tensors. That of a large training checkpoint has a twentieth of this.
+MOST_BYTES = 8 << 20
+MOST_INSTRUCTIONS = 1 << 20
 
 # Names of common data that is not read here. They make a value `Opaque`, and the file not unsafe.
 _HARMLESS = re.compile(
     r"torch\.\w*Storage|torch\.cuda\.\w*Storage|torch\.storage\.\w+|torch\._utils\._rebuild_\w+|torch\.(Tensor|Size)"
-    r"|torch\.(device|bool|b?float\d+|u?int\d+)|torch\.jit\._pickle\.\w+|torch\.nn\.parameter\.Parameter"
+    r"|torch\.serialization\._get_layout|torch\.(device|bool|b?float\d+|u?int\d+)|torch\.jit\._pickle\.\w+|torch\.nn\.parameter\.Parameter"
     r"|collections\.OrderedDict|_codecs\.encode|numpy(\._?core)?(\.multiarray)?\.(_reconstruct|scalar|ndarray|dtype)"
 )
 
@@ -80,11 +82,11 @@ def refusals() -> Iterator[None]:
         raise PickleError(str(error).strip().split("\n")[0].removesuffix(".") or type(error).__name__) from error
 
 
-def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any], most: int = MOST_BYTES) -> Any:
+def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any], most: int = MOST_INSTRUCTIONS) -> Any:
     """The value of the pickle that begins here; leaves `stream` behind it.
 
     Args:
-        stream: the bytes. No more than `MOST_BYTES`: every one of them may become an object.
+        stream: the bytes, at most `MOST_BYTES` of them.
         names: what the pickle may name.
         persistent: makes a value of a persistent identifier.
         most: instructions that the pickle may have.

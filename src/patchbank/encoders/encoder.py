@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchbank.config import Precision, ResizeMode
+from patchbank.config import Activation, Precision, ResizeMode
 from patchbank.encoders.compiling import Forward, compile_forward
 from patchbank.encoders.openai import tower as vit
-from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual, obtain_checkpoint
+from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual, obtain_checkpoint, resolve_activation
 from patchbank.encoders.openai.registry import Model, get_model
 from patchbank.errors import ConfigError, PatchbankError
 from patchbank.files import bytes_text
@@ -59,7 +59,7 @@ class PatchEncoder:
         compiled: bool = False,
         parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Load a checkpoint, or take the parameters that `load_visual` has given.
+        """Load a checkpoint, or take the parameters that `load_visual` has given (with QuickGELU).
 
         Raises WeightsError (it is not this model's) and ConfigError (precision or device, or a batch that this machine
         has no memory for).
@@ -75,8 +75,9 @@ class PatchEncoder:
         self.notes: list[str] = []
         self._copies: torch.cuda.Stream | None = None
         self.largest_batch = self.batch_size  # images that have fitted into the device's memory at once
-        parameters = parameters or load_visual(model, checkpoint)
-        tower = vit.build(model, parameters, DTYPES[precision], self.device, self.batch_size)
+        activation: Activation = "quickgelu" if parameters else resolve_activation(checkpoint, None)
+        parameters = parameters or load_visual(model, checkpoint, rounding=True)
+        tower = vit.build(model, parameters, activation, DTYPES[precision], self.device, self.batch_size)
         self._forward: Forward = tower
         self._compiled: Forward | None = None  # for batches of exactly `batch_size`
         if precision == "bf16" and self.device.type == "cpu" and not has_bfloat16():

@@ -101,7 +101,7 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         config = replace(config, checkpoints=dataset.root / CHECKPOINTS)
     checkpoint = find_checkpoint(model, config.weights, config.checkpoints)
     if checkpoint is not None and config.weights is not None:
-        load_visual(model, checkpoint)  # a wrong file is found out before anything is made of it
+        load_visual(model, checkpoint, rounding=True)  # a wrong file is found out before anything is made of it
 
     wanted = describe(dataset, layout, config, checkpoint, devices[0].type)
     state = None

@@ -119,7 +119,8 @@ class Archive:
             ) from None
         except PickleError as error:
             raise WeightsError(
-                f"{self._path} cannot be read as a CLIP checkpoint ({error}). Was its download cut short?"
+                f"{self._path} cannot be read as a CLIP checkpoint: {error}. Expected is OpenAI's archive or a state "
+                "dict (.pt, .safetensors), and the whole file."
             ) from error
 
 

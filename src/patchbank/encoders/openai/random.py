@@ -10,14 +10,15 @@ from torch import Tensor
 
 from patchbank.config import UNKNOWN, Precision
 from patchbank.encoders.encoder import PatchEncoder
-from patchbank.encoders.openai.checkpoints import Checkpoint, expected_shapes
+from patchbank.encoders.openai.checkpoints import Checkpoint
 from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.openai.shapes import expected_shapes
 
 
 def random_encoder(
     model: Model, precision: Precision, device: torch.device, batch_size: int | None = None, *, compiled: bool = False
 ) -> PatchEncoder:
-    """The encoder that a run would use, with random numbers for weights: the same ones in every layer."""
+    """The encoder that a run would use, with random weights: the same in every layer."""
     values: dict[str, Tensor] = {}
     for name, shape in expected_shapes(model).items():
         one = re.sub(r"resblocks\.\d+\.", "resblocks.0.", name)
