@@ -211,7 +211,7 @@ class _Storage:
         self.numel = numel
 
 
-class _Pickler(pickle._Pickler):  # the one in Python, which can be told what a type's name is
+class _Pickler(pickle._Pickler):  # the pure Python one takes a class as part of a persistent id
     def persistent_id(self, value: object) -> object:
         return ("storage", torch.FloatStorage, "0", "cpu", value.numel) if isinstance(value, _Storage) else None
 
@@ -292,7 +292,7 @@ def zipped(name: str, path: Path) -> Path:
     with zipfile.ZipFile(path) as archive:
         directory = whole[archive.start_dir :]
         info = archive.getinfo(storage) if name != "missing storage" else archive.infolist()[0]
-    record = directory.index(info.filename.encode()) - 46  # of the storage, in the directory
+    place = directory.index(info.filename.encode()) - 46  # of the storage, in the directory
     changed = bytearray(directory)
     match name:
         case "two of one name":
@@ -300,11 +300,11 @@ def zipped(name: str, path: Path) -> Path:
                 archive.writestr(storage, bytes(1024))
             return path
         case "overlapping":
-            struct.pack_into("<I", changed, record + 42, info.header_offset - 20)
+            struct.pack_into("<I", changed, place + 42, info.header_offset - 20)
         case "declared larger":
-            struct.pack_into("<II", changed, record + 20, 0xFFFFFFF0, 0xFFFFFFF0)
+            struct.pack_into("<II", changed, place + 20, 0xFFFFFFF0, 0xFFFFFFF0)
         case "encrypted":
-            struct.pack_into("<H", changed, record + 8, 1)
+            struct.pack_into("<H", changed, place + 8, 1)
         case "truncated":
             whole = whole[:-30]
             changed = bytearray(whole[-100:])

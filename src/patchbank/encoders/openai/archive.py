@@ -1,8 +1,8 @@
 """Reads the tensors of ``torch.save`` and ``torch.jit.save`` files as data: no code in them runs.
 
 A TorchScript archive (OpenAI's format) is a zip of ``NAME/data.pkl`` (the module), ``NAME/data/N`` (each storage's
-numbers), and ``NAME/code/`` (its classes, whose text lists their parameters and buffers). A state dict's zip has the
-first two; in its older form it is a row of pickles. The numbers are read when a tensor is asked for, each storage once.
+numbers), and ``NAME/code/`` (the classes; their text lists the parameters and buffers). A state dict's zip has the
+first two; in its older form it is a row of pickles. Numbers are read when a tensor is asked for, each storage once.
 """
 
 from __future__ import annotations
@@ -255,5 +255,5 @@ def _view(name: str, value: Any) -> View:
 
 
 def _names(name: str) -> Any:
-    """What a checkpoint may name: tensors, and classes of TorchScript, which are told from others by their prefix."""
+    """What a checkpoint may name: tensors, and TorchScript's classes, which begin with ``__torch__.``"""
     return Function(lambda *_: Module(name)) if name.startswith("__torch__.") else TENSOR_NAMES.get(name)
