@@ -43,11 +43,14 @@ print(bank[{key!r}].shape, bank.transform({key!r}))"""
 
 
 def demo(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to lay out the demo's EZ-HOI root.")] = Path(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory for the demo's EZ-HOI root.")] = Path(
         "patchbank-demo"
     ),
 ) -> None:
-    """Extract both data sets of a small EZ-HOI root made from public-domain photographs, and check the result."""
+    """Extract both data sets of a small EZ-HOI root made from public-domain photographs, and check the result.
+
+    patchbank demo
+    """
     from patchbank.bank.ezhoi import bank_directory, bank_name
     from patchbank.bank.reader import open_bank
     from patchbank.datasets import SPLITS, load_dataset

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from patchbank.cli import listing, options
+from patchbank.cli import options
 from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, interruptible, say, show_json, show_note
 from patchbank.cli.extract import run_jobs
-from patchbank.cli.listing import Listing, find_listing, options_needed
-from patchbank.cli.options import DEFAULTS, flag
+from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
+from patchbank.cli.options import RunOptions
 from patchbank.cli.progress import CountProgress, DownloadProgress
-from patchbank.config import ARCHIVES, UNKNOWN, ExtractConfig, ResizeMode
+from patchbank.config import ARCHIVES, UNKNOWN, ExtractConfig, option
 from patchbank.encoders.openai.registry import get_model
 from patchbank.errors import BankError, ConfigError, WeightsError
-from patchbank.locations import is_remote, locate
+from patchbank.locations import is_remote
 
 if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
@@ -27,34 +27,22 @@ if TYPE_CHECKING:
 _COMPARED = 5  # features of an adopted bank that are computed anew before others are put beside them
 
 
+@options.takes(config=("weights", "checkpoints", "device", "workers", "resize"))
 def repair(
-    bank: Annotated[
-        Path, typer.Argument(parser=locate, metavar="BANK", help="A bank, or a directory of EZ-HOI's pickles.")
-    ],
+    bank: options.Bank,
     *,
-    dataset: listing.DatasetName = None,
-    split: listing.Split = None,
-    root: listing.Root = None,
-    images: listing.Images = None,
-    annotations: listing.Annotations = None,
-    extract: Annotated[bool, flag("--extract", "Extract again what cannot be mended, and what is missing.")] = False,
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="FILE", help="For --extract, a checkpoint that is not the official."),
-    ] = None,
-    checkpoints: options.Checkpoints = None,
-    device: options.Device = DEFAULTS.device,
-    workers: options.Workers = DEFAULTS.workers,
-    resize: Annotated[
-        ResizeMode, typer.Option("--resize", help="How the images of pickles that are adopted became square.")
-    ] = DEFAULTS.resize,
-    json: Annotated[bool, flag("--json", "The result as JSON on standard output.")] = False,
+    asked: ListingOptions,
+    extract: bool = option(False, "Extract what is damaged or missing."),
+    config: ExtractConfig,
+    json: bool = options.JSON,
 ) -> None:
     """Mend a bank in place, as far as that is possible without the images; of EZ-HOI's pickles, make a bank.
 
     GPU tensors become CPU tensors, views shrink to their own storage, a [CLS] row is dropped, half precision becomes
     float32, and the small files are written that tell what the bank is. What cannot be mended is set aside as
     *.damaged and listed; --extract makes it anew. Exit code 0: all is well now. 1: something is left to extract.
+
+    patchbank repair BANK --extract
     """
     with busy("Looking at the bank"):
         from patchbank.bank.layouts import manifest_in
@@ -66,9 +54,7 @@ def repair(
                 "verify` names, and extract again: what they held is made anew."
             )
         before = manifest_in(bank)
-        found = find_listing(
-            bank, before, dataset=dataset, split=split, root=root, images=images, annotations=annotations
-        )
+        found = find_listing(bank, before, asked)
         if extract and before is not None and before.dataset in ARCHIVES:
             raise ConfigError(
                 f"--extract does not read {before.dataset} files. "
@@ -79,7 +65,7 @@ def repair(
         loaded = found.load() if found and extract else None
         keys = found.keys() if found else None
         if loaded is not None and before is not None:
-            _check_weights(before, loaded, _config(before, loaded, weights, checkpoints, device, workers))
+            _check_weights(before, loaded, _config(before, loaded, config))
     with (
         interruptible("nothing is lost: the same command goes on."),
         CountProgress(f"Looking at {bank.name}") as progress,
@@ -90,7 +76,7 @@ def repair(
             keys,
             dataset=(found.dataset if found else None) or UNKNOWN,
             split=found.split if found else None,
-            resize=resize,
+            resize=config.resize,
             size_of=_sizes(found),
             progress=progress,
             mending=mending,
@@ -104,13 +90,12 @@ def repair(
     manifest = manifest_in(bank)
     if manifest is None:  # every shard of it was damaged: nothing is left that says what it was
         raise BankError(f"Nothing in {bank} says any more what it was. Extract it anew with `patchbank extract`.")
-    config = _config(manifest, loaded, weights, checkpoints, device, workers)
+    made = _config(manifest, loaded, config)
     if manifest.adopted and manifest.fingerprint.weights_sha256 == UNKNOWN:
-        _confirm(bank, manifest, loaded, config)
+        _confirm(bank, manifest, loaded, made)
     run_jobs(
-        [(loaded, bank, config)],
-        dry_run=False,
-        json=json,
+        [(loaded, bank, made)],
+        RunOptions(json=json),
         report=lambda extracted: {"repaired": _repaired_dict(done), "extracted": extracted},
     )
 
@@ -154,30 +139,20 @@ def _sizes(found: Listing | None) -> SizeOf:
     return size_of
 
 
-def _config(
-    manifest: Manifest,
-    dataset: Dataset,
-    weights: Path | None,
-    checkpoints: Path | None,
-    device: str,
-    workers: int | None,
-) -> ExtractConfig:
+def _config(manifest: Manifest, dataset: Dataset, config: ExtractConfig) -> ExtractConfig:
     """The configuration that the bank was made with, or would have been."""
     from patchbank.bank.packing import image_bytes
     from patchbank.encoders.openai.checkpoints import CHECKPOINTS
 
     fingerprint = manifest.fingerprint
-    config = ExtractConfig(
+    config = replace(
+        config,
         model=get_model(fingerprint.model).name,
-        weights=weights,
-        checkpoints=checkpoints,
         dtype=manifest.dtype,
         layout=manifest.layout,  # type: ignore[arg-type]
         shard_size=(manifest.shard_images or 1) * image_bytes(manifest),
         resize=manifest.resize,
         decode=manifest.decode,
-        device=device,
-        workers=workers,
     )
     if config.checkpoints is None and dataset.root is None and CHECKPOINTS.is_dir():
         config = replace(config, checkpoints=CHECKPOINTS)
