@@ -62,9 +62,9 @@ class Option:
         return cast(Option, each.metadata["option"])
 
 
-def option(default: Any, help: str, **details: Any) -> Any:
-    """A dataclass field that is an option; `details` are `Option`'s attributes."""
-    return field(default=default, metadata={"option": Option(help, **details)})
+def option(default: Any, help: str, panel: str | None = None, **details: Any) -> Any:
+    """A dataclass field that is an option; the rest of its attributes are `Option`'s. A default of ... is none."""
+    return field(default=default, metadata={"option": Option(help, panel, **details)})
 
 
 def choices(kind: Any) -> tuple[str, ...]:
@@ -216,14 +216,14 @@ _MODEL, _BANK, _MACHINE, _CLUSTER = "Model", "Bank", "Machine", "Several machine
 class ExtractConfig:
     """What one extraction does. Raises ConfigError on values that cannot be."""
 
-    model: str = option("ViT-B/16", "Model that encodes the images.", panel=_MODEL)
+    model: str = option("ViT-B/16", "Model that encodes the images.", _MODEL)
     weights: Path | None = option(
-        None, "Checkpoint (.pt, .safetensors), if not OpenAI's.", panel=_MODEL, metavar="FILE", parse=as_path
+        None, "Checkpoint (.pt, .safetensors), if not OpenAI's.", _MODEL, metavar="FILE", parse=as_path
     )
     checkpoints: Path | None = option(
         None,
         "Directory of official checkpoints, for searching and downloading.",
-        panel=_MODEL,
+        _MODEL,
         metavar="DIR",
         default_text="ROOT/checkpoints/pretrained_CLIP, else ~/.cache/clip",
         parse=as_path,
@@ -231,26 +231,24 @@ class ExtractConfig:
     activation: Activation | None = option(
         None,
         "Activation of a checkpoint that does not say it: quickgelu (OpenAI) or gelu (LAION, DataComp).",
-        panel=_MODEL,
+        _MODEL,
         metavar="NAME",
     )
-    round_weights: bool = option(False, "Round float32 weights to float16, as OpenAI's clip.load does.", panel=_MODEL)
+    round_weights: bool = option(False, "Round float32 weights to float16, as OpenAI's clip.load does.", _MODEL)
     precision: Precision = option(
-        "fp32", "Precision of the encoder: fp32, bf16, fp16 or tf32; fp16 and tf32 need CUDA.", panel=_MODEL
+        "fp32", "Precision of the encoder: fp32, bf16, fp16 or tf32; fp16 and tf32 need CUDA.", _MODEL
     )
     layout: Layout | None = option(
         None,
         "Files of the bank: ezhoi (one pickle per image, as EZ-HOI reads them) or shards (safetensors).",
-        panel=_BANK,
+        _BANK,
         default_text="ezhoi for hicodet and vcoco, else shards",
     )
-    dtype: StoredDtype = option(
-        "float32", "Stored numbers: float32, float16, bfloat16 or int8 (shards only).", panel=_BANK
-    )
+    dtype: StoredDtype = option("float32", "Stored numbers: float32, float16, bfloat16 or int8 (shards only).", _BANK)
     shard_size: int = option(
         256_000_000,
         "Approximate size of a shard.",
-        panel=_BANK,
+        _BANK,
         metavar="BYTES",
         default_text=lambda size: bytes_text(size).replace(" ", ""),
         parse=parse_bytes,
@@ -259,52 +257,43 @@ class ExtractConfig:
     resize: ResizeMode = option(
         "center-crop",
         "How images become square: center-crop (as CLIP does), squash (aspect ratio ignored) or pad (letterboxed).",
-        panel=_BANK,
+        _BANK,
     )
     decode: Decode = option(
         "exact",
         "exact: resize with Pillow, as CLIP does; fast: resize with torch; some pixel values differ by 1.",
-        panel=_BANK,
+        _BANK,
     )
     device: str = option(
-        "auto",
-        "auto (CUDA if there is one), cpu, cuda (all GPUs, one process each), cuda:1 or cuda:0,1.",
-        panel=_MACHINE,
+        "auto", "auto (CUDA if there is one), cpu, cuda (all GPUs, one process each), cuda:1 or cuda:0,1.", _MACHINE
     )
     batch_size: int | None = option(
-        None, "Images per forward pass.", panel=_MACHINE, default_text="8 on the CPU, up to 256 on a GPU", minimum=1
+        None, "Images per forward pass.", _MACHINE, default_text="8 on the CPU, up to 256 on a GPU", minimum=1
     )
     compile: Compile = option(
-        "auto", "Compile the encoder with torch.compile: on, off or auto (long runs on CUDA).", panel=_MACHINE
+        "auto", "Compile the encoder with torch.compile: on, off or auto (long runs on CUDA).", _MACHINE
     )
     workers: int | None = option(
-        None, "Decode threads.", panel=_MACHINE, default_text="one per core, at most 16", minimum=1, maximum=1024
+        None, "Decode threads.", _MACHINE, default_text="one per core, at most 16", minimum=1, maximum=1024
     )
-    engine: Engine = option("local", "local (this machine) or ray (a Ray cluster, docs/scaling.md).", panel=_CLUSTER)
+    engine: Engine = option("local", "local (this machine) or ray (a Ray cluster, docs/scaling.md).", _CLUSTER)
     ray_address: str = option(
-        "auto",
-        "auto (this machine's cluster), local (this machine alone) or HOST:PORT.",
-        panel=_CLUSTER,
-        metavar="ADDRESS",
+        "auto", "auto (this machine's cluster), local (this machine alone) or HOST:PORT.", _CLUSTER, metavar="ADDRESS"
     )
     num_workers: int | None = option(
-        None,
-        "Workers of the cluster.",
-        panel=_CLUSTER,
-        default_text="one per GPU, or one per node without GPUs",
-        minimum=1,
+        None, "Workers of the cluster.", _CLUSTER, default_text="one per GPU, or one per node without GPUs", minimum=1
     )
     num_gpus_per_worker: float | None = option(
         None,
         "GPUs of each worker; 0.5 shares one, 0 computes on the CPU.",
-        panel=_CLUSTER,
+        _CLUSTER,
         default_text="1, or 0 without GPUs",
         minimum=0,
     )
     partition: Partition = option(
         WHOLE,
         "Only part I of N (0-based), for runs that share a bank; auto reads the variables of SLURM or torchrun.",
-        panel=_CLUSTER,
+        _CLUSTER,
         metavar="I/N",
         default_text="",
         parse=Partition.parse,

@@ -44,8 +44,8 @@ app = typer.Typer(
 )
 
 _DATA = "Data"
-_OUT = option(..., "Bank directory or URL (s3://...).", panel=_DATA, metavar="BANK", parse=locate)
-_PREFIX = option(False, "Begin keys with their file's name, less the extension.", panel=_DATA)
+_OUT = option(..., "Bank directory or URL (s3://...).", _DATA, metavar="BANK", parse=locate)
+_PREFIX = option(False, "Begin keys with their file's name, less the extension.", _DATA)
 
 
 def _command(name: str, text: str = "") -> Callable[[Callable[..., None]], None]:
@@ -57,7 +57,7 @@ def _command(name: str, text: str = "") -> Callable[[Callable[..., None]], None]
 def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
     """Add the command of a data set that has splits and annotation files."""
     each = f"{' or '.join(splits)}; repeatable."
-    where = f"Directory or URL (s3://...) of the banks, instead of ROOT/{dataset}_pkl_files or ROOT/{dataset}_shards."
+    where = f"ROOT/{dataset}_pkl_files, or ROOT/{dataset}_shards"
 
     @_command(
         dataset,
@@ -67,8 +67,10 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
     def command(
         *,
         asked: ListingOptions,
-        split: list[str] | None = option(None, each, panel=_DATA),
-        out: Path | None = option(None, where, panel=_DATA, metavar="DIR", parse=locate),
+        split: list[str] | None = option(None, each, _DATA, default_text="both"),
+        out: Path | None = option(
+            None, "Directory or URL (s3://...) of the banks.", _DATA, metavar="DIR", default_text=where, parse=locate
+        ),
         run: RunOptions,
         config: ExtractConfig,
     ) -> None:
@@ -146,17 +148,15 @@ def _parquet(
         typer.Argument(metavar="FILES", help="Parquet files: paths, URLs or patterns such as 'data/*.parquet'."),
     ],
     out: Path = _OUT,
-    key_column: str = option(..., "Column of the images' names.", panel=_DATA, metavar="COLUMN"),
-    image_column: str = option(
-        "image", "Column of their bytes, or of structs with `bytes`.", panel=_DATA, metavar="COLUMN"
-    ),
+    key_column: str = option(..., "Column of the images' names.", _DATA, metavar="COLUMN"),
+    image_column: str = option("image", "Column of their bytes, or of structs with `bytes`.", _DATA, metavar="COLUMN"),
     prefix: bool = _PREFIX,
     run: RunOptions,
     config: ExtractConfig,
 ) -> None:
     """Extract the images in Parquet files, with ViT-B/16 unless you choose.
 
-    patchbank extract parquet 'part-*.parquet' --key-column name --out BANK
+    patchbank extract parquet '*.parquet' --key-column name --out BANK
     """
     from patchbank.datasets import load_dataset
 

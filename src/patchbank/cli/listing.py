@@ -24,20 +24,16 @@ _DATA = "Data"
 class ListingOptions:
     """Which images a command works on, as its options say."""
 
-    dataset: str | None = option(None, "hicodet, vcoco or folder.", panel=_DATA, metavar="NAME")
-    split: str | None = option(None, "train or test (hicodet), train or val (vcoco).", panel=_DATA)
+    dataset: str | None = option(None, "hicodet, vcoco or folder.", _DATA, metavar="NAME")
+    split: str | None = option(None, "train or test (hicodet), train or val (vcoco).", _DATA)
     root: Path | None = option(
-        None, "EZ-HOI checkout, with hicodet/, vcoco/ and checkpoints/.", panel=_DATA, metavar="DIR", parse=as_path
+        None, "EZ-HOI checkout, with hicodet/, vcoco/ and checkpoints/.", _DATA, metavar="DIR", parse=as_path
     )
     images: Path | None = option(
-        None, "Image directory or URL (s3://...), for one --split.", panel=_DATA, metavar="DIR", parse=locate
+        None, "Image directory or URL (s3://...), for one --split.", _DATA, metavar="DIR", parse=locate
     )
     annotations: Path | None = option(
-        None,
-        "Annotation file for one --split; the format is detected.",
-        panel=_DATA,
-        metavar="FILE",
-        parse=as_path,
+        None, "Annotation file for one --split; the format is detected.", _DATA, metavar="FILE", parse=as_path
     )
 
     @property

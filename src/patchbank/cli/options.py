@@ -29,7 +29,7 @@ JSON = option(False, "Print the result as JSON.")
 class RunOptions:
     """What is asked of a run beside the configuration of its banks."""
 
-    model: list[str] | None = option(None, f"{', '.join(MODELS)}; repeatable for hicodet and vcoco.", panel="Model")
+    model: list[str] | None = option(None, f"{', '.join(MODELS)}; repeatable for hicodet and vcoco.", "Model")
     dry_run: bool = option(False, "Print what would be done, and stop.")
     report: bool = option(False, "Write a page about each bank beside it, as `patchbank report` does.")
     json: bool = JSON
@@ -114,7 +114,7 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
     stated, allowed, kind, default = Option.of(each), choices(each.type), each.type, each.default
     shown = stated.default_text
     if shown is None:
-        shown = "" if default in (None, False, ...) else str(default)
+        shown = "" if default is None or default is False or default is ... else str(default)
     if allowed or stated.parse:  # text, until it is checked
         kind, default = str | None, default if allowed or default is ... else None
     number = {int, float} & {kind, *get_args(kind)}
