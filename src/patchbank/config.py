@@ -167,7 +167,7 @@ _VARIABLES = (
 def partition_of_environment(environment: Mapping[str, str]) -> Partition:
     """This process's part, as a job array, torchrun or `srun` numbers it.
 
-    An array whose tasks run several processes each is divided among all of them. Raises ConfigError where the
+    Where a job array's tasks run several processes each, every process gets a part. Raises ConfigError where the
     environment does not number this process.
     """
     parts: list[Partition] = []

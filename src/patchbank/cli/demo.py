@@ -108,7 +108,7 @@ def demo(
     say(f"\nBanks in {bank_directory(root, 'hicodet')} and {bank_directory(root, 'vcoco')}:\n")
     stdout.print(table)
     say(
-        "\nChecked: every file's checksum and numbers, and one image of each bank computed anew from its pixels\n"
+        "\nChecked: every file's checksum and numbers, and one image of each bank, recomputed from its pixels\n"
         "(the relative difference is the last column)."
     )
     assert first is not None
@@ -128,7 +128,7 @@ def demo(
 
 
 def check(bank: Bank, dataset: Dataset, encoder: PatchEncoder) -> float:
-    """Read everything back, and compute one image anew from its pixels.
+    """Read everything back, and recompute one image from its pixels.
 
     Returns the relative difference of that image's tokens. Raises BankError where anything is not as it should be.
     """

@@ -49,7 +49,7 @@ _PREFIX = option(False, "Begin keys with their file's name, less the extension."
 
 
 def _command(name: str, text: str = "") -> Callable[[Callable[..., None]], None]:
-    """Add a command, of which `text`, or else the docstring, is the help."""
+    """Add a command; its help is `text`, or else its docstring."""
     take = options.takes({"root": Path()}, asked=("root", "images", "annotations"), config=options.CONFIG)
     return lambda command: add_command(app, name, take(command), text or command.__doc__)
 

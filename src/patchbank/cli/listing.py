@@ -97,7 +97,7 @@ class Listing:
 
 
 def find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) -> Listing | None:
-    """What a bank is to be compared with; None where nothing tells.
+    """The images that a bank should hold; None where neither the options nor the bank say.
 
     Without options, the data set and split are those that the bank says it is of, or that its directory is named
     for, and the root is the EZ-HOI checkout that it lies in. Raises ConfigError on options that do not go together.

@@ -17,7 +17,7 @@ from patchbank.locations import locate
 
 DEFAULTS = ExtractConfig()
 
-# Fields of the configuration: all but the model, of which extract takes several; and those that make a bank's bytes.
+# Fields of ExtractConfig: all but the model (extract takes several: RunOptions.model), and those that plan a bank.
 CONFIG = tuple(each.name for each in fields(ExtractConfig) if each.name != "model")
 BANK = CONFIG[: CONFIG.index("engine")]
 
