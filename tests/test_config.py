@@ -1,10 +1,14 @@
-"""What a process is told of its part by the environment that started it."""
+"""The options' one statement, and the part of a run that the environment assigns to a process."""
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from patchbank.config import Partition, partition_of_environment
+from patchbank.config import WHOLE, ExtractConfig, Option, Partition, checked, choices, partition_of_environment
 from patchbank.errors import ConfigError
 
 
@@ -70,15 +74,18 @@ def test_where_nothing_is_told_it_says_so(environment: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        (torchrun(0, 2) | {"RANK": "first"}, "RANK=first of WORLD_SIZE=2 are no numbers"),
-        (processes(0, 2) | {"SLURM_NTASKS": ""}, "SLURM_PROCID=0 of SLURM_NTASKS= are no numbers"),
-        (array(0, 2) | {"SLURM_ARRAY_TASK_MIN": "x"}, "SLURM_ARRAY_TASK_ID=0 of SLURM_ARRAY_TASK_COUNT=2"),
+        (torchrun(0, 2) | {"RANK": "first"}, "RANK and WORLD_SIZE must be integers, got first and 2"),
+        (processes(0, 2) | {"SLURM_NTASKS": ""}, "SLURM_PROCID and SLURM_NTASKS must be integers, got 0 and "),
+        (
+            array(0, 2) | {"SLURM_ARRAY_TASK_MIN": "x"},
+            "_MIN and SLURM_ARRAY_TASK_STEP must be integers, got 0, 2, x and 1",
+        ),
         (torchrun(4, 4), "parts are numbered from 0 to N-1"),
         (torchrun(-1, 4), "parts are numbered from 0 to N-1"),
         (processes(0, 0), "parts are numbered from 0 to N-1"),
         # Some tasks of an array with gaps (--array=0,7): SLURM tells how many there are, and not which.
         (array(7, 2), "parts are numbered from 0 to N-1"),
-        (array(0, 2, step=0), "SLURM_ARRAY_TASK_ID=0 of SLURM_ARRAY_TASK_COUNT=2"),
+        (array(0, 2, step=0), "SLURM_ARRAY_TASK_STEP must not be 0"),
     ],
 )
 def test_nonsense_is_refused(environment: dict[str, str], message: str) -> None:
@@ -95,3 +102,60 @@ def test_auto_asks_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     assert Partition.parse("auto") == Partition(3, 16)
     assert Partition.parse("0/4") == Partition(0, 4)  # an explicit part counts, in an array too
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, tf32, not 'fp8'."),
+        ({"precision": None}, "precision must be one of fp32, bf16, fp16, tf32, not None."),
+        ({"layout": "zip"}, "layout must be one of ezhoi, shards, not 'zip'."),
+        ({"activation": "relu"}, "activation must be one of quickgelu, gelu, not 'relu'."),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0."),
+        ({"shard_size": 0}, "shard_size must be at least 1, not 0."),
+        ({"shard_size": "many"}, "shard_size: 'many' is no size in bytes, such as 256MB."),
+        ({"workers": 1025}, "workers must be at most 1024, not 1025."),
+        ({"num_gpus_per_worker": -0.5}, "num_gpus_per_worker must be at least 0, not -0.5."),
+        ({"num_gpus_per_worker": float("inf")}, "num_gpus_per_worker must be at least 0, not inf."),
+        ({"num_gpus_per_worker": float("nan")}, "num_gpus_per_worker must be at least 0, not nan."),
+        ({"overwrite": True, "partition": Partition(0, 2)}, "would delete what the other partitions wrote"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_as_it_was_given(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        ExtractConfig(**values)
+    assert message in str(raised.value)
+    with pytest.raises(ConfigError):
+        replace(ExtractConfig(), **values)
+
+
+def test_an_error_of_the_command_line_names_the_option() -> None:
+    batch_size = next(each for each in fields(ExtractConfig) if each.name == "batch_size")
+    with pytest.raises(ConfigError, match=r"^--batch-size must be at least 1, not 0\.$"):
+        checked(batch_size, 0, "--batch-size")
+
+
+def test_text_is_taken_where_the_command_line_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = ExtractConfig(weights="~/a.pt", shard_size="1.5 MB", partition="1/4")  # type: ignore[arg-type]
+    assert (config.weights, config.shard_size, config.partition) == (Path("/home/me/a.pt"), 1_500_000, Partition(1, 4))
+    assert ExtractConfig(weights=Path("~/a.pt")).weights == Path("/home/me/a.pt")
+
+
+def test_every_field_is_an_option_whose_help_names_its_choices() -> None:
+    for each in fields(ExtractConfig):
+        stated = Option.of(each)
+        assert stated.help.endswith("."), each.name
+        assert f"{each.name}: {stated.help}" in (ExtractConfig.__doc__ or "")
+        for choice in choices(each.type):
+            assert choice in stated.help or choice == each.default == "auto", (each.name, choice)
+    assert choices(ExtractConfig.__dataclass_fields__["layout"].type) == ("ezhoi", "shards")
+
+
+def test_the_arguments_are_what_differs_from_the_defaults() -> None:
+    assert ExtractConfig(model="ViT-B/32").arguments() == ()
+    config = ExtractConfig(dtype="int8", layout="shards", batch_size=3, round_weights=True, weights=Path("a b.pt"))
+    assert config.arguments() == (
+        *("--weights", "a b.pt", "--round-weights", "--layout", "shards", "--dtype", "int8", "--batch-size", "3"),
+    )
+    assert ExtractConfig(partition=WHOLE).arguments() == ()

@@ -1,23 +1,22 @@
-"""What a run is asked to do: `ExtractConfig`.
+"""What a run is asked to do: `ExtractConfig`. Each option is one field, with its default, its help and its limits.
 
-The defaults stand here and nowhere else: the command line, the Python API and the engines read them from these
-classes. Nothing here imports torch, so that ``patchbank --help`` stays fast.
+The command line, its help, docs/options.md and the errors are made of these fields, so that nothing is stated twice.
+Nothing here imports torch: ``patchbank --help`` stays fast.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from pathlib import Path
-from typing import Literal, get_args
+from pathlib import Path, PurePath
+from typing import Any, Literal, cast, get_args, get_origin
 
 from patchbank.errors import ConfigError
+from patchbank.files import bytes_text, parse_bytes
 
 Precision = Literal["fp32", "bf16", "fp16", "tf32"]
-Activation = Literal["quickgelu", "gelu"]
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
 Layout = Literal["ezhoi", "shards"]
 ResizeMode = Literal["center-crop", "squash", "pad"]
@@ -26,12 +25,87 @@ Compile = Literal["auto", "on", "off"]
 Engine = Literal["local", "ray"]
 Activation = Literal["quickgelu", "gelu"]
 
-
-MOST_WORKERS = 1024  # decode threads
 PAGE_IMAGES = 24  # of a bank, in the gallery of a page about it
 
 # Data sets of files that hold many images each. Their images' positions, and so a bank's shards, have gaps in between.
 ARCHIVES = ("tar", "parquet")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field says of itself as an option.
+
+    Attributes:
+        help: what it does, in one sentence. Names every choice, where the field's type is a `Literal`.
+        panel: the heading that it stands under; None is that of all others.
+        metavar: the word for its value; None is N for a number, else the field's name.
+        short: its short name, with the dash.
+        default_text: the default in words, or a function that makes them of the value; None is the value itself.
+        parse: makes the value of text or a path. Raises ValueError where it cannot.
+        minimum, maximum: the least and the greatest value.
+    """
+
+    help: str
+    panel: str | None = None
+    metavar: str | None = None
+    short: str | None = None
+    default_text: str | Callable[[Any], str] | None = None
+    parse: Callable[[Any], Any] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+
+    @classmethod
+    def of(cls, each: dataclasses.Field[Any]) -> "Option":
+        """The field's."""
+        return cast(Option, each.metadata["option"])
+
+
+def option(default: Any, help: str, panel: str | None = None, **details: Any) -> Any:
+    """A dataclass field that is an option; the rest of its attributes are `Option`'s. A default of ... is none."""
+    return field(default=default, metadata={"option": Option(help, panel, **details)})
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """The values that a type allows, where it is a `Literal` or one of a union; else none."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(value for part in get_args(kind) for value in choices(part))
+
+
+def checked(each: dataclasses.Field[Any], value: Any, name: str) -> Any:
+    """`value`, parsed where it is text, as the field takes it.
+
+    Args:
+        name: what an error calls it: ``batch_size`` in Python, ``--batch-size`` on the command line.
+
+    Raises:
+        ConfigError: it is not one of the choices, too small, too large, or cannot be parsed.
+    """
+    stated, allowed = Option.of(each), choices(each.type)
+    if value is None and type(None) in get_args(each.type):
+        return None
+    if stated.parse is not None and isinstance(value, str | PurePath):
+        try:
+            value = stated.parse(value)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}.") from None
+    if allowed and value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
+    if stated.minimum is not None and not stated.minimum <= value < math.inf:
+        raise ConfigError(f"{name} must be at least {stated.minimum}, not {value}.")
+    if stated.maximum is not None and value > stated.maximum:
+        raise ConfigError(f"{name} must be at most {stated.maximum}, not {value}.")
+    return value
+
+
+def as_path(text: str | PurePath) -> Path:
+    """A path of this machine; ``~`` is the home directory."""
+    return Path(text).expanduser()
+
+
+def flag(name: str) -> str:
+    """A field's name on the command line: ``batch_size`` -> ``--batch-size``."""
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -42,10 +116,10 @@ class Partition:
     count: int
 
     @classmethod
-    def parse(cls, text: str) -> Partition:
+    def parse(cls, text: str) -> "Partition":
         """``"0/4"`` -> ``Partition(0, 4)``; ``"auto"`` -> what the environment says, by `partition_of_environment`.
 
-        Raises ConfigError where it is no such thing.
+        Raises ConfigError on anything else.
         """
         if text == "auto":
             return partition_of_environment(os.environ)
@@ -56,7 +130,7 @@ class Partition:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ConfigError(f"--partition {self}: parts are numbered from 0 to N-1, and there is one at least: 0/1.")
+            raise ConfigError(f"--partition {self}: parts are numbered from 0 to N-1, and N is at least 1.")
         if not 0 <= self.index < self.count:
             raise ConfigError(
                 f"--partition {self}: parts are numbered from 0 to N-1, so I must be less than N "
@@ -68,7 +142,7 @@ class Partition:
         first, last = (part * total // self.count for part in (self.index, self.index + 1))
         return range(first, last)
 
-    def overlaps(self, other: Partition) -> bool:
+    def overlaps(self, other: "Partition") -> bool:
         """Whether the two have things in common, of a set of any size."""
         first, second = (Fraction(part.index, part.count) for part in (self, other))
         return first < second + Fraction(1, other.count) and second < first + Fraction(1, self.count)
@@ -79,43 +153,47 @@ class Partition:
 
 WHOLE = Partition(0, 1)
 
-# (index, count, lowest index) of a job array's tasks, of a job's tasks, and of a torchrun's processes.
+# (index, count, what else is needed) of a job array's tasks, of torchrun's processes, and of a job's tasks.
+_FIRST, _STEP = "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"
 _VARIABLES = (
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
-    ("RANK", "WORLD_SIZE", None),
-    ("SLURM_PROCID", "SLURM_NTASKS", None),
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", _FIRST, _STEP),
+    ("RANK", "WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
 )
 
 
 def partition_of_environment(environment: Mapping[str, str]) -> Partition:
     """This process's part, as a job array, torchrun or `srun` numbers it.
 
-    An array whose tasks run several processes each is parted in all of them. Raises ConfigError where nothing is told.
+    Where a job array's tasks run several processes each, every process gets a part. Raises ConfigError where the
+    environment does not number this process.
     """
     parts: list[Partition] = []
-    for index, count, lowest in _VARIABLES:
+    for index, count, *others in _VARIABLES:
         if index not in environment or count not in environment:
             continue
         if parts and "RANK" in environment and index == "SLURM_PROCID":
             continue  # torchrun's processes, started by srun
+        texts = {name: environment[name] for name in (index, count, *others) if name in environment}
         try:
-            first = int(environment.get(lowest, "0")) if lowest else 0
-            step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1")) if lowest else 1
-            parts.append(Partition((int(environment[index]) - first) // step, int(environment[count])))
-        except (ValueError, ZeroDivisionError):  # a step of 0 is none either
+            numbers = {name: int(text) for name, text in texts.items()}
+        except ValueError:
             raise ConfigError(
-                f"--partition auto: {index}={environment[index]} of {count}={environment[count]} are no numbers."
+                f"--partition auto: {_listed(texts)} must be integers, got {_listed(texts.values())}."
             ) from None
+        if (step := numbers.get(_STEP, 1)) == 0:
+            raise ConfigError(f"--partition auto: {_STEP} must not be 0.")
+        parts.append(Partition((numbers[index] - numbers.get(_FIRST, 0)) // step, numbers[count]))
     if not parts:
-        for index, count, _ in _VARIABLES:
+        for index, count, *_ in _VARIABLES:
             if (index in environment) != (count in environment):
-                there, missing = (index, count) if index in environment else (count, index)
+                found, missing = (index, count) if index in environment else (count, index)
                 raise ConfigError(
-                    f"--partition auto: {there} is set, and {missing} is not. Say which part it is: --partition 0/4."
+                    f"--partition auto: {found} is set, and {missing} is not. Give the part: --partition 0/4."
                 )
         raise ConfigError(
             "--partition auto: neither SLURM_ARRAY_TASK_ID, SLURM_PROCID nor RANK is set. Start it in a SLURM job or "
-            "by torchrun, or say which part it is: --partition 0/4."
+            "with torchrun, or give the part: --partition 0/4."
         )
     outer = parts[0]
     for inner in parts[1:]:
@@ -123,90 +201,127 @@ def partition_of_environment(environment: Mapping[str, str]) -> Partition:
     return outer
 
 
+def _listed(words: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}"
+
+
+_MODEL, _BANK, _MACHINE, _CLUSTER = "Model", "Bank", "Machine", "Several machines"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """What one extraction does. Raises ConfigError on values that cannot be.
+    """What one extraction does. Raises ConfigError on values that cannot be."""
 
-    Attributes:
-        model: one of `patchbank.encoders.openai.registry.MODELS`.
-        weights: a checkpoint of your own; None looks the official one up.
-        checkpoints: the directory looked in first for official files, and the one a download goes to; None is
-            ``checkpoints/pretrained_CLIP`` in the dataset's root, or ``~/.cache/clip`` where it has none.
-        precision: what the encoder computes in. ``fp16`` and ``tf32`` need CUDA.
-        layout: how the bank lies on disk; None continues a bank in its own, and starts one in ``shards`` for a folder
-            and in ``ezhoi`` for the others.
-        dtype: what the bank stores; ``int8``, with a scale a token, in shards only.
-        shard_size: bytes a shard holds, about.
-        resize: how an image of any shape becomes the model's square input.
-        decode: ``exact`` resizes as Pillow does; ``fast`` as torch does, in two thirds of the time: one number in
-            some hundreds differs, by one, seldom by two.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` (all GPUs of this machine), ``cuda:1``, or
-            ``cuda:0,1``.
-        engine: ``local`` computes on this machine, in one process a device; ``ray`` on a cluster.
-        ray_address: ``auto`` (the cluster that this machine belongs to), ``local`` (this machine alone), ``HOST:PORT``.
-        num_workers: of a cluster; None is one a GPU, or one a node where there are none.
-        num_gpus_per_worker: of a cluster; None is 1 where there are any, a fraction shares a GPU.
-        batch_size: images a forward pass; None chooses by device and model.
-        compile: whether `torch.compile` makes the encoder; ``auto`` decides by the device and the number of images.
-        workers: decode threads; None is one a core, at most 16.
-        limit: only the first this many samples of the dataset.
-        partition: only this part of the samples, for runs that share one bank.
-        overwrite: start the bank anew instead of completing it.
-    """
-
-    model: str = "ViT-B/16"
-    weights: Path | None = None
-    checkpoints: Path | None = None
-    activation: Activation | None = None
-    round_weights: bool = False
-    precision: Precision = "fp32"
-    layout: Layout | None = None
-    dtype: StoredDtype = "float32"
-    shard_size: int = 256_000_000
-    resize: ResizeMode | None = None
-    decode: Decode = "exact"
-    device: str = "auto"
-    engine: Engine = "local"
-    ray_address: str = "auto"
-    num_workers: int | None = None
-    num_gpus_per_worker: float | None = None
-    batch_size: int | None = None
-    compile: Compile = "auto"
-    workers: int | None = None
-    limit: int | None = None
-    partition: Partition = WHOLE
-    overwrite: bool = False
+    model: str = option("ViT-B/16", "Model that encodes the images.", _MODEL)
+    weights: Path | None = option(
+        None, "Checkpoint (.pt, .safetensors), if not OpenAI's.", _MODEL, metavar="FILE", parse=as_path
+    )
+    checkpoints: Path | None = option(
+        None,
+        "Directory of official checkpoints, for searching and downloading.",
+        _MODEL,
+        metavar="DIR",
+        default_text="ROOT/checkpoints/pretrained_CLIP, else ~/.cache/clip",
+        parse=as_path,
+    )
+    activation: Activation | None = option(
+        None,
+        "Activation of a checkpoint that does not say it: quickgelu (OpenAI) or gelu (LAION, DataComp).",
+        _MODEL,
+        metavar="NAME",
+    )
+    round_weights: bool = option(False, "Round float32 weights to float16, as OpenAI's clip.load does.", _MODEL)
+    precision: Precision = option(
+        "fp32", "Precision of the encoder: fp32, bf16, fp16 or tf32; fp16 and tf32 need CUDA.", _MODEL
+    )
+    layout: Layout | None = option(
+        None,
+        "Files of the bank: ezhoi (one pickle per image, as EZ-HOI reads them) or shards (safetensors).",
+        _BANK,
+        default_text="ezhoi for hicodet and vcoco, else shards",
+    )
+    dtype: StoredDtype = option("float32", "Stored numbers: float32, float16, bfloat16 or int8 (shards only).", _BANK)
+    shard_size: int = option(
+        256_000_000,
+        "Approximate size of a shard.",
+        _BANK,
+        metavar="BYTES",
+        default_text=lambda size: bytes_text(size).replace(" ", ""),
+        parse=parse_bytes,
+        minimum=1,
+    )
+    resize: ResizeMode | None = option(
+        None,
+        "How images become the input: center-crop, squash (aspect ratio ignored) or pad (letterboxed).",
+        _BANK,
+        default_text="the model's own: center-crop for CLIP",
+    )
+    decode: Decode = option(
+        "exact",
+        "exact: resize with Pillow, as CLIP does; fast: resize with torch; some pixel values differ by 1.",
+        _BANK,
+    )
+    device: str = option(
+        "auto", "auto (CUDA if there is one), cpu, cuda (all GPUs, one process each), cuda:1 or cuda:0,1.", _MACHINE
+    )
+    batch_size: int | None = option(
+        None, "Images per forward pass.", _MACHINE, default_text="8 on the CPU, up to 256 on a GPU", minimum=1
+    )
+    compile: Compile = option(
+        "auto", "Compile the encoder with torch.compile: on, off or auto (long runs on CUDA).", _MACHINE
+    )
+    workers: int | None = option(
+        None, "Decode threads.", _MACHINE, default_text="one per core, at most 16", minimum=1, maximum=1024
+    )
+    engine: Engine = option("local", "local (this machine) or ray (a Ray cluster, docs/scaling.md).", _CLUSTER)
+    ray_address: str = option(
+        "auto", "auto (this machine's cluster), local (this machine alone) or HOST:PORT.", _CLUSTER, metavar="ADDRESS"
+    )
+    num_workers: int | None = option(
+        None, "Workers of the cluster.", _CLUSTER, default_text="one per GPU, or one per node without GPUs", minimum=1
+    )
+    num_gpus_per_worker: float | None = option(
+        None,
+        "GPUs of each worker; 0.5 shares one, 0 computes on the CPU.",
+        _CLUSTER,
+        default_text="1, or 0 without GPUs",
+        minimum=0,
+    )
+    partition: Partition = option(
+        WHOLE,
+        "Only part I of N (0-based), for runs that share a bank; auto reads the variables of SLURM or torchrun.",
+        _CLUSTER,
+        metavar="I/N",
+        default_text="",
+        parse=Partition.parse,
+    )
+    limit: int | None = option(None, "Only the first N images.", minimum=1)
+    overwrite: bool = option(False, "Start the bank from scratch; delete what it holds.")
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("precision", get_args(Precision)),
-            ("layout", (None, *get_args(Layout))),
-            ("dtype", get_args(StoredDtype)),
-            ("resize", (None, *get_args(ResizeMode))),
-            ("decode", get_args(Decode)),
-            ("compile", get_args(Compile)),
-            ("engine", get_args(Engine)),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                choices = tuple(choice for choice in choices if choice)
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
-        for name in ("batch_size", "workers", "num_workers", "limit", "shard_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name.replace('_', '-')} must be at least 1, not {value}.")
-        if self.workers is not None and self.workers > MOST_WORKERS:
-            raise ConfigError(f"workers must be at most {MOST_WORKERS}, not {self.workers}. One a core is enough.")
-        if self.num_gpus_per_worker is not None and not 0 <= self.num_gpus_per_worker < math.inf:
-            raise ConfigError(f"num-gpus-per-worker must be at least 0, not {self.num_gpus_per_worker}.")
-        for name in ("weights", "checkpoints"):
-            if (path := getattr(self, name)) is not None:
-                object.__setattr__(self, name, Path(path).expanduser())
+        for each in fields(self):
+            object.__setattr__(self, each.name, checked(each, getattr(self, each.name), each.name))
         if self.overwrite and self.partition != WHOLE:
             raise ConfigError(
                 "overwrite together with a partition would delete what the other partitions wrote. "
                 "Remove the bank first, then start the partitions without overwrite."
             )
+
+    def arguments(self) -> tuple[str, ...]:
+        """The options, as ``patchbank extract`` takes them, that make this configuration; less the model."""
+        words: list[str] = []
+        for each in fields(self)[1:]:
+            value = getattr(self, each.name)
+            if value != each.default:
+                words += [flag(each.name)] if value is True else [flag(each.name), str(value)]
+        return tuple(words)
+
+
+ExtractConfig.__doc__ = f"{ExtractConfig.__doc__}\n\n    Attributes:\n" + "\n".join(
+    f"        {each.name}: {Option.of(each).help}" for each in fields(ExtractConfig)
+)
 
 
 def check_dtype(layout: str, dtype: str) -> None:

@@ -185,7 +185,8 @@ def test_images_that_changed_since_are_found(tmp_path: Path, tiny_weights: Path)
         (("repair", "nowhere"), "There is no directory nowhere"),
         (("repair", "EMPTY", "--extract"), "--extract needs the images"),
         (("convert", "nowhere", "x", "--layout", "shards"), "There is no bank nowhere"),
-        (("convert", "EMPTY", "x", "--layout", "shards", "--shard-size", "many"), "is not a bank"),
+        (("convert", "EMPTY", "x", "--layout", "shards"), "is not a bank"),
+        (("convert", "EMPTY", "x", "--layout", "shards", "--shard-size", "many"), "--shard-size: 'many' is no size"),
     ],
 )
 def test_what_cannot_be_done_is_said(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:

@@ -253,7 +253,7 @@ def test_a_process_without_memory_says_so(many: Path, tiny_weights: Path, tmp_pa
         check=2,
         preexec_fn=limit,
     )
-    assert "gets no more memory. Try a smaller --batch-size" in done.stderr
+    assert "Out of memory. Try a smaller --batch-size" in done.stderr
 
 
 def test_a_part_without_a_shard_says_so(many: Path, tiny_weights: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""The README says what the program does: its options, its commands, its Python."""
+"""The README and docs/options.md say what the program does: its options, its commands, its Python."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -12,6 +14,7 @@ from patchbank.config import ExtractConfig
 from tests.support import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
+OPTIONS = (REPOSITORY / "docs/options.md").read_text()
 
 
 def options(command: str) -> dict[str, object]:
@@ -25,19 +28,20 @@ def options(command: str) -> dict[str, object]:
     }
 
 
-def documented() -> dict[str, str]:
-    """The rows of the README's table of options: name -> default."""
-    table = README.split("## Options of `extract`")[1].split("##")[0]
-    found = {}
-    for row in re.findall(r"^\| (`--.*?) \| (.*?) \|", table, flags=re.MULTILINE):
-        for name in re.findall(r"--[a-z-]+", row[0]):
-            found[name] = row[1].strip("`")
-    return found
+def test_the_page_of_options_is_the_programs() -> None:
+    done = subprocess.run([sys.executable, REPOSITORY / "scripts/options.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == OPTIONS, "python scripts/options.py > docs/options.md"
+    assert "(docs/options.md)" in README
 
 
-@pytest.mark.parametrize("command", ["hicodet", "vcoco"])
+@pytest.mark.parametrize("command", ["hicodet", "vcoco", "folder", "tar", "parquet"])
 def test_every_option_is_documented_and_every_documented_option_is_there(command: str) -> None:
-    assert documented().keys() == options(command).keys()
+    section = OPTIONS.split("## `patchbank extract")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(--[a-z-]+).*?` \| .*? ?\| (.*) \|$", section, flags=re.MULTILINE)
+    few = re.compile(r"\((`.*`) only\)$")
+    documented = {name for name, says in rows if not (only := few.search(says)) or f"`{command}`" in only[1]}
+    assert documented == options(command).keys()
 
 
 def test_a_folder_takes_the_same_less_what_it_has_not() -> None:
@@ -48,7 +52,9 @@ def test_a_folder_takes_the_same_less_what_it_has_not() -> None:
 def test_the_defaults_are_extract_configs() -> None:
     config = ExtractConfig()
     for name in ("precision", "dtype", "resize", "decode", "device", "compile"):
-        assert options("hicodet")[f"--{name}"] == getattr(config, name) == documented()[f"--{name}"]
+        default = getattr(config, name)
+        assert options("hicodet")[f"--{name}"] == default
+        assert re.search(rf"^\| `--{name} .*` \| {default} \|", OPTIONS, flags=re.MULTILINE)
 
 
 def test_the_commands_that_are_promised() -> None:

@@ -130,6 +130,7 @@ def import_pickles(
     listed: Sequence[str] | None = None,
     *,
     size_of: SizeOf = lambda _: None,
+    confirm: Callable[[Report], Manifest] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     writing: Progress | None = None,
@@ -143,6 +144,7 @@ def import_pickles(
         listed: the keys that there should be. None: keys are the file names without suffix, since the extensions of the
             images are not known.
         size_of: sizes of the images; without them boxes cannot be mapped.
+        confirm: what the new bank is to be after all, now that the pickles are checked; raises to write nothing.
         overwrite: start the new bank from scratch.
         progress, writing: called with the numbers checked, and written.
         stop: set it to end early; the same call continues.
@@ -160,6 +162,7 @@ def import_pickles(
             f"{len(unread):,} files could not be read, such as {first.name} ({first.detail}). Nothing was written. "
             "Check the disk or the permissions, and run it again."
         )
+    wanted = confirm(report) if confirm else wanted
     useless = {finding.name: finding for finding in reversed(report.problems) if KINDS[finding.kind].fix == "extract"}
     files = {key: pickle_name(key) for key in listed or ()}
     listed_files = set(files.values())

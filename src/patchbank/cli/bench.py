@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.text import Text
 
 from patchbank.budget import keep_freed_memory
@@ -14,7 +14,7 @@ from patchbank.cli import options
 from patchbank.cli.console import busy, plain_table, say, show_json, show_note, stderr, stdout
 from patchbank.cli.options import DEFAULTS
 from patchbank.cli.signals import exit_on_signal
-from patchbank.config import ExtractConfig, check_dtype
+from patchbank.config import ExtractConfig, as_path, check_dtype, option
 from patchbank.encoders.openai.registry import get_model
 from patchbank.errors import ConfigError
 
@@ -24,68 +24,44 @@ if TYPE_CHECKING:
 _PICTURES = {"cpu": 48, "cuda": 1024}  # some batches of them
 
 
+_CONFIG = ("precision", "layout", "dtype", "resize", "decode", "device", "batch_size", "compile", "workers", "limit")
+
+
+@options.takes({"layout": "ezhoi"}, config=_CONFIG)
 def bench(
-    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="Whose encoder.")] = DEFAULTS.model,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="DIR", help="Images to decode.", show_default="made-up JPEGs"),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            "--limit", metavar="N", help="Only the first N of them.", show_default="48, or 1024 on CUDA", min=1
-        ),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="A directory on the disk that is to be written to.")
-    ] = Path(),
-    precision: options.PrecisionOption = DEFAULTS.precision,
-    layout: options.LayoutOption = DEFAULTS.layout,
-    dtype: options.Dtype = DEFAULTS.dtype,
-    resize: options.Resize = DEFAULTS.resize,
-    decode: options.DecodeOption = DEFAULTS.decode,
-    device: options.Device = DEFAULTS.device,
-    batch_size: options.BatchSize = DEFAULTS.batch_size,
-    compile: options.CompileOption = DEFAULTS.compile,
-    workers: options.Workers = DEFAULTS.workers,
-    json: options.Json = False,
+    *,
+    model: str = option(DEFAULTS.model, "Model to benchmark."),
+    images: Path | None = option(
+        None, "Images to decode.", metavar="DIR", default_text="generated JPEGs", parse=as_path
+    ),
+    out: Path = option(Path(), "Directory on the disk to measure.", metavar="DIR", parse=as_path),
+    config: ExtractConfig,
+    json: bool = options.JSON,
 ) -> None:
     """Measure every stage of an extraction on this machine: decode, encode, write, read, and all together.
 
-    Takes a minute, and some with the larger models; needs no checkpoint (the weights are random numbers), and leaves
-    nothing behind.
+    Takes a minute, or several with the larger models. Needs no checkpoint (the weights are random) and leaves no files.
+    Without --limit it measures 48 images, or 1024 on CUDA.
+
+    patchbank bench --model ViT-L/14@336px --images DIR
     """
     get_model(model)
-    config = ExtractConfig(
-        model=model,
-        precision=precision,
-        layout=layout or "ezhoi",
-        dtype=dtype,
-        resize=resize,
-        decode=decode,
-        device=device,
-        batch_size=batch_size,
-        compile=compile,
-        workers=workers,
-    )
-    check_dtype(layout or "ezhoi", dtype)
-    place = out.expanduser()
-    if not place.is_dir():
-        raise ConfigError(f"--out {place}: there is no such directory.")
+    limit, config = config.limit, replace(config, model=model, limit=None)
+    check_dtype(config.layout or "", config.dtype)
+    if not out.is_dir():
+        raise ConfigError(f"--out {out}: there is no such directory.")
     keep_freed_memory()
     with busy("Getting ready"):
-        from dataclasses import replace
-
         from patchbank.bench.measure import precisions_of, run
         from patchbank.bench.pictures import write_pictures
         from patchbank.datasets import load_dataset
         from patchbank.encoders.encoder import resolve_device
 
-        kind = resolve_device(device, precision)
+        kind = resolve_device(config.device, config.precision)
         precisions = precisions_of(kind)
         count = limit or _PICTURES[kind.type]
-    if precision not in precisions:
-        precisions.append(precision)
+    if config.precision not in precisions:
+        precisions.append(config.precision)
     with (
         exit_on_signal() as check,
         TemporaryDirectory(prefix="patchbank-bench-") as made,
@@ -101,7 +77,7 @@ def bench(
             write_pictures(images, count)
         dataset = load_dataset("folder", images)
         dataset = replace(dataset, samples=dataset.samples[:count])
-        report = run(dataset, config, place, precisions, now)
+        report = run(dataset, config, out, precisions, now)
     show_json(report.to_dict()) if json else _show(report, config)
 
 

@@ -10,10 +10,9 @@ import typer
 
 from patchbank.cli import options
 from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, say, show_json, show_note
-from patchbank.cli.options import SHARD_SIZE, flag
 from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
-from patchbank.config import Layout, StoredDtype
+from patchbank.config import ExtractConfig, Layout, StoredDtype
 from patchbank.files import bytes_text
 from patchbank.locations import locate
 
@@ -21,30 +20,26 @@ if TYPE_CHECKING:
     from patchbank.bank.convert import Converted
 
 
-def convert(
-    source: Annotated[Path, typer.Argument(parser=locate, metavar="SRC", help="The bank, or its URL.")],
-    target: Annotated[Path, typer.Argument(parser=locate, metavar="DST", help="The new bank.")],
-    *,
-    layout: Annotated[
-        Layout,
-        typer.Option("--layout", help="ezhoi, a pickle an image, as EZ-HOI reads it; shards, safetensors."),
-    ],
-    dtype: Annotated[
-        StoredDtype | None,
-        typer.Option(
-            "--dtype",
-            help="What the new bank stores; int8 in shards only.",
-            show_default="SRC's; float32 for ezhoi, which is what EZ-HOI reads",
-        ),
-    ] = None,
-    shard_size: options.ShardSize = SHARD_SIZE,
-    overwrite: Annotated[bool, flag("--overwrite", "Start DST anew: what it holds is deleted.")] = False,
-    json: Annotated[bool, flag("--json", "The result as JSON on standard output.")] = False,
-) -> None:
-    """Write a bank's features into another bank. What is there is left as it is: the same command goes on.
+_LAYOUT = options.like("layout", ...)
+_DTYPE = options.like("dtype", None, "SRC's; float32 for ezhoi, as EZ-HOI reads")
 
-    Every feature's checksum is compared as it is read. Exit code 0: all is there. 1: some features of SRC are damaged,
-    or too large for the new dtype; they are listed.
+
+@options.takes(config=("shard_size", "overwrite"))
+def convert(
+    source: Annotated[Path, typer.Argument(parser=locate, metavar="SRC", help="Bank directory or URL.")],
+    target: Annotated[Path, typer.Argument(parser=locate, metavar="DST", help="New bank's directory or URL.")],
+    *,
+    layout: Layout = _LAYOUT,
+    dtype: StoredDtype | None = _DTYPE,
+    config: ExtractConfig,
+    json: bool = options.JSON,
+) -> None:
+    """Write a bank's features into another bank. An interrupted run continues with the same command.
+
+    It compares every feature's checksum. Exit code 0: all features are written. 1: some features of SRC are damaged, or
+    too large for the new dtype; they are listed.
+
+    patchbank convert BANK NEW --layout shards --dtype float16
     """
     with busy("Looking at the bank"):
         from patchbank.bank.convert import convert
@@ -57,8 +52,8 @@ def convert(
             target.expanduser(),
             layout,
             dtype,
-            shard_size=options.parse_shard_size(shard_size),
-            overwrite=overwrite,
+            shard_size=config.shard_size,
+            overwrite=config.overwrite,
             progress=progress,
             stop=signals.stop,
         )

@@ -44,11 +44,14 @@ print(bank[{key!r}].shape, bank.transform({key!r}))"""
 
 
 def demo(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to lay out the demo's EZ-HOI root.")] = Path(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory for the demo's EZ-HOI root.")] = Path(
         "patchbank-demo"
     ),
 ) -> None:
-    """Extract both data sets of a small EZ-HOI root made from public-domain photographs, and check the result."""
+    """Extract both data sets of a small EZ-HOI root made from public-domain photographs, and check the result.
+
+    patchbank demo
+    """
     from patchbank.bank.pickles import bank_directory, bank_name
     from patchbank.bank.reader import open_bank
     from patchbank.datasets import SPLITS, load_dataset
@@ -106,7 +109,7 @@ def demo(
     say(f"\nBanks in {bank_directory(root, 'hicodet')} and {bank_directory(root, 'vcoco')}:\n")
     stdout.print(table)
     say(
-        "\nChecked: every file's checksum and numbers, and one image of each bank computed anew from its pixels\n"
+        "\nChecked: every file's checksum and numbers, and one image of each bank, recomputed from its pixels\n"
         "(the relative difference is the last column)."
     )
     assert first is not None
@@ -126,7 +129,7 @@ def demo(
 
 
 def check(bank: Bank, dataset: Dataset, runner: Runner) -> float:
-    """Read everything back, and compute one image anew from its pixels.
+    """Read everything back, and extract one image again.
 
     Returns the relative difference of that image's tokens. Raises BankError where anything is not as it should be.
     """

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.text import Text
 
 from patchbank.cli import options
 from patchbank.cli.console import busy, say, show_json, stdout
-from patchbank.cli.options import DEFAULTS, flag
-from patchbank.config import ExtractConfig, check_dtype
-from patchbank.encoders.openai.registry import EZHOI_MODELS, get_model
+from patchbank.cli.listing import ListingOptions
+from patchbank.cli.options import RunOptions
+from patchbank.config import ExtractConfig, check_dtype, option
+from patchbank.encoders.openai.registry import EZHOI_MODELS
 from patchbank.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,58 +24,31 @@ _MARK_WIDTH = 11
 _WIDTH = 78  # text of a finding is not set wider than this, however wide the terminal is
 
 
+@options.takes({"root": Path()}, asked=("root",), run=("model", "json"), config=options.BANK)
 def doctor(
-    root: options.Root = Path(),
-    model: options.Models = None,
-    weights: options.Weights = None,
-    checkpoints: options.Checkpoints = None,
-    precision: options.PrecisionOption = DEFAULTS.precision,
-    layout: options.LayoutOption = DEFAULTS.layout,
-    dtype: options.Dtype = DEFAULTS.dtype,
-    resize: options.Resize = DEFAULTS.resize,
-    decode: options.DecodeOption = DEFAULTS.decode,
-    device: options.Device = DEFAULTS.device,
-    batch_size: options.BatchSize = DEFAULTS.batch_size,
-    compile: options.CompileOption = DEFAULTS.compile,
-    workers: options.Workers = DEFAULTS.workers,
-    no_timing: Annotated[
-        bool, flag("--no-timing", "Measure nothing: no times, but an answer at once.", "This run")
-    ] = False,
-    json: options.Json = False,
+    asked: ListingOptions,
+    run: RunOptions,
+    config: ExtractConfig,
+    no_timing: bool = option(False, "Skip the measurements, and with them the times."),
 ) -> None:
     """Examine an EZ-HOI root: data sets, checkpoints, packages, banks, disk and machine. Changes nothing.
 
     Give it the options that you will give `extract`.
 
-    Exit codes: 0 no problem, 1 problems (each with its mend), 2 wrong usage.
+    Exit codes: 0 no problem, 1 problems (each with its fix), 2 wrong usage.
+
+    patchbank doctor --root EZ-HOI --dtype float16
     """
-    names = list(dict.fromkeys(model or EZHOI_MODELS))
-    for name in names:
-        get_model(name)
-    if weights is not None and len(names) != 1:
-        raise ConfigError("--weights is the checkpoint of one model: say which with one --model.")
-    root = root.expanduser()
+    names = run.models(config, EZHOI_MODELS)
+    root = asked.root or Path()
     if not root.is_dir():
         raise ConfigError(f"--root {root}: there is no such directory. Name an EZ-HOI checkout.")
-    config = ExtractConfig(
-        weights=weights,
-        checkpoints=checkpoints,
-        precision=precision,
-        layout=layout,
-        dtype=dtype,
-        resize=resize,
-        decode=decode,
-        device=device,
-        batch_size=batch_size,
-        compile=compile,
-        workers=workers,
-    )
-    check_dtype(layout or "ezhoi", config.dtype)
+    check_dtype(config.layout or "ezhoi", config.dtype)
     with busy("Looking at data sets, checkpoints, banks and machine"):
         from patchbank.doctor import examine
 
         report = examine(root, names, config, timing=not no_timing)
-    show_json(report.to_dict()) if json else _show(report)
+    show_json(report.to_dict()) if run.json else _show(report)
     raise typer.Exit(1 if report.problems else 0)
 
 

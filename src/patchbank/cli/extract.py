@@ -20,10 +20,12 @@ from patchbank.cli.console import (
     show_json,
     show_note,
 )
-from patchbank.cli.options import DEFAULTS
+from patchbank.cli.help import Group, add_command
+from patchbank.cli.listing import ListingOptions
+from patchbank.cli.options import DEFAULTS, RunOptions
 from patchbank.cli.progress import DownloadProgress, ImageProgress
 from patchbank.cli.signals import StopOnSignal
-from patchbank.config import WHOLE, ExtractConfig
+from patchbank.config import WHOLE, ExtractConfig, option
 from patchbank.encoders.openai.registry import EZHOI_MODELS, get_model
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
@@ -35,139 +37,130 @@ if TYPE_CHECKING:
     from patchbank.extraction.run import ExtractSummary
 
 app = typer.Typer(
-    help="Extract patch features into banks. A run that was cut short goes on where it stopped.",
+    cls=Group,
+    help="Extract patch features into banks. The same command continues an interrupted run.",
+    epilog="Example: patchbank extract hicodet --root EZ-HOI --dry-run",
     no_args_is_help=True,
 )
+
+_DATA = "Data"
+_OUT = option(..., "Bank directory or URL (s3://...).", _DATA, metavar="BANK", parse=locate)
+_PREFIX = option(False, "Begin keys with their file's name, less the extension.", _DATA)
+
+
+def _command(name: str, text: str = "") -> Callable[[Callable[..., None]], None]:
+    """Add a command; its help is `text`, or else its docstring."""
+    take = options.takes({"root": Path()}, asked=("root", "images", "annotations"), config=options.CONFIG)
+    return lambda command: add_command(app, name, take(command), text or command.__doc__)
 
 
 def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
     """Add the command of a data set that has splits and annotation files."""
+    each = f"{' or '.join(splits)}; repeatable."
+    where = f"ROOT/{dataset}_pkl_files, or ROOT/{dataset}_shards"
 
+    @_command(
+        dataset,
+        f"Extract {title}: both splits with both {' and '.join(EZHOI_MODELS)}, unless you choose.\n\n"
+        f"patchbank extract {dataset} --root EZ-HOI --split {splits[0].split()[0]}",
+    )
     def command(
         *,
-        root: options.Root = Path(),
-        split: Annotated[
-            list[str] | None,
-            typer.Option(
-                metavar="SPLIT", help=f"{' or '.join(splits)}; may be given several times.", rich_help_panel="What"
-            ),
-        ] = None,
-        images: options.Images = None,
-        annotations: options.Annotations = None,
-        out: Annotated[
-            Path | None,
-            typer.Option(
-                parser=locate,
-                metavar="DIR",
-                help=f"Where the banks lie, or a URL (s3://...); by default ROOT/{dataset}_pkl_files, or "
-                f"ROOT/{dataset}_shards.",
-                rich_help_panel="What",
-            ),
-        ] = None,
-        run: options.RunOptions,
+        asked: ListingOptions,
+        split: list[str] | None = option(None, each, _DATA, default_text="both"),
+        out: Path | None = option(
+            None, "Directory or URL (s3://...) of the banks.", _DATA, metavar="DIR", default_text=where, parse=locate
+        ),
+        run: RunOptions,
+        config: ExtractConfig,
     ) -> None:
         from patchbank.bank.pickles import bank_directory, bank_name
         from patchbank.datasets import load_splits
 
-        root = root.expanduser()
-        models = run.models_or(list(EZHOI_MODELS))
-        layout = run.config.layout or "ezhoi"
-        banks = bank_directory(root, dataset, layout) if out is None else out
+        root = asked.root or Path()
+        banks = bank_directory(root, dataset, config.layout or "ezhoi") if out is None else out
+        models = run.models(config, EZHOI_MODELS)
         jobs = [
             (
                 loaded,
                 banks / bank_name(get_model(name).bank_prefix, dataset, loaded.split or ""),
-                replace(run.config, model=name),
+                replace(config, model=name),
             )
-            for loaded in load_splits(dataset, root, split or [], images, annotations)
+            for loaded in load_splits(dataset, root, split or [], asked.images, asked.annotations)
             for name in models
         ]
-        run_jobs(jobs, dry_run=run.dry_run, json=run.json, pages=run.report)
+        run_jobs(jobs, run)
 
-    help_text = f"Extract {title}: by default both splits, with both {' and '.join(EZHOI_MODELS)}."
-    app.command(dataset, help=help_text)(options.with_run_options(command))
-
-
-Out = Annotated[
-    Path,
-    typer.Option(parser=locate, metavar="BANK", help="The bank, or its URL (s3://...).", rich_help_panel="What"),
-]
-
-Prefix = Annotated[
-    bool,
-    options.flag("--prefix", "Begin each key with its file's name, less the extension: FILE/KEY.", "What"),
-]
 
 _register("hicodet", "HICO-DET", ("train", "test"))
 _register("vcoco", "V-COCO", ("train (trainval list, COCO train2014)", "val (test list, COCO val2014)"))
 
 
-@app.command("folder")
-@options.with_run_options
+@_command("folder")
 def _folder(
     *,
     images: Annotated[
-        Path,
-        typer.Argument(
-            parser=locate, metavar="IMAGES", help="A directory of images, or its URL, searched recursively."
-        ),
+        Path, typer.Argument(parser=locate, metavar="IMAGES", help="Directory or URL, searched recursively.")
     ],
-    out: Out,
-    run: options.RunOptions,
+    out: Path = _OUT,
+    run: RunOptions,
+    config: ExtractConfig,
 ) -> None:
-    """Extract any directory of images, by default with ViT-B/16."""
+    """Extract any directory of images, with ViT-B/16 unless you choose.
+
+    patchbank extract folder IMAGES --out BANK --dtype float16
+    """
     from patchbank.datasets import load_dataset
 
-    config = _one_model(run)
-    run_jobs([(load_dataset("folder", images), out, config)], dry_run=run.dry_run, json=run.json, pages=run.report)
+    config = _of_one_model(run, config)
+    run_jobs([(load_dataset("folder", images), out, config)], run)
 
 
-@app.command("tar")
-@options.with_run_options
+@_command("tar")
 def _tar(
     *,
     tars: Annotated[
         list[str],
-        typer.Argument(metavar="TARS...", help="Tars: paths, URLs, or patterns: 'shards/{000..099}.tar'."),
+        typer.Argument(metavar="TARS", help="Tar files: paths, URLs or patterns such as 'shards/{000..099}.tar'."),
     ],
-    out: Out,
-    prefix: Prefix = False,
-    run: options.RunOptions,
+    out: Path = _OUT,
+    prefix: bool = _PREFIX,
+    run: RunOptions,
+    config: ExtractConfig,
 ) -> None:
-    """Extract the images in WebDataset tars, by default with ViT-B/16. Nothing is unpacked."""
+    """Extract the images in WebDataset tars, with ViT-B/16 unless you choose. Nothing is unpacked.
+
+    patchbank extract tar 'shards/{000..099}.tar' --out BANK
+    """
     from patchbank.datasets import load_dataset
 
-    config = _one_model(run)
+    config = _of_one_model(run, config)
     with busy("Reading the tars' headers"):
         dataset = load_dataset("tar", tars, partition=config.partition, prefix=prefix)
-    run_jobs([(dataset, out, config)], dry_run=run.dry_run, json=run.json, pages=run.report)
+    run_jobs([(dataset, out, config)], run)
 
 
-@app.command("parquet")
-@options.with_run_options
+@_command("parquet")
 def _parquet(
     *,
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILES...", help="Parquet files: paths, URLs, or patterns: 'data/*.parquet'."),
+        typer.Argument(metavar="FILES", help="Parquet files: paths, URLs or patterns such as 'data/*.parquet'."),
     ],
-    out: Out,
-    key_column: Annotated[
-        str, typer.Option(metavar="NAME", help="The column of the images' names.", rich_help_panel="What")
-    ],
-    image_column: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="The column of their bytes, or of structs with `bytes`.", rich_help_panel="What"
-        ),
-    ] = "image",
-    prefix: Prefix = False,
-    run: options.RunOptions,
+    out: Path = _OUT,
+    key_column: str = option(..., "Column of the images' names.", _DATA, metavar="COLUMN"),
+    image_column: str = option("image", "Column of their bytes, or of structs with `bytes`.", _DATA, metavar="COLUMN"),
+    prefix: bool = _PREFIX,
+    run: RunOptions,
+    config: ExtractConfig,
 ) -> None:
-    """Extract the images in Parquet files, by default with ViT-B/16."""
+    """Extract the images in Parquet files, with ViT-B/16 unless you choose.
+
+    patchbank extract parquet '*.parquet' --key-column name --out BANK
+    """
     from patchbank.datasets import load_dataset
 
-    config = _one_model(run)
+    config = _of_one_model(run, config)
     with busy("Reading the files' keys"):
         dataset = load_dataset(
             "parquet",
@@ -177,17 +170,17 @@ def _parquet(
             image_column=image_column,
             key_column=key_column,
         )
-    run_jobs([(dataset, out, config)], dry_run=run.dry_run, json=run.json, pages=run.report)
+    run_jobs([(dataset, out, config)], run)
 
 
-def _one_model(run: options.RunOptions) -> ExtractConfig:
-    """What to do, for a bank that --out names itself. Raises ConfigError on several models."""
+def _of_one_model(run: RunOptions, config: ExtractConfig) -> ExtractConfig:
+    """The configuration of a bank that --out names. Raises ConfigError on several models."""
     from patchbank.encoders.openai.checkpoints import CHECKPOINTS
 
-    models = run.models_or([DEFAULTS.model])
+    models = run.models(config, [DEFAULTS.model])
     if len(models) != 1:
-        raise ConfigError("These features go into one bank, so they are of one model: give --model once.")
-    config = replace(run.config, model=models[0])
+        raise ConfigError("This command writes one bank; pass --model once.")
+    config = replace(config, model=models[0])
     if config.checkpoints is None and CHECKPOINTS.is_dir():  # in an EZ-HOI checkout
         config = replace(config, checkpoints=CHECKPOINTS)
     return config
@@ -195,16 +188,12 @@ def _one_model(run: options.RunOptions) -> ExtractConfig:
 
 def run_jobs(
     jobs: list[tuple["Dataset", Path, ExtractConfig]],
-    *,
-    dry_run: bool,
-    json: bool,
-    pages: bool = False,
+    run: RunOptions,
     report: Callable[[list[dict[str, Any]]], Any] = lambda summaries: summaries,
 ) -> None:
     """Plan every bank, then make them one after the other. Raises typer.Exit with the command's code.
 
     Args:
-        pages: whether a page about each bank is written at the end.
         report: what ``--json`` prints, of the banks' summaries.
     """
     keep_freed_memory()
@@ -218,10 +207,10 @@ def run_jobs(
 
         devices = decide(jobs[0][2])  # every job's: they differ in the model alone
         plans = [make_plan(*job, devices) for job in jobs]
-    if dry_run:
-        show_json([_plan_dict(plan) for plan in plans]) if json else _show_plans(plans)
+    if run.dry_run:
+        show_json([_plan_dict(plan) for plan in plans]) if run.json else _show_plans(plans)
     check_disk(plans)
-    if dry_run:
+    if run.dry_run:
         raise typer.Exit(0)
 
     # All weights before the first feature, and model by model, so that each is loaded once.
@@ -242,15 +231,15 @@ def run_jobs(
                 plan, runner if plan.todo else None, on_progress=progress.advance, stop=signals.stop, say=show_note
             )
         summaries.append(summary)
-        if not json:
+        if not run.json:
             show_summary(plan, summary)
         if (exit_code := signals.exit_code) is not None:
             show_note("stopped; what is committed is safe, and the same command goes on from here.")
             break
-    if json:
+    if run.json:
         show_json(report([_summary_dict(*pair) for pair in zip(plans, summaries, strict=False)]))
-    if pages and exit_code is None:
-        _write_pages(plans, json=json)
+    if run.report and exit_code is None:
+        _write_pages(plans, json=run.json)
     if exit_code is None:
         exit_code = 1 if any(summary.failures for summary in summaries) else 0
     raise typer.Exit(exit_code)

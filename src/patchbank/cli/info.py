@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.text import Text
 
-from patchbank.cli import listing
+from patchbank.cli import options
 from patchbank.cli.console import FAILURES_SHOWN, say, show_json, stdout
-from patchbank.cli.options import flag
-from patchbank.config import Partition
+from patchbank.cli.listing import ListingOptions, find_listing
+from patchbank.config import Partition, option
 from patchbank.errors import ConfigError
 from patchbank.features import GRID, UNKNOWN
 from patchbank.files import bytes_text
-from patchbank.locations import locate
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
     from patchbank.datasets import Dataset
 
 
+@options.takes()
 def info(
-    bank: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="The bank's directory, or its URL.")],
+    bank: options.Bank,
     *,
-    keys: Annotated[bool, flag("--keys", "Only the names of the images that have features, a line each.")] = False,
-    failures: Annotated[bool, flag("--failures", "List every image that failed, and why.")] = False,
-    partitions: Annotated[
-        int | None,
-        typer.Option(
-            "--partitions", metavar="N", help="How complete each of N partitions is, by the images below.", min=1
-        ),
-    ] = None,
-    dataset: listing.DatasetName = None,
-    split: listing.Split = None,
-    root: listing.Root = None,
-    images: listing.Images = None,
-    annotations: listing.Annotations = None,
-    json: Annotated[bool, flag("--json", "All of it as JSON on standard output.")] = False,
+    keys: bool = option(False, "Print only the keys that have features, one per line."),
+    failures: bool = option(False, "List every failure with its reason."),
+    partitions: int | None = option(None, "Print how complete each of N partitions of the images is.", minimum=1),
+    asked: ListingOptions,
+    json: bool = options.JSON,
 ) -> None:
-    """Print what a bank is: model, shapes, counts, failures, bytes, fingerprint."""
+    """Print what a bank is: model, shapes, counts, failures, bytes, identity.
+
+    patchbank info BANK --failures
+    """
     from patchbank.bank.reader import open_bank
 
     opened = open_bank(bank)
@@ -52,16 +44,11 @@ def info(
             for key in opened:
                 say(key)
         return
-    asked = partitions is not None or any(each is not None for each in (dataset, split, root, images, annotations))
     found = None
-    if asked:
-        found = listing.find_listing(
-            bank, opened.manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
-        )
-    if asked and not found:
-        raise ConfigError(
-            "Say which images the bank is for: --images DIR of a folder, or --dataset, --split and --root."
-        )
+    if partitions is not None or asked.given:
+        found = find_listing(bank, opened.manifest, asked)
+        if found is None:
+            raise ConfigError("Say which images the bank is of: --images DIR, or --dataset, --split and --root.")
     parts = _coverage(opened, found.load(), partitions or 1) if found else []
     if json:
         show_json(_facts(opened) | ({"partitions": [asdict(part) for part in parts]} if parts else {}))

@@ -7,11 +7,9 @@ import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from patchbank.config import ARCHIVES
+from patchbank.config import ARCHIVES, as_path, option
 from patchbank.errors import ConfigError, DatasetError
 from patchbank.features import UNKNOWN
 from patchbank.locations import locate
@@ -20,34 +18,30 @@ if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
     from patchbank.datasets import Dataset
 
-_PANEL = "The images that it should hold"
+_DATA = "Data"
 
-DatasetName = Annotated[
-    str | None,
-    typer.Option("--dataset", metavar="NAME", help="hicodet, vcoco or folder.", rich_help_panel=_PANEL),
-]
-Split = Annotated[
-    str | None,
-    typer.Option("--split", metavar="SPLIT", help="train, test (hicodet); train, val (vcoco).", rich_help_panel=_PANEL),
-]
-Root = Annotated[
-    Path | None,
-    typer.Option("--root", metavar="DIR", help="The EZ-HOI checkout that has them.", rich_help_panel=_PANEL),
-]
-Images = Annotated[
-    Path | None,
-    typer.Option(
-        "--images",
-        parser=locate,
-        metavar="DIR",
-        help="Another image directory, or its URL; a folder's.",
-        rich_help_panel=_PANEL,
-    ),
-]
-Annotations = Annotated[
-    Path | None,
-    typer.Option("--annotations", metavar="FILE", help="Another annotation file.", rich_help_panel=_PANEL),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class ListingOptions:
+    """Which images a command works on, as its options say."""
+
+    dataset: str | None = option(None, "hicodet, vcoco or folder.", _DATA, metavar="NAME")
+    split: str | None = option(None, "train or test (hicodet), train or val (vcoco).", _DATA)
+    root: Path | None = option(
+        None, "EZ-HOI checkout, with hicodet/, vcoco/ and checkpoints/.", _DATA, metavar="DIR", parse=as_path
+    )
+    images: Path | None = option(
+        None, "Image directory or URL (s3://...), for one --split.", _DATA, metavar="DIR", parse=locate
+    )
+    annotations: Path | None = option(
+        None, "Annotation file for one --split; the format is detected.", _DATA, metavar="FILE", parse=as_path
+    )
+
+    @property
+    def given(self) -> bool:
+        """Whether any option is."""
+        return any(value is not None for value in vars(self).values())
+
 
 # EZ-HOI's name of a bank: clipbase_img_hicodet_train.
 _BANK_NAME = re.compile(r".*_img_(hicodet|vcoco)_(train|test|val)")
@@ -103,25 +97,16 @@ class Listing:
         )
 
 
-def find_listing(
-    bank: Path,
-    manifest: Manifest | None,
-    *,
-    dataset: str | None,
-    split: str | None,
-    root: Path | None,
-    images: Path | None,
-    annotations: Path | None,
-) -> Listing | None:
-    """What a bank is to be compared with; None where nothing tells.
+def find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) -> Listing | None:
+    """The images that a bank should hold; None where neither the options nor the bank say.
 
     Without options, the data set and split are those that the bank says it is of, or that its directory is named
     for, and the root is the EZ-HOI checkout that it lies in. Raises ConfigError on options that do not go together.
     """
     from patchbank.datasets import SPLITS
 
-    asked = any(option is not None for option in (dataset, split, root, images, annotations))
-    root, annotations = (path and path.expanduser() for path in (root, annotations))
+    dataset, split, root = asked.dataset, asked.split, asked.root
+    images, annotations = asked.images, asked.annotations
     name, own_split = _own_dataset(bank, manifest)
     if dataset not in (None, *SPLITS, "folder"):
         raise ConfigError(f"There is no dataset {dataset!r}. Choose from: {', '.join([*SPLITS, 'folder'])}.")
@@ -130,8 +115,8 @@ def find_listing(
     _refuse_contradiction(bank, manifest, dataset, split)
     chosen = dataset or name
     if chosen == "folder" and images is None:
-        if asked:
-            raise ConfigError("Of a folder, give its directory of images with --images.")
+        if asked.given:
+            raise ConfigError("Name the folder's images: --images DIR.")
         return None
     if chosen in SPLITS:
         split = split or (own_split if chosen == name else None)
@@ -139,7 +124,7 @@ def find_listing(
             wrong = "Say which --split" if split is None else f"There is no split {split!r}"
             raise ConfigError(f"{wrong} of {chosen}: {' or '.join(SPLITS[chosen])}.")
     if chosen in ARCHIVES:
-        if annotations is None and not asked:
+        if annotations is None and not asked.given:
             return None
         if annotations is None or images is not None or root is not None:
             raise ConfigError(
@@ -148,18 +133,17 @@ def find_listing(
             )
         chosen = None
     if chosen is None and annotations is None:
-        if asked:
+        if asked.given:
             raise ConfigError("Say which --dataset and --split it is of, or give the --annotations.")
         return None
-    given: dict[str, object] = {"dataset": dataset, "split": split if asked else None, "root": root, "images": images}
-    given["annotations"] = annotations
+    given = vars(replace(asked, dataset=dataset, split=split)) if asked.given else {}
     options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
     listing = Listing(chosen, split if chosen in SPLITS else None, root, images, annotations, options)
     if root is None and chosen in SPLITS:
         listing = replace(listing, root=Path(os.path.relpath(bank.absolute().parent.parent)))
         if annotations is None and not _there(listing):
             listing = replace(listing, root=Path())
-            if not asked and not _there(listing):
+            if not asked.given and not _there(listing):
                 return None
     return listing
 

@@ -1,4 +1,4 @@
-"""The application: its commands, and what becomes of errors and signals outside a run."""
+"""The application: its commands, and what errors and signals do outside a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import codecs
 import os
 import signal
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -14,36 +13,26 @@ import typer
 import patchbank
 from patchbank.cli import bench, convert, demo, doctor, extract, info, repair, report, show, verify
 from patchbank.cli.console import show_error
+from patchbank.cli.help import Group, add_command
 from patchbank.errors import PatchbankError
 
 app = typer.Typer(
     name="patchbank",
+    cls=Group,
     help="Banks of dense CLIP patch features: extracted once, exactly, and read thousands of times.",
+    epilog="Example: patchbank extract folder IMAGES --out BANK",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(extract.app, name="extract")
-
-
-def _unwrapped(text: str | None) -> str:
-    """A docstring's paragraphs, each in one line: typer would keep the line breaks of the source."""
-    return "\n\n".join(" ".join(each.split()) for each in (text or "").split("\n\n"))
-
-
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "info": info.info,
-    "show": show.show,
-    "report": report.report,
-    "verify": verify.verify,
-    "repair": repair.repair,
-    "convert": convert.convert,
-    "doctor": doctor.doctor,
-    "bench": bench.bench,
-    "demo": demo.demo,
-}
-for _name, _command in _COMMANDS.items():
-    app.command(_name, help=_unwrapped(_command.__doc__))(_command)
+for _command in (
+    *(info.info, show.show, report.report),
+    *(verify.verify, repair.repair, convert.convert),
+    *(doctor.doctor, bench.bench, demo.demo),
+):
+    add_command(app, _command.__name__, _command, _command.__doc__)
 
 
 def _print_version(value: bool) -> None:
@@ -67,13 +56,12 @@ def main() -> None:
         # A file name may hold what the terminal cannot show.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
-        show_error("file names are not read as UTF-8 here: set PYTHONUTF8=1, or a UTF-8 locale.")
+        show_error("File names are not decoded as UTF-8. Set PYTHONUTF8=1, or a UTF-8 locale.")
         sys.exit(2)
-    # At once, outside a run: an exception can be lost in somebody's import, and nothing here needs tidying up that the
-    # next run does not do.
+    # At once, outside a run: an import may swallow an exception, and the next run tidies up all that needs it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     try:
-        app()
+        app(prog_name="patchbank")
     except PatchbankError as error:
         show_error(str(error))
         sys.exit(2)
@@ -81,18 +69,18 @@ def main() -> None:
         show_error("stopped.")
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output has gone: `patchbank info BANK | head`.
+        # Nobody reads the output any more: `patchbank info BANK | head`.
         sys.stderr.close()
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
             raise
         show_error(
-            "this process gets no more memory. Try a smaller --batch-size (which a bank that is there keeps: with "
-            "--overwrite), or fewer --workers."
+            "Out of memory. Try a smaller --batch-size (with --overwrite: an existing bank keeps its own), or fewer "
+            "--workers."
         )
         sys.exit(2)
-    except OSError as error:  # of the disk or of permissions, where no message of ours stands before it
+    except OSError as error:  # of the disk or of permissions, without a message of ours
         reason = error.strerror or str(error)
         show_error(f"{error.filename}: {reason}." if error.filename else reason)
         sys.exit(2)

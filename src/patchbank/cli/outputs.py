@@ -1,4 +1,4 @@
-"""Files that a command writes where the user says: never over one that somebody else made."""
+"""Files that a command writes where the user says: never over a third-party file."""
 
 from __future__ import annotations
 

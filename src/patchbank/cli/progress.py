@@ -100,7 +100,7 @@ class ImageProgress:
 
 
 class CountProgress:
-    """A bar whose total is known only once the work is under way: told (done, total). A context manager."""
+    """A bar whose total is known only once the work is under way: call it with (done, total). A context manager."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -111,7 +111,7 @@ class CountProgress:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        """Told how many are done, of how many."""
+        """Show that `done` of `total` are done."""
         if self._bar is None:
             self._bar = ImageProgress(self._title, total).__enter__()
         self._bar.advance(done - self._done, ())
@@ -135,7 +135,7 @@ class DownloadProgress:
         self._said = 0.0
 
     def __call__(self, received: int, total: int) -> None:
-        """Told after each piece; `total` is 0 where the server does not say."""
+        """Called after each piece; `total` is 0 where the server does not say."""
         now = time.monotonic()
         done = received == total
         if not done and now - self._said < (0.1 if stderr.is_terminal else _SECONDS_BETWEEN_LINES):

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from patchbank.cli import listing, options
+from patchbank.cli import options
 from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, interruptible, say, show_json
 from patchbank.cli.extract import run_jobs
-from patchbank.cli.listing import Listing, find_listing, options_needed
-from patchbank.cli.options import DEFAULTS, flag
+from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
+from patchbank.cli.options import RunOptions
 from patchbank.cli.progress import CountProgress
-from patchbank.config import ARCHIVES, ExtractConfig
+from patchbank.config import ARCHIVES, ExtractConfig, option
 from patchbank.errors import BankError, ConfigError
-from patchbank.locations import is_remote, locate
+from patchbank.locations import is_remote
 
 if TYPE_CHECKING:
     from patchbank.bank.repair import Repaired
 
 
+@options.takes(config=("weights", "checkpoints", "device", "workers"))
 def repair(
-    bank: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="The bank's directory.")],
+    bank: options.Bank,
     *,
-    dataset: listing.DatasetName = None,
-    split: listing.Split = None,
-    root: listing.Root = None,
-    images: listing.Images = None,
-    annotations: listing.Annotations = None,
-    extract: Annotated[bool, flag("--extract", "Extract again what is damaged or missing.")] = False,
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="FILE", help="Checkpoint, if not OpenAI's."),
-    ] = None,
-    checkpoints: options.Checkpoints = None,
-    device: options.Device = DEFAULTS.device,
-    workers: options.Workers = DEFAULTS.workers,
-    json: Annotated[bool, flag("--json", "The result as JSON on standard output.")] = False,
+    asked: ListingOptions,
+    extract: bool = option(False, "Extract again what is damaged or missing."),
+    config: ExtractConfig,
+    json: bool = options.JSON,
 ) -> None:
     """Fix a bank in place. Files that cannot be used are renamed to *.damaged and listed; --extract makes them again.
 
-    Exit code 0: nothing is left to extract. 1: something is.
+    Exit codes: 0 nothing is left to extract, 1 something is.
+
+    patchbank repair BANK --extract
     """
     with busy("Looking at the bank"):
         from patchbank.bank.parts import manifest_in
@@ -55,9 +47,7 @@ def repair(
                 "names, and extract again."
             )
         before = manifest_in(bank)
-        found = find_listing(
-            bank, before, dataset=dataset, split=split, root=root, images=images, annotations=annotations
-        )
+        found = find_listing(bank, before, asked)
         if extract and before is not None and before.dataset in ARCHIVES:
             raise ConfigError(
                 f"--extract does not read {before.dataset} files. `patchbank extract {before.dataset}` with the same "
@@ -67,7 +57,6 @@ def repair(
             raise ConfigError(f"--extract needs the images: add{options_needed(before)}.")
         loaded = found.load() if found and extract else None
         keys = found.keys() if found else None
-        config = ExtractConfig(weights=weights, checkpoints=checkpoints, device=device, workers=workers)
         if loaded is not None and before is not None:
             spec_of(before, config, loaded.root)  # other weights are refused before anything changes
     with (
@@ -85,20 +74,12 @@ def repair(
         raise BankError(
             f"No part of {bank} is sound, so nothing says what it was. Extract it again with `patchbank extract`."
         )
-    shard_size = before.part_size * sum(each.nbytes for each in _fields(before)) if before.layout == "shards" else None
-    made = replace(config_of(before, config), shard_size=shard_size or config.shard_size)
+    made = config_of(before, config)
     run_jobs(
         [(loaded, bank, made)],
-        dry_run=False,
-        json=json,
+        RunOptions(json=json),
         report=lambda extracted: {"repaired": _repaired_dict(done), "extracted": extracted},
     )
-
-
-def _fields(manifest: Any) -> Any:
-    from patchbank.bank.packing import fields
-
-    return fields(manifest.outputs)
 
 
 def show_repaired(done: Repaired, found: Listing | None, *, extracting: bool) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from patchbank.cli import listing
+from patchbank.cli import options
 from patchbank.cli.console import busy, count_text, interruptible, say, show_json, show_note
-from patchbank.cli.options import flag
+from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
 from patchbank.cli.outputs import require_own
 from patchbank.cli.progress import CountProgress
-from patchbank.config import PAGE_IMAGES
+from patchbank.config import PAGE_IMAGES, as_path, option
 from patchbank.errors import ConfigError, PatchbankError
 from patchbank.files import bytes_text
-from patchbank.locations import is_remote, locate
+from patchbank.locations import is_remote
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
@@ -25,35 +25,29 @@ if TYPE_CHECKING:
 _MARK = '<meta name="generator" content="patchbank">'  # in every page, by which it is known again
 
 
+@options.takes()
 def report(
-    bank: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="The bank's directory, or its URL.")],
+    bank: options.Bank,
     *,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="The page.", show_default="BANK-report.html, beside the bank"),
-    ] = None,
-    sample: Annotated[int, typer.Option("--sample", metavar="N", help="Images in the gallery.", min=1)] = PAGE_IMAGES,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Which images: others with another number.")] = 0,
-    read: Annotated[
-        int | None,
-        typer.Option(
-            "--read", metavar="N", help="Features read for the statistics, chosen by chance.", show_default="all", min=1
-        ),
-    ] = None,
-    dataset: listing.DatasetName = None,
-    split: listing.Split = None,
-    root: listing.Root = None,
-    images: listing.Images = None,
-    annotations: listing.Annotations = None,
-    json: Annotated[bool, flag("--json", "What was written, as JSON on standard output.")] = False,
+    out: Path | None = option(
+        None, "The page.", metavar="FILE", short="-o", default_text="BANK-report.html, beside the bank", parse=as_path
+    ),
+    sample: int = option(PAGE_IMAGES, "Images in the gallery.", minimum=1),
+    seed: int = option(0, "Random seed for the gallery."),
+    read: int | None = option(None, "Random features read for the statistics.", default_text="all", minimum=1),
+    asked: ListingOptions,
+    json: bool = options.JSON,
 ) -> None:
     """Write one page about a bank: what it is, whether its numbers are sound, and a gallery with live similarity maps.
 
-    The page is one file, opened from the disk; it loads nothing from anywhere. Images and annotations are found by
-    where the bank lies, if that is an EZ-HOI checkout, or else by the options below; without them the gallery shows
-    maps alone. Exit code 1 where images failed, or something cannot be right.
+    The page is one file that a browser opens from the disk; it loads nothing else. In an EZ-HOI checkout it finds the
+    images and annotations; elsewhere name them with the options below. Without them the gallery shows maps alone.
+
+    Exit code 1: images failed, or some numbers are wrong.
+
+    patchbank report BANK --sample 50 -o page.html
     """
-    target = beside(bank) if out is None else out.expanduser()
+    target = beside(bank) if out is None else out
     if target.is_dir():
         raise ConfigError(f"{target} is a directory: name the page's file, such as {target / 'report.html'}.")
     if target.suffix.lower() not in (".html", ".htm"):
@@ -62,9 +56,7 @@ def report(
         from patchbank.bank.reader import open_bank
 
         opened = open_bank(bank)
-        found = listing.find_listing(
-            bank, opened.manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
-        )
+        found = find_listing(bank, opened.manifest, asked)
         data = _loaded(found, opened)
     if data is not None and len(opened) and not any(sample.key in opened for sample in data.samples):
         show_note(f"none of the bank's images is in {data.annotations or data.images}.")
@@ -80,10 +72,10 @@ def report(
     raise typer.Exit(1 if written.wrong or opened.failures else 0)
 
 
-def _loaded(found: listing.Listing | None, bank: Bank) -> Dataset | None:
+def _loaded(found: Listing | None, bank: Bank) -> Dataset | None:
     """The images, where they are at hand. Raises PatchbankError where they were named and are not there."""
     if found is None:
-        needed = listing.options_needed(bank.manifest)
+        needed = options_needed(bank.manifest)
         show_note(f"the page shows no images, and cannot say which are missing: name them with{needed}.")
         return None
     try:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchbank.cli import listing, options
+from patchbank.cli import options
 from patchbank.cli.console import busy, interruptible, say, show_note
-from patchbank.cli.options import flag
+from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
 from patchbank.cli.outputs import require_own
+from patchbank.config import ExtractConfig, as_path, option
 from patchbank.errors import ConfigError, KeyNotInBank, PatchbankError
 from patchbank.files import whole_file
-from patchbank.locations import locate
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
@@ -31,61 +31,45 @@ _FORMATS = ("png", "pdf", "svg")
 _MARK = "patchbank show"  # in every picture, by which it is known again
 
 
+@options.takes(config=("weights", "checkpoints"))
 def show(
-    bank: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="The bank's directory, or its URL.")],
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The image's name in it.")],
+    bank: options.Bank,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The image's key: its file name.")],
     *,
-    image: Annotated[
-        Path | None, typer.Option("--image", metavar="FILE", help="The image, where the data set's is not at hand.")
-    ] = None,
-    at: Annotated[
-        list[str] | None,
-        typer.Option("--at", metavar="X,Y", help="Similarity to the patch here, in original pixels. Several times."),
-    ] = None,
-    box: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--box", metavar="X1,Y1,X2,Y2", help="Similarity to what is pooled in this box, likewise. Several times."
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--text",
-            metavar="TEXT",
-            help="Similarity to a text, by the checkpoint's text tower. Several times: their maps share a scale. CLIP "
-            "was trained to match whole images with texts, and its patch tokens only through [CLS]: they tell what is "
-            "in a picture better than where. Compare a map with that of another text; single values mean little, and "
-            "maps may be inverted.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="FILE", help="The picture: .png, .pdf or .svg.", show_default="KEY-features.png"
-        ),
-    ] = None,
-    dataset: listing.DatasetName = None,
-    split: listing.Split = None,
-    root: listing.Root = None,
-    images: listing.Images = None,
-    annotations: listing.Annotations = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="FILE", help="For --text, a checkpoint that is not the official."),
-    ] = None,
-    checkpoints: options.Checkpoints = None,
-    all_pairs: Annotated[bool, flag("--all-pairs", f"Draw all annotated pairs, and not {_PAIRS} at most.")] = False,
+    image: Path | None = option(None, "The image, if the data set is elsewhere.", metavar="FILE", parse=as_path),
+    at: list[str] | None = option(
+        None, "Map the similarity to the patch at this original pixel; repeatable.", metavar="X,Y"
+    ),
+    box: list[str] | None = option(
+        None, "Map the similarity to the tokens pooled in this box; repeatable.", metavar="X1,Y1,X2,Y2"
+    ),
+    text: list[str] | None = option(
+        None,
+        "Map the similarity to a text, with the checkpoint's text tower; repeatable, on one scale. CLIP's patch tokens "
+        "localise poorly; compare maps between prompts.",
+    ),
+    out: Path | None = option(
+        None,
+        "The picture: .png, .pdf or .svg.",
+        metavar="FILE",
+        short="-o",
+        default_text="KEY-features.png",
+        parse=as_path,
+    ),
+    asked: ListingOptions,
+    config: ExtractConfig,
+    all_pairs: bool = option(False, f"Draw all annotated pairs instead of the first {_PAIRS}."),
 ) -> None:
     """Draw one image's features: what the model saw, their principal components as colours, and similarities.
 
-    The similarity is the cosine of every patch's token to that of the patch at --at, to the tokens pooled over --box,
-    or to a --text. Where the data set is found or given, its human and object boxes and their unions are drawn too. The
-    image is taken from there, or from --image.
+    The similarity is the cosine between every patch token and the token at --at, the tokens pooled in --box, or a
+    --text. With the data set, found beside the bank or named below, it draws the human, object and union boxes too.
+
+    patchbank show BANK KEY --at 470,250 --box 480,60,660,340 -o out.png
     """
     points = [_numbers("--at", each, 2) for each in at or []]
     boxes = [_numbers("--box", each, 4) for each in box or []]
-    target = Path(f"{_file_name(key)}-features.png") if out is None else out.expanduser()
+    target = Path(f"{_file_name(key)}-features.png") if out is None else out
     if target.suffix[1:].lower() not in _FORMATS:
         raise ConfigError(f"{target}: pictures are written as {', '.join(f'.{each}' for each in _FORMATS)}.")
     require_own(target, _MARK, "a picture of `patchbank show`")
@@ -101,9 +85,7 @@ def show(
             raise KeyNotInBank(f"The bank {opened.path} has no {key!r}. Did you mean {like!r}?")
         tokens, transform = opened[key].float(), opened.transform(key)
         array = tokens.numpy()
-        found = listing.find_listing(
-            bank, opened.manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
-        )
+        found = find_listing(bank, opened.manifest, asked)
         data = _dataset_of(found)
         if data is not None and all(sample.key != key for sample in data.samples):
             notes.append(f"{data.title} at {data.annotations or data.images} does not list this image.")
@@ -111,7 +93,7 @@ def show(
         pairs = showing.pairs_of(key, data)
         if bad := int((~tokens.isfinite()).any(1).sum()):
             notes.append(f"{bad:,} of its {len(array):,} tokens hold numbers that are not finite, and are left blank.")
-        asked = [
+        wanted = [
             showing.box_of("box", each, f"box\u00a0{number}" * (len(boxes) > 1)) for number, each in enumerate(boxes, 1)
         ]
         of_pair = [] if points or boxes or text else showing.first_pair(pairs, transform)
@@ -119,11 +101,11 @@ def show(
         if not (points or boxes or text or seen):
             points = [showing.middle(transform)]
         maps = [showing.at_point(array, transform, each) for each in points]
-        maps += showing.in_boxes(tokens, transform, [*asked, *seen])
+        maps += showing.in_boxes(tokens, transform, [*wanted, *seen])
         if unseen := [each.kind for each in of_pair if each not in seen]:
             notes.append(f"the model saw nothing of the drawn pair's {' and '.join(unseen)}: no map of it.")
         if text:
-            maps += showing.to_texts(opened, key, array, text, data, weights, checkpoints)
+            maps += showing.to_texts(opened, key, array, text, data, config.weights, config.checkpoints)
         kept = pairs if all_pairs else pairs[: 3 * _PAIRS]
         if len(kept) < len(pairs):
             notes.append(f"{len(kept) // 3} of {len(pairs) // 3} annotated pairs are drawn: --all-pairs draws all.")
@@ -132,7 +114,7 @@ def show(
             tokens=array,
             transform=transform,
             image=drawn,
-            boxes=[*kept, *asked],
+            boxes=[*kept, *wanted],
             maps=maps,
             footnote=_footnote(opened),
         )
@@ -143,7 +125,7 @@ def show(
     if any("missing from font" in str(each.message) for each in warned):
         notes.append("no font here has some of the characters: boxes stand for them.")
     if drawn is None:
-        needed = listing.options_needed(opened.manifest)
+        needed = options_needed(opened.manifest)
         notes.append(f"the image is not at hand, and is left out: give it with --image FILE, or with{needed}.")
     for note in notes:
         show_note(note)
@@ -182,7 +164,7 @@ def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
     return values
 
 
-def _dataset_of(found: listing.Listing | None) -> Dataset | None:
+def _dataset_of(found: Listing | None) -> Dataset | None:
     """The listing's data set; None where it was only guessed, and is not there."""
     try:
         return found.load() if found else None

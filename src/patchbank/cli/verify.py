@@ -5,19 +5,17 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.text import Text
 
-from patchbank.cli import listing
+from patchbank.cli import options
 from patchbank.cli.console import busy, interruptible, plain_table, say, show_json, show_note, stdout
-from patchbank.cli.listing import Listing, find_listing, options_needed
-from patchbank.cli.options import flag
+from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
 from patchbank.cli.progress import CountProgress
-from patchbank.config import ARCHIVES, ExtractConfig
+from patchbank.config import ARCHIVES, ExtractConfig, option
 from patchbank.errors import BankError, ConfigError, PatchbankError
-from patchbank.locations import locate
 
 if TYPE_CHECKING:
     from patchbank.bank.check import Finding, Report
@@ -26,31 +24,21 @@ if TYPE_CHECKING:
 _NAMED = 10  # findings of a kind; the rest are counted
 
 
+@options.takes(config=("weights", "device"))
 def verify(
-    bank: Annotated[
-        Path,
-        typer.Argument(parser=locate, metavar="BANK", help="A bank or its URL, or a directory of EZ-HOI's pickles."),
-    ],
+    bank: options.Bank,
     *,
-    dataset: listing.DatasetName = None,
-    split: listing.Split = None,
-    root: listing.Root = None,
-    images: listing.Images = None,
-    annotations: listing.Annotations = None,
-    sample: Annotated[
-        int, typer.Option("--sample", metavar="N", help="Compute N images anew from their pixels, and compare.", min=0)
-    ] = 0,
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="FILE", help="The checkpoint, for --sample, if not the official."),
-    ] = None,
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="For --sample.")] = "auto",
-    all_names: Annotated[bool, flag("--all", f"Name every finding, and not only {_NAMED} of a kind.")] = False,
-    json: Annotated[bool, flag("--json", "The report as JSON on standard output.")] = False,
+    asked: ListingOptions,
+    config: ExtractConfig,
+    sample: int = option(0, "Compare N features with a fresh extraction of their images.", minimum=0),
+    all: bool = option(False, f"Name every finding, not only the first {_NAMED} of a kind."),
+    json: bool = options.JSON,
 ) -> None:
-    """Read every feature of a bank, whoever made it, and report what is wrong with it. Writes nothing.
+    """Read every feature of a bank or of a directory of EZ-HOI's pickles, and report what is wrong. Writes nothing.
 
-    Exit code 0: no problems. 1: something is wrong; the report says what, and the command that fixes it.
+    Exit codes: 0 no problem, 1 problems; the report names each, and the command that fixes it.
+
+    patchbank verify BANK --sample 20
     """
     with busy("Looking at the bank"):
         from patchbank.bank.check import verify
@@ -58,9 +46,7 @@ def verify(
 
         bank = bank.expanduser()
         manifest = manifest_in(bank)
-        found = find_listing(
-            bank, manifest, dataset=dataset, split=split, root=root, images=images, annotations=annotations
-        )
+        found = find_listing(bank, manifest, asked)
         keys = found.keys() if found else None
         if sample and manifest is not None and manifest.dataset in ARCHIVES:
             raise ConfigError(
@@ -76,13 +62,13 @@ def verify(
     if images_there is not None:
         try:
             with interruptible("nothing was changed."):
-                _sample(report, images_there, sample, weights, device)
+                _sample(report, images_there, sample, config)
         except PatchbankError as error:
             problem = error  # once what was found has been said
     if json:
         show_json(_report_dict(report, found))
     else:
-        show_report(report, found, _command_options(report, found, weights), names=None if all_names else _NAMED)
+        show_report(report, found, _command_options(report, found, config.weights), names=None if all else _NAMED)
     if problem is not None:
         raise problem
     if sample and not report.sample:
@@ -90,7 +76,7 @@ def verify(
     raise typer.Exit(1 if report.problems else 0)
 
 
-def _sample(report: Report, dataset: Dataset, count: int, weights: Path | None, device: str) -> None:
+def _sample(report: Report, dataset: Dataset, count: int, config: ExtractConfig) -> None:
     """Compare with pixels. Raises PatchbankError where the model or its weights are not to be had."""
     from patchbank.bank.check import compare_with_pixels
     from patchbank.extraction.recompute import recompute, runner_of
@@ -98,7 +84,6 @@ def _sample(report: Report, dataset: Dataset, count: int, weights: Path | None, 
     if report.manifest is None:
         raise BankError(f"{report.bank} says of no model: nothing can be extracted to compare with.")
     with busy(f"Extracting {count} images again"):
-        config = ExtractConfig(weights=weights, device=device)
         runner = runner_of(report.manifest, config, dataset.root)
         keys = [sample.key for sample in dataset.samples if sample.exists()]
         compare_with_pixels(report, keys, count, recompute(dataset, runner, report.manifest.input))

@@ -88,12 +88,4 @@ def extract_command(root: Path, dataset: str, *options: object) -> str:
 
 def given(config: ExtractConfig) -> tuple[str, ...]:
     """The options, as `extract` takes them, with which a configuration differs from the default."""
-    default = ExtractConfig()
-    words: list[str] = []
-    for name in (
-        *("weights", "checkpoints", "precision", "layout", "dtype", "resize", "decode"),
-        *("device", "batch_size", "compile", "workers"),
-    ):
-        if (value := getattr(config, name)) != getattr(default, name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return tuple(words)
+    return config.arguments()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patchbank import encoders
 from patchbank.bank.manifest import Manifest
+from patchbank.bank.packing import sample_bytes
 from patchbank.budget import ByteBudget
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Dataset
@@ -50,6 +51,7 @@ def config_of(bank: Manifest, config: ExtractConfig) -> ExtractConfig:
         decode=bank.input.decoder,
         dtype=bank.dtype,
         layout=bank.layout,
+        shard_size=bank.part_size * sample_bytes(bank.outputs),
     )
 
 

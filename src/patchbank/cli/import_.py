@@ -1,0 +1,198 @@
+"""``patchbank import PICKLES BANK --model M``: a new bank, made of third-party pickles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchbank.cli import options
+from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, say, show_json, show_note
+from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
+from patchbank.cli.progress import CountProgress
+from patchbank.cli.signals import StopOnSignal
+from patchbank.config import ExtractConfig, option
+from patchbank.errors import BankError, ConfigError, PatchbankError
+from patchbank.features import GRID, UNKNOWN
+from patchbank.files import bytes_text
+from patchbank.locations import locate
+
+if TYPE_CHECKING:
+    from patchbank.bank.check import Report
+    from patchbank.bank.convert import Imported, SizeOf
+    from patchbank.bank.manifest import Manifest
+    from patchbank.encoders.base import EncoderSpec
+
+
+@options.takes(config=("weights", "checkpoints", "resize", "shard_size", "device", "overwrite"))
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="PICKLES", help="Directory of EZ-HOI's pickles.")],
+    target: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="New bank's directory or URL.")],
+    *,
+    model: str = options.like("model", ...),
+    layout: str = options.like("layout", "ezhoi"),
+    asked: ListingOptions,
+    sample: int = option(0, "First compare N features with a fresh extraction of their images.", minimum=0),
+    config: ExtractConfig,
+    json: bool = options.JSON,
+) -> None:
+    """Make a bank of pickles that other code wrote. Each is checked without executing it; PICKLES is not changed.
+
+    GPU tensors become CPU tensors, views shrink to their own storage, a [CLS] row is dropped, half precision becomes
+    float32. Pickles of no use are left out and listed as failures, so that `patchbank extract` makes them. If the
+    features of --sample agree with a fresh extraction, `patchbank extract` can complete the bank.
+
+    Exit codes: 0 all pickles are imported, 1 some are left out.
+
+    patchbank import hicodet_pkl_files/clipbase_img_hicodet_train BANK --model ViT-B/16
+    """
+    with busy("Looking at the pickles"):
+        from patchbank import encoders
+        from patchbank.bank.convert import import_pickles
+
+        source = source.expanduser()
+        found = find_listing(source, None, asked)
+        if sample and found is None:
+            raise ConfigError(f"--sample needs the images: add{options_needed(None)}.")
+        keys = found.keys() if found else None
+        made = replace(config, model=model, layout=layout)  # type: ignore[arg-type]
+        spec = encoders.find(made, found.root if found else None, rounding=True)
+        wanted = _wanted(spec, made, found)
+    confirm = (lambda report: _confirmed(report, wanted, spec, made, found, sample)) if sample and found else None
+    with (
+        StopOnSignal() as signals,
+        CountProgress(f"Checking {source.name}") as progress,
+        CountProgress(f"Writing {target.name}") as writing,
+    ):
+        done = import_pickles(
+            source,
+            target,
+            wanted,
+            keys,
+            size_of=_sizes(found),
+            confirm=confirm,
+            overwrite=config.overwrite,
+            progress=progress,
+            writing=writing,
+            stop=signals.stop,
+        )
+    if json:
+        show_json(_imported_dict(done))
+    else:
+        _show(done)
+    if signals.exit_code is not None:
+        show_note("stopped; what is committed is safe, and the same command continues.")
+        raise typer.Exit(signals.exit_code)
+    raise typer.Exit(1 if done.left_out or done.written.damaged else 0)
+
+
+def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> Manifest:
+    """What the new bank is: the shapes and input of a model, and unknown what made the numbers."""
+    from patchbank.bank.convert import sized
+    from patchbank.bank.manifest import Manifest
+
+    known = {name: spec.identity[name] for name in ("family", "model") if name in spec.identity}
+    made = Manifest(
+        layout=config.layout or "ezhoi",
+        dataset=(found.dataset if found else None) or UNKNOWN,
+        split=found.split if found else None,
+        outputs={GRID: spec.outputs[GRID]},
+        identity={name: known.get(name, UNKNOWN) for name in spec.identity},
+        input=replace(spec.input, resize=config.resize or spec.input.resize),
+        part_size=1,
+        batch_size=1,
+        device=UNKNOWN,
+        versions={},
+        imported="from pickles of other code",
+    )
+    return sized(made, config.shard_size)
+
+
+def _confirmed(
+    report: Report, wanted: Manifest, spec: EncoderSpec, config: ExtractConfig, found: Listing, count: int
+) -> Manifest:
+    """The manifest with the model's identity, if features agree with a fresh extraction. Raises BankError if not."""
+    from patchbank.bank.check import compare_with_pixels
+    from patchbank.encoders.device import resolve_device
+    from patchbank.encoders.runner import Runner
+    from patchbank.extraction.recompute import recompute
+
+    dataset = found.load()
+    with busy(f"Extracting {count} images again"):
+        spec = spec.obtain()
+        runner = Runner(spec, resolve_device(config.device, config.precision))
+        keys = [each.key for each in dataset.samples if each.exists()]
+        compare_with_pixels(report, keys, count, recompute(dataset, runner, wanted.input))
+    different = [finding for finding in report.findings if finding.kind == "pixels"]
+    if different:
+        raise BankError(
+            f"The pickles in {report.bank} differ from a fresh extraction with {spec.weights}: {different[0].name} has "
+            f"a {different[0].detail}. Were they made with other weights (--weights) or another --resize? Nothing was "
+            "written."
+        )
+    if not report.sample:
+        raise BankError("--sample found no image to extract: none of those at hand has a sound pickle.")
+    worst = max(report.sample.values())
+    evidence = f"{len(report.sample)} features agree with a fresh extraction to a relative error of {worst:.1e}"
+    return replace(wanted, identity=dict(spec.identity), imported=f"{wanted.imported}; {evidence}")
+
+
+def _sizes(found: Listing | None) -> SizeOf:
+    """A function that looks up an image's size where the image is at hand; of any other it gives None."""
+    from PIL import Image
+
+    try:
+        samples = {} if found is None else {each.key: each for each in found.load().samples}
+    except PatchbankError as error:
+        show_note(f"The images' sizes are unknown: {error}")
+        samples = {}
+
+    def size_of(key: str) -> tuple[int, int] | None:
+        try:
+            with Image.open((sample := samples[key]).source.content(sample)) as image:
+                return image.size
+        except Exception:  # missing, or damaged in one of the many ways in which an image can be
+            return None
+
+    lookup: Callable[[str], tuple[int, int] | None] = size_of
+    return lookup
+
+
+def _show(done: Imported) -> None:
+    from patchbank.bank.check import KINDS
+
+    written = done.written
+    facts = [f"{count_text(written.features, 'feature')} written ({bytes_text(written.bytes_written)})"]
+    if written.already_done:
+        facts.append(f"{written.already_done:,} already there")
+    if done.left_out:
+        facts.append(f"{len(done.left_out):,} left out")
+    if written.remaining:
+        facts.append(f"{written.remaining:,} left to do")
+    say(str(written.bank), "bold")
+    say(f"  {', '.join(facts)}")
+    if written.manifest.imported:
+        say(f"  {written.manifest.imported}")
+    for kind in KINDS:
+        if count := sum(finding.kind == kind for finding in done.fixed):
+            say(f"  fixed: {count:,} {KINDS[kind].says}", "green")
+    wrong = [(finding.name, finding.reason) for finding in done.left_out] + list(written.damaged.items())
+    for key, reason in wrong[:FAILURES_SHOWN]:
+        say(f"  left out: {key}: {reason}", "red")
+    if (more := len(wrong) - FAILURES_SHOWN) > 0:
+        say(f"  and {more:,} more: patchbank info {written.bank} --failures", "red")
+
+
+def _imported_dict(done: Imported) -> dict[str, Any]:
+    written = {name: value for name, value in asdict(done.written).items() if name not in ("bank", "manifest")}
+    return {
+        "bank": str(done.written.bank),
+        "layout": done.written.manifest.layout,
+        "imported": done.written.manifest.imported,
+        **written,
+        "fixed": [asdict(finding) for finding in done.fixed],
+        "left_out": [asdict(finding) for finding in done.left_out],
+    }
