@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
-from torchvision.transforms import CenterCrop, Resize
+from PIL import Image, ImageDraw, ImageOps
+from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+from torchvision.transforms import functional as F
 
 from patchbank import ImageTransform
 from patchbank.config import ResizeMode
 from patchbank.encoders.openai.registry import MEAN, STD
 from patchbank.features import Input
 from patchbank.preprocess import preprocess
+from tests.support import photograph
 
 sides = st.integers(1, 5000)
 INPUT = Input(size=(224, 224), patch=16, mean=MEAN, std=STD)
@@ -186,3 +190,118 @@ def test_the_mirrored_grid_has_mirrored_boxes(mode: ResizeMode, size: tuple[int,
     assert transform.mirror().visible_fraction(flipped) == pytest.approx(transform.visible_fraction(box))
     assert np.array_equal(transform.mirror().valid, transform.valid[:, ::-1])
     assert transform.mirror().mirror() == transform
+
+
+# Inputs that are not square: (h, w) of a wide one, an upright one, and one that is no multiple of the patch.
+OBLONG = [(32, 64), (112, 48), (37, 53)]
+oblong = st.sampled_from(OBLONG)
+PICTURES = [(640, 427), (300, 500), (97, 90), (64, 32), (48, 112)]
+
+
+@given(st.integers(1, 300), st.integers(1, 300), oblong)
+def test_an_oblong_input_is_covered_and_its_centre_is_torchvisions(
+    width: int, height: int, size: tuple[int, int]
+) -> None:
+    h, w = size
+    transform = ImageTransform(width, height, "center-crop", size, 8)
+    assert transform.resized == (max(w, h * width // height), max(h, w * height // width))
+    resized_width, resized_height = transform.resized
+    x, y = transform.offset
+    ramp = Image.fromarray(np.arange(resized_width * resized_height, dtype=np.int32).reshape(resized_height, -1))
+    assert F.center_crop(ramp, [h, w]).getpixel((0, 0)) == -y * resized_width - x
+
+
+@given(st.integers(1, 300), st.integers(1, 300), oblong)
+def test_a_picture_is_padded_to_an_oblong_input_as_pillow_contains_it(
+    width: int, height: int, size: tuple[int, int]
+) -> None:
+    h, w = size
+    transform = ImageTransform(width, height, "pad", size, 8)
+    resized_width, resized_height = transform.resized
+    assert (resized_width == w and resized_height <= h) or (resized_height == h and resized_width <= w)
+    shorter = Fraction(w * height, width) if width * h >= height * w else Fraction(h * width, height)
+    if shorter >= 1 and shorter.denominator != 2:  # Pillow leaves nothing of thinner ones; halves go either way
+        assert transform.resized == ImageOps.contain(Image.new("L", (width, height)), (w, h)).size
+    assert transform.offset == ((w - resized_width) // 2, (h - resized_height) // 2)
+
+
+@pytest.mark.parametrize("size", OBLONG)
+@pytest.mark.parametrize("picture", PICTURES)
+def test_pixels_of_an_oblong_input_are_torchvisions_and_pillows(
+    size: tuple[int, int], picture: tuple[int, int]
+) -> None:
+    (h, w), (width, height) = size, picture
+    image = photograph("coffee").resize(picture)
+    wanted = Input(size=size, patch=8, mean=MEAN, std=STD)
+
+    squashed = F.resize(image, [h, w], InterpolationMode.BICUBIC)
+    assert np.array_equal(preprocess(image, wanted, "squash"), np.asarray(squashed))
+
+    covering = [h, h * width // height] if width * h > height * w else [w * height // width, w]
+    cropped = F.center_crop(F.resize(image, covering, InterpolationMode.BICUBIC), [h, w])
+    assert np.array_equal(preprocess(image, wanted), np.asarray(cropped))
+
+    inside = ImageOps.contain(image, (w, h), Image.Resampling.BICUBIC)
+    left, top = (w - inside.width) // 2, (h - inside.height) // 2
+    borders = [left, top, w - inside.width - left, h - inside.height - top]
+    padded = F.pad(inside, borders, fill=(123, 117, 104))
+    assert np.array_equal(preprocess(image, wanted, "pad"), np.asarray(padded))
+
+
+@given(sides, sides, modes, oblong, boxes, st.booleans())
+def test_boxes_on_an_oblong_grid_there_and_back(
+    width: int, height: int, mode: ResizeMode, size: tuple[int, int], box: tuple[float, ...], mirrored: bool
+) -> None:
+    transform = ImageTransform(width, height, mode, size, 8, mirrored)
+    assert transform.grid == (size[0] // 8, size[1] // 8)
+    assert transform.valid.shape == transform.grid
+    assert np.allclose(transform.boxes_from_input(transform.boxes_to_input(box)), box, atol=1e-6)
+    assert np.allclose(transform.boxes_from_grid(transform.boxes_to_grid(box)), box, atol=1e-6)
+    assert np.allclose(transform.boxes_to_grid(box) * 8, transform.boxes_to_input(box))
+    x1, y1, x2, y2 = transform.visible
+    assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+    seen = transform.boxes_to_input([x1, y1, x2, y2])
+    assert seen.min() >= -1e-6 and (seen <= np.array([*size[::-1], *size[::-1]]) + 1e-6).all()
+    assert transform.visible_fraction([x1, y1, x2, y2]) == pytest.approx(1)
+    if mode != "center-crop":
+        assert (x1, y1, x2, y2) == pytest.approx((0, 0, width, height))
+
+
+@pytest.mark.parametrize("mode", ["center-crop", "squash", "pad"])
+@pytest.mark.parametrize("size", [(160, 320), (256, 128)])
+@pytest.mark.parametrize("picture", [(640, 427), (300, 500), (321, 160)])
+def test_a_mark_is_found_in_an_oblong_input(mode: ResizeMode, size: tuple[int, int], picture: tuple[int, int]) -> None:
+    width, height = picture
+    transform = ImageTransform(width, height, mode, size, 16)
+    x1, y1, x2, y2 = transform.visible
+    box = [
+        round(x1 + 0.4 * (x2 - x1)),
+        round(y1 + 0.3 * (y2 - y1)),
+        round(x1 + 0.6 * (x2 - x1)),
+        round(y1 + 0.7 * (y2 - y1)),
+    ]
+    image = Image.new("RGB", picture, "black")
+    ImageDraw.Draw(image).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill="red")
+    pixels = preprocess(image, Input(size=size, patch=16, mean=MEAN, std=STD), mode)
+    assert pixels.shape == (*size, 3)
+    seen = pixels[:, :, 0] > 153  # the padding's red is 123
+    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    assert np.abs(found - transform.boxes_to_input(box)).max() <= 1.0
+    mirrored = transform.mirror().boxes_to_input([width - box[2], box[1], width - box[0], box[3]])
+    expected = [size[1] - found[2], found[1], size[1] - found[0], found[3]]
+    assert np.abs(mirrored - expected).max() <= 1.0
+
+
+@pytest.mark.parametrize("size", [(160, 320), (256, 128)])
+@pytest.mark.parametrize("picture", [(640, 640), (300, 500), (640, 200)])
+def test_valid_cells_of_an_oblong_input_are_those_that_show_the_image(
+    size: tuple[int, int], picture: tuple[int, int]
+) -> None:
+    transform = ImageTransform(*picture, "pad", size, 16)
+    wanted = Input(size=size, patch=16, mean=MEAN, std=STD)
+    white = preprocess(Image.new("L", picture, 255), wanted, "pad")[:, :, 0]
+    rows, columns = transform.grid
+    shown = (white == 255).reshape(rows, 16, columns, 16).mean(axis=(1, 3))
+    assert (shown[transform.valid] >= 0.5).all() and (shown[~transform.valid] <= 0.5).all()
+    assert np.array_equal(transform.mirror().valid, transform.valid[:, ::-1])
