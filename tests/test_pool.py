@@ -11,10 +11,13 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.ops import roi_align
 
-from patchbank import ImageTransform, PatchEncoder, global_context, pool_regions
+from patchbank import ImageTransform, Runner, global_context, pool_regions
 from patchbank.config import ResizeMode
+from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.checkpoints import Checkpoint
 from patchbank.encoders.openai.untrained import write_untrained
+from patchbank.features import GRID
+from patchbank.files import sha256_of
 from patchbank.preprocess import preprocess
 from tests.reference import regions as reference
 from tests.support import TINY, TINY_VOCABULARY
@@ -38,7 +41,7 @@ def random_tokens(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", SIZES)
 def test_nested_loops_give_the_same(mode: ResizeMode, size: tuple[int, int]) -> None:
-    transform = ImageTransform(*size, mode, 224, 16)
+    transform = ImageTransform(*size, mode, (224, 224), 16)
     tokens = random_tokens(196, 6)
     boxes = random_boxes(12, *size, spill=0.2)
     grid = tokens.double().numpy().reshape(14, 14, 6)
@@ -60,14 +63,14 @@ def test_a_squashed_bank_is_pooled_as_ez_hoi_pools(input_size: int, patch_size: 
     squashed = boxes * torch.tensor([input_size / width, input_size / height] * 2)
     grid = tokens.T.reshape(1, 8, side, side)
     expected = roi_align(grid, [squashed], (7, 7), spatial_scale=side / input_size, aligned=True).flatten(2).mean(-1)
-    found = pool_regions(tokens, boxes, ImageTransform(width, height, "squash", input_size, patch_size))
+    found = pool_regions(tokens, boxes, ImageTransform(width, height, "squash", (input_size, input_size), patch_size))
     assert (found - expected).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("bins", [1, 2, 7, 16, (3, 9)])
 @pytest.mark.parametrize("side", [7, 14, 24])
 def test_the_mean_is_roi_aligns(bins: int | tuple[int, int], side: int) -> None:
-    transform = ImageTransform(640, 427, "squash", side * 16, 16)
+    transform = ImageTransform(640, 427, "squash", (side * 16, side * 16), 16)
     tokens, boxes = random_tokens(side * side, 8), random_boxes(40, 640, 427)
     boxes[0] = torch.tensor([0, 0, 640, 427])
     boxes[1] = torch.tensor([3, 3, 3.5, 3.2])
@@ -82,13 +85,13 @@ def test_the_mean_is_roi_aligns(bins: int | tuple[int, int], side: int) -> None:
 def test_the_mean_of_equal_patches_is_theirs_whatever_rounding_does(mode: ResizeMode) -> None:
     tokens = torch.ones(196, 2)
     for width in range(101, 701, 7):
-        transform = ImageTransform(width, 427, mode, 224, 16)
+        transform = ImageTransform(width, 427, mode, (224, 224), 16)
         boxes = torch.tensor([[0, 0, width, 427], [-5, -5, width + 5, 430], [width / 3, 142, width / 2, 284]])
         assert torch.allclose(pool_regions(tokens, boxes, transform), torch.ones(3, 2), atol=1e-5)
 
 
 def test_gradients_are_roi_aligns() -> None:
-    transform, boxes = ImageTransform(640, 427, "pad", 224, 16), random_boxes(6, 640, 427)
+    transform, boxes = ImageTransform(640, 427, "pad", (224, 224), 16), random_boxes(6, 640, 427)
     first, second = (random_tokens(196, 4).requires_grad_() for _ in range(2))
     weights = random_tokens(6, 4, seed=1)
     (pool_regions(first, boxes, transform) * weights).sum().backward()
@@ -98,7 +101,7 @@ def test_gradients_are_roi_aligns() -> None:
 
 
 def test_a_batch_is_its_images_one_by_one() -> None:
-    transforms = [ImageTransform(*size, mode, 224, 16) for size, mode in zip(SIZES, MODES, strict=True)]
+    transforms = [ImageTransform(*size, mode, (224, 224), 16) for size, mode in zip(SIZES, MODES, strict=True)]
     tokens = random_tokens(3, 196, 5)
     boxes = [random_boxes(count, *size, seed=count) for count, size in zip((4, 0, 2), SIZES, strict=True)]
     together = pool_regions(tokens, boxes, transforms)
@@ -109,7 +112,7 @@ def test_a_batch_is_its_images_one_by_one() -> None:
 
 
 def test_what_the_model_did_not_see_is_nothing_and_not_invented() -> None:
-    transform = ImageTransform(640, 224, "center-crop", 224, 16)  # it saw x from 208 to 432
+    transform = ImageTransform(640, 224, "center-crop", (224, 224), 16)  # it saw x from 208 to 432
     tokens = random_tokens(196, 4)
     boxes = torch.tensor([[0.0, 0, 208, 224], [450, 10, 640, 100], [100, 50, 250, 150], [208, 50, 250, 150]])
     pooled = pool_regions(tokens, boxes, transform)
@@ -119,11 +122,11 @@ def test_what_the_model_did_not_see_is_nothing_and_not_invented() -> None:
         assert torch.equal(pool_regions(tokens, no_boxes, transform, reduce=way), torch.zeros(3, 4))  # type: ignore[arg-type]
     assert torch.equal(pooled[2], pooled[3])  # of a box that leaves the crop counts what is in it
     assert pooled[2].abs().sum() > 0
-    assert transform.coverage(boxes).tolist() == pytest.approx([0, 0, 42 / 150, 1])
+    assert transform.visible_fraction(boxes).tolist() == pytest.approx([0, 0, 42 / 150, 1])
 
 
 def test_gradients_lead_back_to_the_tokens_and_only_where_boxes_are() -> None:
-    transform = ImageTransform(224, 224, "squash", 224, 16)
+    transform = ImageTransform(224, 224, "squash", (224, 224), 16)
     tokens = random_tokens(196, 3).requires_grad_()
     pool_regions(tokens, torch.tensor([[32.0, 32, 96, 96]]), transform).sum().backward()
     assert tokens.grad is not None
@@ -134,7 +137,7 @@ def test_gradients_lead_back_to_the_tokens_and_only_where_boxes_are() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype: torch.dtype) -> None:
-    transform = ImageTransform(640, 427, "squash", 224, 16)
+    transform = ImageTransform(640, 427, "squash", (224, 224), 16)
     tokens, boxes = random_tokens(196, 4, dtype=dtype), random_boxes(5, 640, 427)
     found = pool_regions(tokens, boxes, transform)
     assert found.dtype == dtype
@@ -147,19 +150,19 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_cuda_gives_the_same() -> None:
     transform, tokens, boxes = (
-        ImageTransform(640, 427, "squash", 224, 16),
+        ImageTransform(640, 427, "squash", (224, 224), 16),
         random_tokens(196, 8),
         random_boxes(9, 640, 427),
     )
     found = pool_regions(tokens.cuda(), boxes.cuda(), transform)
     assert found.is_cuda
     assert torch.allclose(found.cpu(), pool_regions(tokens, boxes, transform), atol=1e-5)
-    pad = ImageTransform(640, 427, "pad", 224, 16)
+    pad = ImageTransform(640, 427, "pad", (224, 224), 16)
     assert torch.allclose(global_context(tokens.cuda(), pad).cpu(), global_context(tokens, pad), atol=1e-5)
 
 
 def test_what_does_not_fit_together() -> None:
-    transform = ImageTransform(640, 427, "squash", 224, 16)
+    transform = ImageTransform(640, 427, "squash", (224, 224), 16)
     tokens, boxes = random_tokens(2, 196, 4), [random_boxes(1, 640, 427)] * 2
     with pytest.raises(ValueError, match="of 2 images, as many transforms are needed, not 1"):
         pool_regions(tokens, boxes, transform)
@@ -168,7 +171,7 @@ def test_what_does_not_fit_together() -> None:
     with pytest.raises(ValueError, match="of 1 images, as many transforms are needed, not 2"):
         global_context(tokens[0], [transform] * 2)
     with pytest.raises(ValueError, match="images of one model are needed"):
-        pool_regions(tokens, boxes, [transform, ImageTransform(640, 427, "squash", 224, 32)])
+        pool_regions(tokens, boxes, [transform, ImageTransform(640, 427, "squash", (224, 224), 32)])
     for way in ("mean", "max", None):
         with pytest.raises(ValueError, match="boxes must be finite numbers"):
             pool_regions(tokens[0], torch.tensor([[0, float("nan"), 9, 9]]), transform, reduce=way)  # type: ignore[arg-type]
@@ -193,7 +196,7 @@ def test_what_does_not_fit_together() -> None:
 
 def test_autocast_changes_nothing() -> None:
     transform, tokens, boxes = (
-        ImageTransform(640, 427, "squash", 224, 16),
+        ImageTransform(640, 427, "squash", (224, 224), 16),
         random_tokens(196, 8),
         random_boxes(9, 640, 427),
     )
@@ -205,7 +208,7 @@ def test_autocast_changes_nothing() -> None:
 
 
 def test_lists_and_arrays_are_boxes_too() -> None:
-    transform, tokens = ImageTransform(640, 427, "squash", 224, 16), random_tokens(196, 8)
+    transform, tokens = ImageTransform(640, 427, "squash", (224, 224), 16), random_tokens(196, 8)
     box = [[10.0, 20.0, 300.0, 200.0]]
     expected = pool_regions(tokens, torch.tensor(box), transform)
     assert torch.equal(pool_regions(tokens, np.array(box), transform), expected)  # type: ignore[arg-type]
@@ -214,7 +217,7 @@ def test_lists_and_arrays_are_boxes_too() -> None:
 
 @pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (10000, 3)])
 def test_the_context_of_a_thread_is_that_of_the_patches_it_touches(size: tuple[int, int]) -> None:
-    transform = ImageTransform(*size, "pad", 224, 16)
+    transform = ImageTransform(*size, "pad", (224, 224), 16)
     assert 14 <= transform.valid.sum() <= 28
     assert torch.allclose(global_context(torch.ones(196, 2), transform), torch.ones(2))
 
@@ -223,7 +226,7 @@ def test_global_context_is_the_mean_of_what_shows_the_image() -> None:
     tokens = random_tokens(2, 196, 5)
     assert torch.equal(global_context(tokens), tokens.mean(1))
     assert torch.equal(global_context(tokens[0]), tokens[0].mean(0))
-    pad, squash = ImageTransform(640, 320, "pad", 224, 16), ImageTransform(640, 320, "squash", 224, 16)
+    pad, squash = ImageTransform(640, 320, "pad", (224, 224), 16), ImageTransform(640, 320, "squash", (224, 224), 16)
     grid = tokens.reshape(2, 14, 14, 5)
     # Of 14 rows the picture takes 7: the fourth and the eleventh show it by half, and half is enough for one of them.
     expected = torch.stack([grid[0, 3:10].mean((0, 1)), grid[1].mean((0, 1))])
@@ -244,9 +247,10 @@ def test_a_mark_is_found_by_pooling_where_it_was_drawn(
     # The tiny model, with a grid fine enough to look for something on: 12 x 12.
     model = replace(TINY, name="fine", input_size=96)
     write_untrained(model, tmp_path / "fine.pt", vocabulary=TINY_VOCABULARY)
-    encoder = PatchEncoder(model, Checkpoint(tmp_path / "fine.pt", ""), device="cpu", batch_size=2)
-    width, height = size
-    transform = ImageTransform(width, height, mode, model.input_size, model.patch_size)
+    spec = OpenAISpec(model, checkpoint=Checkpoint(tmp_path / "fine.pt", sha256_of(tmp_path / "fine.pt")))
+    runner = Runner(spec, torch.device("cpu"), batch_size=2)
+    wanted = replace(spec.input, resize=mode)
+    transform = wanted.transform(size)
     left, top, right, bottom = transform.visible
     x, y = left + place[0] * (right - left), top + place[1] * (bottom - top)
     box = torch.tensor([x, y, x + 0.25 * (right - left), y + 0.2 * (bottom - top)]).round()
@@ -254,8 +258,8 @@ def test_a_mark_is_found_by_pooling_where_it_was_drawn(
     marked = plain.copy()
     x1, y1, x2, y2 = box.int().tolist()
     ImageDraw.Draw(marked).rectangle((x1, y1, x2 - 1, y2 - 1), fill=(255, 40, 20))
-    pixels = np.stack([preprocess(image, mode, model.input_size) for image in (plain, marked)])
-    tokens = encoder(torch.from_numpy(pixels))
+    pixels = np.stack([preprocess(image, wanted) for image in (plain, marked)])
+    tokens = runner(torch.from_numpy(pixels))[GRID]
     # Windows of the box's size all over what the model saw, the box among them: it differs most in the box.
     shifts = [
         torch.tensor([dx, dy, dx, dy])

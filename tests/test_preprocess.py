@@ -7,7 +7,9 @@ import os
 import struct
 import threading
 import zlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +22,19 @@ from PIL import Image
 from patchbank.budget import ByteBudget
 from patchbank.datasets.samples import Decoded, Failure
 from patchbank.encoders.openai.registry import MEAN, STD
+from patchbank.features import Input
 from patchbank.preprocess import _first_line, load, preprocess
 from tests.support import every_kind, photograph, sample
 
 BUDGET = ByteBudget(1 << 30)
+
+
+def square(side: int, **changes: Any) -> Input:
+    """CLIP's input with this side."""
+    return Input(size=(side, side), patch=16, mean=MEAN, std=STD, **changes)
+
+
+CLIP, FAST = square(224), square(224, decoder="fast")
 
 
 def normalised(pixels: np.ndarray) -> torch.Tensor:
@@ -38,7 +49,7 @@ def test_every_kind_of_picture_gives_openais_pixels(tmp_path: Path, size: int) -
     for name in every_kind(tmp_path):
         with Image.open(tmp_path / name) as image:
             expected = reference(image)
-        found = load(sample(name, tmp_path), "center-crop", size, BUDGET)
+        found = load(sample(name, tmp_path), square(size), BUDGET)
         assert isinstance(found, Decoded), found
         assert torch.equal(normalised(found.pixels), expected), name
 
@@ -47,13 +58,13 @@ def test_every_kind_of_picture_gives_openais_pixels(tmp_path: Path, size: int) -
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([32, 224]))
 def test_any_size_gives_openais_pixels(width: int, height: int, size: int) -> None:
     image = photograph("coffee").resize((width, height), Image.Resampling.NEAREST)
-    assert torch.equal(normalised(preprocess(image, "center-crop", size)), _transform(size)(image))
+    assert torch.equal(normalised(preprocess(image, square(size))), _transform(size)(image))
 
 
 @settings(max_examples=40)
 @given(st.integers(1, 500), st.integers(1, 500), st.sampled_from(["squash", "pad"]))
 def test_the_whole_image_fits_in_the_other_modes(width: int, height: int, mode: str) -> None:
-    pixels = preprocess(Image.new("RGB", (width, height), "white"), mode, 64)
+    pixels = preprocess(Image.new("RGB", (width, height), "white"), square(64), mode)
     assert pixels.shape == (64, 64, 3)
     white = (pixels == 255).all(axis=2)
     fill = (pixels == [123, 117, 104]).all(axis=2)
@@ -109,11 +120,11 @@ def test_what_cannot_be_read_becomes_a_failure_with_its_reason(tmp_path: Path) -
     words |= {"directory.jpg": "not a regular file", "pipe.jpg": "not a regular file", "elongated.png": "elongated"}
     words |= {"missing.jpg": "missing"}
     for name, word in words.items():
-        first, second = (load(sample(name, tmp_path), "center-crop", 224, BUDGET) for _ in range(2))
+        first, second = (load(sample(name, tmp_path), CLIP, BUDGET) for _ in range(2))
         assert isinstance(first, Failure), name
         assert first.key == name
         assert word in first.reason.lower(), first
-        assert first == second  # the ledger's bytes hang on it
+        assert first == second  # the index's bytes depend on it
         assert str(tmp_path) not in first.reason
         assert "0x" not in first.reason
 
@@ -124,9 +135,7 @@ def test_unreadable_for_want_of_permission(tmp_path: Path) -> None:
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
-    assert load(sample("locked.jpg", tmp_path), "center-crop", 224, BUDGET) == Failure(
-        "locked.jpg", "Permission denied"
-    )
+    assert load(sample("locked.jpg", tmp_path), CLIP, BUDGET) == Failure("locked.jpg", "Permission denied")
 
 
 def test_the_budget_bounds_what_is_held_at_once() -> None:
@@ -163,7 +172,7 @@ def test_a_picture_is_decoded_within_the_budget(tmp_path: Path) -> None:
             return super().acquire(size)
 
     budget = Watched(1 << 30)
-    assert isinstance(load(sample("coffee.png", tmp_path), "center-crop", 224, budget), Decoded)
+    assert isinstance(load(sample("coffee.png", tmp_path), CLIP, budget), Decoded)
     assert held == [8 * (600 * 400 + 336 * 224)]
     assert budget.acquire(1 << 30) == 1 << 30  # all of it was given back
 
@@ -180,8 +189,8 @@ def test_fast_decoding_differs_by_little_and_only_of_rgb(tmp_path: Path) -> None
         with Image.open(tmp_path / name) as image:
             colours, size = image.mode == "RGB", image.size
         for mode in ("center-crop", "squash", "pad"):
-            exact = load(sample(name, tmp_path), mode, 224, BUDGET)
-            fast = load(sample(name, tmp_path), mode, 224, BUDGET, "fast")
+            exact = load(sample(name, tmp_path), replace(CLIP, resize=mode), BUDGET)
+            fast = load(sample(name, tmp_path), replace(FAST, resize=mode), BUDGET)
             assert isinstance(exact, Decoded) and isinstance(fast, Decoded)
             assert (fast.size, fast.pixels.shape, fast.pixels.dtype) == (size, (224, 224, 3), np.uint8)
             difference = np.abs(fast.pixels.astype(int) - exact.pixels)
@@ -193,6 +202,6 @@ def test_fast_decoding_differs_by_little_and_only_of_rgb(tmp_path: Path) -> None
 
 def test_fast_decoding_fails_where_exact_decoding_does(tmp_path: Path) -> None:
     for name in broken_files(tmp_path):
-        exact = load(sample(name, tmp_path), "center-crop", 224, BUDGET)
-        assert load(sample(name, tmp_path), "center-crop", 224, BUDGET, "fast") == exact
+        exact = load(sample(name, tmp_path), CLIP, BUDGET)
+        assert load(sample(name, tmp_path), FAST, BUDGET) == exact
         assert isinstance(exact, Failure)

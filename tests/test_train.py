@@ -27,10 +27,11 @@ from patchbank import (
     pool_regions,
     union_boxes,
 )
-from patchbank.bank.base_writer import Feature
-from patchbank.bank.writer import open_writer
+from patchbank.bank.payload import Feature
+from patchbank.bank.writer import BankWriter
 from patchbank.datasets.example import write_sample
 from patchbank.errors import BankError, ConfigError, DatasetError
+from patchbank.features import CLS, GRID
 from tests.support import tiny_manifest
 
 LAYOUTS = ["ezhoi", "shards"]
@@ -184,8 +185,8 @@ def test_boxes_of_another_image_size_are_not_pooled(root: Path, tmp_path: Path) 
 
 def test_without_an_images_size_there_are_tokens_but_no_regions(dataset: Dataset, tmp_path: Path) -> None:
     keys = [sample.key for sample in dataset.samples]
-    with open_writer(tmp_path / "bank", tiny_manifest("shards"), keys) as writer:
-        writer.add([Feature(key, torch.randn(16, 32), None, torch.randn(32)) for key in keys], [])
+    with BankWriter(tmp_path / "bank", tiny_manifest("shards"), keys) as writer:
+        writer.add([Feature(key, {GRID: torch.randn(16, 32), CLS: torch.randn(32)}, None) for key in keys], [])
     tokens, target = FeatureDataset(tmp_path / "bank", dataset)[1]
     assert tokens.shape == (16, 32) and target.transform is None and target.size is None
     with pytest.raises(BankError, match=r"The size of .* is not known"):
@@ -232,7 +233,7 @@ import sys, patchbank
 samples = patchbank.FeatureDataset({str(root / "shards_hicodet_train")!r},
     patchbank.load_dataset("hicodet", {str(root / "root")!r}, "train"), "human,object,union")
 samples[1]
-wrong = ("patchbank.encoders", "patchbank.cli", "patchbank.extraction.plan", "typer", "ray.", "open_clip")
+wrong = ("patchbank.encoders", "patchbank.cli", "patchbank.extraction", "typer", "ray.", "open_clip")
 assert not [name for name in sys.modules if name.startswith(wrong)]
 """
     subprocess.run([sys.executable, "-c", program], check=True)

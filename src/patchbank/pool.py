@@ -21,7 +21,7 @@ def pool_regions(
     """The features of boxes: RoIAlign (He et al. 2017) on the grid, as torchvision's with ``aligned=True``.
 
     Of each box counts the part that the model saw. A box of which it saw nothing has the feature 0: its
-    ``transform.coverage(boxes)`` is 0, and it is to be left out of what is made of it. On a ``squash`` bank this is
+    ``transform.visible_fraction(boxes)`` is 0, and it is to be left out of what is made of it. On a ``squash`` bank this is
     what EZ-HOI pools: boxes brought to the input's size, and a `spatial_scale` of 14/224 or 24/336.
 
     Args:

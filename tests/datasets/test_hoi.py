@@ -156,7 +156,7 @@ def test_a_target_is_the_callers_own_and_moves_as_a_whole(tmp_path: Path) -> Non
 def test_a_target_goes_to_another_process_by_value(tmp_path: Path, dtype: torch.dtype) -> None:
     target = read_hoi(write_json(tmp_path / "upt.json", UPT)).target("a.jpg")
     target = replace(
-        target, regions={"union": torch.randn(1, 8).to(dtype)}, transform=ImageTransform(1, 2, "pad", 32, 8)
+        target, regions={"union": torch.randn(1, 8).to(dtype)}, transform=ImageTransform(1, 2, "pad", (32, 32), 8)
     )
     again = pickle.loads(pickle.dumps(target))
     assert again.regions["union"].dtype == dtype and torch.equal(again.regions["union"], target.regions["union"])

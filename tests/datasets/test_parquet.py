@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
-from patchbank.bank.verify import verify
+from patchbank.bank.check import verify
 from patchbank.config import Partition
 from patchbank.datasets import Dataset, tables
 from patchbank.datasets.several import LARGEST, POSITIONS

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
-from patchbank.bank.verify import verify
+from patchbank.bank.check import verify
 from patchbank.cli.extract import run_jobs
 from patchbank.config import Partition
 from patchbank.datasets.several import POSITIONS, expand
@@ -100,7 +100,7 @@ def test_a_part_without_tars_and_what_does_not_go_together(tars: str, config: Ex
             make_plan(dataset, tmp_path / "bank", wrong)
 
 
-def test_damaged_tars_are_reported_and_not_recorded(
+def test_damaged_tars_are_reported_and_not_in_the_index(
     tars: str, config: ExtractConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = tmp_path / "s1.tar"

@@ -9,7 +9,6 @@ import clip
 import pytest
 import torch
 
-from patchbank.encoders.openai.checkpoints import Checkpoint
 from patchbank.encoders.openai.untrained import is_untrained, untrained_state
 from patchbank.encoders.text import encode_texts
 from patchbank.errors import ConfigError, WeightsError
@@ -19,7 +18,7 @@ TEXTS = ["a person riding a bicycle", "Two CATS, don't you see?", "naïve café,
 
 
 def test_texts_are_encoded_as_by_openais_package(full_size_weights: Path) -> None:
-    found = encode_texts(Checkpoint(full_size_weights, ""), TEXTS)
+    found = encode_texts(full_size_weights, TEXTS)
     model, _ = clip.load(str(full_size_weights), device="cpu", jit=False)
     with torch.inference_mode():
         expected = model.float().encode_text(clip.tokenize(TEXTS))
@@ -31,7 +30,7 @@ def test_texts_are_encoded_as_by_openais_package(full_size_weights: Path) -> Non
 def test_texts_that_cannot_be_encoded(
     full_size_weights: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = Checkpoint(full_size_weights, "")
+    full = full_size_weights
     with pytest.raises(ConfigError, match="empty"):
         encode_texts(full, ["a dog", " "])
     with pytest.raises(ConfigError, match="90 tokens long, and the text tower takes 75"):
@@ -41,9 +40,9 @@ def test_texts_that_cannot_be_encoded(
     }
     torch.save(visual, tmp_path / "visual.pt")
     with pytest.raises(WeightsError, match="no text tower"):
-        encode_texts(Checkpoint(tmp_path / "visual.pt", ""), ["a dog"])
+        encode_texts(tmp_path / "visual.pt", ["a dog"])
     with pytest.raises(WeightsError, match="no text tower that can be used"):
-        encode_texts(Checkpoint(tiny_weights, ""), ["a dog"])  # its vocabulary lacks the words
+        encode_texts(tiny_weights, ["a dog"])  # its vocabulary lacks the words
     monkeypatch.setitem(sys.modules, "open_clip.model", None)
     with pytest.raises(ConfigError, match=r"patchbank\[show\]"):
         encode_texts(full, ["a dog"])

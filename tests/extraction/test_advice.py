@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from patchbank import ExtractConfig, advice
+from patchbank import ExtractConfig
+from patchbank.extraction import advice
 from tests.support import tiny_manifest
 
 
@@ -42,6 +43,6 @@ def test_advice(
 def test_a_slow_encoder(monkeypatch: pytest.MonkeyPatch, device: str, precision: str, has: bool, advised: str) -> None:
     monkeypatch.setattr(advice, "has_bfloat16", lambda: has)
     manifest = tiny_manifest()
-    manifest = replace(manifest, device=device, fingerprint=replace(manifest.fingerprint, precision=precision))
+    manifest = replace(manifest, device=device, identity={**manifest.identity, "precision": precision})
     found = advice.advise("encode", manifest, ExtractConfig(model="tiny"))
     assert found is not None and found.startswith(advised)

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from patchbank.bank.base_writer import Feature
+from patchbank.bank.payload import Feature
 from patchbank.budget import ByteBudget
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Decoded, Failure
 from patchbank.extraction import pipeline
+from patchbank.features import CLS, GRID
 from tests.support import sample
 
-SIZE = 4
+SIZE = (4, 6)  # (h, w)
 
 
 class Watched:
@@ -37,19 +38,20 @@ class Watched:
             self.most_ahead = max(self.most_ahead, self.decoded - 4 * len(self.batches))
         if "x" in sample.key:
             return Failure(sample.key, "x")
-        return Decoded(sample.key, np.full((SIZE, SIZE, 3), int(sample.key), np.uint8), (1, 1))
+        return Decoded(sample.key, np.full((*SIZE, 3), int(sample.key), np.uint8), (1, 1))
 
-    def submit(self, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def submit(self, pixels: torch.Tensor) -> Callable[[], pipeline.Outputs]:
         self.batches.append(pixels[:, 0, 0, 0].tolist())
         tokens = pixels[:, 0, :3].float()  # (B, 1 + 2, 3)
+        outputs = {CLS: tokens[:, 0], GRID: tokens[:, 1:]}
         with self._lock:
             self.waiting += 1
             self.most_waiting = max(self.most_waiting, self.waiting)
-        return lambda: tokens
+        return lambda: outputs
 
     def add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> Sequence[Failure]:
         time.sleep(self._seconds)
-        self.features |= {feature.key: float(feature.tokens[0, 0]) for feature in features}
+        self.features |= {feature.key: float(feature.outputs[GRID][0, 0]) for feature in features}
         self.failures += [failure.key for failure in failures]
         with self._lock:
             self.waiting -= 1
@@ -88,7 +90,7 @@ def test_a_stop_commits_what_was_encoded() -> None:
     stop = Event()
 
     class Encoded(Watched):
-        def submit(self, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
+        def submit(self, pixels: torch.Tensor) -> Callable[[], pipeline.Outputs]:
             stop.set()
             return super().submit(pixels)
 
@@ -110,12 +112,12 @@ def test_the_next_batch_is_begun_before_the_last_one_is_waited_for() -> None:
     happened: list[str] = []
 
     class Device(Watched):
-        def submit(self, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
+        def submit(self, pixels: torch.Tensor) -> Callable[[], pipeline.Outputs]:
             number = len(self.batches)
             wait = super().submit(pixels)
             happened.append(f"begun {number}")
 
-            def received() -> torch.Tensor:
+            def received() -> pipeline.Outputs:
                 happened.append(f"received {number}")
                 return wait()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -14,15 +15,24 @@ import pytest
 import torch
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
-from patchbank.bank import ledger, manifest
+from patchbank.bank import parts
 from patchbank.config import Partition
 from patchbank.encoders.openai.untrained import write_untrained
 from patchbank.errors import BankError, ConfigError, DatasetError, PatchbankError, WeightsError
 from patchbank.extraction.plan import check_disk, make_plan
 from patchbank.extraction.recompute import recompute
-from patchbank.extraction.run import execute, load_encoder
+from patchbank.extraction.run import execute, load_runner
 from tests.reference.original import Original
-from tests.support import TINY, TINY_VOCABULARY, contents, hico_root, no_leftovers, photographs, relative_error
+from tests.support import (
+    TINY,
+    TINY_VOCABULARY,
+    contents,
+    hico_root,
+    no_leftovers,
+    parts_in,
+    photographs,
+    relative_error,
+)
 from tests.test_preprocess import broken_files
 
 
@@ -159,16 +169,16 @@ def test_a_finished_bank_is_left_as_it_is(images: Path, tiny_config: ExtractConf
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*_clip.pkl")} == before
 
 
-def test_mended_images_are_extracted_by_the_next_run(images: Path, config: ExtractConfig, tmp_path: Path) -> None:
-    mended = shutil.copytree(images, tmp_path / "images")
-    extract(load_dataset("folder", mended), tmp_path / "bank", config)
-    photographs(mended, 1, size=(70, 70), prefix="new")
+def test_fixed_images_are_extracted_by_the_next_run(images: Path, config: ExtractConfig, tmp_path: Path) -> None:
+    fixed = shutil.copytree(images, tmp_path / "images")
+    extract(load_dataset("folder", fixed), tmp_path / "bank", config)
+    photographs(fixed, 1, size=(70, 70), prefix="new")
     for name in ("photo_0003a.jpg", "photo_0007a.jpg"):
-        shutil.copy(mended / "new_0000.jpg", mended / name)
-    (mended / "new_0000.jpg").unlink()
-    summary = extract(load_dataset("folder", mended), tmp_path / "bank", config)
+        shutil.copy(fixed / "new_0000.jpg", fixed / name)
+    (fixed / "new_0000.jpg").unlink()
+    summary = extract(load_dataset("folder", fixed), tmp_path / "bank", config)
     assert (summary.images, summary.already_done, summary.failures) == (2, 11, {})
-    extract(load_dataset("folder", mended), tmp_path / "fresh", config)
+    extract(load_dataset("folder", fixed), tmp_path / "fresh", config)
     assert contents(tmp_path / "bank") == contents(tmp_path / "fresh")
 
 
@@ -200,7 +210,7 @@ def test_deleted_features_are_made_again(
     assert "missing" in open_bank(tmp_path).failures["photo_0002.jpg"]
 
 
-def test_a_resumed_run_takes_the_recorded_batch_size(
+def test_a_resumed_run_takes_the_banks_batch_size(
     images: Path, config: ExtractConfig, tmp_path: Path, expected: dict[str, str]
 ) -> None:
     dataset = load_dataset("folder", images)
@@ -215,8 +225,8 @@ def test_a_resumed_run_takes_the_recorded_batch_size(
     [
         ({"dtype": "float16"}, "dtype: the bank has float32, this run float16"),
         ({"precision": "bf16"}, "precision: the bank has fp32, this run bf16"),
-        ({"resize": "squash"}, "resize: the bank has center-crop, this run squash"),
-        ({"weights": None}, "weights_sha256"),
+        ({"resize": "squash"}, "input resize: the bank has center-crop, this run squash"),
+        ({"weights": None}, "weights: the bank has"),
     ],
 )
 def test_a_bank_of_other_features_is_refused(
@@ -229,7 +239,7 @@ def test_a_bank_of_other_features_is_refused(
         change = {"weights": tmp_path / "other.pt"}
         write_untrained(TINY, tmp_path / "other.pt", seed=2, vocabulary=TINY_VOCABULARY)
     other = replace(config, **change)
-    with pytest.raises(BankError, match="other features") as caught:
+    with pytest.raises(BankError, match="different configuration") as caught:
         extract(dataset, tmp_path / "bank", other)
     assert words in str(caught.value)
     assert "--overwrite" in str(caught.value)
@@ -240,7 +250,7 @@ def test_a_bank_of_other_features_is_refused(
     assert contents(tmp_path / "bank") == contents(tmp_path / "fresh")
 
 
-def test_strangers_pickles_are_refused_and_overwriting_spares_what_is_no_feature(
+def test_third_party_pickles_are_refused_and_overwriting_spares_what_is_no_feature(
     images: Path, tiny_config: ExtractConfig, tmp_path: Path, expected_pickles: dict[str, str]
 ) -> None:
     bank = tmp_path / "bank"
@@ -249,7 +259,7 @@ def test_strangers_pickles_are_refused_and_overwriting_spares_what_is_no_feature
     (bank / "other_bank/a_clip.pkl").write_bytes(b"not ours")
     (bank / "notes.txt").write_text("mine")
     dataset = load_dataset("folder", images)
-    with pytest.raises(BankError, match=r"holds pickles but no bank\.json"):
+    with pytest.raises(BankError, match="holds pickles without an index"):
         extract(dataset, bank, tiny_config)
     extract(dataset, bank, replace(tiny_config, overwrite=True))
     assert (bank / "notes.txt").read_text() == "mine"
@@ -354,16 +364,23 @@ def test_partitions_that_cannot_be(text: str) -> None:
 
 def test_a_bank_of_a_later_format_is_refused(images: Path, tiny_config: ExtractConfig, tmp_path: Path) -> None:
     extract(load_dataset("folder", images), tmp_path, tiny_config)
-    path = tmp_path / manifest.FILE_NAME
+    [path] = parts_in(tmp_path)
     content = json.loads(path.read_text())
-    for change, words in (({"version": 2}, "format version 2"), ({"format": "zarr"}, "not a part of")):
-        path.write_text(json.dumps(content | change))
+
+    def replaced(text: str) -> None:
+        """Another document in the part's place, under the name that fits it."""
+        [now] = parts_in(tmp_path)
+        now.unlink()
+        (now.parent / f"index-00000-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json").write_text(text)
+
+    for change, words in (({"version": 3}, "format version 3"), ({"format": "zarr"}, "its format is 'zarr'")):
+        replaced(json.dumps(content | change))
         with pytest.raises(BankError, match=words):
             open_bank(tmp_path)
-    del content["grid"]
+    del content["manifest"]["input"]
     for damaged in (json.dumps(content), "{", "[]"):
-        path.write_text(damaged)
-        with pytest.raises(BankError):
+        replaced(damaged)
+        with pytest.raises(BankError, match="damaged"):
             open_bank(tmp_path)
 
 
@@ -373,7 +390,7 @@ def test_two_runs_at_once_are_harmless(
     """The second begins, does everything and ends while the first is under way."""
     dataset = load_dataset("folder", images)
     plan = make_plan(dataset, tmp_path, config)
-    encoder = load_encoder(plan)
+    runner = load_runner(plan)
     began = False
 
     def meanwhile(*_: object) -> None:
@@ -382,7 +399,7 @@ def test_two_runs_at_once_are_harmless(
             began = True
             extract(dataset, tmp_path, config)
 
-    execute(plan, encoder, on_progress=meanwhile)
+    execute(plan, runner, on_progress=meanwhile)
     assert began
     assert contents(tmp_path) == expected
 
@@ -410,12 +427,12 @@ def test_banks_must_fit_on_the_disk_together(
     with pytest.raises(BankError, match="Not enough disk"):
         check_disk([one, other])
 
-    # What is deleted first makes room.
+    # Deleting first makes room.
     extract(dataset, tmp_path / "one", tiny_config)
-    anew = make_plan(dataset, tmp_path / "one", replace(tiny_config, overwrite=True))
-    assert anew.bytes_freed == 3 * (tmp_path / "one/photo_0000_clip.pkl").stat().st_size
-    monkeypatch.setattr("patchbank.extraction.plan.free_bytes", lambda _: anew.bytes_needed - anew.bytes_freed)
-    check_disk([anew])
+    again = make_plan(dataset, tmp_path / "one", replace(tiny_config, overwrite=True))
+    assert again.bytes_freed == 3 * (tmp_path / "one/photo_0000_clip.pkl").stat().st_size
+    monkeypatch.setattr("patchbank.extraction.plan.free_bytes", lambda _: again.bytes_needed - again.bytes_freed)
+    check_disk([again])
 
 
 def test_a_first_image_that_is_missing_is_one_failure(config: ExtractConfig, tmp_path: Path) -> None:
@@ -430,13 +447,17 @@ def test_a_first_image_that_is_missing_is_one_failure(config: ExtractConfig, tmp
 def test_a_resumed_run_reads_the_bank_once(
     images: Path, tiny_config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset, config = load_dataset("folder", images), replace(tiny_config, limit=3)
+    """Each part once, but for one that says what the bank is."""
+    monkeypatch.setattr("patchbank.extraction.plan.PART_SIZE", 2)
+    dataset, config = load_dataset("folder", images), replace(tiny_config, limit=9)
     extract(dataset, tmp_path, config)
-    read: list[Path] = []
-    read_file = ledger._read_file
-    monkeypatch.setattr(ledger, "_read_file", lambda path: read.append(path) or read_file(path))
+    read: list[str] = []
+    read_part = parts.read_part
+    monkeypatch.setattr(parts, "read_part", lambda payload, name: read.append(name) or read_part(payload, name))
     extract(dataset, tmp_path, config)
-    assert len(read) == 1
+    first, *others = [path.name for path in parts_in(tmp_path)]
+    assert len(others) == 4
+    assert [name for name in read if name != first] == others
 
 
 def test_what_another_run_commits_after_the_plan_is_not_made_again(
@@ -446,24 +467,24 @@ def test_what_another_run_commits_after_the_plan_is_not_made_again(
     extract(dataset, tmp_path / "bank", replace(config, limit=5))
     plan = make_plan(dataset, tmp_path / "bank", config)
     extract(dataset, tmp_path / "bank", config)
-    assert execute(plan, load_encoder(plan)).images == 0
+    assert execute(plan, load_runner(plan)).images == 0
     assert contents(tmp_path / "bank") == expected
 
 
-def test_fast_decoding_is_another_fingerprint_and_is_verified_by_itself(
+def test_fast_decoding_is_another_input_and_is_verified_by_itself(
     images: Path, config: ExtractConfig, tmp_path: Path
 ) -> None:
     dataset = load_dataset("folder", images)
     extract(dataset, tmp_path / "bank", replace(config, decode="fast"))
-    with pytest.raises(BankError, match="decode: the bank has fast, this run exact"):
+    with pytest.raises(BankError, match="input decoder: the bank has fast, this run exact"):
         extract(dataset, tmp_path / "bank", config)
     bank = open_bank(tmp_path / "bank")
-    assert bank.manifest.decode == "fast"
-    encoder = load_encoder(make_plan(dataset, tmp_path / "anew", config))
-    assert encoder is not None
-    anew = recompute(dataset, encoder, "center-crop", bank.manifest.decode)
-    exact = recompute(dataset, encoder)
-    assert relative_error(bank["photo_0001.jpg"], anew("photo_0001.jpg")) <= 2e-6
+    assert bank.manifest.input.decoder == "fast"
+    runner = load_runner(make_plan(dataset, tmp_path / "again", config))
+    assert runner is not None
+    again = recompute(dataset, runner, bank.manifest.input)
+    exact = recompute(dataset, runner, runner.spec.input)
+    assert relative_error(bank["photo_0001.jpg"], again("photo_0001.jpg")) <= 2e-6
     assert relative_error(bank["photo_0001.jpg"], exact("photo_0001.jpg")) > 2e-6
 
 
@@ -474,7 +495,7 @@ def test_what_vanishes_after_the_plan_is_made_again(
     extract(dataset, bank, replace(config, limit=5))
     plan = make_plan(dataset, bank, config)
     shutil.rmtree(bank)
-    execute(plan, load_encoder(plan))
+    execute(plan, load_runner(plan))
     assert contents(bank) == expected
 
 
@@ -485,5 +506,5 @@ def test_pickles_that_vanish_after_the_plan_are_made_again(
     extract(dataset, tmp_path, replace(tiny_config, limit=5))
     plan = make_plan(dataset, tmp_path, tiny_config)
     (tmp_path / "photo_0002_clip.pkl").unlink()
-    execute(plan, load_encoder(plan))
+    execute(plan, load_runner(plan))
     assert contents(tmp_path) == expected_pickles

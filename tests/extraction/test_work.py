@@ -40,7 +40,7 @@ def test_units_are_whole_shards_or_batches_and_hold_every_image_once(
     plan = make_plan(load_dataset("folder", images), tmp_path / "bank", config)
     units = units_of(plan, 1)
     assert [sample for unit in units for sample in unit.todo] == list(plan.dataset.samples)
-    atom = plan.manifest.shard_images or 4
+    atom = plan.manifest.part_size if config.layout == "shards" else 4
     assert atom == (4 if config.layout == "ezhoi" else 7)
     of_atom = [{sample.position // atom for sample in unit.samples} for unit in units]
     assert len(units) > 3 and all(not a & b for a, b in pairwise(of_atom))
@@ -51,7 +51,7 @@ def test_units_are_whole_shards_or_batches_and_hold_every_image_once(
 def test_few_images_are_cut_for_all_workers(config: ExtractConfig, images: Path, tmp_path: Path) -> None:
     """With units of a thousand, a few hundred images would keep one GPU of eight busy."""
     plan = make_plan(load_dataset("folder", images), tmp_path / "bank", config)
-    atom = plan.manifest.shard_images or 4
+    atom = plan.manifest.part_size if config.layout == "shards" else 4
     for workers in (1, 2, 8):
         units = units_of(plan, workers)
         assert len(units) >= min(4 * workers, -(-30 // atom))
@@ -85,7 +85,7 @@ def test_only_what_is_left_is_cut_with_what_is_known_of_it(
     if config.layout == "shards":  # the second shard was begun: its unit has all of its images, and the shard
         assert [sample.position for sample in units[0].samples] == list(range(7, 14))
         assert known.done == {sample.key for sample in units[0].samples[:3]}
-        assert isinstance(known.read, list) and [shard.number for shard in known.read] == [1]
+        assert [part.number for part in known.parts] == [1]
     assert contents(bank) == before
 
 

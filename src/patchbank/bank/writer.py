@@ -146,7 +146,7 @@ class BankWriter:
             positions: key -> position of all samples that the bank is made for, not only a part's; or the keys in
                 order.
             overwrite: delete the bank first.
-            known: what the bank held a moment ago; what has not changed is not read again.
+            known: what the bank held a moment ago; its parts are not read again.
             helper: it writes some of the samples for a process that does all else: it does not look at the bank (that
                 process says what is there, by `expect`), and tidies up nothing.
             about: what `files.live_scratches` gives other runs.
@@ -268,9 +268,8 @@ class BankWriter:
                 )
         self.manifest = parts[0].manifest if parts else self._wanted
         self.expect(self._positions, BankState(set(), {}, parts))
-        known = self._known
-        unchanged = known is not None and {*map(id, known.parts)} == {*map(id, parts)}
-        self.done = known.done if known and unchanged else self._payload.present(self._entries, self.manifest)
+        # Looked at again, though no part has changed: a pickle may have vanished since the plan.
+        self.done = self._payload.present(self._entries, self.manifest)
 
     def _quarantined(self) -> set[str]:
         return {name for name in self._payload.parts.names() if name.endswith(DAMAGED)}

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import patchbank
-from patchbank.cli import bench, convert, demo, doctor, extract, info, repair, report, show, verify
+from patchbank.cli import bench, convert, demo, doctor, extract, import_, info, repair, report, show, verify
 from patchbank.cli.console import show_error
 from patchbank.cli.help import Group, add_command
 from patchbank.errors import PatchbankError
@@ -19,7 +19,7 @@ from patchbank.errors import PatchbankError
 app = typer.Typer(
     name="patchbank",
     cls=Group,
-    help="Banks of dense CLIP patch features: extracted once, exactly, and read thousands of times.",
+    help="Banks of dense features of frozen vision transformers: extracted once, exactly, and read thousands of times.",
     epilog="Example: patchbank extract folder IMAGES --out BANK",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,10 +29,10 @@ app = typer.Typer(
 app.add_typer(extract.app, name="extract")
 for _command in (
     *(info.info, show.show, report.report),
-    *(verify.verify, repair.repair, convert.convert),
+    *(verify.verify, repair.repair, convert.convert, import_.import_),
     *(doctor.doctor, bench.bench, demo.demo),
 ):
-    add_command(app, _command.__name__, _command, _command.__doc__)
+    add_command(app, _command.__name__.strip("_"), _command, _command.__doc__)
 
 
 def _print_version(value: bool) -> None:

@@ -126,7 +126,7 @@ class Decoded(NamedTuple):
 
     Attributes:
         key: the sample's.
-        pixels: (n, n, 3) uint8 RGB.
+        pixels: (h, w, 3) uint8 RGB.
         size: (width, height) of the original, in pixels.
     """
 

@@ -209,7 +209,8 @@ def _wrapped(title: str, inches: float) -> str:
 
 def _frame(transform: ImageTransform) -> tuple[float, float, float, float]:
     """What the input covers: xyxy in original pixels; beyond the image where it was padded."""
-    x1, y1, x2, y2 = transform.boxes_from_input([0, 0, transform.input_size, transform.input_size]).tolist()
+    height, width = transform.input_size
+    x1, y1, x2, y2 = transform.boxes_from_input([0, 0, width, height]).tolist()
     return x1, y1, x2, y2
 
 

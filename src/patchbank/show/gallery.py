@@ -96,8 +96,8 @@ def _geometry(transform: ImageTransform | None, rows: int, columns: int) -> dict
     """The image's size, what the input covers of it, and which patches show it: first and last row and column."""
     if transform is None:
         return {"size": [columns, rows], "frame": [0, 0, columns, rows], "valid": [0, rows, 0, columns]}
-    side = transform.input_size
-    frame = transform.boxes_from_input([0, 0, side, side]).tolist()
+    height, width = transform.input_size
+    frame = transform.boxes_from_input([0, 0, width, height]).tolist()
     shown_rows, shown_columns = np.flatnonzero(transform.valid.any(1)), np.flatnonzero(transform.valid.any(0))
     valid = [shown_rows[0], shown_rows[-1] + 1, shown_columns[0], shown_columns[-1] + 1]
     return {

@@ -230,7 +230,7 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("[CLS] features", f"{len(bank):,} x ({dim},)" if "cls" in made.outputs else "none"),
         ("Failed images", f"{len(bank.failures):,}"),
         ("On disk", f"{bytes_text(bank.bytes_on_disk())}, layout {made.layout}"),
-        ("Images became square by", made.input.resize),
+        ("Resize", made.input.resize),
         ("Made on", f"{made.device}, batches of {made.batch_size}{', compiled' if made.compiled else ''}"),
         ("Begun with", ", ".join(f"{name} {version}" for name, version in made.versions.items()) or "not known"),
     ]

@@ -143,7 +143,13 @@ def to_texts(
     weights: Path | None,
     checkpoints: Path | None,
 ) -> list[Map]:
-    """Similarities to texts. Raises what `encode_texts` does, and WeightsError on other weights than the bank's."""
+    """Similarities to texts.
+
+    Raises what `encode_texts` does, ConfigError where the model has no text tower, and WeightsError on other weights
+    than the bank's.
+    """
+    if bank.manifest.identity.get("family", "openai") != "openai":
+        raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {bank.manifest.model} has none.")
     config = ExtractConfig(weights=weights, checkpoints=checkpoints)
     spec = spec_of(bank.manifest, config, data.root if data else None).obtain()
     features = encode_texts(Path(spec.weights or ""), texts)

@@ -1,0 +1,286 @@
+"""A second family goes the whole way, through an input that is not square: nothing on it is CLIP's."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from patchbank import (
+    Dataset,
+    ExtractConfig,
+    FeatureDataset,
+    extract,
+    horizontal_flip,
+    load_dataset,
+    load_encoder,
+    open_bank,
+    pool_regions,
+)
+from patchbank.bank.check import Report, compare_with_pixels, verify
+from patchbank.bank.convert import convert
+from patchbank.bank.reader import Bank
+from patchbank.cli.show import show
+from patchbank.config import Layout, ResizeMode
+from patchbank.datasets.example import write_sample
+from patchbank.encoders import FAMILIES
+from patchbank.errors import BankError, ConfigError, WeightsError
+from patchbank.extraction.recompute import recompute, runner_of
+from patchbank.features import CLS, GRID
+from patchbank.show import figure
+from patchbank.show.page import write_report
+from tests.reference import regions as reference
+from tests.support import SecondLook, contents, photographs, relative_error
+from tests.toy_family import Toy, ToySpec
+
+LAYOUTS: list[Layout] = ["ezhoi", "shards"]
+SIZES = [(120, 90), (90, 120), (200, 31)]
+BOUND = 2e-6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _family() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES, "toy", "tests.toy_family")
+        yield
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Nine photographs: wide, upright, and wider than the input."""
+    images = tmp_path_factory.mktemp("toy") / "images"
+    for size in SIZES:
+        photographs(images, 3, size, prefix=f"{size[0]}x{size[1]}")
+    return load_dataset("folder", images)
+
+
+@pytest.fixture(scope="module")
+def config() -> ExtractConfig:
+    """Batches of two; shards of four images."""
+    return ExtractConfig(model="toy/small", batch_size=2, shard_size=4 * (15 * 6 + 4) * 4)
+
+
+@pytest.fixture(scope="module")
+def banks(dataset: Dataset, config: ExtractConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bank of each layout, made in one go."""
+    places = {layout: tmp_path_factory.mktemp("banks") / layout for layout in LAYOUTS}
+    for layout, place in places.items():
+        summary = extract(dataset, place, replace(config, layout=layout))
+        assert (summary.images, summary.failures, summary.notes) == (9, {}, [])
+    return places
+
+
+def expected(dataset: Dataset, key: str) -> dict[str, torch.Tensor]:
+    """The outputs of one image, its pixels made by torchvision."""
+    image = Image.open(dataset.images / key)
+    width, height = image.size
+    if width * 24 > height * 40:
+        sizes = [24, int(24 * width / height)]
+    else:
+        sizes = [int(40 * height / width), 40]
+    seen = F.center_crop(F.resize(image, sizes, InterpolationMode.BILINEAR), [24, 40])
+    with torch.no_grad():
+        outputs = Toy(ToySpec("toy/small"))(torch.from_numpy(np.array(seen))[None])
+    return {name: value[0] for name, value in outputs.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_bank_holds_what_the_encoder_gives(dataset: Dataset, banks: dict[str, Path], layout: Layout) -> None:
+    bank = open_bank(banks[layout])
+    made = bank.manifest
+    assert (made.grid, made.shape, made.model) == ((3, 5), (15, 6), "toy/small")
+    assert (made.input, made.identity) == (ToySpec.input, ToySpec("toy/small").identity)
+    assert len(bank) == 9
+    for key in bank:
+        outputs = expected(dataset, key)
+        assert relative_error(bank[key], outputs[GRID]) <= BOUND
+        assert torch.equal(bank.output(key, GRID), bank[key])
+        assert torch.equal(bank.grid(key), bank[key].view(3, 5, 6))
+        if layout == "shards":
+            assert relative_error(bank.cls(key), outputs[CLS]) <= BOUND
+            assert torch.equal(bank.output(key, CLS), bank.cls(key))
+        else:
+            with pytest.raises(BankError, match=r"does not store the output 'cls'\. It stores patch_tokens"):
+                bank.cls(key)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_stopped_run_ends_in_the_same_bytes(
+    dataset: Dataset, config: ExtractConfig, banks: dict[str, Path], layout: Layout, tmp_path: Path
+) -> None:
+    config = replace(config, layout=layout)
+    assert extract(dataset, tmp_path, config, stop=SecondLook()).remaining
+    assert 0 < len(open_bank(tmp_path)) < 9
+    assert extract(dataset, tmp_path, config).already_done
+    assert contents(tmp_path) == contents(banks[layout])
+    with pytest.raises(BankError, match=r"model: the bank has toy/small, this run toy/other"):
+        extract(dataset, tmp_path, replace(config, model="toy/other"))
+
+
+def compared(bank: Path, dataset: Dataset) -> Report:
+    """A bank verified, all of its features compared with the images."""
+    keys = [sample.key for sample in dataset.samples]
+    report = verify(bank, keys)
+    assert report.manifest is not None
+    runner = runner_of(report.manifest, ExtractConfig(device="cpu"), dataset.root)
+    assert runner.spec == ToySpec("toy/small")
+    compare_with_pixels(report, keys, len(keys), recompute(dataset, runner, report.manifest.input))
+    return report
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_is_verified_by_its_own_encoder(dataset: Dataset, banks: dict[str, Path], layout: Layout) -> None:
+    report = compared(banks[layout], dataset)
+    assert report.problems == []
+    assert len(report.sample) == 9 and max(report.sample.values()) <= BOUND
+
+
+def test_other_pixels_are_found(dataset: Dataset, config: ExtractConfig, tmp_path: Path) -> None:
+    extract(dataset, tmp_path / "bank", config)
+    (tmp_path / "images").mkdir()
+    for sample in dataset.samples:
+        Image.open(sample.path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "images" / sample.key)
+    report = compared(tmp_path / "bank", load_dataset("folder", tmp_path / "images"))
+    assert {finding.kind for finding in report.problems} == {"pixels"}
+    assert len(report.problems) == 9
+
+
+def test_other_weights_are_refused(banks: dict[str, Path]) -> None:
+    made = open_bank(banks["shards"]).manifest
+    other = replace(made, identity={**made.identity, "weights": "seed 7"})
+    with pytest.raises(WeightsError, match="made with other weights"):
+        runner_of(other, ExtractConfig(), None)
+
+
+def test_conversions_and_back(dataset: Dataset, config: ExtractConfig, banks: dict[str, Path], tmp_path: Path) -> None:
+    size = config.shard_size
+    pickles, shards = (open_bank(banks[layout]) for layout in LAYOUTS)
+    convert(shards, tmp_path / "pickles", "ezhoi", shard_size=size)
+    assert (
+        contents(tmp_path / "pickles").items()
+        >= {name: value for name, value in contents(banks["ezhoi"]).items() if name.endswith(".pkl")}.items()
+    )
+    convert(pickles, tmp_path / "shards", "shards", shard_size=size)
+    convert(open_bank(tmp_path / "shards"), tmp_path / "again", "ezhoi", shard_size=size)
+    assert contents(tmp_path / "again") == contents(banks["ezhoi"])
+    convert(shards, tmp_path / "int8", "shards", "int8", shard_size=size)
+    small = open_bank(tmp_path / "int8")
+    assert list(open_bank(tmp_path / "shards").manifest.outputs) == [GRID]
+    assert small.manifest.outputs[GRID].dtype == "int8" and small.manifest.outputs[CLS].dtype == "float16"
+    for key in shards:
+        assert 0 < relative_error(small[key], shards[key]) < 1e-2
+        assert relative_error(small.cls(key).float(), shards.cls(key)) < 1e-3
+        assert small.transform(key) == shards.transform(key)
+    assert compared(tmp_path / "int8", dataset).problems == []
+
+
+@pytest.mark.parametrize("mode", ["center-crop", "squash", "pad"])
+def test_regions_are_pooled_where_nested_loops_pool_them(
+    dataset: Dataset, config: ExtractConfig, mode: ResizeMode, tmp_path: Path
+) -> None:
+    extract(dataset, tmp_path, replace(config, resize=mode))
+    bank = open_bank(tmp_path)
+    for key in bank:
+        transform, grid = bank.transform(key), bank.grid(key).double().numpy()
+        width, height = transform.width, transform.height
+        boxes = torch.tensor([[5.0, 4, 60, 25], [-9, -9, width + 9, height + 9], [30, 2, 33, 30], [70, 10, 90, 31]])
+        for bins in (7, 2):
+            loops = np.stack([reference.pooled(grid, box, transform, bins) for box in boxes.double().numpy()])
+            assert np.abs(pool_regions(bank[key], boxes, transform, bins, None).numpy() - loops).max() <= 1e-5
+            assert np.abs(pool_regions(bank[key], boxes, transform, bins).numpy() - loops.mean((2, 3))).max() <= 1e-5
+
+
+def test_training_code_gets_regions_and_turns_the_grid(config: ExtractConfig, tmp_path: Path) -> None:
+    write_sample(tmp_path / "root")
+    dataset = load_dataset("hicodet", tmp_path / "root", "train")
+    extract(dataset, tmp_path / "bank", config)
+    plain = FeatureDataset(tmp_path / "bank", dataset, "union")
+    turned = FeatureDataset(tmp_path / "bank", dataset, "union", transform=horizontal_flip)
+    for (tokens, target), (flipped, mirrored) in ((plain[index], turned[index]) for index in range(len(plain))):
+        assert torch.equal(flipped.view(3, 5, 6), tokens.view(3, 5, 6).flip(1))
+        assert torch.allclose(mirrored.regions["union"], target.regions["union"], atol=1e-5)
+
+
+def test_two_processes_make_the_same_bytes(
+    dataset: Dataset, config: ExtractConfig, banks: dict[str, Path], tmp_path: Path
+) -> None:
+    """They have not registered the family: its spec travels to them."""
+    extract(dataset, tmp_path, replace(config, device="cpu:0,1"))
+    assert contents(tmp_path) == contents(banks["shards"])
+
+
+def test_an_encoder_by_name(dataset: Dataset, banks: dict[str, Path]) -> None:
+    runner = load_encoder("toy/small", device="cpu")
+    key = dataset.samples[0].key
+    found = runner.encode([Image.open(dataset.images / key)])
+    assert {name: tuple(value.shape) for name, value in found.items()} == {GRID: (1, 15, 6), CLS: (1, 4)}
+    assert relative_error(found[GRID][0], open_bank(banks["shards"])[key]) <= BOUND
+
+
+def frame_of(bank: Bank, key: str) -> list[float]:
+    """What the input covers of the image: xyxy in its pixels."""
+    transform = bank.transform(key)
+    (scale_x, scale_y), (x, y) = transform.scale, transform.offset
+    return [-x / scale_x, -y / scale_y, (40 - x) / scale_x, (24 - y) / scale_y]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_page_has_its_grid_where_it_lies(
+    dataset: Dataset, banks: dict[str, Path], layout: Layout, tmp_path: Path
+) -> None:
+    bank = open_bank(banks[layout])
+    written = write_report(bank, tmp_path / "page.html", dataset, sample=9)
+    assert (written.images, written.defects) == (9, 0)
+    text = (tmp_path / "page.html").read_text()
+    [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    for image in json.loads(data):
+        assert image["grid"] == [3, 5]
+        assert image["frame"] == pytest.approx(frame_of(bank, image["key"]), abs=1e-3)
+        assert image["valid"] == [0, 3, 0, 5]
+        assert image["picture"] and image["error"] < 0.05
+    assert "grid 3 x 5" in text and "toy/small" in text
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_figure_has_its_grid_where_it_lies(
+    dataset: Dataset,
+    banks: dict[str, Path],
+    size: tuple[int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bank = open_bank(banks["shards"])
+    key = next(key for key in bank if bank.size(key) == size)
+    drawn: list[Figure] = []
+    draw = figure.draw
+    monkeypatch.setattr(figure, "draw", lambda picture: drawn.append(draw(picture)) or drawn[-1])
+    x, y = (size[0] / 2, size[1] / 2)
+    show(
+        bank.path,
+        key,
+        image=dataset.images / key,
+        at=[f"{x},{y}"],
+        box=[f"{x - 9},{y - 9},{x + 20},{y + 5}"],
+        out=tmp_path / "picture.png",
+    )
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.width > 500
+    [found] = drawn
+    maps = [image for axes in found.axes for image in axes.images if np.asarray(image.get_array()).shape[:2] == (3, 5)]
+    assert len(maps) == 3  # the components, and a similarity each
+    x1, y1, x2, y2 = frame_of(bank, key)
+    for image in maps:
+        assert image.get_extent() == pytest.approx([x1, x2, y2, y1])
+    with pytest.raises(ConfigError, match="text tower"):
+        show(bank.path, key, text=["a dog"], out=tmp_path / "other.png")
+    assert not (tmp_path / "other.png").exists()
