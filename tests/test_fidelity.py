@@ -29,60 +29,59 @@ def ezhoi_reader(directory: Path, file_name: str) -> torch.Tensor:
     return tokens
 
 
-def test_hicodet_with_vit_b16_equals_the_original_on_every_kind_of_picture(
-    tmp_path: Path, full_size_weights: Path
+@pytest.mark.parametrize("model", ["tiny", pytest.param("ViT-B/16", marks=pytest.mark.full)])
+def test_hicodet_equals_the_original_on_every_kind_of_picture(
+    model: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    weights = request.getfixturevalue("tiny_weights" if model == "tiny" else "full_size_weights")
     images = tmp_path / "hicodet/hico_20160224_det/images/test2015"
     names = every_kind(images)
     write_json(tmp_path / "hicodet/test_hico.json", hico_list(names))
 
-    patchbank(
-        *("extract", "hicodet", "--root", tmp_path, "--split", "test", "--model", "ViT-B/16"),
-        *("--weights", full_size_weights),
-        tiny=False,
-        check=0,
-    )
+    run = ("extract", "hicodet", "--root", tmp_path, "--split", "test", "--model", model, "--weights", weights)
+    patchbank(*run, check=0)
 
-    original = Original(full_size_weights)
-    directory = tmp_path / "hicodet_pkl_files/clipbase_img_hicodet_test"
+    original = Original(weights)
+    patches, width = (16, 32) if model == "tiny" else (196, 512)
+    directory = tmp_path / f"hicodet_pkl_files/{MODELS[model].bank_prefix}_img_hicodet_test"
     for name in names:
         expected = original(images / name)
         with open(directory / (name.split(".")[0] + "_clip.pkl"), "rb") as file:
             found = pickle.load(file)
-        assert found.shape == (196, 512)
+        assert found.shape == (patches, width)
         assert found.dtype == torch.float32
         assert relative_error(found, expected) <= BOUND, name
     batch = torch.stack([ezhoi_reader(directory, name) for name in names])
-    assert torch.allclose(batch.norm(dim=-1), torch.ones(len(names), 196))
+    assert torch.allclose(batch.norm(dim=-1), torch.ones(len(names), patches))
 
 
-def test_vcoco_with_vit_l14_336_equals_the_original(tmp_path: Path) -> None:
-    weights = tmp_path / "large.pt"
-    write_untrained(MODELS["ViT-L/14@336px"], weights)
+@pytest.mark.parametrize("model", ["tiny", pytest.param("ViT-L/14@336px", marks=pytest.mark.full)])
+def test_vcoco_equals_the_original(model: str, tmp_path: Path, tiny_weights: Path) -> None:
+    weights = tiny_weights if model == "tiny" else tmp_path / "large.pt"
+    if model != "tiny":
+        write_untrained(MODELS[model], weights)
     images = tmp_path / "vcoco/mscoco2014/val2014"
     names = photographs(images, 2, size=(400, 290), prefix="COCO_val2014")
     write_json(tmp_path / "vcoco/instances_vcoco_test.json", vcoco_dict(names))
 
-    patchbank(
-        *("extract", "vcoco", "--root", tmp_path, "--split", "val", "--model", "ViT-L/14@336px"),
-        *("--weights", weights, "--batch-size", "2"),
-        tiny=False,
-        check=0,
-    )
+    run = ("extract", "vcoco", "--root", tmp_path, "--split", "val", "--model", model, "--weights", weights)
+    patchbank(*run, "--batch-size", 2, check=0)
 
     original = Original(weights)
-    bank = open_bank(tmp_path / "vcoco_pkl_files/clip336_img_vcoco_val")
+    bank = open_bank(tmp_path / f"vcoco_pkl_files/{MODELS[model].bank_prefix}_img_vcoco_val")
     assert sorted(bank) == names
     for name in names:
-        assert bank[name].shape == (576, 768)
+        assert bank[name].shape == ((16, 32) if model == "tiny" else (576, 768))
         assert relative_error(bank[name], original(images / name)) <= BOUND
 
 
-def test_the_cls_feature_is_openais_image_feature(tmp_path: Path, full_size_weights: Path) -> None:
+@pytest.mark.parametrize("model", ["tiny", pytest.param("ViT-B/16", marks=pytest.mark.full)])
+def test_the_cls_feature_is_openais_image_feature(model: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    weights = request.getfixturevalue("tiny_weights" if model == "tiny" else "full_size_weights")
     names = photographs(tmp_path / "images", 3, size=(300, 250))
-    config = ExtractConfig(weights=full_size_weights, layout="shards")
+    config = ExtractConfig(model=model, weights=weights, layout="shards")
     extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
-    bank, original = open_bank(tmp_path / "bank"), Original(full_size_weights)
+    bank, original = open_bank(tmp_path / "bank"), Original(weights)
     for name in names:
         assert relative_error(bank.cls(name), pooled(original, tmp_path / "images" / name)) <= BOUND
         assert relative_error(bank[name], original(tmp_path / "images" / name)) <= BOUND

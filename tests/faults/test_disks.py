@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -136,7 +137,7 @@ def test_a_file_that_may_not_grow(device: str, extraction: Extraction, tmp_path:
     The ledger of one device grows through the run; those of two have a unit each, and outgrow it when they are joined.
     """
     bank, output = tmp_path / "bank", tmp_path / "printed"
-    printed = run(output, *extraction.to(bank), "--device", device, check=2, file_size=6_000)
+    printed = run(output, *extraction.to(bank), "--device", device, check=2, limits={resource.RLIMIT_FSIZE: 6_000})
     assert "The disk is full" in printed
     assert "run the same command again" in printed
     assert no_leftovers(bank)

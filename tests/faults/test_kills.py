@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from patchbank import open_bank
-from tests.faults.conftest import BROKEN, Extraction, started
+from tests.faults.conftest import BROKEN, Extraction
 from tests.faults.processes import Run, run
 from tests.faults.soundness import sound_keys
 from tests.support import contents, no_leftovers
@@ -20,13 +20,48 @@ from tests.support import contents, no_leftovers
 KILLS = 30
 
 
-def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path) -> None:
-    """SIGKILL while it writes: nothing partial has a final name, nothing committed is lost, and the end is the same.
+def test_killed_three_times(extraction: Extraction, tmp_path: Path) -> None:
+    """SIGKILL while it writes: nothing partial has a final name, nothing committed is lost, and the end is the same."""
+    bank, output, kept = tmp_path / "bank", tmp_path / "printed", set[str]()
+    for batches in (1, 8, 9):
+        process = Run(output, *extraction.to(bank), pause_after=batches).paused()
+        process.send(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        found = sound_keys(bank, extraction.expected, BROKEN)
+        assert kept <= found, "what was committed is gone"
+        kept = found
+    assert kept
+    run(output, *extraction.to(bank), check=1)
+    assert contents(bank) == extraction.expected
 
-    Some banks are killed once and completed, others fourteen times.
-    """
-    random, seconds = Random(0), extraction.seconds
-    killed, output = 0, tmp_path / "printed"
+
+def scratch_of(bank: Path) -> set[Path]:
+    """The scratch directories in a bank; each run that writes has one."""
+    return set(bank.glob(".patchbank-tmp-*"))
+
+
+def started(bank: Path, output: Path, *arguments: object) -> Run:
+    """A run that has just begun to write, or has ended."""
+    before = scratch_of(bank)
+    run = Run(output, *arguments)
+    while run.alive and not scratch_of(bank) - before:
+        time.sleep(0.001)
+    return run
+
+
+def seconds_of(extraction: Extraction, bank: Path, output: Path) -> float:
+    """How long an uninterrupted run writes for, about."""
+    run = started(bank, output, *extraction.to(bank))
+    began = time.monotonic()
+    assert run.wait() == 1, run.printed
+    return time.monotonic() - began
+
+
+@pytest.mark.full
+def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path) -> None:
+    """Likewise at any instant. Some banks are killed once and completed, others fourteen times."""
+    random, killed, output = Random(0), 0, tmp_path / "printed"
+    seconds = seconds_of(extraction, tmp_path / "bank", output)
     for number, times in enumerate(cycle((1, 14, 1))):
         bank, kept = tmp_path / f"bank{number}", set[str]()
         for _ in range(times):
