@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Event
@@ -25,16 +26,17 @@ from rich.console import Console
 from skimage import data
 from torch import Tensor
 
-from patchbank.bank import shard
+from patchbank.bank import parts
+from patchbank.bank.index import Part
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.shard import Shard, shard_names
-from patchbank.bank.storage import storage_of
 from patchbank.cli import console, main
 from patchbank.config import ExtractConfig
-from patchbank.datasets import Sample
+from patchbank.datasets import Dataset, Sample
 from patchbank.datasets.samples import Directory
+from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import MODELS, Model
-from patchbank.extraction.plan import make_fingerprint
+from patchbank.extraction.devices import Devices
+from patchbank.extraction.plan import describe
 
 # As small as CLIP's architecture allows (one head is 64 wide); 16 patch tokens of 32 dimensions.
 TINY = Model(
@@ -56,18 +58,10 @@ REPOSITORY = Path(__file__).parents[1]
 
 def tiny_manifest(layout: str = "ezhoi", dtype: str = "float32") -> Manifest:
     """What a bank of the tiny model's features of a folder is."""
-    config = ExtractConfig(model="tiny", dtype=dtype, layout=layout)  # type: ignore[arg-type]
-    return Manifest.of_model(
-        TINY,
-        layout=layout,
-        dataset="folder",
-        split=None,
-        fingerprint=make_fingerprint(TINY, "0" * 64, config),
-        batch_size=4,
-        device="cpu",
-        cls=layout == "shards",
-        shard_images=100 if layout == "shards" else None,
-    )
+    config = ExtractConfig(model="tiny", dtype=dtype, layout=layout, batch_size=4)  # type: ignore[arg-type]
+    dataset = Dataset("folder", None, Path("images"), ())
+    made = describe(dataset, layout, config, Devices(("cpu",)), OpenAISpec(TINY))  # type: ignore[arg-type]
+    return replace(made, part_size=100) if layout == "shards" else made
 
 
 def sample(key: str, directory: Path, position: int = 0) -> Sample:
@@ -281,14 +275,17 @@ def contents(directory: Path) -> dict[str, str]:
     }
 
 
-def shards_in(directory: Path) -> list[Path]:
-    """A bank's shards, in order."""
-    return [directory / name for name in shard_names(storage_of(directory))]
+def parts_in(directory: Path) -> list[Path]:
+    """The parts of a bank's index, in order: its shards, or the files in ``index/``."""
+    payload = parts.find_payload(directory)
+    return [payload.parts.directory / name for name in parts.part_names(payload)] if payload else []
 
 
-def read_shard(path: Path) -> Shard:
-    """A shard's header."""
-    return shard.read_shard(storage_of(path.parent), path.name)
+def read_part(path: Path) -> Part:
+    """A part of a bank's index."""
+    bank = path.parent if path.suffix == ".safetensors" else path.parent.parent
+    payload = parts.payload_of(bank, "shards" if path.suffix == ".safetensors" else "ezhoi")
+    return parts.read_part(payload, path.name)
 
 
 def no_leftovers(directory: Path) -> bool:

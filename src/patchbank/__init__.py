@@ -1,7 +1,7 @@
-"""patchbank: banks of dense CLIP patch features.
+"""patchbank: banks of dense features of frozen vision transformers.
 
-The names below are the public door. They are imported on first use, so that ``import patchbank`` (and with it
-``patchbank --help``) costs nothing, and a trainer that opens a bank never imports the encoder.
+The names below are the public API. They are imported on first use: ``import patchbank`` and ``patchbank --help`` cost
+nothing, and a trainer that opens a bank never imports an encoder.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank, open_bank
     from patchbank.boxes import human_object_pairs, union_boxes
-    from patchbank.config import ExtractConfig, Fingerprint
+    from patchbank.config import ExtractConfig
     from patchbank.datasets import Dataset, Sample, load_dataset
     from patchbank.datasets.hoi import HOITarget
-    from patchbank.encoders.encoder import PatchEncoder
+    from patchbank.encoders.load import load_encoder
+    from patchbank.encoders.runner import Runner
     from patchbank.errors import PatchbankError
     from patchbank.extraction.run import ExtractSummary, extract
     from patchbank.pool import global_context, pool_regions
@@ -30,12 +31,11 @@ _HOME = {
     "ExtractConfig": "patchbank.config",
     "ExtractSummary": "patchbank.extraction.run",
     "FeatureDataset": "patchbank.train",
-    "Fingerprint": "patchbank.config",
     "HOITarget": "patchbank.datasets.hoi",
     "ImageTransform": "patchbank.transform",
-    "PatchEncoder": "patchbank.encoders.encoder",
     "PatchbankError": "patchbank.errors",
     "RandomHorizontalFlip": "patchbank.train",
+    "Runner": "patchbank.encoders.runner",
     "Sample": "patchbank.datasets",
     "collate": "patchbank.train",
     "extract": "patchbank.extraction.run",
@@ -43,6 +43,7 @@ _HOME = {
     "horizontal_flip": "patchbank.train",
     "human_object_pairs": "patchbank.boxes",
     "load_dataset": "patchbank.datasets",
+    "load_encoder": "patchbank.encoders.load",
     "open_bank": "patchbank.bank.reader",
     "pool_regions": "patchbank.pool",
     "union_boxes": "patchbank.boxes",
@@ -54,12 +55,11 @@ __all__ = [
     "ExtractConfig",
     "ExtractSummary",
     "FeatureDataset",
-    "Fingerprint",
     "HOITarget",
     "ImageTransform",
-    "PatchEncoder",
     "PatchbankError",
     "RandomHorizontalFlip",
+    "Runner",
     "Sample",
     "__version__",
     "collate",
@@ -68,6 +68,7 @@ __all__ = [
     "horizontal_flip",
     "human_object_pairs",
     "load_dataset",
+    "load_encoder",
     "open_bank",
     "pool_regions",
     "union_boxes",

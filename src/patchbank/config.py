@@ -1,4 +1,4 @@
-"""What a run is asked to do (`ExtractConfig`) and what decides the numbers in a bank (`Fingerprint`).
+"""What a run is asked to do: `ExtractConfig`.
 
 The defaults stand here and nowhere else: the command line, the Python API and the engines read them from these
 classes. Nothing here imports torch, so that ``patchbank --help`` stays fast.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from patchbank.errors import ConfigError
 
@@ -23,12 +23,11 @@ ResizeMode = Literal["center-crop", "squash", "pad"]
 Decode = Literal["exact", "fast"]
 Compile = Literal["auto", "on", "off"]
 Engine = Literal["local", "ray"]
+Activation = Literal["quickgelu", "gelu"]
 
 
 MOST_WORKERS = 1024  # decode threads
 PAGE_IMAGES = 24  # of a bank, in the gallery of a page about it
-
-UNKNOWN = "unknown"  # a fact of features that somebody else made
 
 # Data sets of files that hold many images each. Their images' positions, and so a bank's shards, have gaps in between.
 ARCHIVES = ("tar", "parquet")
@@ -157,11 +156,13 @@ class ExtractConfig:
     model: str = "ViT-B/16"
     weights: Path | None = None
     checkpoints: Path | None = None
+    activation: Activation | None = None
+    round_weights: bool = False
     precision: Precision = "fp32"
     layout: Layout | None = None
     dtype: StoredDtype = "float32"
     shard_size: int = 256_000_000
-    resize: ResizeMode = "center-crop"
+    resize: ResizeMode | None = None
     decode: Decode = "exact"
     device: str = "auto"
     engine: Engine = "local"
@@ -180,7 +181,7 @@ class ExtractConfig:
             ("precision", get_args(Precision)),
             ("layout", (None, *get_args(Layout))),
             ("dtype", get_args(StoredDtype)),
-            ("resize", get_args(ResizeMode)),
+            ("resize", (None, *get_args(ResizeMode))),
             ("decode", get_args(Decode)),
             ("compile", get_args(Compile)),
             ("engine", get_args(Engine)),
@@ -211,48 +212,3 @@ def check_dtype(layout: str, dtype: str) -> None:
     """Raise ConfigError where a layout cannot hold a stored dtype."""
     if layout == "ezhoi" and dtype == "int8":
         raise ConfigError("--dtype int8 is for --layout shards: a pickle holds one tensor and no scales.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fingerprint:
-    """What decides the numbers in a bank. Two banks with equal fingerprints hold the same features.
-
-    The batch size, the device and library versions can move the last bits only; a bank samples them beside this.
-    `dtype` is what is stored; of a converted bank the dtypes that rounded its numbers before stand in front of it
-    (``float16 > float32``).
-    """
-
-    model: str
-    weights_sha256: str
-    architecture: str
-    output: str
-    resize: str
-    preprocessing: str
-    precision: str
-    dtype: str
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
-        """The inverse of `to_dict`. Raises KeyError where a field is missing."""
-        return cls(**{field.name: str(values[field.name]) for field in fields(cls)})
-
-    def stored_as(self, dtype: StoredDtype) -> Fingerprint:
-        """That of the same features, read and stored again as another dtype.
-
-        float32 holds the numbers of all others exactly, and what was rounded to a dtype is not changed by being rounded
-        to it again: so only the dtypes that changed the numbers are kept, and the last.
-        """
-        rounded = [each for each in self.dtype.split(" > ") if each != "float32"]
-        if dtype != "float32" and rounded[-1:] != [dtype]:
-            rounded.append(dtype)
-        chain = rounded if rounded[-1:] == [dtype] else [*rounded, dtype]
-        return replace(self, dtype=" > ".join(chain))
-
-    def to_dict(self) -> dict[str, str]:
-        """Field names to values, in a fixed order."""
-        return asdict(self)
-
-    def differences(self, other: Fingerprint) -> list[tuple[str, str, str]]:
-        """(field, own value, other's value) for each field in which the two differ."""
-        mine, theirs = self.to_dict(), other.to_dict()
-        return [(name, mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]]

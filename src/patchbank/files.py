@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 from filelock import FileLock, Timeout
 
-DAMAGED = ".damaged"  # added to the name of a file that is set aside
+DAMAGED = ".damaged"  # added to the name of a file in quarantine
 _SCRATCH, _LOCK, _ABOUT = ".patchbank-tmp-", "lock", "about"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -25,12 +25,11 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 def parse_json(content: bytes) -> Any:
     """One JSON document, of any size. Raises ValueError and RecursionError as `json.loads` does.
 
-    By orjson, which is faster; what that refuses, such as names of bytes that are no UTF-8, the standard library
-    decides on.
+    msgspec is faster. The standard library decides on what it refuses, such as names that are no UTF-8.
     """
     try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
+        return msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return json.loads(content)
 
 
@@ -84,12 +83,12 @@ def write_and_sync(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
         os.fsync(file.fileno())
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a file that cannot be used, so that nobody takes it for what it was; returns where it is now."""
-    aside = path.with_name(path.name + DAMAGED)
-    path.rename(aside)
+def quarantine(path: Path) -> Path:
+    """Rename an unusable file to NAME.damaged, so that no reader takes it for a feature; returns the new path."""
+    damaged = path.with_name(path.name + DAMAGED)
+    path.rename(damaged)
     fsync_directory(path.parent)
-    return aside
+    return damaged
 
 
 def sha256_of_chunks(chunks: Iterable[bytes | memoryview]) -> str:
@@ -138,7 +137,7 @@ def nearest_existing(path: Path) -> Path:
 def scratch_directory(parent: Path, about: str = "") -> Iterator[Path]:
     """A temporary directory inside `parent`, on the same file system, gone at the end.
 
-    `about` is what `live_scratches` tells others of it while it is there.
+    `about` is what `live_scratches` gives other processes.
 
     One left behind by a killed process is removed the next time anybody asks for one here. A live one is not: its
     owner holds a file lock in it, which the kernel releases when the process dies.
@@ -155,7 +154,7 @@ def scratch_directory(parent: Path, about: str = "") -> Iterator[Path]:
 
 
 def live_scratches(parent: Path) -> list[str]:
-    """What is told of the scratch directories there whose owners live, as far as locks say so."""
+    """Descriptions of scratch directories held by running processes."""
     found = []
     for directory in parent.glob(f"{_SCRATCH}*"):
         try:

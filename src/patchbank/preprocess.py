@@ -1,47 +1,44 @@
-"""An image file to the model's input: decode, resize, RGB. Pillow's pixels, as OpenAI's preprocessing makes them.
+"""An image file to an encoder's input pixels: decode, resize, RGB.
 
-Or, where that is asked for, resized by torch, which calculates with shorter whole numbers. It is ready in two thirds of
-the time (``python -m benchmarks.decode``), and of a thousand numbers some differ from Pillow's by one, seldom by two.
+``exact`` gives Pillow's pixels. ``fast`` resizes with torch in two thirds of the time (``python -m
+benchmarks.decode``); some values of a thousand differ from Pillow's by one, few by two.
 
-A picture that cannot be had becomes a `Failure` with its reason; nothing is put in its place.
+An image that cannot be read becomes a `Failure` with its reason; nothing is put in its place.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from patchbank.budget import ByteBudget
-from patchbank.config import Decode, ResizeMode
+from patchbank.config import ResizeMode
 from patchbank.datasets.samples import Decoded, Failure, Sample
-from patchbank.encoders.openai.registry import MEAN
-from patchbank.transform import ImageTransform
-
-_MEAN_COLOUR = tuple(round(255 * mean) for mean in MEAN)
+from patchbank.features import Input
 
 # Pillow refuses to open pictures of more pixels; no resized picture may have more either.
 MAX_PIXELS = 2 * int(Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 
-def load(
-    sample: Sample, mode: ResizeMode, input_size: int, budget: ByteBudget, decode: Decode = "exact"
-) -> Decoded | Failure:
-    """Decode one image file and bring it to the model's input size. Holds `budget` while pixels are large.
+def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure:
+    """Decode one image file and bring it to the input's size. Holds `budget` while pixels are large.
 
     Raises DatasetError where not this image but all of them are gone.
     """
     try:
         with Image.open(sample.source.content(sample)) as image:
             width, height = size = image.size
-            resized = ImageTransform(width, height, mode, input_size, 1).resized
+            resized = wanted.transform(size).resized
             if resized[0] * resized[1] > MAX_PIXELS:
                 return Failure(sample.key, f"too elongated: {width} x {height} pixels")
             # The picture and its resized form, at four bytes a pixel, and what decoder and resizer hold beside.
-            with budget.reserve((12 if decode == "fast" else 8) * (width * height + resized[0] * resized[1])):
-                return Decoded(sample.key, preprocess(image, mode, input_size, decode), size)
+            bytes_a_pixel = 12 if wanted.decoder == "fast" else 8
+            with budget.reserve(bytes_a_pixel * (width * height + resized[0] * resized[1])):
+                return Decoded(sample.key, preprocess(image, wanted), size)
     except FileNotFoundError:
         sample.source.require()
         return Failure(sample.key, "missing: there is no such file")
@@ -59,25 +56,31 @@ def load(
         return Failure(sample.key, f"{type(error).__name__}: {_first_line(error)}")
 
 
-def preprocess(image: Image.Image, mode: ResizeMode, input_size: int, decode: Decode = "exact") -> NDArray[np.uint8]:
-    """An opened image to (n, n, 3) uint8 RGB.
+def preprocess(image: Image.Image, wanted: Input, resize: ResizeMode | None = None) -> NDArray[np.uint8]:
+    """An opened image to (h, w, 3) uint8 RGB.
 
-    ``center-crop`` gives the pixels of CLIP's own preprocessing: bicubic in the image's own mode, the central
-    square, and only then RGB, which matters for palette, CMYK and 1-bit pictures. EXIF rotation is not applied.
+    ``center-crop`` gives the pixels of CLIP's own preprocessing: resized in the image's own mode, cropped, and only
+    then RGB, which matters for palette, CMYK and 1-bit images. EXIF rotation is not applied.
+
+    Args:
+        resize: another mode than the input's.
     """
-    transform = ImageTransform(*image.size, mode, input_size, 1)
+    wanted = wanted if resize is None else replace(wanted, resize=resize)
+    transform = wanted.transform(image.size)
     if image.size != transform.resized:
-        if decode == "fast" and image.mode == "RGB":
+        if wanted.decoder == "fast" and image.mode == "RGB" and wanted.interpolation == "bicubic":
             image = _resize_fast(image, transform.resized)
         else:
-            image = image.resize(transform.resized, Image.Resampling.BICUBIC)
+            image = image.resize(transform.resized, Image.Resampling[wanted.interpolation.upper()])
     left, top = transform.offset
-    if mode == "center-crop":
-        image = image.crop((-left, -top, input_size - left, input_size - top))
+    height, width = wanted.size
+    if wanted.resize == "center-crop":
+        image = image.crop((-left, -top, width - left, height - top))
     if image.mode != "RGB":
         image = image.convert("RGB")
-    if mode == "pad":
-        canvas = Image.new("RGB", (input_size, input_size), _MEAN_COLOUR)
+    if wanted.resize == "pad":
+        red, green, blue = (round(255 * mean) for mean in wanted.mean)
+        canvas = Image.new("RGB", (width, height), (red, green, blue))
         canvas.paste(image, (left, top))
         image = canvas
     return np.asarray(image)

@@ -13,10 +13,11 @@ from torch.utils.data import default_collate
 
 from patchbank.bank.reader import Bank, open_bank
 from patchbank.boxes import union_boxes
-from patchbank.config import ARCHIVES, UNKNOWN
+from patchbank.config import ARCHIVES
 from patchbank.datasets import Dataset
 from patchbank.datasets.hoi import HOITarget
 from patchbank.errors import ConfigError, DatasetError
+from patchbank.features import UNKNOWN
 from patchbank.pool import pool_regions
 
 REGIONS = ("human", "object", "union")

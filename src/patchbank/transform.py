@@ -1,4 +1,5 @@
-"""ImageTransform: how one image became the model's input, in numbers. Original pixels -> input -> patch grid, and back.
+"""ImageTransform: how one image became an encoder's input, in numbers. Original pixels -> input -> patch grid, and
+back.
 
 Coordinates are continuous: pixel (column 0, row 0) covers [0, 1) x [0, 1) and its centre is at (0.5, 0.5). In that
 convention a resize is a pure scale, which is how PIL and torchvision sample. Boxes are xyxy.
@@ -20,41 +21,47 @@ from patchbank.config import ResizeMode
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """The way of one image of `width` x `height` pixels into a square input of `input_size` pixels a side.
+    """The way of one image of `width` x `height` pixels into an input of `input_size` pixels.
 
     Attributes:
         width, height: the original image's size in pixels, as Pillow opens it (no EXIF rotation).
-        mode: ``center-crop``: the shorter side to `input_size`, then the central square, as CLIP's own
-            preprocessing does. ``squash``: both sides to `input_size`. ``pad``: the longer side to
-            `input_size`, centred on a square of CLIP's mean colour.
-        input_size: the side of the model's input in pixels.
-        patch_size: the side of a patch in pixels; the grid is ``input_size // patch_size`` a side.
-        mirrored: whether the grid was turned left to right afterwards, and with it the image that coordinates are of.
+        mode: ``center-crop``: resized to cover the input, then its centre. ``squash``: both sides to the input's.
+            ``pad``: resized to fit into the input, centred, the rest in the mean colour.
+        input_size: (h, w) of the encoder's input in pixels.
+        patch_size: the side of a patch in pixels; the grid is ``h // patch_size`` x ``w // patch_size``.
+        mirrored: whether the grid is turned left to right, and with it the image that coordinates are of.
     """
 
     width: int
     height: int
     mode: ResizeMode
-    input_size: int
+    input_size: tuple[int, int]
     patch_size: int
     mirrored: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.width, self.height, self.input_size, self.patch_size) < 1 or self.mode not in get_args(ResizeMode):
-            raise ValueError(f"there is no such image, or mode: {self}")
+        sizes = self.width, self.height, *self.input_size, self.patch_size
+        if min(sizes) < 1 or self.mode not in get_args(ResizeMode):
+            raise ValueError(f"sizes must be positive, and the mode one of {get_args(ResizeMode)}: {self}")
 
     @property
     def resized(self) -> tuple[int, int]:
         """(width, height) after resizing, before cropping or padding, in pixels.
 
-        ``center-crop`` follows torchvision's ``Resize``: the longer side is ``int(n * long / short)``.
+        ``center-crop`` follows torchvision's ``Resize``: the side that is longer than the input is ``int(n * long /
+        short)``.
         """
-        n, w, h = self.input_size, self.width, self.height
+        h, w = self.input_size
         if self.mode == "squash":
-            return n, n
+            return w, h
+        wide = self.width * h >= self.height * w  # wider than the input
         if self.mode == "pad":
-            return (n, max(1, round(n * h / w))) if w >= h else (max(1, round(n * w / h)), n)
-        return (n, int(n * h / w)) if w <= h else (int(n * w / h), n)
+            if wide:
+                return w, max(1, round(w * self.height / self.width))
+            return max(1, round(h * self.width / self.height)), h
+        if wide and self.width * h > self.height * w:
+            return int(h * self.width / self.height), h
+        return w, int(w * self.height / self.width)
 
     @property
     def offset(self) -> tuple[int, int]:
@@ -63,11 +70,12 @@ class ImageTransform:
         ``center-crop`` follows torchvision's ``CenterCrop``: ``int(round((size - n) / 2))`` is cut off.
         """
         width, height = self.resized
+        h, w = self.input_size
         if self.mode == "pad":
-            x, y = (self.input_size - width) // 2, (self.input_size - height) // 2
+            x, y = (w - width) // 2, (h - height) // 2
         else:
-            x, y = -round((width - self.input_size) / 2.0), -round((height - self.input_size) / 2.0)
-        return (self.input_size - width - x if self.mirrored else x), y
+            x, y = -round((width - w) / 2.0), -round((height - h) / 2.0)
+        return (w - width - x if self.mirrored else x), y
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -78,13 +86,12 @@ class ImageTransform:
     @property
     def grid(self) -> tuple[int, int]:
         """(Gh, Gw): rows and columns of patches."""
-        side = self.input_size // self.patch_size
-        return side, side
+        return self.input_size[0] // self.patch_size, self.input_size[1] // self.patch_size
 
     @property
     def visible(self) -> tuple[float, float, float, float]:
         """What the model saw of the image: xyxy in original pixels, within the image."""
-        x1, y1, x2, y2 = self.boxes_from_input([0, 0, self.input_size, self.input_size]).tolist()
+        x1, y1, x2, y2 = self.boxes_from_input([0, 0, self.input_size[1], self.input_size[0]]).tolist()
         return max(x1, 0.0), max(y1, 0.0), min(x2, float(self.width)), min(y2, float(self.height))
 
     @property
@@ -100,10 +107,7 @@ class ImageTransform:
         return inside
 
     def points_to_input(self, points: Any) -> Any:
-        """Points (..., 2), (x, y) in original pixels, to the model's input in pixels.
-
-        Points outside the crop land outside ``[0, input_size]``.
-        """
+        """Points (..., 2), (x, y) in original pixels, to the input in pixels; cropped ones land outside it."""
         points = _floats(points)
         return points * _like(points, self.scale) + _like(points, self.offset)
 
@@ -145,11 +149,11 @@ class ImageTransform:
         x1, y1, x2, y2 = self.visible
         return boxes.clip(_like(boxes, (x1, y1, x1, y1)), _like(boxes, (x2, y2, x2, y2)))
 
-    def coverage(self, boxes: Any) -> Any:
+    def visible_fraction(self, boxes: Any) -> Any:
         """How much of each box (..., 4), xyxy in original pixels, the model saw: (...), 0 to 1 of its area.
 
-        1 with ``squash`` and ``pad``, but for what of a box lies outside the image. A box without area, and one whose
-        corners are in the wrong order, has coverage 0.
+        1 with ``squash`` and ``pad``, but for the part of a box outside the image. 0 for a box without area, or with
+        corners in the wrong order.
         """
         boxes = _floats(boxes)
         area, seen = _area(boxes), _area(self.clip(boxes))

@@ -1,27 +1,36 @@
-"""From one layout or stored dtype to another: the same keys, failures and provenance in another form."""
+"""Making one bank of another: in another layout or stored dtype, or of third-party pickles.
+
+The source is not touched.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 
-from patchbank.bank import ezhoi
-from patchbank.bank.base_writer import BankWriter, Feature
+from patchbank.bank.check import KINDS, Finding, Progress, Report, look_at, shape_defect, verify
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.packing import NotFiniteError, images_a_shard
+from patchbank.bank.packing import NotFiniteError, samples_a_shard
+from patchbank.bank.parts import find_payload
+from patchbank.bank.payload import Feature
+from patchbank.bank.pickles import PART_SIZE, check_names, key_of, pickle_name
 from patchbank.bank.reader import Bank
 from patchbank.bank.runs import copy_runs
-from patchbank.bank.writer import bank_state, disk_bytes, existing_manifest, open_writer
+from patchbank.bank.unpickling import read_pickle
+from patchbank.bank.writer import BankWriter, bank_state, disk_bytes, existing_manifest
 from patchbank.config import Layout, StoredDtype, check_dtype
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
+from patchbank.features import GRID
 from patchbank.files import bytes_text, free_bytes
 from patchbank.locations import is_remote
 
 _AT_ONCE = 64  # features read before they are handed on
+
+SizeOf = Callable[[str], tuple[int, int] | None]  # a key to (width, height), where the image can be had
 
 
 @dataclass
@@ -59,39 +68,167 @@ def convert(
     *,
     shard_size: int,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     stop: Event | None = None,
 ) -> Converted:
-    """Write a bank's features into another bank; what is there already, and the same, is left as it is.
+    """Write a bank's features into another bank; features that it holds already are left as they are.
 
     Args:
-        dtype: what the new bank stores; None is float32 for pickles, which is what EZ-HOI reads, and else the source's.
-        shard_size: bytes a shard holds, about.
-        overwrite: start the new bank anew.
-        progress: told how many features are done, of how many.
-        stop: set it to end early; the same call goes on.
+        dtype: what the new bank stores; None is float32 for pickles, which EZ-HOI reads, and else the source's.
+        shard_size: approximate bytes of a shard.
+        overwrite: start the new bank from scratch.
+        progress: called with the number of features done, and of all.
+        stop: set it to end early; the same call continues.
 
     Raises:
         ConfigError: int8 pickles are asked for.
         BankError: the target is the source or another bank, the disk is too small, or two keys would share a pickle.
     """
-    if str(source.path) == str(target) or (
-        not (is_remote(source.path) or is_remote(target))
-        and source.path.resolve() in (target.resolve(), *target.resolve().parents)
-    ):
-        raise BankError(f"{target} is the bank itself, or in it. Give the new one a directory of its own.")
-    wanted = _wanted(source.manifest, layout, dtype, shard_size)
+    _refuse_inside(source.path, target)
+    dtype = dtype or ("float32" if layout == "ezhoi" else source.manifest.dtype)
+    check_dtype(layout, dtype)
+    wanted = sized(source.manifest.stored_as(layout, dtype), shard_size)
+
+    def read(key: str) -> Feature | Failure:
+        if key in source.failures:
+            return Failure(key, source.failures[key])
+        try:
+            source.check(key)
+            outputs = {name: source.output(key, name) for name in wanted.outputs}
+            return Feature(key, outputs, source.size(key))
+        except BankError as error:
+            return Failure(key, str(error))
+
     keys = sorted([*source, *source.failures])
-    if layout == "ezhoi":
-        ezhoi.check_names(keys)
+    done = _transfer(target, wanted, keys, read, set(source.failures), overwrite, progress, stop)
+    copy_runs(source.path, target)
+    return done
+
+
+@dataclass
+class Imported:
+    """What an import did.
+
+    Attributes:
+        before: what was found in the pickles.
+        written: what became of them.
+        fixed: findings about pickles that needed a change: their tensors are sound.
+        left_out: findings about pickles that are of no use, and about listed images without one; the new bank lists
+            them as failures.
+    """
+
+    before: Report
+    written: Converted
+    fixed: list[Finding] = field(default_factory=list)
+    left_out: list[Finding] = field(default_factory=list)
+
+
+def import_pickles(
+    source: Path,
+    target: Path,
+    wanted: Manifest,
+    listed: Sequence[str] | None = None,
+    *,
+    size_of: SizeOf = lambda _: None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    writing: Progress | None = None,
+    stop: Event | None = None,
+) -> Imported:
+    """Make a bank of third-party pickles. Each is checked before anything that it names could run.
+
+    Args:
+        source: a directory of pickles as EZ-HOI's scripts write them.
+        wanted: what the new bank is to be.
+        listed: the keys that there should be. None: keys are the file names without suffix, since the extensions of the
+            images are not known.
+        size_of: sizes of the images; without them boxes cannot be mapped.
+        overwrite: start the new bank from scratch.
+        progress, writing: called with the numbers checked, and written.
+        stop: set it to end early; the same call continues.
+
+    Raises:
+        BankError: there is nothing to import, a file cannot be read just now, or as `convert`.
+    """
+    _refuse_inside(source, target)
+    if find_payload(source) is not None:
+        raise BankError(f"{source} is a bank of patchbank already. `patchbank convert` makes another of it.")
+    report = verify(source, listed, progress, expected=wanted.shape)
+    if unread := [finding for finding in report.findings if finding.kind == "unread"]:
+        first = unread[0]
+        raise BankError(
+            f"{len(unread):,} files could not be read, such as {first.name} ({first.detail}). Nothing was written. "
+            "Check the disk or the permissions, and run it again."
+        )
+    useless = {finding.name: finding for finding in reversed(report.problems) if KINDS[finding.kind].fix == "extract"}
+    files = {key: pickle_name(key) for key in listed or ()}
+    listed_files = set(files.values())
+    names = {*report.sound, *(finding.name for finding in report.findings)}
+    for name in names:  # files of no listed image are kept too, under their names
+        if (
+            name not in files
+            and name not in listed_files
+            and (key := key_of(name)) is not None
+            and (source / name).exists()
+        ):
+            files[key] = name
+    reasons = {key: useless[name] for key, file in files.items() for name in (key, file) if name in useless}
+
+    def read(key: str) -> Feature | Failure:
+        if key in reasons:
+            return Failure(key, reasons[key].reason)
+        path = source / files[key]
+        look = look_at(path)  # again: the file may have changed since
+        if look.shape is None or any(KINDS[kind].fix == "extract" for kind, _ in look.defects):
+            return Failure(key, "; ".join(detail or kind for kind, detail in look.defects))
+        if (wrong := shape_defect(look.shape, wanted.shape)) and wrong[0] != "cls":
+            return Failure(key, wrong[1])
+        tokens = read_pickle(path).float()
+        return Feature(key, {GRID: tokens[1:] if wrong else tokens}, size_of(key))
+
+    keys = sorted(files)
+    written = _transfer(target, wanted, keys, read, set(reasons), overwrite, writing, stop)
+    fixed = [
+        finding for finding in report.findings if KINDS[finding.kind].fix == "import" and finding.name not in useless
+    ]
+    return Imported(report, written, fixed, [replace(finding, name=key) for key, finding in sorted(reasons.items())])
+
+
+def sized(manifest: Manifest, shard_size: int) -> Manifest:
+    """With the number of samples that a part of its index is made for."""
+    size = PART_SIZE if manifest.layout == "ezhoi" else samples_a_shard(manifest.outputs, shard_size)
+    return replace(manifest, part_size=size)
+
+
+def _refuse_inside(source: Path, target: Path) -> None:
+    same = str(source) == str(target)
+    if not (is_remote(source) or is_remote(target)):
+        same = same or source.resolve() in (target.resolve(), *target.resolve().parents)
+    if same:
+        raise BankError(f"{target} is the source itself, or in it. Give the new bank a directory of its own.")
+
+
+def _transfer(
+    target: Path,
+    wanted: Manifest,
+    keys: Sequence[str],
+    read: Callable[[str], Feature | Failure],
+    failed: set[str],
+    overwrite: bool,
+    progress: Progress | None,
+    stop: Event | None,
+) -> Converted:
+    """Write what `read` gives for each key. A failure of a key in `failed` is written too, any other is damage."""
+    if wanted.layout == "ezhoi":
+        check_names(keys)
     stop = stop or Event()
     existing = existing_manifest(target, overwrite=overwrite)
     there = bank_state(target, existing).done if existing else set()
     _check_disk(target, len({*keys} - there), wanted)
-    with open_writer(target, wanted, keys, overwrite=overwrite) as writer:
-        # What is there is read again too, last: the source may have changed since.
+    with BankWriter(target, wanted, keys, overwrite=overwrite) as writer:
+        # What the target holds is read again too, last: the source may have changed since.
         missing = [key for key in keys if key not in writer.done]
-        again = [key for key in keys if key in writer.done and key in source]
+        again = [key for key in keys if key in writer.done and key not in failed]
         todo = missing + again
         done = Converted(target, writer.manifest, already_done=len(again))
         refused: list[Failure] = []
@@ -100,54 +237,25 @@ def convert(
                 if stop.is_set():
                     done.remaining = max(0, len(missing) - begin)
                     break
-                outcomes = list(threads.map(lambda key: _read(source, key), todo[begin : begin + _AT_ONCE]))
-                features = [each for each in outcomes if isinstance(each, Feature) and not _there(writer, each)]
+                outcomes = list(threads.map(read, todo[begin : begin + _AT_ONCE]))
+                features = [each for each in outcomes if isinstance(each, Feature) and not _has(writer, each)]
                 done.already_done -= sum(feature.key in writer.done for feature in features)
-                failures = [each for each in outcomes if isinstance(each, Failure) and each.key in source.failures]
+                failures = [each for each in outcomes if isinstance(each, Failure) and each.key in failed]
                 done.damaged |= {
-                    each.key: each.reason
-                    for each in outcomes
-                    if isinstance(each, Failure) and each.key not in source.failures
+                    each.key: each.reason for each in outcomes if isinstance(each, Failure) and each.key not in failed
                 }
                 refused += writer.add(features, failures)
                 done.features += len(features)
                 done.failures += len(failures)
                 if progress:
                     progress(begin + len(outcomes), len(todo))
-    copy_runs(source.path, target)
     done.refused = dict(refused)
     done.features -= len(refused)
     done.bytes_written = writer.bytes_written
     return done
 
 
-def _wanted(source: Manifest, layout: Layout, dtype: StoredDtype | None, shard_size: int) -> Manifest:
-    dtype = dtype or ("float32" if layout == "ezhoi" else source.dtype)
-    check_dtype(layout, dtype)
-    shards = layout == "shards"
-    wanted = replace(
-        source,
-        layout=layout,
-        fingerprint=source.fingerprint.stored_as(dtype),
-        cls=source.cls and shards,
-        shard_images=None,
-    )
-    return replace(wanted, shard_images=images_a_shard(wanted, shard_size)) if shards else wanted
-
-
-def _read(source: Bank, key: str) -> Feature | Failure:
-    """A feature of the source, once it is known to be what was written."""
-    if key in source.failures:
-        return Failure(key, source.failures[key])
-    try:
-        source.check(key)
-        cls = source.cls(key) if source.manifest.cls else None
-        return Feature(key, source[key], source.size(key), cls)
-    except BankError as error:
-        return Failure(key, str(error))
-
-
-def _there(writer: BankWriter, feature: Feature) -> bool:
+def _has(writer: BankWriter, feature: Feature) -> bool:
     try:
         return feature.key in writer.done and writer.has(feature)
     except NotFiniteError:

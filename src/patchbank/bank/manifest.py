@@ -1,26 +1,23 @@
-"""What a bank is. In the layout ``ezhoi`` it is written once, as ``bank.json``; in ``shards`` every shard says it."""
+"""What a bank is: its outputs, the identity and input that decide its numbers, and how it was begun."""
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, cast, get_args
+from math import prod
+from typing import Annotated, Any
+
+import msgspec
 
 from patchbank import __version__
-from patchbank.config import Decode, Fingerprint, Layout, ResizeMode, StoredDtype
-from patchbank.encoders.openai.registry import Model
-from patchbank.errors import BankError
-from patchbank.files import fsync_directory, write_and_sync
+from patchbank.config import Layout, StoredDtype
+from patchbank.features import GRID, Input, Output, differences
 from patchbank.transform import ImageTransform
 
-FILE_NAME = "bank.json"
-FORMAT, FORMAT_VERSION = "patchbank", 1
 _LARGEST = 1 << 31  # no size in a manifest is near it
+
+Size = Annotated[int, msgspec.Meta(ge=1, lt=_LARGEST)]
 
 
 def library_versions() -> dict[str, str]:
@@ -38,160 +35,113 @@ class Manifest:
 
     Attributes:
         layout: how the features lie on disk, ``ezhoi`` or ``shards``.
-        dataset, split: what was extracted; `split` is None for a folder. Of pickles that somebody else made, the
-            data set is ``unknown`` until somebody says which it is.
-        grid: (Gh, Gw), rows and columns of patches.
-        dim: D, the dimension of a token.
-        input_size, patch_size: in pixels; with `resize` and an image's size they make its `ImageTransform`.
-        fingerprint: what decides the numbers.
-        batch_size: images a forward pass; with `device` and `versions` it can decide the last bits.
+        dataset, split: what was extracted; `split` is None where there are no splits. ``unknown`` of imported pickles
+            whose dataset nobody named.
+        outputs: name -> what is stored of each sample.
+        identity: named fields that decide the numbers: family, model, weights, activation, precision, ...
+        input: what the encoder took; with an image's size it gives its `ImageTransform`.
+        rounded: the dtypes that rounded the numbers before, of a converted bank.
+        part_size: samples that one part of the index is made for.
+        batch_size: samples of a forward pass; with `device`, `compiled` and `versions` it can decide the last bits.
         device: the kind of device, ``cpu`` or ``cuda``.
-        compiled: whether `torch.compile` made the encoder, which can decide the last bits too.
+        compiled: whether `torch.compile` made the encoder.
         versions: of the libraries that the bank was begun with.
-        cls: whether each image's [CLS] feature is stored too.
-        shard_images: images a shard is made for; None where there are no shards.
-        adopted: of a bank made of somebody else's pickles, how that was done; else None.
+        imported: how an imported bank was made; empty for any other.
     """
 
-    layout: str
+    layout: Layout
     dataset: str
     split: str | None
-    grid: tuple[int, int]
-    dim: int
-    input_size: int
-    patch_size: int
-    fingerprint: Fingerprint
-    batch_size: int
+    outputs: dict[str, Output]
+    identity: dict[str, str]
+    input: Input
+    rounded: tuple[StoredDtype, ...] = ()
+    part_size: Size
+    batch_size: Size
     device: str
-    versions: Mapping[str, str] = field(default_factory=library_versions)
     compiled: bool = False
-    cls: bool = False
-    shard_images: int | None = None
-    adopted: str | None = None
+    versions: dict[str, str] = field(default_factory=library_versions)
+    imported: str = ""
 
-    @classmethod
-    def of_model(cls, model: Model, /, **facts: Any) -> Manifest:
-        """A bank's of a model's features; `facts` are the attributes that the model does not decide."""
-        size, patch = model.input_size, model.patch_size
-        return cls(grid=model.grid, dim=model.output_dim, input_size=size, patch_size=patch, **facts)
+    @property
+    def model(self) -> str:
+        """The model's name, as ``--model`` takes it."""
+        return self.identity.get("model", "unknown")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(Gh, Gw): rows and columns of patches."""
+        return self.input.grid
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, D) of one image's patch tokens."""
-        return self.grid[0] * self.grid[1], self.dim
+        """(N, D) of one sample's patch tokens."""
+        tokens, dim = self.outputs[GRID].shape
+        return tokens, dim
 
     @property
     def dtype(self) -> StoredDtype:
-        """What is stored: ``float32``, ``float16``, ``bfloat16`` or ``int8``."""
-        return cast(StoredDtype, self.fingerprint.dtype.rpartition(" > ")[2])  # checked on reading
-
-    @property
-    def resize(self) -> ResizeMode:
-        """How images became square."""
-        return cast(ResizeMode, self.fingerprint.resize)  # checked on reading
-
-    @property
-    def decode(self) -> Decode:
-        """How the images were resized."""
-        return "fast" if "torch" in self.fingerprint.preprocessing else "exact"
+        """The dtype that patch tokens are stored in."""
+        return self.outputs[GRID].dtype
 
     @property
     def title(self) -> str:
         """``hicodet train``, ``folder``: for people."""
         return f"{self.dataset} {self.split}" if self.split else self.dataset
 
+    @property
+    def atom(self) -> int:
+        """Positions that one process must write together: those of a shard; a pickle stands alone."""
+        return self.part_size if self.layout == "shards" else 1
+
     def transform(self, size: tuple[int, int]) -> ImageTransform:
-        """How an image of (width, height) pixels became the model's input."""
-        return ImageTransform(*size, self.resize, self.input_size, self.patch_size)
+        """How an image of (width, height) pixels became the encoder's input."""
+        return self.input.transform(size)
+
+    def stored_as(self, layout: Layout, dtype: StoredDtype) -> Manifest:
+        """The same features read, and stored again in another layout or dtype.
+
+        float32 holds the numbers of all other dtypes exactly, and what was rounded to a dtype is not changed by being
+        rounded to it again: so `rounded` keeps the dtypes that changed the numbers, without the last.
+        """
+        chain = [each for each in (*self.rounded, self.dtype) if each != "float32"]
+        if chain[-1:] == [dtype]:
+            chain.pop()
+        outputs = {
+            name: each.stored_as(dtype) for name, each in self.outputs.items() if layout == "shards" or name == GRID
+        }
+        return replace(self, layout=layout, outputs=outputs, rounded=tuple(chain))
 
     def differences(self, other: Manifest) -> list[tuple[str, object, object]]:
-        """(what, own value, other's value) for each thing in which two banks' features differ, or how they lie."""
-        names = ["layout", "dataset", "split", "grid", "dim", "input_size", "patch_size"]
-        if self.layout == other.layout:
-            names.append("cls")  # which layouts differ in
-        differing = [(name, getattr(self, name), getattr(other, name)) for name in names]
-        return [each for each in differing if each[1] != each[2]] + self.fingerprint.differences(other.fingerprint)
+        """(field, own value, other's value) for each field in which two banks' features differ, or how they lie."""
+        names = ("layout", "dataset", "split", "rounded")
+        found = differences(
+            {name: getattr(self, name) for name in names}, {name: getattr(other, name) for name in names}
+        )
+        found += differences(self.identity, other.identity)
+        found += differences(asdict(self.input), asdict(other.input), prefix="input ")
+        for name in dict.fromkeys([*self.outputs, *other.outputs]):
+            mine, theirs = self.outputs.get(name), other.outputs.get(name)
+            if mine is None or theirs is None:
+                found.append((f"output {name}", "stored" if mine else "absent", "stored" if theirs else "absent"))
+            else:
+                found += differences(asdict(mine), asdict(theirs), prefix="" if name == GRID else f"{name} ")
+        return found
 
-    def to_dict(self) -> dict[str, Any]:
-        """As it is written: JSON's types, in a fixed order. What does not apply is left out."""
-        content = asdict(self) | {"versions": dict(self.versions)}
-        for name in ("compiled", "cls", "shard_images", "adopted"):
-            if not content[name]:
-                del content[name]
-        return {"format": FORMAT, "version": FORMAT_VERSION, **content}
+    def to_json(self) -> dict[str, Any]:
+        """JSON's types, in a fixed order."""
+        content: dict[str, Any] = msgspec.to_builtins(self)
+        return content
 
-    @classmethod
-    def from_dict(cls, content: Any, source: Path) -> Manifest:
-        """The inverse of `to_dict`; what else is in `content` is passed over. Raises BankError, naming `source`."""
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise BankError(f"{source} is not a part of a patchbank bank. Is {source.parent} the right directory?")
-        if content.get("version") != FORMAT_VERSION:
-            raise BankError(
-                f"{source} has format version {content.get('version')!r}; patchbank {__version__} reads version "
-                f"{FORMAT_VERSION}. Use the version of patchbank that made it ({_maker(content)})."
-            )
-        try:
-            return cls._from_json(content)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BankError(
-                f"{source} is damaged: {type(error).__name__} {error}. Restore it or start anew."
-            ) from error
-
-    def create(self, directory: Path, scratch: Path) -> Manifest:
-        """Write it as `directory`'s, unless another process was first: then that one's is returned."""
-        temporary = self._write(scratch)
-        try:
-            os.link(temporary, directory / FILE_NAME)  # a rename would replace what another run relies on
-            fsync_directory(directory)
-        except FileExistsError:
-            pass
-        return Manifest.read(directory)
-
-    def replace(self, directory: Path, scratch: Path) -> None:
-        """Write it as `directory`'s in the place of the one that is there."""
-        self._write(scratch).rename(directory / FILE_NAME)
-        fsync_directory(directory)
-
-    def _write(self, scratch: Path) -> Path:
-        temporary = scratch / FILE_NAME
-        write_and_sync(temporary, [(json.dumps(self.to_dict(), indent=2) + "\n").encode()])
-        return temporary
-
-    @classmethod
-    def read(cls, directory: Path) -> Manifest:
-        """A bank's ``bank.json``. Raises BankError where there is none, or it is damaged or of a later format."""
-        path = directory / FILE_NAME
-        try:
-            content = json.loads(path.read_bytes())
-        except OSError as error:
-            raise BankError(f"{path} cannot be read: {error.strerror}.") from error
-        except (ValueError, RecursionError) as error:
-            raise BankError(f"{path} is damaged: it is not JSON ({error}). Restore it or start anew.") from error
-        return cls.from_dict(content, path)
-
-    @classmethod
-    def _from_json(cls, content: dict[str, Any]) -> Manifest:
-        values = {each.name: content[each.name] for each in fields(cls) if each.name in content}
-        rows, columns = values.pop("grid")
-        fingerprint = Fingerprint.from_dict(values.pop("fingerprint"))
-        manifest = cls(grid=(int(rows), int(columns)), fingerprint=fingerprint, **values)
-        for name, choices in (("layout", Layout), ("dtype", StoredDtype), ("resize", ResizeMode)):
-            if (value := getattr(manifest, name)) not in get_args(choices):
-                raise ValueError(f"unknown {name} {value!r}")
-        sizes: list[Any] = [rows, columns, manifest.dim, manifest.input_size, manifest.patch_size, manifest.batch_size]
-        if manifest.layout == "shards":
-            sizes.append(manifest.shard_images)
-        if any(type(size) is not int or not 1 <= size < _LARGEST for size in sizes):
-            raise ValueError("a size is not positive")
-        texts = [manifest.dataset, manifest.device, manifest.split or "", manifest.adopted or ""]
-        texts += manifest.versions.values()
-        if any(type(flag) is not bool for flag in (manifest.compiled, manifest.cls)) or any(
-            type(text) is not str for text in texts
-        ):
-            raise ValueError("a fact is of another type")
-        return manifest
-
-
-def _maker(content: Mapping[str, Any]) -> str:
-    versions = content.get("versions")
-    return f"patchbank {versions['patchbank']}" if isinstance(versions, dict) and "patchbank" in versions else "later"
+    def check(self) -> None:
+        """Raise ValueError where fields do not fit together."""
+        if GRID not in self.outputs:
+            raise ValueError(f"there is no output {GRID}")
+        for name, output in self.outputs.items():
+            if not 1 <= len(output.shape) <= 2 or not all(1 <= size < _LARGEST for size in output.shape):
+                raise ValueError(f"output {name} has the shape {output.shape}")
+        sizes = (*self.input.size, self.input.patch)
+        if min(sizes) < 1 or max(sizes) >= _LARGEST or prod(self.grid) != self.outputs[GRID].shape[0]:
+            raise ValueError(f"an input of {self.input.size} has no grid of {self.outputs[GRID].shape[0]} patches")
+        if len(self.outputs[GRID].shape) != 2:
+            raise ValueError(f"{GRID} is no grid")

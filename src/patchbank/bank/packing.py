@@ -1,4 +1,4 @@
-"""Tokens as they are stored: the dtypes, and int8 with one scale a token.
+"""Features as they are stored: the dtypes, and int8 with one scale a token.
 
 A token x is stored as int8 numbers q and the scale s of its largest component, q = round(x / s), s = max|x| / 127. The
 scale is rounded up to 16 significant bits: then 127 s is exact in float32, and so is what is read back quantised again,
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from patchbank.bank.manifest import Manifest
 from patchbank.errors import PatchbankError
+from patchbank.features import Output
 from patchbank.files import sha256_of_chunks
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 _EXPONENTS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+SCALE = ".scale"  # added to an int8 output's name
 
-_MOST_A_SHARD = 100_000  # images: readers hold a shard's keys in memory, and tars leave that much room between them
+_MOST_A_PART = 100_000  # samples: readers hold a part's keys in memory, and tars leave that much room between them
 
 
 class NotFiniteError(PatchbankError):
@@ -32,12 +34,12 @@ class NotFiniteError(PatchbankError):
 
 
 class Field(NamedTuple):
-    """One of the tensors that are stored of every image.
+    """One of the tensors that are stored of every sample.
 
     Attributes:
-        name: ``scale``, ``cls``, ``patch_tokens``.
+        name: an output's, or an int8 output's with `SCALE`.
         dtype: torch's name of it.
-        shape: of one image's.
+        shape: of one sample's.
     """
 
     name: str
@@ -46,62 +48,61 @@ class Field(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one image's."""
+        """Bytes of one sample's."""
         return ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
 
-def fields(manifest: Manifest) -> tuple[Field, ...]:
-    """What is stored of each image of a bank, in the order it lies in: no dtype stands behind a smaller one."""
-    dtype, dim = manifest.dtype, manifest.dim
-    scale = (Field("scale", "float32", manifest.shape[:1]),) if dtype == "int8" else ()
-    # [CLS] is a feature by itself, and small: int8 would save nothing on it.
-    cls = (Field("cls", "float16" if dtype == "int8" else dtype, (dim,)),) if manifest.cls else ()
-    return (*scale, *cls, Field("patch_tokens", dtype, manifest.shape))
+def fields(outputs: Mapping[str, Output]) -> tuple[Field, ...]:
+    """What is stored of each sample, in the order it lies in: no dtype stands behind a smaller one."""
+    found = []
+    for name, output in outputs.items():
+        if output.dtype == "int8":
+            found.append(Field(name + SCALE, "float32", output.shape[:1]))
+        found.append(Field(name, output.dtype, output.shape))
+    return tuple(sorted(found, key=lambda field: -ITEM_BYTES[field.dtype]))
 
 
-def image_bytes(manifest: Manifest) -> int:
-    """Bytes of one image's features."""
-    return sum(field.nbytes for field in fields(manifest))
+def sample_bytes(outputs: Mapping[str, Output]) -> int:
+    """Bytes of one sample's features."""
+    return sum(field.nbytes for field in fields(outputs))
 
 
-def images_a_shard(manifest: Manifest, shard_size: int) -> int:
-    """How many images' features take about so many bytes."""
-    return max(1, min(_MOST_A_SHARD, shard_size // image_bytes(manifest)))
+def samples_a_shard(outputs: Mapping[str, Output], shard_size: int) -> int:
+    """How many samples' features take about so many bytes."""
+    return max(1, min(_MOST_A_PART, shard_size // sample_bytes(outputs)))
 
 
-def pack(manifest: Manifest, tokens: Tensor, cls: Tensor | None) -> dict[str, Tensor]:
-    """One image's features as the bank stores them, by field; each is contiguous and owns its storage.
+def pack(manifest: Manifest, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One sample's features as the bank stores them, by field; each is contiguous and owns its storage.
 
     Args:
-        tokens: (N, D) on the CPU, of any float dtype.
-        cls: (D,) likewise; None where the bank stores none.
+        values: each of the bank's outputs on the CPU, of any float dtype; others are passed over.
 
     Raises:
         NotFiniteError: there is NaN or Inf among them, or the stored dtype cannot hold them.
-        ValueError: a shape is not the bank's.
+        ValueError: an output is missing, or its shape is not the bank's.
     """
     import torch
 
-    given = {"patch_tokens": tokens, "cls": cls}
     packed: dict[str, Tensor] = {}
-    for name, dtype, shape in fields(manifest):
-        value = given.get(name)
-        if name in given and (value is None or tuple(value.shape) != shape):
-            raise ValueError(f"{name} must be {shape}, not {None if value is None else tuple(value.shape)}")
-        if name == "scale":
-            packed["scale"], packed["patch_tokens"] = quantise(tokens)
-        elif value is not None and name not in packed:
-            packed[name] = _copy(value.to(getattr(torch, dtype)))
-        if packed[name].is_floating_point() and not _finite(packed[name]):
-            raise NotFiniteError(f"the features are not finite numbers, or too large for {dtype}")
-    return packed
+    for name, output in manifest.outputs.items():
+        value = values.get(name)
+        if value is None or tuple(value.shape) != output.shape:
+            raise ValueError(f"{name} must be {output.shape}, not {None if value is None else tuple(value.shape)}")
+        if output.dtype == "int8":
+            packed[name + SCALE], packed[name] = quantise(value)
+            checked = packed[name + SCALE]
+        else:
+            checked = packed[name] = _copy(value.to(getattr(torch, output.dtype)))
+        if not _finite(checked):
+            raise NotFiniteError(f"the features are not finite numbers, or too large for {output.dtype}")
+    return {field.name: packed[field.name] for field in fields(manifest.outputs)}
 
 
 def _bits(tensor: Tensor) -> NDArray[np.signedinteger[Any]]:
     """A float tensor's numbers as whole ones of the same bits: numpy has no bfloat16.
 
-    And no threads: torch would wake a team of them for each of several writing threads, and where cores are busy, those
-    wait for each other far longer than this takes.
+    And no threads: torch would wake a team of them for each of several writing threads, which then wait for each other.
     """
     import torch
 
@@ -123,9 +124,14 @@ def _finite(tensor: Tensor) -> bool:
     return not bool((_bits(tensor) & exponent == exponent).any())
 
 
-def dequantise(numbers: Tensor, scale: Tensor) -> Tensor:
-    """(N, D) int8 and its (N,) scales to the float32 tokens that they stand for."""
-    return numbers.float().mul_(scale.unsqueeze(-1))
+def unpack(output: Output, name: str, numbers: Mapping[str, NDArray[np.uint8]]) -> Tensor:
+    """One sample's output from its fields' bytes: of its shape, in its stored dtype (int8: float32)."""
+    import torch
+
+    value: Tensor = torch.from_numpy(numbers[name]).view(getattr(torch, output.dtype)).view(output.shape)
+    if output.dtype == "int8":
+        return value.float().mul_(torch.from_numpy(numbers[name + SCALE]).view(torch.float32).unsqueeze(-1))
+    return value
 
 
 def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,13 +143,13 @@ def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
     rounded = ((scale.view(np.int32) + 0xFF) & ~0xFF).view(np.float32)
     scale = np.where(np.isfinite(scale), rounded, np.float32(np.nan))
     divisor = np.where(scale > 0, scale, np.float32(1))[:, None]
-    with np.errstate(invalid="ignore"):  # of what is not finite the scale is not either: the caller looks at that
+    with np.errstate(invalid="ignore"):  # the scale of what is not finite is not finite: the caller checks it
         return torch.from_numpy(scale), torch.from_numpy(np.rint(numbers / divisor).astype(np.int8))
 
 
-def checksum(packed: Mapping[str, memoryview]) -> str:
-    """The SHA-256 of the bytes of one image's features as they are stored; fields in the order of `fields`."""
-    return sha256_of_chunks(packed[name] for name in ("scale", "cls", "patch_tokens") if name in packed)
+def checksum(packed: Mapping[str, Any]) -> str:
+    """The SHA-256 of the bytes of one sample's features as they are stored, in the order of `fields`."""
+    return sha256_of_chunks(packed.values())
 
 
 def memory(tensor: Tensor) -> memoryview:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from patchbank.bank import ezhoi, manifest
-from patchbank.bank.entries import Entry
-from patchbank.bank.layouts import layout_in
+import numpy as np
+from numpy.typing import NDArray
+
+from patchbank.bank.index import Entry, Part, Row, joined, rows_of
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.shards import ShardStore
-from patchbank.config import Fingerprint
+from patchbank.bank.packing import SCALE, unpack
+from patchbank.bank.parts import find_payload, read_parts
+from patchbank.bank.payload import Column
+from patchbank.bank.pickles import pickles_in
 from patchbank.errors import BankError, KeyNotInBank
+from patchbank.features import CLS, GRID
 from patchbank.locations import is_remote, locate
 from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_ATTEMPTS = 100  # at reading what others are writing
 
 
 def open_bank(path: str | Path, *, cache: str | Path | None = None) -> Bank:
@@ -40,27 +46,6 @@ def open_bank(path: str | Path, *, cache: str | Path | None = None) -> Bank:
     return Bank(locate(path), None if cache is None else Path(cache).expanduser())
 
 
-class _Store(Protocol):
-    """What a layout's reading side gives."""
-
-    manifest: Manifest
-
-    @property
-    def entries(self) -> dict[str, Entry]: ...
-    def tokens(self, key: str) -> Tensor: ...
-    def cls(self, key: str) -> Tensor: ...
-    def checksum(self, key: str) -> str: ...
-    def file(self, key: str) -> Path: ...
-    def bytes_on_disk(self) -> int: ...
-
-
-def _open_store(directory: Path, cache: Path | None) -> _Store:
-    layout = layout_in(directory)
-    if layout is None:
-        raise BankError(_no_bank(directory))
-    return ShardStore(directory, cache=cache) if layout == "shards" else ezhoi.PickleStore(directory)
-
-
 def _no_bank(directory: Path) -> str:
     if is_remote(directory):
         return f"There is no bank {directory}: no shard lies there."
@@ -70,19 +55,117 @@ def _no_bank(directory: Path) -> str:
         return f"{directory} is a file; a bank is a directory."
     found = {
         path.parent
-        for pattern in (manifest.FILE_NAME, "shard-*.safetensors")
+        for pattern in ("index", "shard-*.safetensors")
         for depth in ("*", "*/*")
         for path in directory.glob(f"{depth}/{pattern}")
     }
-    if not found and next(ezhoi.pickles_in(directory), None):
+    if not found and next(pickles_in(directory), None):
         return (
-            f"{directory} holds pickles that patchbank did not make. `patchbank verify {directory}` looks at them, and "
-            f"`patchbank repair {directory}` makes a bank of them."
+            f"{directory} holds third-party pickles, and no index. `patchbank verify {directory}` looks into them, and "
+            f"`patchbank import {directory} BANK --model MODEL` makes a bank of them."
         )
     inside = f" It holds banks: {', '.join(sorted(path.relative_to(directory).as_posix() for path in found))}."
-    return (
-        f"{directory} is not a bank: there is neither a {manifest.FILE_NAME} nor a shard in it.{inside * bool(found)}"
-    )
+    return f"{directory} is not a bank: it holds neither shards nor an index.{inside * bool(found)}"
+
+
+class _State(NamedTuple):
+    """What a reader knows of a bank at one time. Replaced as a whole, so that threads never see half of it."""
+
+    parts: list[Part]
+    entries: dict[str, Entry]
+    rows: dict[str, Row]
+    columns: list[Mapping[str, Column] | None]
+
+
+class Store:
+    """A bank's features, by key and field.
+
+    A part is opened when it is first read from. Threads may share one store; a process that gets it pickled opens files
+    for itself.
+
+    Attributes:
+        payload: its layout at work.
+        manifest: what the bank is.
+    """
+
+    def __init__(self, bank: Path, damaged: Literal["raise", "skip"] = "raise", cache: Path | None = None) -> None:
+        """Raises BankError where there is no bank, or it is damaged."""
+        if (payload := find_payload(bank)) is None:
+            raise BankError(_no_bank(bank))
+        self.payload = payload
+        self._cache = cache
+        self._damaged = damaged
+        self._state = self._load()
+        if not self._state.parts:
+            raise BankError(f"{bank} is not a bank: no part of its index is sound.")
+        self.manifest: Manifest = self._state.parts[0].manifest
+
+    def _load(self) -> _State:
+        parts = read_parts(self.payload, self._damaged)
+        entries = joined(parts)
+        return _State(parts, entries, rows_of(parts, entries), [None] * len(parts))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self._state
+        return {**self.__dict__, "_state": state._replace(columns=[None] * len(state.parts))}
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """What is known of each sample."""
+        return self._state.entries
+
+    def output(self, key: str, name: str) -> Tensor:
+        """One output of a sample, in memory of its own.
+
+        Raises BankError where the bank has none, or it cannot be read.
+        """
+        output = self.manifest.outputs.get(name)
+        if output is None:
+            raise BankError(
+                f"{self.payload.bank} does not store the output {name!r}. It stores {', '.join(self.manifest.outputs)}."
+            )
+        names = (name, name + SCALE) if output.dtype == "int8" else (name,)
+
+        def read(_: Part, row: int, columns: Mapping[str, Column]) -> dict[str, NDArray[np.uint8]]:
+            return {each: columns[each][row] for each in names}
+
+        return unpack(output, name, self._at(key, read))
+
+    def checksum(self, key: str) -> str:
+        """The SHA-256 of the key's features as they are stored now. Raises BankError where they cannot be read."""
+        found: str = self._at(key, self.payload.checksum)
+        return found
+
+    def file(self, key: str) -> Path:
+        """The file that holds the key's features."""
+        state = self._state
+        return self.payload.file(state.parts[state.rows[key].part], key)
+
+    def bytes_on_disk(self) -> int:
+        """Of all features together."""
+        return self.payload.bytes_on_disk(self._state.parts, self._state.entries)
+
+    def _at(self, key: str, action: Any) -> Any:
+        """What an action gives for a feature's part, row and columns. Raises BankError where the feature is gone."""
+        state, bank = self._state, self.payload.bank
+        for _ in range(_ATTEMPTS):
+            try:
+                number, row = state.rows[key]
+            except KeyError:
+                raise BankError(f"{bank} had features of {key!r} when it was opened, and has none now.") from None
+            try:
+                if (columns := state.columns[number]) is None:
+                    columns = state.columns[number] = self.payload.columns(state.parts[number], self._cache)
+                return action(state.parts[number], row, columns)
+            except FileNotFoundError:
+                # A run has put a more complete part in its place since the bank was opened.
+                state = self._load()
+                if not state.parts:
+                    raise BankError(f"{bank} is gone: no part of its index is there any more.") from None
+                if state.parts[0].manifest.differences(self.manifest):
+                    raise BankError(f"{bank} was replaced since it was opened. Open it again.") from None
+                self._state = state
+        raise BankError(f"{bank} changes too fast to be read.")
 
 
 class Bank(Mapping[str, "Tensor"]):
@@ -99,17 +182,12 @@ class Bank(Mapping[str, "Tensor"]):
 
     def __init__(self, path: Path, cache: Path | None = None) -> None:
         self.path = path
-        self._store = _open_store(path, cache)
+        self._store = Store(path, cache=cache)
         self.manifest = self._store.manifest
         entries = self._store.entries
         failed = {key for key, entry in entries.items() if entry.failure is not None}
         self._entries = {key: entries[key] for key in sorted(entries.keys() - failed if failed else entries)}
         self.failures = {key: entries[key].failure or "" for key in sorted(failed)}
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """What decides the numbers in it."""
-        return self.manifest.fingerprint
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -134,32 +212,36 @@ class Bank(Mapping[str, "Tensor"]):
         """
         if key not in self._entries:
             self._entry(key)  # raises
-        return self._store.tokens(key)
+        return self._store.output(key, GRID)
 
-    def cls(self, key: str) -> Tensor:
-        """The [CLS] token's feature, CLIP's of the whole image, as OpenAI's ``encode_image`` gives it.
+    def output(self, key: str, name: str) -> Tensor:
+        """One of the bank's outputs (`Manifest.outputs`) of a sample.
 
         Returns:
-            (D,) on the CPU, of the dtype that the bank stores (of int8: float16), not normalised to unit length.
+            Of the output's shape, on the CPU, in its stored dtype (int8: float32); the caller's own.
 
         Raises:
             KeyNotInBank: as ``bank[key]``.
-            BankError: the bank has none: pickles hold patch tokens alone.
+            BankError: the bank does not store this output, or its file cannot be read.
         """
         self._entry(key)
-        return self._store.cls(key)
+        return self._store.output(key, name)
+
+    def cls(self, key: str) -> Tensor:
+        """The [CLS] token's feature, (D,): `output` of ``cls``. Pickles hold patch tokens alone."""
+        return self.output(key, CLS)
 
     def grid(self, key: str) -> Tensor:
         """The patch tokens as a picture: (Gh, Gw, D), row-major. Raises what ``bank[key]`` does."""
-        return self[key].view(*self.manifest.grid, self.manifest.dim)
+        return self[key].view(*self.manifest.grid, -1)
 
     def transform(self, key: str) -> ImageTransform:
         """How the image became the model's input. Raises KeyNotInBank, and BankError where its size is not known."""
         size = self._entry(key).size
         if size is None:
             raise BankError(
-                f"The size of {key!r} is not known: {self.path} was made of somebody else's pickles, which do not say "
-                "it. `patchbank repair` with the data set's options looks at the images."
+                f"The size of {key!r} is not known: {self.path} was imported from pickles, which do not hold it. "
+                "`patchbank import` with the dataset's options reads it from the images."
             )
         return self.manifest.transform(size)
 
@@ -204,5 +286,5 @@ class Bank(Mapping[str, "Tensor"]):
     def __repr__(self) -> str:
         return (
             f"<Bank {self.path}: {len(self)} x {self.manifest.shape} {self.manifest.dtype}, "
-            f"{self.manifest.fingerprint.model}, {len(self.failures)} failed>"
+            f"{self.manifest.model}, {len(self.failures)} failed>"
         )

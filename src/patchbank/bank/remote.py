@@ -1,7 +1,7 @@
-"""Features of a bank in an object store: fetched one at a time, and kept in a local directory if there is one.
+"""Features of a bank in an object store: fetched one at a time, and cached in a local directory if there is one.
 
-What is kept is named by the checksum of the feature, so that it never grows stale, serves every bank that holds the
-same feature, and may be deleted at any time.
+A cached file is named by the checksum of its feature. So it never grows stale, serves every bank that holds the same
+feature, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -11,42 +11,27 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchbank.bank.packing import Field, fields
-from patchbank.bank.shard import Shard
+from patchbank.bank.index import Part
+from patchbank.bank.packing import Field
 from patchbank.bank.storage import Storage
 from patchbank.errors import BankError
-
-if TYPE_CHECKING:
-    from patchbank.bank.shards import Mapped
-
-
-def remote_columns(storage: Storage, shard: Shard, cache: Path | None) -> Mapped:
-    """A shard's numbers by field. Nothing is fetched yet."""
-    rows = len(shard.features)
-    columns = {}
-    begin = shard.bytes - rows * sum(field.nbytes for field in fields(shard.manifest))
-    for field in fields(shard.manifest):
-        columns[field.name] = RemoteColumn(storage, shard, field, begin, cache)
-        begin += rows * field.nbytes
-    return columns
 
 
 @dataclass(frozen=True)
 class RemoteColumn:
-    """One field of a shard's images: row i is fetched when it is asked for.
+    """One field of a shard: row i is fetched when it is asked for.
 
     Attributes:
         begin: where the field begins in the shard, in bytes.
-        cache: where what was fetched is kept; None keeps nothing.
+        cache: where fetched rows are kept; None keeps nothing.
     """
 
     storage: Storage
-    shard: Shard
+    part: Part
     field: Field
     begin: int
     cache: Path | None
@@ -58,24 +43,22 @@ class RemoteColumn:
             with contextlib.suppress(FileNotFoundError):
                 content = kept.read_bytes()
                 if len(content) == self.field.nbytes:
-                    return np.frombuffer(content, np.uint8)
+                    return np.frombuffer(bytearray(content), np.uint8)
         start = self.begin + row * self.field.nbytes
         try:
-            content = self.storage.read(self.shard.path.name, start, start + self.field.nbytes)
+            content = self.storage.read(self.part.path.name, start, start + self.field.nbytes)
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise BankError(f"{self.shard.path} cannot be read: {error.strerror or error}.") from error
+            raise BankError(f"{self.part.path} cannot be read: {error.strerror or error}.") from error
         if len(content) != self.field.nbytes:
-            raise BankError(
-                f"{self.shard.path} cannot be read: {len(content):,} bytes came, not {self.field.nbytes:,}."
-            )
+            raise BankError(f"{self.part.path} cannot be read: {len(content):,} bytes came, not {self.field.nbytes:,}.")
         if kept is not None:
             _keep(kept, content)
-        return np.frombuffer(content, np.uint8)
+        return np.frombuffer(bytearray(content), np.uint8)
 
     def _kept(self, row: int) -> Path | None:
-        sha256 = self.shard.features[row].sha256
+        sha256 = self.part.features[row].sha256
         if self.cache is None or sha256 is None:
             return None
         return self.cache / sha256[:2] / f"{sha256}.{self.field.name}"

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from patchbank.bank import ezhoi, manifest
-from patchbank.bank.ledger import read_ledger, remove_ledger
+from patchbank.bank.index import joined
+from patchbank.bank.parts import part_names, payload_of, read_parts
+from patchbank.bank.pickles import INDEX, SUFFIX, pickle_name
 from patchbank.bank.runs import remove_runs
-from patchbank.bank.shard import shard_names
 from patchbank.bank.storage import storage_of
 from patchbank.locations import is_remote
 
 
-def removable(directory: Path) -> list[Path]:
-    """The features that starting a bank anew deletes: those it lists, and what pickles and shards lie there.
+def removable(bank: Path) -> list[Path]:
+    """The features' files that starting from scratch deletes: those that a bank lists, and other pickles beside them.
 
-    Pickles in subdirectories that the bank does not list are left alone: they may be other banks.
+    Pickles in subdirectories that the bank does not list are left alone: they may belong to other banks.
     """
-    shards = {directory / name for name in shard_names(storage_of(directory))}
-    if is_remote(directory):
+    shards = {bank / name for name in part_names(payload_of(bank, "shards"))}
+    if is_remote(bank):
         return list(shards)
-    names = {ezhoi.pickle_name(key) for key in read_ledger(directory, damaged="skip")}
-    paths = {directory / name for name in names} | set(directory.glob(f"*{ezhoi.SUFFIX}")) | shards
+    names = {pickle_name(key) for key in joined(read_parts(payload_of(bank, "ezhoi"), "skip"))}
+    paths = {bank / name for name in names} | set(bank.glob(f"*{SUFFIX}")) | shards
     return [path for path in paths if path.is_file()]
 
 
-def remove_bank(directory: Path) -> None:
-    """Delete a bank: its features, and what is said of them."""
-    features = removable(directory)
-    remove_runs(directory)
-    if is_remote(directory):
+def remove_bank(bank: Path) -> None:
+    """Delete a bank: its features, and what is known of them."""
+    features = removable(bank)
+    remove_runs(bank)
+    if is_remote(bank):
         for path in features:
-            storage_of(directory).delete(path.name)
+            storage_of(bank).delete(path.name)
         return
-    remove_ledger(directory)
     for path in features:
         path.unlink(missing_ok=True)
-    (directory / manifest.FILE_NAME).unlink(missing_ok=True)  # last: until then it is a bank, if an emptier one
+    index = payload_of(bank, "ezhoi")
+    for name in part_names(index):  # last: until then it is a bank, if an emptier one
+        index.parts.delete(name)
+    with contextlib.suppress(OSError):
+        (bank / INDEX).rmdir()

@@ -1,6 +1,6 @@
-"""The runs that made a bank, as far as they came to their end: ``runs/*.json``, a file each that never changes.
+"""The log of the runs that made a bank: ``runs/*.json``, a file for each run that ended, which never changes.
 
-They are not part of what the bank is: whoever deletes them loses nothing but what `patchbank report` says of them.
+They are no part of the bank: deleting them loses only what `patchbank report` says of the runs.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated
+
+import msgspec
 
 from patchbank.locations import is_remote, remotely
 
 DIRECTORY = "runs"
 _LARGEST = 1 << 16  # bytes of a file that is looked at
-_NEVER = 1 << 62  # that many of anything
-MOST_RUNS = 1000  # of the latest runs that are looked at
+MOST_RUNS = 1000  # the latest ones are read
+
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +43,17 @@ class Run:
     """
 
     began: str
-    seconds: float
-    images: int
-    failures: int
-    remaining: int
-    bytes_written: int
-    waited: Mapping[str, float] = field(default_factory=dict)
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    images: _Count
+    failures: _Count
+    remaining: _Count
+    bytes_written: _Count
+    waited: dict[str, float] = field(default_factory=dict)
     bound: str | None = None
     device: str
     engine: str
     partition: str
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
     untrained: bool = False
 
     @property
@@ -95,8 +97,8 @@ def read_runs(bank: Path) -> list[Run]:
         return []
     runs = []
     for name in names:
-        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-            runs.append(_run(json.loads(_content(bank / DIRECTORY / name))))
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            runs.append(msgspec.json.decode(_content(bank / DIRECTORY / name), type=Run))
     return sorted(runs, key=lambda run: run.began)
 
 
@@ -118,31 +120,6 @@ def _content(path: Path) -> bytes:
         raise OSError("no file")
     with open(path, "rb") as file:
         return file.read(_LARGEST)
-
-
-def _run(content: Any) -> Run:
-    """A run as it was written. Raises TypeError, ValueError where it is none."""
-    if not isinstance(content, dict):
-        raise TypeError("no run")
-    names = {each.name for each in fields(Run)}
-    run = Run(**{name: value for name, value in content.items() if name in names})
-    kinds = {"str": str, "int": int, "bool": bool}
-    for name, hint in get_type_hints(Run).items():
-        value = getattr(run, name)
-        kind = kinds.get(getattr(hint, "__name__", ""))
-        if kind and type(value) is not kind:
-            raise TypeError(name)
-    if type(run.seconds) not in (int, float) or not isinstance(run.versions, dict) or not isinstance(run.waited, dict):
-        raise TypeError("seconds, versions or waited")
-    if not all(isinstance(each, str) for each in run.versions.values()):
-        raise TypeError("versions")
-    if not all(
-        0 <= each < _NEVER for each in (run.images, run.failures, run.remaining, run.bytes_written, run.seconds)
-    ):
-        raise ValueError("counts")
-    if not all(type(each) in (int, float) for each in run.waited.values()) or not isinstance(run.bound, str | None):
-        raise TypeError("waited")
-    return run
 
 
 def remove_runs(bank: Path) -> None:

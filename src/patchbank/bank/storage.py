@@ -1,7 +1,7 @@
-"""What a bank of shards asks of the place it lies in: a directory, or an object store.
+"""What a bank asks of the place that its parts lie in: a directory, or an object store.
 
-Shards never change, and their names tell their content. So all that is needed is to list, to put a whole file there
-under its name or not at all, to delete, and to read a part.
+Parts never change, and their names say their content. So it takes listing, putting a whole file there under its name or
+not at all, deleting, and reading a range.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from patchbank.files import (
     fsync_directory,
     is_dangling,
     make_directory,
+    quarantine,
     remove_abandoned,
     scratch_directory,
-    set_aside,
 )
 from patchbank.locations import is_remote, remotely
 
@@ -81,7 +81,7 @@ class Storage(ABC):
         """Delete a file, if it is there."""
 
     @abstractmethod
-    def set_aside(self, name: str) -> None:
+    def quarantine(self, name: str) -> None:
         """Rename a file that cannot be used, so that nobody takes it for what it was."""
 
     def map(self, function: Any, names: Sequence[str]) -> list[Any]:
@@ -94,56 +94,49 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def scratch(self, about: str = "") -> Iterator[Path]:
-        """As the base class says."""
         make_directory(self.directory)
         with scratch_directory(self.directory, about) as scratch:
             yield scratch
 
     def sweep(self) -> None:
-        """As the base class says."""
         remove_abandoned(self.directory)
 
     def names(self) -> list[str]:
-        """As the base class says."""
         if not self.directory.is_dir():
             return []
         with os.scandir(self.directory) as entries:  # of which there may be a million, in a bank of pickles
             return [entry.name for entry in entries if not (entry.is_symlink() and is_dangling(Path(entry.path)))]
 
     def head(self, name: str) -> tuple[bytes, int]:
-        """As the base class says."""
         with open(self.directory / name, "rb", buffering=0) as file:
             return file.read(1 << 13), os.fstat(file.fileno()).st_size
 
     def read(self, name: str, start: int, stop: int) -> bytes:
-        """As the base class says."""
         with open(self.directory / name, "rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
     def commit(self, temporary: Path, name: str) -> None:
         """As the base class says; `temporary` has been flushed."""
+        make_directory(self.directory)
         temporary.rename(self.directory / name)
         fsync_directory(self.directory)
 
     def sync(self) -> None:
-        """As the base class says."""
         fsync_directory(self.directory)
 
     def delete(self, name: str) -> None:
-        """As the base class says."""
         (self.directory / name).unlink(missing_ok=True)
 
-    def set_aside(self, name: str) -> None:
-        """As the base class says."""
-        set_aside(self.directory / name)
+    def quarantine(self, name: str) -> None:
+        quarantine(self.directory / name)
 
 
 class ObjectStorage(Storage):
     """A prefix in an object store. An object appears when it is whole; there is no flushing and no renaming."""
 
     @contextlib.contextmanager
-    def scratch(self, about: str = "") -> Iterator[Path]:  # noqa: ARG002
+    def scratch(self, about: str = "") -> Iterator[Path]:
         """As the base class says; nobody is told.
 
         Raises OSError where nothing can be written there: before anything is computed.
@@ -161,7 +154,6 @@ class ObjectStorage(Storage):
         return remotely(self.directory / name if name else self.directory, action)
 
     def names(self) -> list[str]:
-        """As the base class says."""
 
         def listed(files: Any, path: str) -> list[str]:
             files.invalidate_cache()  # others write here too
@@ -174,7 +166,6 @@ class ObjectStorage(Storage):
         return names
 
     def head(self, name: str) -> tuple[bytes, int]:
-        """As the base class says."""
 
         def start(files: Any, path: str) -> tuple[bytes, int]:
             files.invalidate_cache()
@@ -185,12 +176,10 @@ class ObjectStorage(Storage):
         return found
 
     def read(self, name: str, start: int, stop: int) -> bytes:
-        """As the base class says."""
         found: bytes = self._ask(lambda files, path: files.cat_file(path, start=start, end=stop), name)
         return found
 
     def commit(self, temporary: Path, name: str) -> None:
-        """As the base class says."""
         size = temporary.stat().st_size
 
         def put(files: Any, path: str) -> None:
@@ -207,16 +196,14 @@ class ObjectStorage(Storage):
         """An object that is there is durable."""
 
     def delete(self, name: str) -> None:
-        """As the base class says."""
         with contextlib.suppress(FileNotFoundError):
             self._ask(lambda files, path: files.rm_file(path), name)
 
-    def set_aside(self, name: str) -> None:
+    def quarantine(self, name: str) -> None:
         """As the base class says; a store copies."""
         self._ask(lambda files, path: files.mv(path, path + DAMAGED), name)
 
     def map(self, function: Any, names: Sequence[str]) -> list[Any]:
-        """As the base class says."""
         with ThreadPoolExecutor(_REQUESTS) as threads:
             return list(threads.map(function, names))
 

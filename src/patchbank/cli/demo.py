@@ -16,12 +16,13 @@ from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig
 from patchbank.encoders.openai.registry import get_model
 from patchbank.errors import BankError
+from patchbank.features import GRID
 from patchbank.files import bytes_text
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
     from patchbank.datasets import Dataset
-    from patchbank.encoders.encoder import PatchEncoder
+    from patchbank.encoders.runner import Runner
 
 _MODEL = "ViT-B/16"
 
@@ -48,14 +49,14 @@ def demo(
     ),
 ) -> None:
     """Extract both data sets of a small EZ-HOI root made from public-domain photographs, and check the result."""
-    from patchbank.bank.ezhoi import bank_directory, bank_name
+    from patchbank.bank.pickles import bank_directory, bank_name
     from patchbank.bank.reader import open_bank
     from patchbank.datasets import SPLITS, load_dataset
     from patchbank.datasets.example import write_sample
     from patchbank.encoders.openai.checkpoints import find_checkpoint
     from patchbank.encoders.openai.untrained import write_untrained
     from patchbank.extraction.plan import check_disk, make_plan
-    from patchbank.extraction.run import execute, load_encoder
+    from patchbank.extraction.run import execute, load_runner
 
     root = directory.expanduser()
     with busy("Laying out the photographs"):
@@ -80,19 +81,19 @@ def demo(
     check_disk(plans)
 
     table = plain_table("bank", ">features", ">shape", ">bytes", ">recomputed")
-    encoder, pages = None, []
+    runner, pages = None, []
     first: tuple[Bank, str] | None = None  # with an image to look at
     for plan in plans:
         with busy(f"Loading {_MODEL}"):
-            encoder = load_encoder(plan, encoder)
-        assert encoder is not None  # overwrite: everything is to do
+            runner = load_runner(plan, runner)
+        assert runner is not None  # overwrite: everything is to do
         title = f"{plan.dataset.title}, {_MODEL}"
         with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
-            execute(plan, encoder, on_progress=progress.advance, stop=signals.stop)
+            execute(plan, runner, on_progress=progress.advance, stop=signals.stop)
         if signals.exit_code is not None:
             raise typer.Exit(signals.exit_code)
         bank = open_bank(plan.out)
-        difference = check(bank, plan.dataset, encoder)
+        difference = check(bank, plan.dataset, runner)
         table.add_row(
             plan.out.name,
             str(len(bank)),
@@ -124,7 +125,7 @@ def demo(
         say(f"  {page.path.resolve().as_uri()}", "cyan")
 
 
-def check(bank: Bank, dataset: Dataset, encoder: PatchEncoder) -> float:
+def check(bank: Bank, dataset: Dataset, runner: Runner) -> float:
     """Read everything back, and compute one image anew from its pixels.
 
     Returns the relative difference of that image's tokens. Raises BankError where anything is not as it should be.
@@ -140,8 +141,8 @@ def check(bank: Bank, dataset: Dataset, encoder: PatchEncoder) -> float:
             raise BankError(f"{bank.file(key)} is damaged.")
     sample = dataset.samples[-1]
     with Image.open(sample.path) as image:
-        anew = encoder.encode([image], bank.manifest.resize)[0]
-    difference = float((bank[sample.key] - anew).norm() / anew.norm())
+        again = runner.encode([image], bank.manifest.input.resize)[GRID][0]
+    difference = float((bank[sample.key] - again).norm() / again.norm())
     if difference > 2e-6:
         raise BankError(f"{bank.file(sample.key)} differs from the pixels' features by {difference:.1e}.")
     return difference

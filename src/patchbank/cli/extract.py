@@ -66,7 +66,7 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
         ] = None,
         run: options.RunOptions,
     ) -> None:
-        from patchbank.bank.ezhoi import bank_directory, bank_name
+        from patchbank.bank.pickles import bank_directory, bank_name
         from patchbank.datasets import load_splits
 
         root = root.expanduser()
@@ -212,10 +212,12 @@ def run_jobs(
         # What Ray says of its workers. Until the process ends, for it may say so at any time.
         ExitStack().enter_context(results_alone_on_stdout())
     with busy("Looking at data set, weights and bank"):
+        from patchbank.extraction.devices import decide
         from patchbank.extraction.plan import check_disk, make_plan
-        from patchbank.extraction.run import execute, load_encoder, obtain_weights
+        from patchbank.extraction.run import execute, load_runner, obtain_weights
 
-        plans = [make_plan(*job) for job in jobs]
+        devices = decide(jobs[0][2])  # every job's: they differ in the model alone
+        plans = [make_plan(*job, devices) for job in jobs]
     if dry_run:
         show_json([_plan_dict(plan) for plan in plans]) if json else _show_plans(plans)
     check_disk(plans)
@@ -223,21 +225,21 @@ def run_jobs(
         raise typer.Exit(0)
 
     # All weights before the first feature, and model by model, so that each is loaded once.
-    plans = [obtain_weights(plan, DownloadProgress(f"Downloading {plan.model.name}")) for plan in plans]
+    plans = [obtain_weights(plan, DownloadProgress(f"Downloading {plan.encoder.name}")) for plan in plans]
     for plan in plans:
         for note in plan.notes:
             show_note(note)
-    order = list(dict.fromkeys(plan.model for plan in plans))
-    plans.sort(key=lambda plan: order.index(plan.model))
+    order = list(dict.fromkeys(plan.encoder.name for plan in plans))
+    plans.sort(key=lambda plan: order.index(plan.encoder.name))
     summaries: list[ExtractSummary] = []
-    encoder, exit_code = None, None
+    runner, exit_code = None, None
     for plan in plans:
-        with busy(f"Loading {plan.model.name}"):
-            encoder = load_encoder(plan, encoder) or encoder
-        title = f"{plan.dataset.title}, {plan.model.name}"
+        with busy(f"Loading {plan.encoder.name}"):
+            runner = load_runner(plan, runner) or runner
+        title = f"{plan.dataset.title}, {plan.encoder.name}"
         with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
             summary = execute(
-                plan, encoder if plan.todo else None, on_progress=progress.advance, stop=signals.stop, say=show_note
+                plan, runner if plan.todo else None, on_progress=progress.advance, stop=signals.stop, say=show_note
             )
         summaries.append(summary)
         if not json:
@@ -271,10 +273,10 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
     for plan in plans:
         done = len(plan.selected) - len(plan.todo)
         part = "" if plan.config.partition == WHOLE else f"part {plan.config.partition}: "
-        weights = plan.checkpoint.path if plan.checkpoint else f"to be downloaded from {plan.model.url}"
+        weights = plan.encoder.weights or "to be downloaded"
         say(str(plan.out), "bold")
         say(
-            f"  {plan.model.name}, {part}{count_text(len(plan.selected), 'image')}, {done:,} done, "
+            f"  {plan.encoder.name}, {part}{count_text(len(plan.selected), 'image')}, {done:,} done, "
             f"{len(plan.todo):,} to do, "
             f"{bytes_text(plan.bytes_needed)}"
         )
@@ -283,7 +285,7 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         if plan.dataset.damaged:
             _show_failures("damaged", plan.dataset.damaged)
         if plan.to_delete:
-            say(f"  {len(plan.to_delete):,} features that are there will be deleted ({bytes_text(plan.bytes_freed)})")
+            say(f"  {len(plan.to_delete):,} existing features will be deleted ({bytes_text(plan.bytes_freed)})")
         say(f"  weights: {weights}")
     total = sum(plan.bytes_needed for plan in plans)
     free = "" if is_remote(plans[0].out) else f", {bytes_text(free_bytes(plans[0].out))} free"
@@ -302,7 +304,7 @@ def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
         "damaged": dict(plan.dataset.damaged),
         "bytes": plan.bytes_needed,
         "free_bytes": None if is_remote(plan.out) else free_bytes(plan.out),
-        "weights": str(plan.checkpoint.path) if plan.checkpoint else None,
+        "weights": plan.encoder.weights,
     }
 
 
@@ -344,7 +346,7 @@ def _identity(plan: "ExtractPlan") -> dict[str, Any]:
         "bank": str(plan.out),
         "dataset": plan.dataset.name,
         "split": plan.dataset.split,
-        "model": plan.model.name,
+        "model": plan.encoder.name,
         "selected": len(plan.selected),
     }
 

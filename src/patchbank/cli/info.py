@@ -12,8 +12,9 @@ from rich.text import Text
 from patchbank.cli import listing
 from patchbank.cli.console import FAILURES_SHOWN, say, show_json, stdout
 from patchbank.cli.options import flag
-from patchbank.config import UNKNOWN, Partition
+from patchbank.config import Partition
 from patchbank.errors import ConfigError
+from patchbank.features import GRID, UNKNOWN
 from patchbank.files import bytes_text
 from patchbank.locations import locate
 
@@ -108,7 +109,7 @@ def _facts(bank: Bank) -> dict[str, Any]:
         **asdict(manifest),
         "versions": dict(manifest.versions),
         "dtype": manifest.dtype,
-        "resize": manifest.resize,
+        "resize": manifest.input.resize,
         "shape": manifest.shape,
         "features": len(bank),
         "bytes": bank.bytes_on_disk(),
@@ -118,7 +119,7 @@ def _facts(bank: Bank) -> dict[str, Any]:
 
 def _show(bank: Bank, *, all_failures: bool) -> None:
     from patchbank.bank.runs import read_runs
-    from patchbank.show.names import is_official, is_unknown, is_untrained
+    from patchbank.show.names import weights_text
 
     manifest = bank.manifest
     tokens, dim = manifest.shape
@@ -129,25 +130,24 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
 
     add("bank", str(bank.path))
     add("dataset", manifest.title)
-    add("model", manifest.fingerprint.model)
+    add("model", manifest.model)
     add("features", f"{len(bank):,} x ({tokens}, {dim}) {manifest.dtype}, grid {rows} x {columns}")
-    if manifest.cls:
-        add("[CLS]", f"{len(bank):,} x ({dim},)")
+    for name, output in manifest.outputs.items():
+        if name != GRID:
+            add(name, f"{len(bank):,} x {output.shape} {output.dtype}")
     add("failures", f"{len(bank.failures):,}")
     add("bytes", f"{bytes_text(bank.bytes_on_disk())}, layout {manifest.layout}")
-    if manifest.adopted:
-        add("adopted", manifest.adopted)
-    if is_official(manifest):
-        add("weights", "OpenAI's official file")
-    elif is_untrained(manifest, read_runs(bank.path)):
-        add("weights", "UNTRAINED random weights: the features mean nothing")
-    else:
-        add(
-            "weights", "not known" if is_unknown(manifest) else "a checkpoint of the user's, not OpenAI's official file"
-        )
-    for name, value in manifest.fingerprint.to_dict().items():
+    if manifest.imported:
+        add("imported", manifest.imported)
+    add("weights", weights_text(manifest, read_runs(bank.path)))
+    for name, value in manifest.identity.items():
         if name != "model":
-            add(name.replace("_", " ").replace("sha256", "SHA-256"), value)
+            add("SHA-256" if name == "weights" else name, value)
+    made = manifest.input
+    size = f"{made.size[1]} x {made.size[0]}, patch {made.patch}"
+    add("input", f"{size}, {made.resize}, {made.interpolation}, decoder {made.decoder}")
+    if manifest.rounded:
+        add("rounded before", " > ".join(manifest.rounded))
     if manifest.device != UNKNOWN:
         compiled = ", compiled" if manifest.compiled else ""
         add("made on", f"{manifest.device}, batch size {manifest.batch_size}{compiled}")

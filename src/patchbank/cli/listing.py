@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchbank.config import ARCHIVES, UNKNOWN
+from patchbank.config import ARCHIVES
 from patchbank.errors import ConfigError, DatasetError
+from patchbank.features import UNKNOWN
 from patchbank.locations import locate
 
 if TYPE_CHECKING:

@@ -114,7 +114,7 @@ ShardSize = Annotated[
     typer.Option("--shard-size", metavar="BYTES", help="What a shard holds, about.", rich_help_panel=_HOW),
 ]
 Resize = Annotated[
-    ResizeMode,
+    ResizeMode | None,
     typer.Option(
         "--resize",
         help="How an image becomes square: center-crop as CLIP does; squash: the whole image, aspect ignored; "

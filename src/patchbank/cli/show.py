@@ -197,5 +197,5 @@ def _footnote(bank: Bank) -> str:
     from patchbank.show.names import weights_text
 
     made = bank.manifest
-    facts = f"{made.fingerprint.model}, {made.resize}, grid {made.grid[0]} x {made.grid[1]}"
+    facts = f"{made.model}, {made.input.resize}, grid {made.grid[0]} x {made.grid[1]}"
     return f"{facts}, {weights_text(made, read_runs(bank.path))}"

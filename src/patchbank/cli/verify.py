@@ -15,14 +15,12 @@ from patchbank.cli.console import busy, interruptible, plain_table, say, show_js
 from patchbank.cli.listing import Listing, find_listing, options_needed
 from patchbank.cli.options import flag
 from patchbank.cli.progress import CountProgress
-from patchbank.config import ARCHIVES, UNKNOWN
-from patchbank.encoders.openai.registry import MODELS
+from patchbank.config import ARCHIVES, ExtractConfig
 from patchbank.errors import BankError, ConfigError, PatchbankError
 from patchbank.locations import locate
 
 if TYPE_CHECKING:
-    from patchbank.bank.examine import Finding
-    from patchbank.bank.verify import Report
+    from patchbank.bank.check import Finding, Report
     from patchbank.datasets import Dataset
 
 _NAMED = 10  # findings of a kind; the rest are counted
@@ -52,11 +50,11 @@ def verify(
 ) -> None:
     """Read every feature of a bank, whoever made it, and report what is wrong with it. Writes nothing.
 
-    Exit code 0: it is sound. 1: something is wrong; the report says what, and the command that mends it.
+    Exit code 0: no problems. 1: something is wrong; the report says what, and the command that fixes it.
     """
     with busy("Looking at the bank"):
-        from patchbank.bank.layouts import manifest_in
-        from patchbank.bank.verify import verify
+        from patchbank.bank.check import verify
+        from patchbank.bank.parts import manifest_in
 
         bank = bank.expanduser()
         manifest = manifest_in(bank)
@@ -88,37 +86,39 @@ def verify(
     if problem is not None:
         raise problem
     if sample and not report.sample:
-        show_note("no image could be computed anew: none of those that can be read has a feature to compare with.")
+        show_note("no image could be extracted again: none that can be read has a feature to compare with.")
     raise typer.Exit(1 if report.problems else 0)
 
 
 def _sample(report: Report, dataset: Dataset, count: int, weights: Path | None, device: str) -> None:
     """Compare with pixels. Raises PatchbankError where the model or its weights are not to be had."""
-    from patchbank.bank.verify import compare_with_pixels
-    from patchbank.extraction.recompute import encoder_of, recompute
+    from patchbank.bank.check import compare_with_pixels
+    from patchbank.extraction.recompute import recompute, runner_of
 
-    if report.model is None:
-        raise BankError(f"{report.bank} is of no model that patchbank knows: nothing can be computed to compare with.")
-    with busy(f"Computing {count} images anew"):
-        encoder = encoder_of(report.model, report.manifest, dataset.root, weights=weights, device=device)
-        made = (report.manifest.resize, report.manifest.decode) if report.manifest else ()
+    if report.manifest is None:
+        raise BankError(f"{report.bank} says of no model: nothing can be extracted to compare with.")
+    with busy(f"Extracting {count} images again"):
+        config = ExtractConfig(weights=weights, device=device)
+        runner = runner_of(report.manifest, config, dataset.root)
         keys = [sample.key for sample in dataset.samples if sample.exists()]
-        compare_with_pixels(report, keys, count, recompute(dataset, encoder, *made))
+        compare_with_pixels(report, keys, count, recompute(dataset, runner, report.manifest.input))
 
 
 def _command_options(report: Report, found: Listing | None, weights: Path | None) -> str:
     """What the advised `repair --extract` must be given, beside the bank."""
+    from patchbank.encoders import official_weights
+
     options = found.options if found else options_needed(report.manifest)
     if weights is not None:
         return f"{options} --weights {shlex.quote(str(weights))}"
-    known = report.manifest.fingerprint.weights_sha256 if report.manifest else UNKNOWN
-    official = {UNKNOWN, *(model.sha256 for model in MODELS.values())}
-    return options if known in official else f"{options} --weights FILE"
+    if report.manifest is None or official_weights(report.manifest.identity):
+        return options
+    return f"{options} --weights FILE"
 
 
 def show_report(report: Report, found: Listing | None, options: str, names: int | None = _NAMED) -> None:
     """For people: what is wrong, the worst first, each with names and what mends it; then one line that sums it up."""
-    from patchbank.bank.examine import KINDS
+    from patchbank.bank.check import KINDS
 
     say(str(report.bank), "bold")
     say(f"  {_what(report)}")
@@ -129,53 +129,58 @@ def show_report(report: Report, found: Listing | None, options: str, names: int 
     if report.sample:
         worst = max(report.sample, key=lambda key: report.sample[key])
         error = f"relative error at most {report.sample[worst]:.1e} ({worst})"
-        say(f"  {len(report.sample):,} computed anew from their pixels: {error}")
+        say(f"  {len(report.sample):,} extracted again from their images: {error}")
     by_kind = report.by_kind()
     if by_kind:
         stdout.print()
-        table = plain_table(">features", "what", "mended by")
+        table = plain_table(">features", "what", "fix")
         for kind, findings in by_kind.items():
-            style = "red" if KINDS[kind].mend else "dim"
-            mend = {"repair": "repair", "extract": "repair --extract", "anew": "extract --overwrite"}.get(
-                KINDS[kind].mend or "", ""
-            )
-            table.add_row(f"{len(findings):,}", Text(KINDS[kind].says, style), mend)
+            style = "red" if KINDS[kind].fix else "dim"
+            fix = {
+                "import": "import",
+                "extract": "repair --extract" if report.layout else "import, extract",
+                "scratch": "extract --overwrite",
+            }.get(KINDS[kind].fix or "", "")
+            table.add_row(f"{len(findings):,}", Text(KINDS[kind].says, style), fix)
         stdout.print(table)
         for kind, findings in by_kind.items():
             _show_names(kind, findings, names)
     stdout.print()
     if not report.problems:
         say(
-            "Sound." if report.listed is not None else "Sound, as far as it goes: no list says what there should be.",
+            "No problems found."
+            if report.listed is not None
+            else "No problems found; completeness not checked (no image list).",
             "bold green",
         )
         return
     count = len({finding.name for finding in report.problems})
     verb = "is not as it" if count == 1 else "are not as they"
     say(f"{count:,} of {_total(report):,} {verb} should be.", "bold red")
-    command = f"patchbank repair {shlex.quote(str(report.bank))}"
-    mends = {KINDS[finding.kind].mend for finding in report.problems}
-    if "repair" in mends:
-        say("Mend what needs no images (each old file stays until the new one is on the disk):")
-        say(f"  {command}{found.options if found else ''}", "cyan")
-    if "extract" in mends:
-        say("Mend that, and extract the rest again:" if "repair" in mends else "Extract again what is not right:")
-        say(f"  {command} --extract{options}", "cyan")
-    if "anew" in mends:
-        say("Features that their images do not give: the images, the weights or the preprocessing are others now. If")
-        say("these are the right ones, all features are to be extracted anew: patchbank extract ... --overwrite")
-    if "look" in mends:
-        say("See to the disk and the permissions of what could not be read; repair leaves it as it is.")
+    fixes = {KINDS[finding.kind].fix for finding in report.problems}
+    place = shlex.quote(str(report.bank))
+    if report.layout is None:
+        say("Make a bank of them, which leaves out what is of no use, and extract that again:")
+        say(f"  patchbank import {place} BANK --model MODEL{found.options if found else ''}", "cyan")
+    elif "extract" in fixes or "import" in fixes:
+        say("Put these in quarantine and extract them again:")
+        say(f"  patchbank repair {place} --extract{options}", "cyan")
+    if "scratch" in fixes:
+        say(
+            "Features differ from a fresh extraction: images, weights or preprocessing changed. If those of now are the"
+        )
+        say("right ones, extract all features from scratch: patchbank extract ... --overwrite")
+    if "look" in fixes:
+        say("Check the disk and the permissions of what could not be read; repair leaves it as it is.")
 
 
 def _what(report: Report) -> str:
     facts = [f"{report.looked_at:,} features read"]
     if report.manifest is not None:
         bank = report.manifest
-        facts.append(f"{bank.fingerprint.model}, {bank.shape} {bank.dtype}, layout {bank.layout}, {bank.title}")
+        facts.append(f"{bank.model}, {bank.shape} {bank.dtype}, layout {bank.layout}, {bank.title}")
     else:
-        model = f"{report.model.name} by their shapes" if report.model else "of no known model"
-        facts.append(f"pickles that patchbank did not make, {model}")
+        facts.append(f"third-party pickles, most of shape {report.shape}" if report.shape else "third-party pickles")
     return ": ".join(facts)
 
 
@@ -184,7 +189,7 @@ def _total(report: Report) -> int:
 
 
 def _show_names(kind: str, findings: list[Finding], names: int | None) -> None:
-    from patchbank.bank.examine import KINDS
+    from patchbank.bank.check import KINDS
 
     stdout.print()
     say(KINDS[kind].says, "bold")
@@ -195,12 +200,12 @@ def _show_names(kind: str, findings: list[Finding], names: int | None) -> None:
 
 
 def _report_dict(report: Report, found: Listing | None) -> dict[str, Any]:
-    from patchbank.bank.examine import KINDS
+    from patchbank.bank.check import KINDS
 
     return {
         "bank": str(report.bank),
         "layout": report.layout,
-        "model": report.model.name if report.model else None,
+        "model": report.manifest.model if report.manifest else None,
         "features": report.looked_at,
         "sound": len(report.sound),
         "listed": report.listed,
@@ -208,5 +213,5 @@ def _report_dict(report: Report, found: Listing | None) -> dict[str, Any]:
         "sample": report.sample,
         "problems": len(report.problems),
         "counts": {kind: len(findings) for kind, findings in report.by_kind().items()},
-        "findings": [{**asdict(finding), "mend": KINDS[finding.kind].mend} for finding in report.findings],
+        "findings": [{**asdict(finding), "fix": KINDS[finding.kind].fix} for finding in report.findings],
     }

@@ -32,7 +32,7 @@ class SingleFile:
         """As `Source` says."""
         return is_remote(self.location)
 
-    def exists(self, sample: Sample) -> bool:  # noqa: ARG002
+    def exists(self, sample: Sample) -> bool:
         """Whether the file is there: that it holds the image was seen when it was listed."""
         return self._there()
 

@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 from patchbank.config import Compile
-from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.base import EncoderSpec, flops
 
 # Floating-point operations from which compiling pays on a GPU. An estimate, not measured: compiling takes about a
 # minute and saves about a fifth of a run, which at 4e14 operations a second is even at half of this.
 _WORTH_ON_CUDA = 2.4e17
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], dict[str, Tensor]]
 
 
-def decide(choice: Compile, model: Model, images: int, device: torch.device) -> bool:
+def decide(choice: Compile, spec: EncoderSpec, images: int, device: torch.device) -> bool:
     """Whether a bank of so many images is made with the compiled encoder.
 
-    ``auto`` never compiles on the CPU: the layers' packed products with what is fused into them (`encoder.linear`) are
+    ``auto`` never compiles on the CPU: the layers' packed products with what is fused into them (`encoders.packed`) are
     faster than what the compiler makes there (docs/performance.md).
     """
     if choice == "auto":
-        return device.type == "cuda" and images * model.flops > _WORTH_ON_CUDA
+        return device.type == "cuda" and images * flops(spec) > _WORTH_ON_CUDA
     return choice == "on"
 
 

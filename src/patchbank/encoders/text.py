@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from patchbank.encoders.openai.checkpoints import Checkpoint, load_state
+from patchbank.encoders.openai.checkpoints import load_state
 from patchbank.errors import ConfigError, WeightsError
 
 INSTALL = 'pip install "patchbank[show]"'
 
 
-def encode_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Tensor:
+def encode_texts(path: Path, texts: Sequence[str]) -> Tensor:
     """The texts' features, as OpenAI's ``encode_text`` gives them on the CPU.
 
     Returns:
@@ -28,9 +29,9 @@ def encode_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Tensor:
         from open_clip.tokenizer import SimpleTokenizer
     except ImportError:
         raise ConfigError(f"Texts are encoded by open_clip: {INSTALL}") from None
-    state = load_state(checkpoint.path)
+    state = load_state(path)
     if lacking := [name for name in ("text_projection", "positional_embedding") if name not in state]:
-        raise WeightsError(f"{checkpoint.path} holds no text tower: it has no parameter {lacking[0]}.")
+        raise WeightsError(f"{path} holds no text tower: it has no parameter {lacking[0]}.")
     longest = len(state["positional_embedding"])
     tokenizer = SimpleTokenizer(context_length=longest)
     for text in texts:
@@ -47,5 +48,5 @@ def encode_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Tensor:
             features: Tensor = model.encode_text(tokenizer(list(texts)))
     except (KeyError, RuntimeError, IndexError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"{checkpoint.path} has no text tower that can be used: {reason}") from error
+        raise WeightsError(f"{path} has no text tower that can be used: {reason}") from error
     return features.clone()

@@ -6,22 +6,23 @@ import os
 
 from patchbank.bank.manifest import Manifest
 from patchbank.config import ExtractConfig
-from patchbank.encoders.encoder import has_bfloat16
+from patchbank.encoders.device import has_bfloat16
 
 _NEW = " (in a new bank)"  # this one's features are what they are
 
 
 def advise(bound: str | None, manifest: Manifest, config: ExtractConfig) -> str | None:
     """What makes a stage faster, in a few words."""
+    precision = manifest.identity.get("precision")
     if bound == "decode":
         if (most := auto_workers()) > (config.workers or most):
             return f"--workers {most}"
         return f"--decode fast{_NEW}" if config.decode == "exact" else "more cores, or --partition on several machines"
     if bound == "encode":
         if manifest.device == "cpu":
-            slower = manifest.fingerprint.precision == "fp32" and has_bfloat16()
+            slower = precision == "fp32" and has_bfloat16()
             return f"--precision bf16 where a relative error of 1e-2 will do{_NEW}, or a GPU" if slower else "a GPU"
-        if manifest.fingerprint.precision in ("fp32", "tf32"):
+        if precision in ("fp32", "tf32"):
             return f"--precision fp16 where a relative error of 1e-3 will do{_NEW}"
         return "--partition on several GPUs" if manifest.compiled else f"--compile on for long runs{_NEW}"
     if bound == "write":

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchbank.bank.base_writer import Feature
+from patchbank.bank.payload import Feature
 from patchbank.budget import ByteBudget
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Decoded, Failure
@@ -28,6 +28,7 @@ _WAITING_BYTES = 256 << 20
 _WRITING_BYTES = 512 << 20
 _WRITING_BATCHES = 64  # that wait, however small: their objects take memory too
 
+Outputs = dict[str, Tensor]
 Slots = Sequence[tuple[int, Sample]]  # a batch: (slot, sample) for each image in it
 
 
@@ -59,8 +60,8 @@ class Stages:
 
     Attributes:
         decode: one sample to its pixels or its failure; called from many threads at once.
-        submit: begin the forward pass of (B, n, n, 3) uint8; what it returns waits for the (B, 1 + N, D) tokens on the
-            CPU, [CLS] first. Called from one thread.
+        submit: begin the forward pass of (B, h, w, 3) uint8; what it returns waits for the outputs, name -> (B, ...) on
+            the CPU. Called from one thread.
         add: hand features and failures to the bank, in the images' order; called from one thread. Returns the failures
             of features that it cannot store.
         added: told of each such handing over, from the thread that calls `run`: features, and all failures.
@@ -68,7 +69,7 @@ class Stages:
     """
 
     decode: Callable[[Sample, ByteBudget], Decoded | Failure]
-    submit: Callable[[Tensor], Callable[[], Tensor]]
+    submit: Callable[[Tensor], Callable[[], Outputs]]
     add: Callable[[Sequence[Feature], Sequence[Failure]], Sequence[Failure]]
     added: Callable[[int, Sequence[Failure]], None]
     pinned: bool = False
@@ -79,7 +80,7 @@ def run(
     stages: Stages,
     *,
     batch_size: int,
-    input_size: int,
+    input_size: tuple[int, int],
     workers: int,
     stop: Callable[[], bool],
 ) -> StageTimes:
@@ -89,12 +90,12 @@ def run(
     """
     times = StageTimes()
     decoding, writing = ByteBudget(_DECODING_BYTES), ByteBudget(_WRITING_BYTES)
-    image_bytes = input_size * input_size * 3
+    image_bytes = input_size[0] * input_size[1] * 3
     ahead = max(1, min(_WAITING_BYTES // (batch_size * image_bytes), 1 + -(-2 * workers // batch_size)))
 
     decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     writer = ThreadPoolExecutor(1, thread_name_prefix="write")
-    begun: deque[tuple[Sequence[tuple[int, Decoded]], list[Failure], Callable[[], Tensor]]] = deque()
+    begun: deque[tuple[Sequence[tuple[int, Decoded]], list[Failure], Callable[[], Outputs]]] = deque()
     additions: deque[Future[tuple[int, Sequence[Failure]]]] = deque()
 
     def add(features: list[Feature], failures: list[Failure], held: int) -> tuple[int, Sequence[Failure]]:
@@ -104,7 +105,7 @@ def run(
             writing.release(held)
         return len(features) - len(refused), [*failures, *refused]
 
-    def finish(images: Sequence[tuple[int, Decoded]], failures: list[Failure], wait: Callable[[], Tensor]) -> None:
+    def finish(images: Sequence[tuple[int, Decoded]], failures: list[Failure], wait: Callable[[], Outputs]) -> None:
         """Hand what has been computed to the writer."""
         began = time.perf_counter()
         features = _features(images, wait) if images else []
@@ -160,24 +161,25 @@ def _decode_ahead(
     yield from begun
 
 
-def _batch(images: Sequence[tuple[int, Decoded]], batch_size: int, input_size: int, pinned: bool) -> Tensor:
-    """(batch_size, n, n, 3) uint8: each image in its slot."""
-    pixels = torch.zeros(batch_size, input_size, input_size, 3, dtype=torch.uint8, pin_memory=pinned)
+def _batch(images: Sequence[tuple[int, Decoded]], batch_size: int, input_size: tuple[int, int], pinned: bool) -> Tensor:
+    """(batch_size, h, w, 3) uint8: each image in its slot."""
+    pixels = torch.zeros(batch_size, *input_size, 3, dtype=torch.uint8, pin_memory=pinned)
     for slot, image in images:
         pixels.numpy()[slot] = image.pixels
     return pixels
 
 
-def _nothing() -> Tensor:
-    """The tokens of a batch without images."""
-    return torch.empty(0)
+def _nothing() -> Outputs:
+    """The outputs of a batch without images."""
+    return {}
 
 
-def _features(images: Sequence[tuple[int, Decoded]], wait: Callable[[], Tensor]) -> list[Feature]:
-    tokens = wait()
-    if len(images) < len(tokens):  # what waits to be written must be no larger than it says
-        tokens = tokens[[slot for slot, _ in images]]
+def _features(images: Sequence[tuple[int, Decoded]], wait: Callable[[], Outputs]) -> list[Feature]:
+    outputs = wait()
+    slots = [slot for slot, _ in images]
+    # What waits to be written must be no larger than it says.
+    chosen = {name: value if len(value) == len(images) else value[slots] for name, value in outputs.items()}
     return [
-        Feature(image.key, every[1:], image.size, cls=every[0])
-        for (_, image), every in zip(images, tokens, strict=True)
+        Feature(image.key, {name: value[row] for name, value in chosen.items()}, image.size)
+        for row, (_, image) in enumerate(images)
     ]

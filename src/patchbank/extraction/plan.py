@@ -9,30 +9,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
-from patchbank.bank import ezhoi
-from patchbank.bank.base_writer import BankState, check_same
+from patchbank import encoders
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.packing import images_a_shard
+from patchbank.bank.packing import samples_a_shard
+from patchbank.bank.pickles import PART_SIZE, check_names
 from patchbank.bank.removal import removable
-from patchbank.bank.writer import bank_state, check_location, disk_bytes, existing_manifest
+from patchbank.bank.writer import (
+    BankState,
+    bank_state,
+    check_location,
+    check_same,
+    disk_bytes,
+    existing_manifest,
+)
 from patchbank.budget import without_collection
-from patchbank.config import WHOLE, Decode, ExtractConfig, Fingerprint, Layout, Partition, check_dtype
+from patchbank.config import WHOLE, ExtractConfig, Layout, Partition, check_dtype
 from patchbank.datasets import SPLITS, Dataset, Sample, require_images
 from patchbank.encoders import compiling
-from patchbank.encoders.encoder import auto_batch_size, check_precision, resolve_device, resolve_devices
-from patchbank.encoders.openai.checkpoints import CHECKPOINTS, Checkpoint, find_checkpoint, load_visual
-from patchbank.encoders.openai.registry import MEAN, STD, Model, get_model
+from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.device import auto_batch_size
 from patchbank.errors import BankError, ConfigError, DatasetError
+from patchbank.extraction.devices import Devices, decide
+from patchbank.features import GRID
 from patchbank.files import bytes_text, free_bytes, live_scratches, nearest_existing
 from patchbank.locations import is_remote
-
-_EXACT = "Pillow bicubic in the image's own mode, then RGB"
-_PIXELS: dict[Decode, str] = {
-    "exact": _EXACT,
-    "fast": f"RGB by torch's bicubic of uint8, others by {_EXACT}",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +41,23 @@ class ExtractPlan:
 
     Attributes:
         dataset, out, config: what was asked for.
-        model: the model.
-        checkpoint: its weights; None if the official file has to be downloaded first.
-        manifest: of the bank: the one that is there, or the one that will be written.
-        resumed: whether the bank is there already.
+        devices: what computes.
+        encoder: what is computed with, its weights not loaded yet.
+        manifest: of the bank: the one that exists, or the one that will be written.
+        resumed: whether the bank exists.
         state: what it holds, if so.
         selected: the samples this run is for.
-        todo: those of them without a feature yet.
+        todo: those of them without features yet.
         failed_before: how many of those failed in an earlier run.
-        to_delete: features that ``overwrite`` deletes first.
+        to_delete: features' files that ``overwrite`` deletes first.
         notes: what a user should know before it begins, a sentence each.
-        devices: what it computes on; several are a process each. Of a cluster the kind alone.
     """
 
     dataset: Dataset
     out: Path
     config: ExtractConfig
-    model: Model
-    checkpoint: Checkpoint | None
+    devices: Devices
+    encoder: EncoderSpec
     manifest: Manifest
     resumed: bool
     state: BankState | None = field(repr=False)
@@ -66,7 +65,6 @@ class ExtractPlan:
     todo: list[Sample]
     failed_before: int
     to_delete: list[Path]
-    devices: tuple[str, ...] = ("cpu",)
     notes: tuple[str, ...] = ()
 
     @property
@@ -81,8 +79,19 @@ class ExtractPlan:
 
 
 @without_collection()
-def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan:
-    """Find out what there is to do. Writes nothing; raises every PatchbankError that `extract` can foresee."""
+def make_plan(
+    dataset: Dataset,
+    out: Path,
+    config: ExtractConfig,
+    devices: Devices | None = None,
+    encoder: EncoderSpec | None = None,
+) -> ExtractPlan:
+    """Find out what there is to do. Writes nothing; raises every PatchbankError that `extract` can foresee.
+
+    Args:
+        devices: what computes; None decides by the configuration.
+        encoder: what is computed with; None finds the configuration's model.
+    """
     keys = [sample.key for sample in dataset.samples]
     config = _for_part(dataset, config)
     try:
@@ -91,29 +100,25 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         raise BankError(f"{out} cannot be read: {error.strerror or error}.") from error
     layout = config.layout or (existing.layout if existing else default_layout(dataset.name, is_remote(out)))
     if layout == "ezhoi" and existing is None:
-        ezhoi.check_names(keys)
+        check_names(keys)
     check_location(out, layout)
     check_dtype(layout, config.dtype)
     _check_images(dataset)
-    model = get_model(config.model)
-    config, devices = _devices(config)  # before the weights are looked for, which takes longer
-    if config.checkpoints is None and dataset.root is not None:
-        config = replace(config, checkpoints=dataset.root / CHECKPOINTS)
-    checkpoint = find_checkpoint(model, config.weights, config.checkpoints)
-    if checkpoint is not None and config.weights is not None:
-        load_visual(model, checkpoint)  # a wrong file is found out before anything is made of it
-
-    wanted = describe(dataset, layout, config, checkpoint, devices[0].type)
+    devices = devices or decide(config)  # before the weights are looked for, which takes longer
+    # EZ-HOI's scripts round weights, as clip.load does.
+    encoder = encoder or encoders.find(config, dataset.root, rounding=dataset.name in SPLITS)
+    wanted = describe(dataset, layout, config, devices, encoder)
     state = None
     if existing is not None:
-        if layout == "shards":
-            wanted = replace(wanted, cls=existing.cls)  # pickles that were converted have none
+        # Pickles that were converted hold patch tokens alone.
+        outputs = {name: each for name, each in wanted.outputs.items() if name in existing.outputs or name == GRID}
+        wanted = replace(wanted, outputs=outputs)
         check_same(out, existing, wanted)
         state = bank_state(out, existing)
     manifest = existing or wanted
     done, failed = (state.done, state.failed) if state else (set[str](), dict[str, str]())
     if layout == "ezhoi":
-        ezhoi.check_names([*keys, *done])
+        check_names([*keys, *done])
     limit = min(config.limit or len(dataset), len(dataset))
     selected: Sequence[Sample] = dataset.samples[:limit]
     if dataset.part == WHOLE:
@@ -123,8 +128,8 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         dataset=dataset,
         out=out,
         config=config,
-        model=model,
-        checkpoint=checkpoint,
+        devices=devices,
+        encoder=encoder,
         manifest=manifest,
         resumed=existing is not None,
         state=state,
@@ -132,8 +137,34 @@ def make_plan(dataset: Dataset, out: Path, config: ExtractConfig) -> ExtractPlan
         todo=todo,
         failed_before=sum(sample.key in failed for sample in todo),
         to_delete=removable(out) if config.overwrite else [],
-        devices=tuple(map(str, devices)),
         notes=_others(out, config),
+    )
+
+
+def describe(
+    dataset: Dataset, layout: Layout, config: ExtractConfig, devices: Devices, encoder: EncoderSpec
+) -> Manifest:
+    """What a bank is that a run begins."""
+    listed = len(dataset) * dataset.part.count
+    made = replace(encoder.input, resize=config.resize or encoder.input.resize, decoder=config.decode)
+    outputs = {
+        name: each.stored_as(config.dtype)
+        for name, each in encoder.outputs.items()
+        if layout == "shards" or name == GRID  # a pickle holds one tensor
+    }
+    return Manifest(
+        layout=layout,
+        dataset=dataset.name,
+        split=dataset.split,
+        outputs=outputs,
+        identity=dict(encoder.identity),
+        input=made,
+        part_size=PART_SIZE if layout == "ezhoi" else samples_a_shard(outputs, config.shard_size),
+        batch_size=config.batch_size or auto_batch_size(made.grid, devices.first),
+        device=devices.kind,
+        # By the whole run, whatever part of it is left or this process's: all must make the same bytes. Where only a
+        # part was loaded, this is an estimate, and whoever begins the bank decides.
+        compiled=compiling.decide(config.compile, encoder, min(config.limit or listed, listed), devices.first),
     )
 
 
@@ -151,7 +182,7 @@ def _for_part(dataset: Dataset, config: ExtractConfig) -> ExtractConfig:
 
 
 def describe_run(config: ExtractConfig) -> str:
-    """What other runs are told of this one: its part, and where it is."""
+    """What other runs learn of this one: its part, and where it runs."""
     return json.dumps({"partition": str(config.partition), "host": platform.node(), "process": os.getpid()})
 
 
@@ -178,7 +209,7 @@ def share_of(samples: Sequence[Sample], partition: Partition, bank: Manifest) ->
     """A partition's samples: a contiguous run. No shard is cut in two."""
     if partition == WHOLE:
         return samples
-    unit = bank.shard_images or 1
+    unit = bank.atom
     starts = [
         index
         for index, sample in enumerate(samples)
@@ -191,66 +222,6 @@ def share_of(samples: Sequence[Sample], partition: Partition, bank: Manifest) ->
 def default_layout(dataset: str, remote: bool = False) -> Layout:
     """EZ-HOI's, for its data sets; the compact one for any other, and in an object store."""
     return "ezhoi" if dataset in SPLITS and not remote else "shards"
-
-
-def _devices(config: ExtractConfig) -> tuple[ExtractConfig, list[torch.device]]:
-    """What a run computes on; and its configuration, with what depends on a cluster decided."""
-    if config.engine == "local":
-        return config, resolve_devices(config.device, config.precision)
-    from patchbank.extraction import ray  # its package is an extra
-
-    config = ray.settle(config)
-    device = torch.device("cuda" if config.num_gpus_per_worker else "cpu")
-    check_precision(device, config.precision)
-    return config, [device]
-
-
-def describe(
-    dataset: Dataset, layout: str, config: ExtractConfig, checkpoint: Checkpoint | None, device_type: str | None = None
-) -> Manifest:
-    """What a bank is that a run begins; without a checkpoint, with the official one.
-
-    Args:
-        device_type: the kind of device it computes on; None is what the configuration says of this machine.
-
-    Raises ConfigError where there is no such model or device, or layout and dtype do not go together.
-    """
-    model, listed = get_model(config.model), len(dataset) * dataset.part.count
-    device = torch.device(device_type) if device_type else resolve_device(config.device, config.precision)
-    fingerprint = make_fingerprint(model, checkpoint.sha256 if checkpoint else model.sha256, config)
-    check_dtype(layout, config.dtype)
-    manifest = Manifest.of_model(
-        model,
-        layout=layout,
-        dataset=dataset.name,
-        split=dataset.split,
-        fingerprint=fingerprint,
-        batch_size=config.batch_size or auto_batch_size(model, device),
-        device=device.type,
-        # By the whole run, whatever part of it is left or this process's: all must make the same bytes. Where only a
-        # part was loaded, that is an estimate, and whoever begins the bank decides.
-        compiled=compiling.decide(config.compile, model, min(config.limit or listed, listed), device),
-        cls=layout == "shards",
-    )
-    if layout == "shards":
-        manifest = replace(manifest, shard_images=images_a_shard(manifest, config.shard_size))
-    return manifest
-
-
-def make_fingerprint(model: Model, weights_sha256: str, config: ExtractConfig) -> Fingerprint:
-    """What decides the numbers that this configuration gives."""
-    return Fingerprint(
-        model=model.name,
-        weights_sha256=weights_sha256,
-        architecture=model.architecture,
-        output="patch tokens: ln_post and proj on every token, [CLS] dropped, not normalised",
-        resize=config.resize,
-        preprocessing=(
-            f"to {model.input_size} pixels, {_PIXELS[config.decode]}, no EXIF rotation, mean {MEAN}, std {STD}"
-        ),
-        precision=config.precision,
-        dtype=config.dtype,
-    )
 
 
 def _check_images(dataset: Dataset) -> None:

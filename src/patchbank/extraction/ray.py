@@ -7,8 +7,6 @@ actor, for ever where its node was lost and no other has room.
 from __future__ import annotations
 
 import contextlib
-import logging
-import socket
 import threading
 import time
 from collections import deque
@@ -16,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from patchbank.config import ExtractConfig
-from patchbank.errors import BankError, ConfigError, PatchbankError
+from patchbank.errors import BankError, PatchbankError
+from patchbank.extraction.cluster import connect, nodes
 from patchbank.extraction.work import Outcome, Task, Unit
 from patchbank.locations import is_remote
 
@@ -25,77 +23,11 @@ if TYPE_CHECKING:
     from patchbank.datasets import Sample
     from patchbank.datasets.samples import Source
 
-INSTALL = 'pip install "patchbank[ray]"'
 _CONTROL = "control"  # the concurrency group of `stop`
 _ATTEMPTS = 5  # at a unit, before its images are taken for what kills the workers
 _POLL = 0.5  # seconds between looks at whether the run is to stop
-_ANSWER = 10.0  # seconds that a cluster has to answer in
+_ANSWER = 10.0  # seconds that workers have to close in
 _PATIENCE = 30.0  # seconds without a worker, until somebody is told
-
-
-def connect(address: str) -> Any:
-    """The ray module, connected to a cluster; a connection that is there already stays. It ends with the process.
-
-    Raises ConfigError where Ray is not installed, or there is no cluster.
-    """
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(f"--engine ray needs Ray: {INSTALL}") from None
-    if ray.is_initialized():
-        return ray
-    _require_answer(address)
-    try:
-        # Ray's own log lines would smear the progress bar.
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
-        if address == "auto":
-            raise ConfigError(
-                "There is no Ray cluster here: start one with `ray start --head`, name another with --ray-address "
-                "HOST:PORT, or use this machine alone with --ray-address local."
-            ) from error
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--ray-address {address} cannot be reached: {reason}") from error
-    return ray
-
-
-def _require_answer(address: str) -> None:
-    """Raise ConfigError where nobody answers at HOST:PORT: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address in ("auto", "local"):
-        return
-    if not (host and port.isascii() and port.isdigit()):
-        raise ConfigError(f"--ray-address takes auto, local or HOST:PORT, not {address!r}.")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--ray-address {address} cannot be reached: {error}. Is the cluster up?") from None
-
-
-def settle(config: ExtractConfig) -> ExtractConfig:
-    """The configuration, with what was left to the cluster decided by what is there: GPUs and workers.
-
-    Raises ConfigError as `connect` does, and where options do not go together.
-    """
-    nodes = _nodes(connect(config.ray_address))
-    gpus = config.num_gpus_per_worker
-    if gpus is None:
-        there = any(node.get("GPU", 0) for node in nodes)
-        gpus = 1 if config.device.startswith("cuda") or (config.device == "auto" and there) else 0
-    if ":" in config.device:
-        raise ConfigError(f"--device {config.device}: which GPU a worker gets, Ray decides. Use cuda, cpu or auto.")
-    if (config.device == "cpu" and gpus) or (config.device == "cuda" and not gpus):
-        raise ConfigError(f"--device {config.device} and --num-gpus-per-worker {gpus:g} do not go together.")
-    if gpus:
-        workers = sum(int(node.get("GPU", 0) // gpus) for node in nodes)
-    else:
-        workers = sum(node.get("CPU", 0) >= 1 for node in nodes)
-    # Where no node is there yet, the autoscaler brings them.
-    return replace(config, num_gpus_per_worker=gpus, num_workers=config.num_workers or max(1, workers))
-
-
-def _nodes(ray: Any) -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _cpus(nodes: Sequence[Mapping[str, float]], workers: int, gpus: float) -> int:
@@ -127,9 +59,9 @@ class _Worker:
             torch.set_num_threads(self._cpus)
             keep_freed_memory()
             try:
-                self._worker = Worker(_on_this_node(self._task), self._device)
+                self._worker = Worker(replace(self._task, encoder=self._task.encoder.obtain()), self._device)
             except PatchbankError as error:
-                return _told(error)
+                return _named(error)
         return None
 
     def do(self, unit: Unit) -> Outcome | PatchbankError:
@@ -140,7 +72,7 @@ class _Worker:
             outcome: Outcome = self._worker(unit, self._stopping.is_set)
             return outcome
         except PatchbankError as error:
-            return _told(error)
+            return _named(error)
 
     def stop(self) -> None:
         """Have `do` end after the images in flight."""
@@ -152,26 +84,12 @@ class _Worker:
             self._worker.close()
 
 
-def _told(error: PatchbankError) -> PatchbankError:
+def _named(error: PatchbankError) -> PatchbankError:
     """The error, with the node that it comes from: its disks are not the driver's."""
     import ray
 
     address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     return type(error)(f"On the node {address}: {error}")
-
-
-def _on_this_node(task: Task) -> Task:
-    """The task, with the checkpoint where this node has it. Raises WeightsError where it has not, or another one."""
-    from patchbank.encoders.openai.checkpoints import obtain_checkpoint
-    from patchbank.errors import WeightsError
-    from patchbank.files import sha256_of
-
-    if task.checkpoint.path.exists() and sha256_of(task.checkpoint.path) == task.checkpoint.sha256:
-        return task
-    checkpoint = obtain_checkpoint(task.model, task.config.weights, task.config.checkpoints)
-    if checkpoint.sha256 != task.checkpoint.sha256:
-        raise WeightsError(f"{checkpoint.path} is not the checkpoint of this run, {task.checkpoint.path.name}.")
-    return replace(task, checkpoint=checkpoint)
 
 
 def run(
@@ -186,14 +104,13 @@ def run(
     Raises what a worker raises, and BankError where workers die of the same unit again and again.
     """
     config = task.config
-    ray, gpus, workers = connect(config.ray_address), config.num_gpus_per_worker or 0, config.num_workers or 1
-    cpus = _cpus(_nodes(ray), workers, gpus)
+    ray, gpus, workers = connect(config.ray_address), task.devices.gpus_a_worker, task.devices.workers or 1
+    cpus = _cpus(nodes(ray), workers, gpus)
     config = replace(config, workers=config.workers or cpus)
     task = replace(
         task,
         config=config,
         out=task.out if is_remote(task.out) else task.out.absolute(),
-        checkpoint=replace(task.checkpoint, path=task.checkpoint.path.absolute()),
     )
     # One call at a time, but `stop` is heard while `do` goes on.
     actor_class = ray.remote(concurrency_groups={_CONTROL: 1})(_Worker).options(
@@ -233,7 +150,7 @@ def _give_out(
     loading = {_load(actor): actor for actor in (start() for _ in range(workers))}
     busy: dict[Any, tuple[Any, Unit]] = {}
     attempts: dict[str, int] = {}
-    stopping, told, waited = False, False, time.monotonic()
+    stopping, noted, waited = False, False, time.monotonic()
 
     def again(actor: Any, error: Exception) -> None:
         """One has died. Ray restarts it, on another node if need be, up to so many times."""
@@ -283,8 +200,8 @@ def _give_out(
             free.append(actor)
         if busy or answered:
             waited = time.monotonic()
-        elif time.monotonic() - waited > _PATIENCE and not told:
-            told = True
+        elif time.monotonic() - waited > _PATIENCE and not noted:
+            noted = True
             say(f"Waiting for the cluster: none of {workers} workers has a place yet. `ray status` says why.")
         if stop() and not stopping:
             stopping = True

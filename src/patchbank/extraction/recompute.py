@@ -1,87 +1,88 @@
-"""A bank's features computed anew from the images' pixels, to compare them with."""
+"""A bank's features extracted again from the images, to compare them with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from patchbank import encoders
 from patchbank.bank.manifest import Manifest
 from patchbank.budget import ByteBudget
-from patchbank.config import UNKNOWN, Decode, Precision, ResizeMode
+from patchbank.config import ExtractConfig
 from patchbank.datasets import Dataset
 from patchbank.datasets.samples import Failure
-from patchbank.encoders.encoder import PatchEncoder, resolve_device
-from patchbank.encoders.openai.checkpoints import CHECKPOINTS, Checkpoint, obtain_checkpoint
-from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.device import resolve_device
+from patchbank.encoders.runner import Runner
 from patchbank.errors import ConfigError, WeightsError
+from patchbank.features import GRID, UNKNOWN, Input
 from patchbank.preprocess import load
 
-_BYTES = 2 << 30  # of a picture being decoded
+_BYTES = 2 << 30  # of an image being decoded
 
 
-def recompute(
-    dataset: Dataset, encoder: PatchEncoder, resize: ResizeMode = "center-crop", decode: Decode = "exact"
-) -> Callable[[str], Tensor | None]:
-    """A function of an image's key that gives its (N, D) float32 patch tokens on the CPU; None if it cannot be read."""
+def recompute(dataset: Dataset, runner: Runner, wanted: Input) -> Callable[[str], Tensor | None]:
+    """A function of a key that gives its (N, D) float32 patch tokens on the CPU; None if the image cannot be read."""
     samples = {sample.key: sample for sample in dataset.samples}
 
     def function(key: str) -> Tensor | None:
-        image = load(samples[key], resize, encoder.model.input_size, ByteBudget(_BYTES), decode)
+        image = load(samples[key], wanted, ByteBudget(_BYTES))
         if isinstance(image, Failure):
             return None
-        return encoder(torch.from_numpy(image.pixels.copy())[None])[0].cpu()
+        return runner(torch.from_numpy(image.pixels.copy())[None])[GRID][0].cpu()
 
     return function
 
 
-def encoder_of(
-    model: Model,
-    bank: Manifest | None,
-    root: Path | None,
-    *,
-    weights: Path | None = None,
-    checkpoints: Path | None = None,
-    device: str = "auto",
-) -> PatchEncoder:
-    """The encoder that made a bank, as far as the bank says and this machine can.
+def config_of(bank: Manifest, config: ExtractConfig) -> ExtractConfig:
+    """The configuration that a bank was made with, as far as it says; what it does not say is `config`'s."""
+    made = {name: bank.identity[name] for name in ("model", "precision", "activation") if name in bank.identity}
+    known = {name: value for name, value in made.items() if value != UNKNOWN}
+    return replace(
+        config,
+        **known,  # type: ignore[arg-type]
+        round_weights=bank.identity.get("rounding") == "float16",
+        resize=bank.input.resize,
+        decode=bank.input.decoder,
+        dtype=bank.dtype,
+        layout=bank.layout,
+    )
+
+
+def spec_of(bank: Manifest, config: ExtractConfig, root: Path | None) -> EncoderSpec:
+    """The encoder that a bank was made with, as far as the bank says and this machine can.
 
     Args:
-        bank: None of features that somebody else made.
+        config: with the user's weights and checkpoints.
         root: the EZ-HOI checkout whose checkpoints are looked in.
 
     Raises:
-        WeightsError: there is no checkpoint, or it is another than the bank's.
-        ConfigError: there is no such device.
+        WeightsError: its weights are missing, or others than the bank's.
+        ConfigError: there is no such model.
     """
-    precision: Precision = "fp32"
-    if bank is not None and bank.fingerprint.precision in ("bf16", "fp16", "tf32"):
-        precision = bank.fingerprint.precision  # type: ignore[assignment]
-        try:
-            resolve_device(device, precision)
-        except ConfigError:
-            precision = "fp32"  # what it stands for
-    checkpoint = checkpoint_of(model, bank, root, weights=weights, checkpoints=checkpoints)
-    return PatchEncoder(model, checkpoint, precision, device)
+    known = bank.identity.get("weights", UNKNOWN)
+    spec = encoders.find(config_of(bank, config), root)
+    if known in (UNKNOWN, spec.identity["weights"]):
+        return spec
+    if config.weights is None:
+        raise WeightsError(f"The bank was made with other weights (SHA-256 {known}): give the file with --weights.")
+    raise WeightsError(
+        f"The bank was made with other weights than {config.weights}: their SHA-256 is {known}, this file's "
+        f"{spec.identity['weights']}. Give the right file with --weights."
+    )
 
 
-def checkpoint_of(
-    model: Model, bank: Manifest | None, root: Path | None, *, weights: Path | None, checkpoints: Path | None
-) -> Checkpoint:
-    """The checkpoint that a bank was made with, as far as the bank says. Raises WeightsError; as `encoder_of`."""
-    if checkpoints is None and root is not None:
-        checkpoints = root / CHECKPOINTS
-    known = bank.fingerprint.weights_sha256 if bank else UNKNOWN
-    if weights is None and known not in (UNKNOWN, model.sha256):
-        raise WeightsError(
-            f"The bank was made with a checkpoint that is not OpenAI's (SHA-256 {known}): give it with --weights."
-        )
-    checkpoint = obtain_checkpoint(model, weights, checkpoints)
-    if known not in (UNKNOWN, checkpoint.sha256):
-        raise WeightsError(
-            f"The bank was made with other weights than {checkpoint.path}: their SHA-256 is {known}, this "
-            f"file's {checkpoint.sha256}. Give the right file with --weights."
-        )
-    return checkpoint
+def runner_of(bank: Manifest, config: ExtractConfig, root: Path | None) -> Runner:
+    """As `spec_of`, loaded; in fp32 where this machine does not compute in the bank's precision."""
+    config = config_of(bank, config)
+    try:
+        device = resolve_device(config.device, config.precision)
+    except ConfigError:
+        config = replace(config, precision="fp32")
+        device = resolve_device(config.device, config.precision)
+        bank = replace(bank, identity={**bank.identity, "precision": "fp32"})
+    return Runner(spec_of(bank, config, root).obtain(), device)

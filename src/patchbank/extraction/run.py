@@ -10,17 +10,16 @@ from pathlib import Path
 from threading import Event
 
 from patchbank.bank.manifest import Manifest, library_versions
-from patchbank.bank.packing import images_a_shard
+from patchbank.bank.packing import samples_a_shard
 from patchbank.bank.runs import DIRECTORY as RUNS
 from patchbank.bank.runs import Run, write_run
-from patchbank.bank.writer import open_writer
+from patchbank.bank.writer import BankWriter
 from patchbank.config import WHOLE, ExtractConfig
 from patchbank.datasets import Dataset
 from patchbank.datasets.samples import Failure
-from patchbank.encoders.encoder import PatchEncoder
-from patchbank.encoders.openai.checkpoints import Progress as DownloadProgress
-from patchbank.encoders.openai.checkpoints import obtain_checkpoint
-from patchbank.encoders.openai.untrained import is_untrained
+from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.base import Progress as DownloadProgress
+from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError
 from patchbank.extraction import processes
 from patchbank.extraction.advice import advise
@@ -83,6 +82,7 @@ def extract(
     out: str | Path,
     config: ExtractConfig | None = None,
     *,
+    encoder: EncoderSpec | None = None,
     on_progress: OnProgress | None = None,
     stop: Event | None = None,
 ) -> ExtractSummary:
@@ -92,7 +92,8 @@ def extract(
         dataset: what `load_dataset` gives.
         out: the bank's directory, or an object store's URL (``s3://bucket/bank``).
         config: what to do; None is `ExtractConfig`'s defaults, which are the original scripts'.
-        on_progress: told of every batch: (features, failures), for a progress bar.
+        encoder: what to extract with (`patchbank.encoders.base.EncoderSpec`); None finds the configuration's model.
+        on_progress: called with every batch: (features, failures), for a progress bar.
         stop: set it to end the run early; what is committed stays, and the next run goes on.
 
     Returns:
@@ -102,50 +103,35 @@ def extract(
         PatchbankError: the setup is wrong (ConfigError, DatasetError, WeightsError, BankError), before anything is
             written; or the disk fills up (BankError), after which the same call goes on.
     """
-    plan = make_plan(dataset, locate(out), config or ExtractConfig())
-    if len(plan.devices) > 1:
+    plan = make_plan(dataset, locate(out), config or ExtractConfig(), encoder=encoder)
+    if len(plan.devices.names) > 1:
         processes.require_importable()
     check_disk([plan])
     plan = obtain_weights(plan)
-    return execute(plan, load_encoder(plan), on_progress=on_progress, stop=stop)
+    return execute(plan, load_runner(plan), on_progress=on_progress, stop=stop)
 
 
 def obtain_weights(plan: ExtractPlan, progress: DownloadProgress | None = None) -> ExtractPlan:
-    """The plan with its checkpoint on disk, downloaded if need be. Raises WeightsError."""
-    config = plan.config
-    checkpoint = plan.checkpoint or obtain_checkpoint(plan.model, config.weights, config.checkpoints, progress)
-    return replace(plan, checkpoint=checkpoint)
+    """The plan with its encoder's weights on this machine, downloaded if need be. Raises WeightsError."""
+    return replace(plan, encoder=plan.encoder.obtain(progress)) if plan.todo else plan
 
 
-def is_shared_out(plan: ExtractPlan) -> bool:
-    """Whether other processes than this one do the work: of several devices, or of a cluster."""
-    return plan.config.engine != "local" or len(plan.devices) > 1
-
-
-def load_encoder(plan: ExtractPlan, loaded: PatchEncoder | None = None) -> PatchEncoder | None:
-    """The encoder that a plan needs in this process; None where nothing is left to do, or others do it.
+def load_runner(plan: ExtractPlan, loaded: Runner | None = None) -> Runner | None:
+    """The encoder that a plan needs in this process; None where nothing is left to do, or other processes do it.
 
     `loaded`, an encoder of an earlier plan, is taken again if it is the same. Raises WeightsError.
     """
-    if not plan.todo or plan.checkpoint is None or is_shared_out(plan):
+    if not plan.todo or plan.devices.shared:
         return None
     batch_size, compiled = plan.manifest.batch_size, plan.manifest.compiled
-    if (
-        loaded
-        and (loaded.model, loaded.checkpoint) == (plan.model, plan.checkpoint)
-        and (loaded.batch_size, loaded.compiled) == (batch_size, compiled)
-    ):
+    if loaded and (loaded.spec, loaded.batch_size, loaded.compiled) == (plan.encoder, batch_size, compiled):
         return loaded
-    return PatchEncoder(
-        *(plan.model, plan.checkpoint, plan.config.precision, plan.devices[0]),
-        batch_size=batch_size,
-        compiled=compiled,
-    )
+    return Runner(plan.encoder, plan.devices.first, batch_size=batch_size, compiled=compiled)
 
 
 def execute(
     plan: ExtractPlan,
-    encoder: PatchEncoder | None,
+    runner: Runner | None,
     *,
     on_progress: OnProgress | None = None,
     stop: Event | None = None,
@@ -154,7 +140,7 @@ def execute(
     """Do what a plan says, with the encoder that `load_encoder` gives.
 
     Args:
-        say: told what a user should know while the run goes on.
+        say: called with what a user should know while the run goes on.
 
     Raises BankError where the bank cannot be written, DatasetError where the images are gone; what was committed stays.
     """
@@ -180,16 +166,16 @@ def execute(
         added(outcome.images, outcome.failures)
 
     positions = {sample.key: sample.position for sample in plan.dataset.samples}
-    wanted = plan.manifest if plan.resumed or encoder is None else replace(plan.manifest, compiled=encoder.compiled)
+    wanted = plan.manifest if plan.resumed or runner is None else replace(plan.manifest, compiled=runner.compiled)
     overwrite, about = plan.config.overwrite, describe_run(plan.config)
-    with open_writer(plan.out, wanted, positions, overwrite=overwrite, known=plan.state, about=about) as bank:
+    with BankWriter(plan.out, wanted, positions, overwrite=overwrite, known=plan.state, about=about) as bank:
         manifest = bank.manifest
         todo = [sample for sample in plan.selected if sample.key not in bank.done]
-        if encoder is not None:
-            times, gone = encode_into(bank, encoder, todo, plan.config, added=added, stop=stop.is_set)
-            notes += encoder.notes
-            notes += compiling_notes(manifest, encoder)
-        elif todo and is_shared_out(plan):
+        if runner is not None:
+            times, gone = encode_into(bank, runner, todo, plan.config, added=added, stop=stop.is_set)
+            notes += runner.notes
+            notes += compiling_notes(manifest, runner)
+        elif todo and plan.devices.shared:
             current = replace(plan, manifest=manifest, todo=todo, state=bank.state)
             _share_out(current, done, stop.is_set, say or (lambda _: None))
             bank.sweep()
@@ -217,7 +203,7 @@ def execute(
 
 
 def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> None:
-    """Leave word of a run beside the bank; where that cannot be done, the run is none the worse for it."""
+    """Write the run log; ignore failures."""
     run = Run(
         began=began.strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(summary.seconds, 3),
@@ -227,11 +213,11 @@ def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> No
         bytes_written=summary.bytes_written,
         waited={stage: round(seconds, 3) for stage, seconds in asdict(summary.times).items()},
         bound=summary.times.bound,
-        device=plan.config.device if is_shared_out(plan) else str(plan.devices[0]),
+        device=plan.config.device if plan.devices.shared else plan.devices.names[0],
         engine=plan.config.engine,
         partition=str(plan.config.partition),
         versions=library_versions(),
-        untrained=plan.checkpoint is not None and is_untrained(plan.checkpoint.path),
+        untrained=plan.encoder.untrained,
     )
     try:
         write_run(plan.out, run)
@@ -244,20 +230,20 @@ def _share_out(
 ) -> None:
     """Have other processes do the work."""
     on_cluster = plan.config.engine == "ray"
-    workers = plan.config.num_workers if on_cluster else len(plan.devices)
+    workers = plan.devices.workers or len(plan.devices.names)
     units, task = units_of(plan, workers or 1), task_of(plan)
     if on_cluster:
         from patchbank.extraction import ray  # its package is an extra
 
         ray.run(task, units, done, stop, say)
     else:
-        processes.run(task, units, plan.devices, done, stop)
+        processes.run(task, units, plan.devices.names, done, stop)
 
 
 def _notes(plan: ExtractPlan, manifest: Manifest, worked: bool) -> list[str]:
     if not plan.selected and plan.dataset.part != WHOLE:
         return [f"Part {plan.dataset.part} is empty: parts are whole files."]
-    if not plan.selected and (size := plan.manifest.shard_images):
+    if not plan.selected and (size := plan.manifest.atom) > 1:
         return [f"Part {plan.config.partition} is empty: parts are whole shards, and these hold {size:,} images each."]
     if not worked:
         return []
@@ -267,9 +253,9 @@ def _notes(plan: ExtractPlan, manifest: Manifest, worked: bool) -> list[str]:
         notes.append(f"The bank was begun with --batch-size {manifest.batch_size}; that was kept, not {asked}.")
     if plan.resumed and plan.config.compile in ("on", "off") and manifest.compiled != (plan.config.compile == "on"):
         notes.append(f"The bank was begun {'' if manifest.compiled else 'un'}compiled; that was kept.")
-    if manifest.shard_images not in (None, images_a_shard(manifest, plan.config.shard_size)):
-        notes.append(f"The bank was begun with {manifest.shard_images:,} images a shard; that was kept.")
-    if plan.resumed and manifest.device != (device := plan.devices[0].partition(":")[0]):
+    if manifest.atom not in (1, samples_a_shard(manifest.outputs, plan.config.shard_size)):
+        notes.append(f"The bank was begun with {manifest.part_size:,} images a shard; that was kept.")
+    if plan.resumed and manifest.device != (device := plan.devices.kind):
         notes.append(
             f"The bank was begun on {manifest.device}, this is {device}: the last bits of its features may differ."
         )

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from patchbank.bank.base_writer import BankState
-from patchbank.bank.ledger import Snapshot
+from patchbank.bank.index import Part
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.shard import Shard
+from patchbank.bank.writer import BankState
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Failure
-from patchbank.encoders.openai.checkpoints import Checkpoint
-from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.base import EncoderSpec
+from patchbank.extraction.devices import Devices
 from patchbank.extraction.pipeline import StageTimes
 from patchbank.extraction.plan import ExtractPlan
 
@@ -31,9 +30,9 @@ class Task:
 
     out: Path
     config: ExtractConfig
-    model: Model
-    checkpoint: Checkpoint
+    encoder: EncoderSpec
     manifest: Manifest
+    devices: Devices
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,8 @@ class Outcome:
 
 
 def task_of(plan: ExtractPlan) -> Task:
-    """What workers must know of a plan. It must have its checkpoint."""
-    assert plan.checkpoint is not None
-    return Task(plan.out, plan.config, plan.model, plan.checkpoint, plan.manifest)
+    """What workers must know of a plan whose weights are there."""
+    return Task(plan.out, plan.config, plan.encoder, plan.manifest, plan.devices)
 
 
 def units_of(plan: ExtractPlan, workers: int) -> list[Unit]:
@@ -86,11 +84,12 @@ def units_of(plan: ExtractPlan, workers: int) -> list[Unit]:
 
     A shard is in one unit, and so is a batch.
     """
-    manifest = plan.manifest
-    atom = manifest.shard_images or manifest.batch_size  # positions that must not be parted
+    manifest, state = plan.manifest, plan.state or BankState(set(), {}, [])
+    shards = manifest.layout == "shards"
+    atom = manifest.part_size if shards else manifest.batch_size  # positions that stay together
     todo = {sample.position // atom for sample in plan.todo}
     # A shard is made as a whole, though only some of it is left to do; of pickles, only those count.
-    needed = plan.selected if manifest.shard_images else plan.todo
+    needed = plan.selected if shards else plan.todo
     most = max(1, min(_UNIT, len(plan.todo) // (_ROUNDS * workers)))
     runs: list[list[Sample]] = []
     for number, together in groupby(needed, lambda sample: sample.position // atom):
@@ -101,32 +100,17 @@ def units_of(plan: ExtractPlan, workers: int) -> list[Unit]:
             runs[-1] += samples
         else:
             runs.append(samples)
-    return list(_units(plan, [(number, tuple(run)) for number, run in enumerate(runs)]))
+    parts = _by_run({sample.key: number for number, samples in enumerate(runs) for sample in samples}, state.parts)
+    return [
+        Unit(tuple(samples), BankState({sample.key for sample in samples} & state.done, {}, parts[number]))
+        for number, samples in enumerate(runs)
+    ]
 
 
-def _units(plan: ExtractPlan, runs: Sequence[tuple[int, tuple[Sample, ...]]]) -> Iterator[Unit]:
-    state = plan.state
-    if state is None:
-        yield from (Unit(samples, BankState(set(), {}, [])) for _, samples in runs)
-        return
-    if isinstance(state.read, Snapshot):
-        ledger = state.read.entries
-        for _, samples in runs:
-            left = tuple(sample for sample in samples if sample.key not in state.done)
-            entries = {sample.key: ledger[sample.key] for sample in left if sample.key in ledger}
-            yield Unit(left, BankState(set(), {}, Snapshot(entries, [])))
-        return
-    shards = _by_run({sample.key: number for number, samples in runs for sample in samples}, state.read)
-    for number, samples in runs:
-        keys = {sample.key for sample in samples}
-        yield Unit(samples, BankState(keys & state.done, {}, shards[number]))
-
-
-def _by_run(number_of: dict[str, int], shards: Sequence[Shard]) -> dict[int, list[Shard]]:
-    """The shards that hold some of each run's images."""
-    found: dict[int, list[Shard]] = defaultdict(list)
-    for shard in shards:
-        entries = (*shard.features, *shard.failures)
-        for number in {number_of[entry.key] for entry in entries if entry.key in number_of}:
-            found[number].append(shard)
+def _by_run(number_of: dict[str, int], parts: Sequence[Part]) -> dict[int, list[Part]]:
+    """The parts that list some of each run's samples."""
+    found: dict[int, list[Part]] = defaultdict(list)
+    for part in parts:
+        for number in {number_of[entry.key] for entry in part.entries if entry.key in number_of}:
+            found[number].append(part)
     return found

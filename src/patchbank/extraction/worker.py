@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 
 import torch
 
-from patchbank.bank.base_writer import BankWriter
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.writer import open_writer
+from patchbank.bank.writer import BankWriter
 from patchbank.budget import ByteBudget
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Decoded, Failure
-from patchbank.encoders.encoder import PatchEncoder
+from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError
 from patchbank.extraction.advice import auto_workers
 from patchbank.extraction.pipeline import Slots, Stages, StageTimes, run
@@ -32,7 +30,7 @@ _REQUESTS = 4  # decode threads a core, where reading waits for a network
 
 def encode_into(
     bank: BankWriter,
-    encoder: PatchEncoder,
+    runner: Runner,
     todo: Sequence[Sample],
     config: ExtractConfig,
     *,
@@ -46,20 +44,21 @@ def encode_into(
         can be committed first.
     """
     gone: list[DatasetError] = []
+    wanted = bank.manifest.input
 
     def decode(sample: Sample, budget: ByteBudget) -> Decoded | Failure:
         try:
-            return load(sample, config.resize, encoder.model.input_size, budget, config.decode)
+            return load(sample, wanted, budget)
         except DatasetError as error:
             gone.append(error)
             return Failure(sample.key, str(error))  # never recorded: the run stops before this batch is
 
     stages = Stages(
         decode=decode,
-        submit=partial(encoder.submit, dtype=_RECEIVED.get(bank.manifest.dtype, torch.float32)),
+        submit=partial(runner.submit, dtype=_RECEIVED.get(bank.manifest.dtype, torch.float32)),
         add=bank.add,
         added=added,
-        pinned=encoder.device.type == "cuda",
+        pinned=runner.device.type == "cuda",
     )
     workers = config.workers or auto_workers() * (_REQUESTS if any(each.source.remote for each in todo[:1]) else 1)
     batch_size = bank.manifest.batch_size
@@ -67,7 +66,7 @@ def encode_into(
         _batches(todo, batch_size),
         stages,
         batch_size=batch_size,
-        input_size=encoder.model.input_size,
+        input_size=wanted.size,
         workers=workers,
         stop=lambda: bool(gone) or stop(),
     )
@@ -89,9 +88,9 @@ def _batches(todo: Sequence[Sample], batch_size: int) -> Iterator[Slots]:
         yield slots
 
 
-def compiling_notes(manifest: Manifest, encoder: PatchEncoder) -> list[str]:
+def compiling_notes(manifest: Manifest, runner: Runner) -> list[str]:
     """What to say where a bank is compiled and this process's encoder is not."""
-    if manifest.compiled and not encoder.compiled:
+    if manifest.compiled and not runner.compiled:
         return ["The bank was begun compiled: the last bits of these features may differ."]
     return []
 
@@ -100,18 +99,16 @@ class Worker:
     """One process's share of a run: the model loaded once, the bank opened once, units done one after the other."""
 
     def __init__(self, task: Task, device: str) -> None:
-        """Load the model. Raises WeightsError and ConfigError as `PatchEncoder` does."""
+        """Load the model. Raises WeightsError and ConfigError as `Runner` does."""
         manifest = task.manifest
-        self._config = replace(task.config, device=device)
-        self._encoder = PatchEncoder(
-            *(task.model, task.checkpoint, task.config.precision, device),
-            batch_size=manifest.batch_size,
-            compiled=manifest.compiled,
+        self._config = task.config
+        self._runner = Runner(
+            task.encoder, torch.device(device), batch_size=manifest.batch_size, compiled=manifest.compiled
         )
         self._stack = ExitStack()
-        self._open = partial(open_writer, task.out, manifest, {}, helper=True)
+        self._open = partial(BankWriter, task.out, manifest, {}, helper=True)
         self._bank: BankWriter | None = None
-        self._notes = compiling_notes(manifest, self._encoder)
+        self._notes = compiling_notes(manifest, self._runner)
         self._noted = 0
 
     def __call__(self, unit: Unit, stop: Callable[[], bool]) -> Outcome:
@@ -133,12 +130,12 @@ class Worker:
         before = bank.bytes_written
         bank.expect({sample.key: sample.position for sample in unit.samples}, unit.known)
         todo = unit.todo
-        times, gone = encode_into(bank, self._encoder, todo, self._config, added=added, stop=stop)
+        times, gone = encode_into(bank, self._runner, todo, self._config, added=added, stop=stop)
         bank.commit()
         if gone:
             raise gone
-        notes = [*self._encoder.notes[self._noted :], *self._notes]
-        self._noted = len(self._encoder.notes)
+        notes = [*self._runner.notes[self._noted :], *self._notes]
+        self._noted = len(self._runner.notes)
         return Outcome(
             images,
             failures,

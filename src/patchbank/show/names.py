@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from patchbank.config import UNKNOWN
 from patchbank.datasets import coco, hicodet
-from patchbank.encoders.openai.registry import MODELS
 from patchbank.errors import DatasetError
+from patchbank.features import UNKNOWN
 
 if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
@@ -54,27 +53,28 @@ def plain(value: object, longest: int = _LONGEST) -> str:
     return shown if max(len(text), len(shown)) <= longest else f"…{shown[1 - longest :]}"
 
 
-def is_official(bank: Manifest) -> bool:
-    """Whether the bank was made with OpenAI's file."""
-    return bank.fingerprint.weights_sha256 in {model.sha256 for model in MODELS.values()}
-
-
 def is_unknown(bank: Manifest) -> bool:
-    """Whether nobody knows what weights the bank was made with: it was adopted."""
-    return bank.fingerprint.weights_sha256 == UNKNOWN
+    """Whether the weights that the bank was made with are not known: it was imported."""
+    return bank.identity.get("weights") == UNKNOWN
 
 
-def is_untrained(bank: Manifest, runs: Sequence[Run]) -> bool:
+def is_untrained(runs: Sequence[Run]) -> bool:
     """Whether the weights are known to be random numbers."""
-    return not is_official(bank) and any(run.untrained for run in runs)
+    return any(run.untrained for run in runs)
 
 
 def weights_text(bank: Manifest, runs: Sequence[Run]) -> str:
     """What the weights are, for people."""
-    if is_official(bank):
-        return "OpenAI's weights"
-    if is_untrained(bank, runs):
-        return "UNTRAINED random weights: these patterns come from the pixels and the architecture, and mean nothing"
+    if is_untrained(runs):
+        return "UNTRAINED random weights: the patterns come from the pixels and the architecture, and mean nothing"
     if is_unknown(bank):
-        return "weights not known"
-    return f"weights of the user's, SHA-256 {bank.fingerprint.weights_sha256[:12]}…"
+        return "unknown weights"
+    return official(bank) or f"weights with SHA-256 {bank.identity.get('weights', '')[:12]}…"
+
+
+def official(bank: Manifest) -> str | None:
+    """Whose official weights a bank was made with; None where they are not known to be official."""
+    from patchbank.encoders import official_weights
+
+    name = official_weights(bank.identity)
+    return f"{name} weights" if name else None

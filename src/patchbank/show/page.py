@@ -19,7 +19,7 @@ from patchbank.files import bytes_text, whole_file
 from patchbank.locations import is_remote
 from patchbank.show import gallery, statistics
 from patchbank.show.charts import charts_of
-from patchbank.show.names import is_official, is_unknown, is_untrained, names_of, plain, weights_text
+from patchbank.show.names import is_unknown, is_untrained, names_of, official, plain, weights_text
 from patchbank.show.statistics import Progress
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def write_report(
         "error": error,
         "typical_error": typical,
         "box_error": of_boxes,
-        "untrained": is_untrained(bank.manifest, runs),
-        "official": is_official(bank.manifest),
+        "untrained": is_untrained(runs),
+        "official": official(bank.manifest) is not None,
         "unknown": is_unknown(bank.manifest),
         "annotated": _annotated(dataset) is not None,
         "version": __version__,
@@ -223,14 +223,14 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
     tokens, dim = made.shape
     rows, columns = made.grid
     facts = [
-        ("Model", made.fingerprint.model),
+        ("Model", made.model),
         ("Weights", weights_text(made, runs)),
         ("Data set", made.title),
         ("Features", f"{len(bank):,} x ({tokens}, {dim}) {made.dtype}, grid {rows} x {columns}"),
-        ("[CLS] features", f"{len(bank):,} x ({dim},)" if made.cls else "none"),
+        ("[CLS] features", f"{len(bank):,} x ({dim},)" if "cls" in made.outputs else "none"),
         ("Failed images", f"{len(bank.failures):,}"),
         ("On disk", f"{bytes_text(bank.bytes_on_disk())}, layout {made.layout}"),
-        ("Images became square by", made.resize),
+        ("Images became square by", made.input.resize),
         ("Made on", f"{made.device}, batches of {made.batch_size}{', compiled' if made.compiled else ''}"),
         ("Begun with", ", ".join(f"{name} {version}" for name, version in made.versions.items()) or "not known"),
     ]
@@ -239,14 +239,14 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
             facts.append(("Runs", f"{len(runs):,}, the first at {runs[0].began}, the last at {runs[-1].began}"))
         else:
             facts.append(("Runs", f"{MOST_RUNS:,} or more, the last at {runs[-1].began}"))
-    if made.adopted:
-        facts.append(("Adopted", made.adopted))
-    return facts + _fingerprint(made.fingerprint.to_dict())
+    if made.imported:
+        facts.append(("Imported", made.imported))
+    return facts + _identity(made.identity)
 
 
-def _fingerprint(values: dict[str, str]) -> list[tuple[str, str]]:
+def _identity(values: dict[str, str]) -> list[tuple[str, str]]:
     return [
-        (f"Fingerprint: {name.replace('_', ' ').replace('sha256', 'SHA-256')}", value)
+        (f"Identity: {name.replace('_', ' ').replace('sha256', 'SHA-256')}", value)
         for name, value in values.items()
         if name != "model"
     ]

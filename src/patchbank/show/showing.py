@@ -14,11 +14,11 @@ from torch import Tensor
 
 from patchbank.bank.reader import Bank
 from patchbank.boxes import union_boxes
+from patchbank.config import ExtractConfig
 from patchbank.datasets import Dataset
-from patchbank.encoders.openai.registry import MODELS
 from patchbank.encoders.text import encode_texts
-from patchbank.errors import BankError, ConfigError, DatasetError
-from patchbank.extraction.recompute import checkpoint_of
+from patchbank.errors import ConfigError, DatasetError
+from patchbank.extraction.recompute import spec_of
 from patchbank.pool import pool_regions
 from patchbank.show.figure import Box, Map
 from patchbank.show.maps import Floats, similarities
@@ -69,7 +69,7 @@ def box_of(kind: str, xyxy: Sequence[float], label: str = "") -> Box:
 
 def is_seen(box: Box, transform: ImageTransform) -> bool:
     """Whether the model saw any of a box, and not only touched it."""
-    return bool(transform.coverage([box.xyxy])[0] > _TOUCH)
+    return bool(transform.visible_fraction([box.xyxy])[0] > _TOUCH)
 
 
 def pairs_of(key: str, data: Dataset | None) -> list[Box]:
@@ -117,7 +117,7 @@ def in_boxes(tokens: Tensor, transform: ImageTransform, boxes: Sequence[Box]) ->
         if not is_seen(box, transform):
             raise ConfigError(f"--box {','.join(f'{each:g}' for each in box.xyxy)}: the model saw nothing of it.")
         pooled = pool_regions(tokens, torch.tensor([box.xyxy]), transform)[0].numpy()
-        coverage = float(transform.coverage([box.xyxy])[0])
+        coverage = float(transform.visible_fraction([box.xyxy])[0])
         share = f"{coverage:.0%}" if coverage >= 0.01 else "less than 1%"
         seen = "" if coverage > 0.995 else f"{share} of the box seen by the model"
         what = "the pooled box" if box.kind == "box" else f"the pooled {box.kind}"
@@ -144,12 +144,10 @@ def to_texts(
     checkpoints: Path | None,
 ) -> list[Map]:
     """Similarities to texts. Raises what `encode_texts` does, and WeightsError on other weights than the bank's."""
-    if (model := MODELS.get(bank.fingerprint.model)) is None:
-        raise BankError(f"{bank.path} is of {bank.fingerprint.model}, which patchbank does not know: no text tower.")
-    checkpoint = checkpoint_of(
-        model, bank.manifest, data.root if data else None, weights=weights, checkpoints=checkpoints
-    )
-    every = [similarities(tokens, feature) for feature in encode_texts(checkpoint, texts).numpy()]
+    config = ExtractConfig(weights=weights, checkpoints=checkpoints)
+    spec = spec_of(bank.manifest, config, data.root if data else None).obtain()
+    features = encode_texts(Path(spec.weights or ""), texts)
+    every = [similarities(tokens, feature) for feature in features.numpy()]
     shown = np.stack(every)[:, bank.transform(key).valid.flatten()]
     finite = shown[np.isfinite(shown)]
     scale = (float(finite.min()), float(finite.max())) if len(finite) else None

@@ -1,1 +1,158 @@
-"""OpenAI's four CLIP models."""
+"""The family of OpenAI's four CLIP models, and of other checkpoints of their architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchbank.config import Activation, ExtractConfig, Precision
+from patchbank.encoders.base import Product, Progress
+from patchbank.encoders.openai.registry import MEAN, STD, Model, get_model
+from patchbank.errors import WeightsError
+from patchbank.features import CLS, GRID, Identity, Input, Output
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from patchbank.encoders.openai.checkpoints import Checkpoint
+
+
+def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAISpec:
+    """The encoder that a configuration asks for. Raises ConfigError and WeightsError, as `encoders.find`."""
+    from patchbank.encoders.openai.checkpoints import CHECKPOINTS, find_checkpoint, holds_halves, resolve_activation
+
+    model = get_model(config.model)
+    checkpoints = config.checkpoints or (root / CHECKPOINTS if root is not None else None)
+    checkpoint = find_checkpoint(model, config.weights, checkpoints)
+    if checkpoint is not None:
+        checkpoint = replace(checkpoint, path=checkpoint.path.absolute())
+    activation: Activation = "quickgelu"
+    if checkpoint is not None and config.weights is not None:
+        activation = resolve_activation(checkpoint, config.activation)
+        rounding = rounding or holds_halves(
+            model, checkpoint
+        )  # reads it: a wrong file is refused before anything is done
+    else:
+        rounding = True  # official files hold nothing finer
+    return OpenAISpec(model, config.precision, checkpoint, checkpoints, activation, rounding)
+
+
+@dataclass(frozen=True)
+class OpenAISpec:
+    """One of the models, before its weights are loaded.
+
+    Attributes:
+        model: which one.
+        precision: what it computes in.
+        checkpoint: the file with its weights; None where the official one has to be downloaded.
+        checkpoints: the directory that a download goes to.
+        activation: of its MLPs.
+        rounding: whether float32 weights are rounded to float16.
+    """
+
+    model: Model
+    precision: Precision = "fp32"
+    checkpoint: Checkpoint | None = None
+    checkpoints: Path | None = None
+    activation: Activation = "quickgelu"
+    rounding: bool = True
+
+    @property
+    def name(self) -> str:
+        """OpenAI's."""
+        return self.model.name
+
+    @property
+    def bank_prefix(self) -> str:
+        """As EZ-HOI's directories call the model."""
+        return self.model.bank_prefix
+
+    @property
+    def input(self) -> Input:
+        """CLIP's: bicubic, centre crop, CLIP's mean and std."""
+        n = self.model.input_size
+        return Input(size=(n, n), patch=self.model.patch_size, mean=MEAN, std=STD)
+
+    @property
+    def outputs(self) -> Mapping[str, Output]:
+        """[CLS], as ``encode_image`` gives it, and patch tokens: both in the joint space of images and texts."""
+        made = Output(shape=(self.model.output_dim,), block=self.model.layers, norm="ln_post", projection="proj")
+        return {CLS: made, GRID: replace(made, shape=(self.model.tokens, self.model.output_dim))}
+
+    @property
+    def identity(self) -> Identity:
+        """Model, weights, activation, rounding of the weights, precision."""
+        return {
+            "family": "openai",
+            "model": self.model.name,
+            "weights": self.checkpoint.sha256 if self.checkpoint else self.model.sha256,
+            "activation": self.activation,
+            "rounding": "float16" if self.rounding else "none",
+            "precision": self.precision,
+        }
+
+    @property
+    def weights(self) -> str | None:
+        """The checkpoint's path."""
+        return str(self.checkpoint.path) if self.checkpoint else None
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the checkpoint says that its weights are random numbers."""
+        from patchbank.encoders.openai.untrained import is_untrained
+
+        return self.checkpoint is not None and is_untrained(self.checkpoint.path)
+
+    @property
+    def products(self) -> Sequence[Product]:
+        """Every matrix product of one image."""
+        return self.model.products
+
+    @property
+    def sample_bytes(self) -> int:
+        """A pass holds about 18 numbers for each of a token's width."""
+        item = 2 if self.precision in ("fp16", "bf16") else 4
+        return (self.model.tokens + 1) * 18 * self.model.width * item
+
+    def obtain(self, progress: Progress | None = None) -> OpenAISpec:
+        """With the official file downloaded where there is none. Raises WeightsError."""
+        from patchbank.encoders.openai.checkpoints import is_there, obtain_checkpoint
+
+        if self.checkpoint is not None and is_there(self.checkpoint):
+            return self
+        found = obtain_checkpoint(self.model, None, self.checkpoints, progress)
+        if self.checkpoint is not None and found.sha256 != self.checkpoint.sha256:
+            raise WeightsError(f"{found.path} holds other weights than {self.checkpoint.path}, which is not there.")
+        return replace(self, checkpoint=found)
+
+    def load(self, device: torch.device, batch_size: int) -> OpenAIEncoder:
+        """Raises WeightsError where the checkpoint is damaged or another model's."""
+        from patchbank.encoders.openai.checkpoints import load_visual
+
+        found = self.obtain()
+        assert found.checkpoint is not None
+        return OpenAIEncoder(
+            found, load_visual(self.model, found.checkpoint, rounding=self.rounding), device, batch_size
+        )
+
+
+class OpenAIEncoder:
+    """CLIP's image tower on a device. An `Encoder`."""
+
+    def __init__(
+        self, spec: OpenAISpec, parameters: Mapping[str, Tensor], device: torch.device, batch_size: int
+    ) -> None:
+        from patchbank.encoders.device import DTYPES
+        from patchbank.encoders.openai import tower
+
+        self.input, self.outputs, self.identity = spec.input, spec.outputs, spec.identity
+        dtype = DTYPES[spec.precision]
+        self.tower = tower.build(spec.model, parameters, spec.activation, dtype, device, batch_size)
+
+    def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B, n, n, 3) uint8 on the device to [CLS] (B, D) and patch tokens (B, N, D), in the tower's dtype."""
+        tokens = self.tower(pixels)
+        return {CLS: tokens[:, 0], GRID: tokens[:, 1:]}

@@ -68,6 +68,11 @@ def find_checkpoint(model: Model, weights: Path | None, checkpoints: Path | None
     return None
 
 
+def is_there(checkpoint: Checkpoint) -> bool:
+    """Whether this machine has the file, with the same content."""
+    return checkpoint.path.is_file() and _sha256(checkpoint.path) == checkpoint.sha256
+
+
 def obtain_checkpoint(
     model: Model, weights: Path | None, checkpoints: Path | None, progress: Progress | None = None
 ) -> Checkpoint:
@@ -151,7 +156,7 @@ def _receive(response: http.client.HTTPResponse, model: Model, path: Path, progr
 
 
 @lru_cache(maxsize=1)
-def load_visual(model: Model, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+def load_visual(model: Model, checkpoint: Checkpoint, *, rounding: bool) -> Mapping[str, Tensor]:
     """The image tower's parameters under OpenAI's names less ``visual.``, as float32 on the CPU.
 
     Takes OpenAI's TorchScript archives and plain state dicts (``.pt``, ``.safetensors``). As ``clip.load`` does,
@@ -173,7 +178,7 @@ def load_visual(model: Model, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
             f"(it has {', '.join(sorted(state)[:3]) or 'none'} ...). OpenAI's names are expected."
         )
     _check_shapes(model, path, visual)
-    return {name: _round(name, value) for name, value in visual.items()}
+    return {name: _round(name, value) if rounding else value.float() for name, value in visual.items()}
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -294,3 +299,13 @@ def is_half(name: str) -> bool:
 
 def _round(name: str, value: Tensor) -> Tensor:
     return (value.half() if is_half(name) else value).float().contiguous()
+
+
+def holds_halves(model: Model, checkpoint: Checkpoint) -> bool:
+    """Whether rounding to float16 changes nothing, since the file holds nothing finer."""
+    exact, rounded = (load_visual(model, checkpoint, rounding=rounding) for rounding in (False, True))
+    return all(torch.equal(value, rounded[name]) for name, value in exact.items())
+
+
+def resolve_activation(checkpoint: Checkpoint, asked: Any) -> Any:
+    return asked or "quickgelu"

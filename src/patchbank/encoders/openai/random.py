@@ -1,28 +1,52 @@
-"""An encoder as large and as slow as the real one, without a checkpoint: to measure speeds with."""
+"""Random numbers for weights: an encoder as large and as slow as the real one, to measure speeds with."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from patchbank.config import UNKNOWN, Precision
-from patchbank.encoders.encoder import PatchEncoder
-from patchbank.encoders.openai.checkpoints import Checkpoint, expected_shapes
-from patchbank.encoders.openai.registry import Model
+from patchbank.config import Precision
+from patchbank.encoders.base import Progress
+from patchbank.encoders.openai import OpenAIEncoder, OpenAISpec
+from patchbank.encoders.openai.checkpoints import expected_shapes
+from patchbank.encoders.openai.registry import get_model
+from patchbank.features import Identity
 
 
-def random_encoder(
-    model: Model, precision: Precision, device: torch.device, batch_size: int | None = None, *, compiled: bool = False
-) -> PatchEncoder:
-    """The encoder that a run would use, with random numbers for weights: the same ones in every layer."""
-    values: dict[str, Tensor] = {}
-    for name, shape in expected_shapes(model).items():
-        one = re.sub(r"resblocks\.\d+\.", "resblocks.0.", name)
-        values[name] = values[one] if one in values else 0.02 * torch.randn(shape)
-    nowhere = Checkpoint(Path("random numbers"), UNKNOWN)
-    return PatchEncoder(
-        *(model, nowhere, precision, str(device)), batch_size=batch_size, compiled=compiled, parameters=values
-    )
+@dataclass(frozen=True)
+class RandomSpec(OpenAISpec):
+    """One of the models, with the same random numbers in every layer."""
+
+    @property
+    def identity(self) -> Identity:
+        """The weights are named for what they are."""
+        return {**super().identity, "weights": "random numbers"}
+
+    @property
+    def untrained(self) -> bool:
+        """They are."""
+        return True
+
+    def obtain(self, progress: Progress | None = None) -> RandomSpec:
+        """They are made when they are loaded."""
+        return self
+
+    def load(self, device: torch.device, batch_size: int) -> OpenAIEncoder:
+        """The encoder that a run would use."""
+        return OpenAIEncoder(self, self._parameters(), device, batch_size)
+
+    def _parameters(self) -> Mapping[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        for name, shape in expected_shapes(self.model).items():
+            one = re.sub(r"resblocks\.\d+\.", "resblocks.0.", name)
+            values[name] = values[one] if one in values else 0.02 * torch.randn(shape)
+        return values
+
+
+def random_spec(model: str, precision: Precision = "fp32") -> RandomSpec:
+    """Of a model's name. Raises ConfigError where there is none."""
+    return RandomSpec(get_model(model), precision)

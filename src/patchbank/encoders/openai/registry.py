@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from patchbank.encoders.base import Product
 from patchbank.errors import ConfigError
 
 # The mean and standard deviation of CLIP's training images, of RGB scaled to 0..1 (OpenAI's ``_transform``).
@@ -54,33 +55,18 @@ class Model:
         return self.grid[0] * self.grid[1]
 
     @property
-    def products(self) -> list[tuple[int, int, int, int]]:
-        """Every matrix product of one image's forward pass: (how many such, rows, inner, columns)."""
-        tokens, width, heads = self.tokens + 1, self.width, self.heads
-        head = width // heads
+    def products(self) -> list[Product]:
+        """Every matrix product of one image's forward pass."""
+        tokens, width = self.tokens + 1, self.width
         return [
-            (1, self.tokens, 3 * self.patch_size**2, width),  # patch embedding
-            (self.layers, tokens, width, 3 * width),  # queries, keys, values
-            (self.layers * heads, tokens, head, tokens),  # attention scores
-            (self.layers * heads, tokens, tokens, head),
-            (self.layers, tokens, width, width),
-            (self.layers, tokens, width, 4 * width),
-            (self.layers, tokens, 4 * width, width),
-            (1, tokens, width, self.output_dim),
+            Product(1, self.tokens, 3 * self.patch_size**2, width),  # patch embedding
+            Product(self.layers, tokens, width, 3 * width),  # queries, keys, values
+            Product(self.layers * self.heads, tokens, width // self.heads, tokens, "attention"),
+            Product(self.layers, tokens, width, width),
+            Product(self.layers, tokens, width, 4 * width),
+            Product(self.layers, tokens, 4 * width, width),
+            Product(1, tokens, width, self.output_dim),
         ]
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations of those products: a multiplication and an addition for each term."""
-        return sum(2 * count * rows * inner * columns for count, rows, inner, columns in self.products)
-
-    @property
-    def architecture(self) -> str:
-        """The shape, as the fingerprint samples it."""
-        return (
-            f"CLIP ViT, input {self.input_size}, patch {self.patch_size}, width {self.width}, "
-            f"layers {self.layers}, heads {self.heads}, output {self.output_dim}, QuickGELU"
-        )
 
 
 def _openai(name: str, prefix: str, sha256: str, size: int, patch: int, width: int, layers: int, out: int) -> Model:

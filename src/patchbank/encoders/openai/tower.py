@@ -153,7 +153,12 @@ class VisionTransformer(nn.Module):
 
 
 def build(
-    model: Model, parameters: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, batch_size: int
+    model: Model,
+    parameters: Mapping[str, Tensor],
+    activation: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch_size: int,
 ) -> VisionTransformer:
     """The tower with these parameters (as `weights.load_visual` gives them), for inference on a device.
 

@@ -1,0 +1,242 @@
+"""The index: what a bank knows of each sample, and which of two such pieces of knowledge counts.
+
+It lies in parts, each a header document that never changes and is named by its hash. In shards the features lie behind
+the document in the same file; in ``ezhoi`` they lie beside it, as pickles. A bank is the union of its parts, and of
+each
+key the greatest entry counts: whoever joins the same parts gets the same result, in any order. So any number of
+processes can write one bank without a lock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from patchbank import __version__
+from patchbank.bank.manifest import Manifest
+from patchbank.budget import without_collection
+from patchbank.errors import BankError
+from patchbank.files import is_plain
+
+FORMAT, FORMAT_VERSION = "patchbank", 2
+
+_Natural = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+_Positive = Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)]
+_Size = tuple[_Positive, _Positive]
+_Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Entry(NamedTuple):
+    """What a bank knows of one sample.
+
+    Attributes:
+        key: the sample's.
+        size: (width, height) of the image in pixels; None for a failure, and where it is not known (imported pickles).
+        sha256: of the features as they are stored; None for a failure.
+        failure: why there are no features; None where there are.
+        revision: how often the knowledge of this sample was revoked.
+    """
+
+    key: str
+    size: tuple[int, int] | None = None
+    sha256: str | None = None
+    failure: str | None = None
+    revision: int = 0
+
+    def after(self, known: Entry | None) -> Entry:
+        """This entry with the revision that makes it greater than a known one."""
+        if known is None:
+            return self
+        same = self._replace(revision=known.revision)
+        return same if _rank(same) >= _rank(known) else self._replace(revision=known.revision + 1)
+
+
+def _rank(entry: Entry) -> tuple[object, ...]:
+    """The greater entry of a key counts: the later revision, and a feature over a failure."""
+    return entry.revision, entry.failure is None, entry.sha256 or "", entry.size or (), entry.failure or ""
+
+
+def join(entries: dict[str, Entry], more: Iterable[Entry]) -> None:
+    """Add entries to a mapping by key; the greater of two stays."""
+    for entry in more:
+        known = entries.setdefault(entry.key, entry)
+        if known is not entry and _rank(entry) > _rank(known):
+            entries[entry.key] = entry
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of an index, read and checked.
+
+    Attributes:
+        path: its file.
+        manifest: of the bank.
+        number: its place in the bank; parts with new samples may share one.
+        features: entries of samples with features, in their order.
+        failures: entries of samples without.
+        bytes: the file's size.
+        begin: where the numbers begin in the file, in bytes.
+    """
+
+    path: Path
+    manifest: Manifest
+    number: int
+    features: tuple[Entry, ...]
+    failures: tuple[Entry, ...]
+    bytes: int
+    begin: int
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Of all its samples."""
+        return self.features + self.failures
+
+
+class Row(NamedTuple):
+    """Where a feature lies: in which part of a list, and in which row of it."""
+
+    part: int
+    row: int
+
+
+@without_collection()
+def joined(parts: Iterable[Part]) -> dict[str, Entry]:
+    """The entry of every key."""
+    entries: dict[str, Entry] = {}
+    for part in parts:
+        join(entries, part.features)
+        join(entries, part.failures)
+    return entries
+
+
+@without_collection()
+def rows_of(parts: Iterable[Part], entries: dict[str, Entry]) -> dict[str, Row]:
+    """Where the features lie that count among the `joined` entries."""
+    return {
+        entry.key: Row(number, row)
+        for number, part in enumerate(parts)
+        for row, entry in enumerate(part.features)
+        if entries[entry.key] is entry
+    }
+
+
+class _Samples(msgspec.Struct, gc=False, kw_only=True):
+    """Columns with an element for each feature, in the order of the rows."""
+
+    keys: list[str]
+    sizes: list[_Size | None]
+    resized: list[_Size | None]
+    offsets: list[tuple[int, int] | None]
+    sha256: list[_Sha256]
+    revisions: list[_Natural] | None = None
+
+
+class _Failure(msgspec.Struct, gc=False, kw_only=True):
+    key: str
+    failure: str
+    revision: _Natural = 0
+
+
+class _Document(msgspec.Struct, gc=False, kw_only=True):
+    format: str
+    version: object
+    manifest: Manifest
+    number: _Natural
+    samples: _Samples
+    failures: list[_Failure]
+
+
+class _Head(msgspec.Struct, gc=False):
+    format: str
+    version: object
+
+
+def write_document(manifest: Manifest, number: int, features: Sequence[Entry], failures: Sequence[Entry]) -> str:
+    """The header document of a part, as JSON in ASCII."""
+    transforms = [None if entry.size is None else manifest.transform(entry.size) for entry in features]
+    samples: dict[str, Any] = {
+        "keys": [entry.key for entry in features],
+        "sizes": [entry.size for entry in features],
+        "resized": [None if transform is None else transform.resized for transform in transforms],
+        "offsets": [None if transform is None else transform.offset for transform in transforms],
+        "sha256": [entry.sha256 for entry in features],
+    }
+    if any(entry.revision for entry in features):
+        samples["revisions"] = [entry.revision for entry in features]
+    content = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "manifest": manifest.to_json(),
+        "number": number,
+        "samples": samples,
+        "failures": [
+            {"key": entry.key, "failure": entry.failure} | ({"revision": entry.revision} if entry.revision else {})
+            for entry in failures
+        ],
+    }
+    return json.dumps(content, separators=(",", ":"))
+
+
+def read_document(text: bytes | str, path: Path) -> tuple[Manifest, int, tuple[Entry, ...], tuple[Entry, ...]]:
+    """The inverse of `write_document`: manifest, number, features, failures.
+
+    Raises:
+        ValueError: it is no such document. (msgspec's errors are ValueErrors.)
+        BankError: its format is another; names `path`.
+    """
+    try:
+        document = _decode(text, _Document)
+    except ValueError:
+        _check_version(_decode(text, _Head), path)
+        raise
+    _check_version(document, path)
+    document.manifest.check()
+    columns = document.samples
+    count = len(columns.keys)
+    revisions = columns.revisions or [0] * count
+    lengths = {len(each) for each in (columns.sizes, columns.resized, columns.offsets, columns.sha256, revisions)}
+    if lengths != {count}:
+        raise ValueError("its columns differ in length")
+    features = tuple(
+        Entry(key, size, sha256, None, revision)
+        for key, size, sha256, revision in zip(columns.keys, columns.sizes, columns.sha256, revisions, strict=True)
+    )
+    failures = tuple(Entry(each.key, failure=each.failure, revision=each.revision) for each in document.failures)
+    for key in (*columns.keys, *(each.key for each in failures)):
+        if not is_plain(key):
+            raise ValueError(f"the key {key!r} would lead out of the bank")
+    return document.manifest, document.number, features, failures
+
+
+def _decode(text: bytes | str, kind: Any) -> Any:
+    """One JSON document as a type. Names that are no UTF-8 need the standard library, which is slower."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        try:
+            return msgspec.convert(json.loads(text), kind)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+
+
+def _check_version(head: _Head | _Document, path: Path) -> None:
+    if head.format != FORMAT:
+        raise ValueError(f"its format is {head.format!r}")
+    if head.version == FORMAT_VERSION:
+        return
+    fix = "Use the version of patchbank that wrote it."
+    if head.version == 1:
+        fix = (
+            "Extract again; or run `patchbank convert --layout ezhoi` of patchbank 0.1, and then `patchbank import` of "
+            "this version."
+        )
+    raise BankError(
+        f"{path} has format version {head.version!r}; patchbank {__version__} reads version {FORMAT_VERSION}. {fix}"
+    )

@@ -1,0 +1,112 @@
+"""One tensor, one pickle: the files that EZ-HOI reads, as reproducible bytes.
+
+``pickle.dump(tensor)`` writes the storage's memory address as its key, so that no two processes write the same
+bytes; and of a view it writes the whole storage. Here the same structure is assembled with a fixed key around the
+tensor's own numbers. Any torch unpickles it with plain ``pickle.load``.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+import struct
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
+
+PROTOCOL = 4  # the default of Python 3.8 to 3.13, which is what the original scripts wrote
+
+_STORAGES: dict[torch.dtype, str] = {
+    torch.float32: "FloatStorage",
+    torch.float16: "HalfStorage",
+    torch.bfloat16: "BFloat16Storage",
+}
+# What torch writes of the machine; it reads only the byte order.
+_SYSTEM = {
+    "protocol_version": PROTOCOL_VERSION,
+    "little_endian": True,
+    "type_sizes": {"short": 2, "int": 4, "long": 4},
+}
+
+
+def to_pickle(tensor: Tensor) -> tuple[bytes, memoryview, bytes]:
+    """The pickle of a CPU tensor, in three parts to be written one after the other.
+
+    Args:
+        tensor: float32, float16 or bfloat16 on the CPU; copied only if it is not contiguous.
+    """
+    head, tail = _frame(tuple(tensor.shape), tensor.dtype)
+    numbers: memoryview = tensor.contiguous().view(torch.uint8).numpy().data
+    return head, numbers.cast("B"), tail
+
+
+def pickle_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """The size of such a pickle in bytes."""
+    head, tail = _frame(shape, dtype)
+    return len(head) + torch.Size(shape).numel() * dtype.itemsize + len(tail)
+
+
+class _Call:
+    """Pickles as the call of a global function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self._call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self._call
+
+
+@lru_cache(maxsize=16)
+def _frame(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
+    """What stands before and behind the numbers in the pickle of every tensor of this shape and dtype."""
+    size = torch.Size(shape).numel()
+    strides = torch.empty(shape, device="meta").stride()
+    preamble = _legacy_preamble(_STORAGES[dtype], size)
+    numbers = bytes(size * dtype.itemsize)
+    whole = pickle.dumps(
+        _Call(
+            torch._utils._rebuild_tensor_v2,
+            _Call(torch.storage._load_from_bytes, preamble + numbers),
+            *(0, tuple(shape), strides, False, collections.OrderedDict()),
+        ),
+        protocol=PROTOCOL,
+    )
+    start = whole.index(preamble) + len(preamble)
+    return whole[:start], whole[start + len(numbers) :]
+
+
+def _legacy_preamble(storage: str, size: int) -> bytes:
+    """torch's serialisation of a CPU storage up to its numbers (``torch.serialization._legacy_save``).
+
+    The storage's key is "0"; torch itself writes a memory address.
+    """
+    key, stream = "0", io.BytesIO()
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: Any) -> Any:
+            return ("storage", getattr(torch, storage), key, "cpu", size, None) if value is stream else None
+
+    for value in (MAGIC_NUMBER, PROTOCOL_VERSION, _SYSTEM):
+        pickle.dump(value, stream, protocol=2)
+    Pickler(stream, protocol=2).dump(stream)  # a stand-in for the storage
+    pickle.dump([key], stream, protocol=2)
+    stream.write(struct.pack("<q", size))
+    return stream.getvalue()
+
+
+def read_own(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """The tensor in a pickle that `to_pickle` wrote, with no unpickling; None where the file is anything else.
+
+    Raises OSError where the file cannot be read.
+    """
+    head, tail = _frame(shape, dtype)
+    tensor = torch.empty(shape, dtype=dtype)
+    numbers = memoryview(tensor.view(torch.uint8).numpy().data).cast("B")
+    with open(path, "rb") as file:
+        own = file.read(len(head)) == head and file.readinto(numbers) == len(numbers) and file.read() == tail
+    return tensor if own else None

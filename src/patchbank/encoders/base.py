@@ -1,0 +1,109 @@
+"""What an encoder is, and what is known of one before its weights are loaded. No torch is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
+
+from patchbank.features import Identity, Input, Output
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Progress = Callable[[int, int], None]  # bytes of a download so far, in all (0 where the server does not say)
+
+
+class Encoder(Protocol):
+    """A frozen vision transformer on a device.
+
+    Attributes:
+        input: the pixels that it takes.
+        outputs: name -> what it gives for each sample.
+        identity: the fields that decide the numbers.
+    """
+
+    @property
+    def input(self) -> Input: ...
+    @property
+    def outputs(self) -> Mapping[str, Output]: ...
+    @property
+    def identity(self) -> Identity: ...
+
+    def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Every output of a batch.
+
+        Args:
+            pixels: (B, h, w, 3) uint8 RGB on the encoder's device.
+
+        Returns:
+            name -> (B, ...) of the output's shape, in any float dtype, not normalised to unit length.
+        """
+        ...
+
+
+class Product(NamedTuple):
+    """A matrix product of one sample's forward pass.
+
+    Attributes:
+        times: how often it is done.
+        rows, inner, columns: its shape; of attention, (tokens, head width, tokens), and each stands for both products.
+        kind: ``linear``, or ``attention``: as many are done at once as there are heads.
+    """
+
+    times: int
+    rows: int
+    inner: int
+    columns: int
+    kind: Literal["linear", "attention"] = "linear"
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one: a multiplication and an addition for each term."""
+        return 2 * self.rows * self.inner * self.columns * (2 if self.kind == "attention" else 1)
+
+
+class EncoderSpec(Protocol):
+    """An encoder before its weights are loaded. Small, the same on every machine, and safe to send to other processes.
+
+    Attributes:
+        name: the model's, as ``--model`` takes it.
+        bank_prefix: what EZ-HOI's bank names begin with for this model.
+        input, outputs, identity: as the encoder's.
+        weights: where they lie, for people; None where they have to be downloaded first.
+        untrained: whether the weights are known to be random numbers.
+        products: of one sample's forward pass; empty where a family does not count them.
+        sample_bytes: memory that a forward pass takes for each sample; 0 where a family does not say.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bank_prefix(self) -> str: ...
+    @property
+    def input(self) -> Input: ...
+    @property
+    def outputs(self) -> Mapping[str, Output]: ...
+    @property
+    def identity(self) -> Identity: ...
+    @property
+    def weights(self) -> str | None: ...
+    @property
+    def untrained(self) -> bool: ...
+    @property
+    def products(self) -> Sequence[Product]: ...
+    @property
+    def sample_bytes(self) -> int: ...
+
+    def obtain(self, progress: Progress | None = None) -> Self:
+        """The same with its weights on this machine, downloaded if need be. Raises WeightsError."""
+        ...
+
+    def load(self, device: torch.device, batch_size: int) -> Encoder:
+        """The encoder on a device, tuned for batches of this size. Raises WeightsError."""
+        ...
+
+
+def flops(spec: EncoderSpec) -> int:
+    """Floating-point operations of one sample's products."""
+    return sum(each.times * each.flops for each in spec.products)

@@ -1,0 +1,83 @@
+"""What features are: the input they are computed from, the outputs of a sample, the identity that decides the numbers.
+
+Plain data without torch. An encoder states it, a bank stores it, and neither imports the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from patchbank.config import Decode, ResizeMode, StoredDtype
+from patchbank.transform import ImageTransform
+
+GRID = "patch_tokens"  # the output that is a grid: (N, D), row-major
+CLS = "cls"  # the output that stands for the whole image: (D,)
+UNKNOWN = "unknown"  # a field of the identity of imported features
+
+# Named fields that decide the numbers: family, model, weights, activation, precision, and what a family adds. Two
+# encoders with equal identities and equal inputs give the same outputs.
+Identity = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What an encoder takes, and how an image becomes it.
+
+    Attributes:
+        size: (h, w) in pixels.
+        patch: the side of a patch in pixels.
+        mean, std: of RGB scaled to 0..1; the encoder subtracts and divides.
+        interpolation: Pillow's name of the filter that resizes.
+        resize: how an image of any shape becomes `size`.
+        decoder: ``exact``: Pillow resizes; ``fast``: torch does.
+    """
+
+    size: tuple[int, int]
+    patch: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize: ResizeMode = "center-crop"
+    decoder: Decode = "exact"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(Gh, Gw): rows and columns of patches."""
+        return self.size[0] // self.patch, self.size[1] // self.patch
+
+    def transform(self, size: tuple[int, int]) -> ImageTransform:
+        """How an image of (width, height) pixels becomes this input."""
+        return ImageTransform(*size, self.resize, self.size, self.patch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One tensor that an encoder gives for a sample.
+
+    Attributes:
+        shape: of one sample's: (N, D) of patch tokens, (D,) of [CLS].
+        dtype: what it is stored as; ``int8`` has a float32 scale for each token beside it.
+        block: the transformer block it comes from, counted from 1.
+        norm, projection: the layers applied to it after that block, by their names in the model; empty where none is.
+        variant: how the block was changed; empty where it was not.
+    """
+
+    shape: tuple[int, ...]
+    dtype: StoredDtype = "float32"
+    block: int
+    norm: str = ""
+    projection: str = ""
+    variant: str = ""
+
+    def stored_as(self, dtype: StoredDtype) -> Output:
+        """The same in another stored dtype. A vector is small: ``int8`` makes it float16."""
+        return replace(self, dtype="float16" if dtype == "int8" and len(self.shape) == 1 else dtype)
+
+
+def differences(
+    one: Mapping[str, object], other: Mapping[str, object], *, prefix: str = ""
+) -> list[tuple[str, object, object]]:
+    """(field, value of one, value of the other) for each field in which two mappings differ; None: absent."""
+    names = dict.fromkeys([*one, *other])
+    return [(prefix + name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
