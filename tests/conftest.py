@@ -23,14 +23,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="Run the full tier: the tests marked `full` too.")
+    parser.addoption("--all", action="store_true", help="Run the full tier too: the tests marked `full`.")
 
 
 _LEFT_OUT = pytest.StashKey[int]()
+# Fixtures that put a test into the full tier: Chromium, an S3 server, a Ray cluster, a model of 150 million parameters.
+_FULL = {"browser", "store", "cluster", "full_size_weights"}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `full`, unless --all, -m or a test's own name asks for it."""
+    """Leave out the full tier, unless --all, -m or a test's own name asks for it."""
+    for item in items:
+        if _FULL & set(getattr(item, "fixturenames", ())):
+            item.add_marker("full")
     named = any("::" in argument for argument in config.args)
     if config.option.all or "full" in config.option.markexpr or named:
         return

@@ -93,7 +93,7 @@ def test_a_folder_and_its_json(tmp_path: Path, tiny_weights: Path) -> None:
     info = json.loads(patchbank("info", tmp_path / "bank", "--json", check=0).stdout)
     assert info["features"] == 3
     assert info["shape"] == [16, 32]
-    assert info["fingerprint"]["model"] == "tiny"
+    assert info["identity"]["model"] == "tiny"
     assert info["layout"] == "shards"
     assert info["bytes"] == sum(path.stat().st_size for path in (tmp_path / "bank").iterdir() if path.is_file())
     text = patchbank("info", tmp_path / "bank", check=0).stdout
@@ -133,7 +133,7 @@ def test_a_dry_run_tells_of_failures_and_deletions(tmp_path: Path, tiny_weights:
     assert "1 of those failed before" in done.stdout
     done = patchbank(*arguments, "--dry-run", "--overwrite", check=0)
     assert "4 images, 0 done, 4 to do" in done.stdout
-    assert "3 features that are there will be deleted" in done.stdout
+    assert "3 existing features will be deleted" in done.stdout
     assert len(open_bank(tmp_path / "bank")) == 3
 
 
@@ -199,7 +199,7 @@ LIST, IMAGES = "hicodet/test_hico.json", "hicodet/hico_20160224_det/images/test2
         (None, ["--partition", "2/2"], "must be less than N"),
         (None, ["--partition", "0/2", "--overwrite"], "would delete"),
         (None, ["--workers", "1000000"], "at most 1024"),
-        (None, ["--batch-size", "100000000", "--device", "cpu"], "--batch-size 100,000,000 would need about"),
+        (None, ["--batch-size", "100000000", "--device", "cpu"], "--batch-size 100,000,000 needs about"),
         (None, ["--out", "README.md/banks"], "README.md is a file; a bank is a directory"),
         (None, ["--weights", "nowhere.pt"], "no checkpoint nowhere.pt"),
         (None, ["--precision", "tf32"], "needs CUDA"),
@@ -262,7 +262,7 @@ def test_a_process_without_memory_says_so(many: Path, tiny_weights: Path, tmp_pa
     arguments = ("extract", "folder", many, "--out", tmp_path / "bank", *tiny(tiny_weights))
     options = ("--batch-size", 20_000, "--device", "cpu", "--limit", 2)
     printed = run(tmp_path / "printed", *arguments, *options, check=2, limits={resource.RLIMIT_DATA: 1 << 30})
-    assert "gets no more memory. Try a smaller --batch-size" in printed
+    assert "memory. Try a smaller --batch-size" in printed
 
 
 def test_a_part_without_a_shard_says_so(many: Path, tiny_weights: Path, tmp_path: Path) -> None:

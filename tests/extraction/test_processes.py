@@ -16,7 +16,7 @@ import pytest
 
 from patchbank import extract, load_dataset, open_bank
 from patchbank.config import ExtractConfig
-from patchbank.encoders.encoder import resolve_devices
+from patchbank.encoders.device import resolve_devices
 from patchbank.errors import ConfigError
 from tests.datasets.packed import packed
 from tests.faults.processes import Calls, Run, run
@@ -31,7 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("layout", ["ezhoi", "shards"])
+@pytest.mark.parametrize("layout", ["shards", pytest.param("ezhoi", marks=pytest.mark.full)])
 def test_two_processes_make_the_bank_of_one(
     layout: str, images: Path, tiny_config: ExtractConfig, tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -48,7 +48,7 @@ def test_two_processes_make_the_bank_of_one(
     assert both.bytes_written > 32 * 16 * 32 * 4
 
 
-@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("kind", ["tar", pytest.param("parquet", marks=pytest.mark.full)])
 def test_tars_and_tables_are_read_by_each_process(
     kind: str, images: Path, tiny_config: ExtractConfig, tmp_path: Path
 ) -> None:
@@ -64,33 +64,41 @@ def test_tars_and_tables_are_read_by_each_process(
 def test_what_a_worker_cannot_do_is_one_message(images: Path, tiny_weights: Path, tmp_path: Path) -> None:
     run = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
     done = patchbank(*run, "--device", "cpu:0,1", "--batch-size", "1000000000", check=2)
-    assert "--batch-size 1,000,000,000 would need" in done.stderr
+    assert "--batch-size 1,000,000,000 needs" in done.stderr
 
 
-BEGUN = Calls(2, SpawnProcess, "start")  # both workers
-AT_WORK = Calls(3, Connection, "recv")  # two workers have said three things, one of them what became of a unit
+# What the first process has done when it pauses.
+MOMENTS = {
+    "one begun": Calls(1, SpawnProcess, "start"),
+    "both begun": Calls(2, SpawnProcess, "start"),
+    "one ready": Calls(1, Connection, "recv"),
+    "at work": Calls(3, Connection, "recv"),  # one of three messages from two workers is what became of a unit
+}
 
 
 @pytest.mark.parametrize(
     ("victim", "moment"),
     [
-        ("first worker", AT_WORK),
-        ("run", AT_WORK),
-        *(pytest.param(victim, BEGUN, marks=pytest.mark.full) for victim in ("first worker", "run")),
-        *(pytest.param("second worker", moment, marks=pytest.mark.full) for moment in (BEGUN, AT_WORK)),
+        ("first worker", "at work"),
+        ("run", "at work"),
+        pytest.param("second worker", "at work", marks=pytest.mark.full),
+        *(
+            pytest.param(each, "both begun", marks=pytest.mark.full)
+            for each in ("first worker", "second worker", "run")
+        ),
     ],
 )
 def test_killed_it_goes_on_from_there(
-    victim: str, moment: Calls, images: Path, tiny_weights: Path, tmp_path: Path
+    victim: str, moment: str, images: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
     """A worker's death ends the run, with a message, though others work on; the run's death ends its workers."""
     bank = tmp_path / "bank"
     command = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", bank)
     options = ("--layout", "ezhoi", "--batch-size", "4", "--device", "cpu:0,1")
-    process = Run(tmp_path / "printed", *command, *options, pause_after=moment).paused()
-    workers = _workers(process.process.pid)
+    process = Run(tmp_path / "printed", *command, *options, pause_after=MOMENTS[moment]).paused()
+    workers = _workers(process)
     assert len(workers) == 2
-    assert moment is BEGUN or list(bank.glob("*.pkl"))
+    assert bool(list(bank.glob("*.pkl"))) == (moment == "at work")
     if victim == "run":
         process.send(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -108,24 +116,20 @@ def test_killed_it_goes_on_from_there(
 
 @pytest.mark.parametrize(
     "moment",
-    [
-        BEGUN,
-        *(
-            pytest.param(moment, marks=pytest.mark.full)
-            for moment in (Calls(1, SpawnProcess, "start"), Calls(1, Connection, "recv"), AT_WORK)
-        ),
-    ],
-    ids=str,
+    ["both begun", *(pytest.param(each, marks=pytest.mark.full) for each in ("one begun", "one ready", "at work"))],
 )
-def test_told_to_stop_while_its_workers_begin(moment: Calls, images: Path, tiny_weights: Path, tmp_path: Path) -> None:
+def test_told_to_stop_while_its_workers_begin(moment: str, images: Path, tiny_weights: Path, tmp_path: Path) -> None:
     """A terminal's Ctrl-C reaches all processes at once, also those that have just begun."""
     command = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
     options = ("--layout", "ezhoi", "--batch-size", "4", "--device", "cpu:0,1")
-    process = Run(tmp_path / "printed", *command, *options, pause_after=moment, own_group=True).paused()
+    process = Run(tmp_path / "printed", *command, *options, pause_after=MOMENTS[moment], own_group=True).paused()
+    workers = _workers(process)
+    assert workers
     process.interrupt_all()
     process.send(signal.SIGCONT)
     assert process.wait() == 130, process.printed
     assert "error:" not in process.printed
+    assert not any(map(_lives, workers))
     assert no_leftovers(tmp_path / "bank")
 
 
@@ -149,13 +153,13 @@ def test_a_script_without_a_guard_is_told_of_it(images: Path, tiny_weights: Path
         assert words in done.stdout + done.stderr
 
 
-def _workers(parent: int | None) -> list[int]:
-    """A process's spawned workers."""
+def _workers(run: Run) -> list[int]:
+    """The processes that a run has spawned."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             status = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(status[1]) == parent and b"spawn_main" in (entry / "cmdline").read_bytes():
+            if int(status[1]) == run.process.pid and b"spawn_main" in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
         except (FileNotFoundError, ProcessLookupError):
             continue

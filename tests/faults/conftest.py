@@ -53,6 +53,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+# For what does not depend on the layout: shards, and with --all pickles too.
+in_shards = pytest.mark.parametrize(
+    "extraction", ["shards", pytest.param("ezhoi", marks=pytest.mark.full)], indirect=True
+)
+
+
 @pytest.fixture(scope="session", params=["ezhoi", "shards"])
 def extraction(
     many: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from patchbank.bank.base_writer import BankWriter
+from patchbank.bank.writer import BankWriter
 from patchbank.cli import main
 from patchbank.encoders.openai.registry import MODELS
 from tests.support import REPOSITORY, TINY

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from patchbank import open_bank
-from tests.faults.conftest import BROKEN, Extraction
+from tests.faults.conftest import BROKEN, Extraction, in_shards
 from tests.faults.processes import Run, run
 from tests.faults.soundness import sound_keys
 from tests.support import contents, no_leftovers
@@ -84,6 +84,7 @@ def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path
             return
 
 
+@in_shards
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_told_to_stop(extraction: Extraction, tmp_path: Path, number: int, code: int) -> None:
     """Ctrl-C or SIGTERM: what was begun is committed, the exit code says why it ended, and the next run goes on."""
@@ -105,15 +106,16 @@ def ended(processes: Sequence[Run]) -> list[int]:
     return [process.wait() for process in processes]
 
 
-def test_two_runs_of_the_same_images_at_once(extraction: Extraction, tmp_path: Path) -> None:
-    """Both end as one alone would, and the bank has the bytes of one run; three times, to meet at other points."""
-    for number in range(3):
-        bank = tmp_path / f"bank{number}"
-        both = [Run(tmp_path / f"printed{each}", *extraction.to(bank)) for each in range(2)]
-        assert ended(both) == [1, 1], [each.printed for each in both]
-        assert contents(bank) == extraction.expected
+@pytest.mark.parametrize("again", [0, *(pytest.param(again, marks=pytest.mark.full) for again in (1, 2))])
+def test_two_runs_of_the_same_images_at_once(extraction: Extraction, tmp_path: Path, again: int) -> None:
+    """Both end as one alone would, and the bank has the bytes of one run; again, to meet at other points."""
+    bank = tmp_path / "bank"
+    both = [Run(tmp_path / f"printed{each}", *extraction.to(bank)) for each in range(2)]
+    assert ended(both) == [1, 1], [each.printed for each in both]
+    assert contents(bank) == extraction.expected
 
 
+@in_shards
 def test_four_partitions_at_once(extraction: Extraction, tmp_path: Path) -> None:
     """Four processes share the work; the bank has the bytes of one run when the last has ended."""
     bank = tmp_path / "bank"
@@ -123,6 +125,7 @@ def test_four_partitions_at_once(extraction: Extraction, tmp_path: Path) -> None
     assert contents(bank) == extraction.expected
 
 
+@in_shards
 def test_four_partitions_that_are_killed(extraction: Extraction, tmp_path: Path) -> None:
     """Each is killed once, two of them in the middle of something, and begun again: nothing is lost."""
     random = Random(1)

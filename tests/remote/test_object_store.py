@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from patchbank import extract, load_dataset, open_bank
+from patchbank.bank.check import verify
 from patchbank.bank.convert import convert
-from patchbank.bank.verify import verify
 from patchbank.config import ExtractConfig, Partition
 from patchbank.errors import BankError, ConfigError, DatasetError
 from patchbank.locations import filesystem, locate
@@ -296,13 +296,13 @@ def test_a_damaged_shard_is_found_and_made_anew(
     content = bytearray(files.cat_file(f"{path}/{name}"))
     content[20] ^= 1  # in the header: the next run sees it
     files.pipe_file(f"{path}/{name}", bytes(content))
-    assert [finding.kind for finding in verify(locate(url)).problems] == ["damaged-shard"]
+    assert [finding.kind for finding in verify(locate(url)).problems] == ["damaged-part"]
     with pytest.raises(BankError, match="is damaged"):
         open_bank(url)
     done = patchbank("repair", url, check=2)
     assert "delete the shards" in done.stderr
     summary = extract(load_dataset("folder", images), url, config)
-    assert summary.images == 7 and any("set aside" in note for note in summary.notes)
+    assert summary.images == 7 and any("in quarantine" in note for note in summary.notes)
     after = download(url, tmp_path / "after")
     assert {name: after[name] for name in before} == before
     assert [*after.keys() - before.keys()] == [f"{name}.damaged"]
