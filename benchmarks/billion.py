@@ -24,9 +24,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from patchbank.bank.entries import Entry, to_json
+
 import patchbank
 from benchmarks.tables import print_table
-from patchbank.bank.entries import Entry, to_json
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import image_bytes, images_a_shard
 from patchbank.bank.shard import make_header

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from patchbank.encoders.encoder import DTYPES, PatchEncoder, auto_batch_size, float32_products, resolve_device
 from PIL import Image
 from tests.support import relative_error
 from torch import Tensor, nn
@@ -50,7 +51,6 @@ from benchmarks.common import (
 )
 from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
-from patchbank.encoders.encoder import DTYPES, PatchEncoder, auto_batch_size, float32_products, resolve_device
 from patchbank.encoders.openai import tower as vit
 from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
 from patchbank.encoders.openai.registry import Model, get_model

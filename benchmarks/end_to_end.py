@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from patchbank.encoders.encoder import auto_batch_size, float32_products, resolve_device
 from PIL import Image
 from tests.support import relative_error
 from torch import Tensor, nn
@@ -57,7 +58,6 @@ from benchmarks.common import (
 from patchbank import ExtractConfig, load_dataset, open_bank
 from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
-from patchbank.encoders.encoder import auto_batch_size, float32_products, resolve_device
 from patchbank.encoders.openai.registry import get_model
 from patchbank.extraction.advice import auto_workers
 from patchbank.extraction.plan import make_plan

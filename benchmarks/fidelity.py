@@ -18,6 +18,7 @@ from typing import get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
+from patchbank.encoders.encoder import resolve_device
 from PIL import Image
 from tests.reference.original import Original
 from tests.support import every_kind, relative_error
@@ -26,7 +27,6 @@ from torch import Tensor
 from benchmarks.common import finish, parser, print_table, untrained
 from patchbank import PatchEncoder
 from patchbank.config import Decode, Precision
-from patchbank.encoders.encoder import resolve_device
 from patchbank.encoders.openai.checkpoints import Checkpoint
 from patchbank.encoders.openai.registry import Model, get_model
 from patchbank.errors import ConfigError

@@ -103,8 +103,8 @@ def _extract(place: Path, keys: int, layout: str) -> dict[str, float]:
 def _write(place: Path, keys: int, layout: str) -> dict[str, float]:
     """Make the bank that `extract` would make, but for its features' numbers."""
     import torch
-
     from patchbank.bank.base_writer import Feature
+
     from patchbank.bank.writer import open_writer
 
     _write_list(place, keys)
@@ -131,6 +131,7 @@ def _lay(place: Path, keys: int, layout: str) -> dict[str, float]:
 
 def _lay_shards(bank: Path, keys: int, manifest: Any) -> None:
     from patchbank.bank.entries import Entry
+
     from patchbank.bank.packing import image_bytes
     from patchbank.bank.shard import make_header
 
@@ -146,10 +147,10 @@ def _lay_shards(bank: Path, keys: int, manifest: Any) -> None:
 
 def _lay_pickles(bank: Path, keys: int, manifest: Any) -> None:
     import torch
-
     from patchbank.bank.entries import Entry
     from patchbank.bank.ezhoi import pickle_name
     from patchbank.bank.ledger import Ledger
+
     from patchbank.bank.pickles import to_pickle
     from patchbank.files import sha256_of_chunks
 

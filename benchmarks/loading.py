@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from patchbank.bank.base_writer import Feature
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.common import alternate, finish, numbers, parser, print_table, seconds_of
 from patchbank import Dataset, ExtractConfig, FeatureDataset, collate, load_dataset
-from patchbank.bank.base_writer import Feature
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.writer import open_writer
 from patchbank.datasets.hoi import HOITarget

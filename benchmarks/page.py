@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from patchbank.bank.base_writer import Feature
+from patchbank.encoders.encoder import PatchEncoder
 from PIL import Image
 from tests.browser import NoBrowserError, headless_browser, until
 from tests.support import TINY, write_json
@@ -32,9 +34,7 @@ from benchmarks.common import (
     untrained,
 )
 from patchbank import Bank, Dataset, ExtractConfig, load_dataset, open_bank
-from patchbank.bank.base_writer import Feature
 from patchbank.bank.writer import open_writer
-from patchbank.encoders.encoder import PatchEncoder
 from patchbank.encoders.openai.checkpoints import find_checkpoint
 from patchbank.encoders.openai.registry import MODELS, get_model
 from patchbank.extraction.plan import describe

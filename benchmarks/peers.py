@@ -13,12 +13,12 @@ from typing import Any
 
 import clip
 import torch
+from patchbank.encoders.encoder import DTYPES
 from tests.reference.original import Original
 from tests.support import relative_error
 from torch import Tensor, nn
 
 from benchmarks.common import skipped
-from patchbank.encoders.encoder import DTYPES
 from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
 from patchbank.encoders.openai.registry import Model
 

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import safetensors
 import torch
+from patchbank.bank.base_writer import Feature
 from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.common import alternate, finish, parser, print_table, seconds_of
 from patchbank import ExtractConfig, open_bank
-from patchbank.bank.base_writer import Feature
 from patchbank.bank.convert import convert
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.writer import open_writer

@@ -22,11 +22,11 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from patchbank.bank.base_writer import Feature
 
 from benchmarks.common import alternate, batches, finish, parser, print_table, seconds_of
 from patchbank import ExtractConfig
 from patchbank.bank import base_writer
-from patchbank.bank.base_writer import Feature
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import images_a_shard
 from patchbank.bank.writer import open_writer

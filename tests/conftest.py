@@ -1,9 +1,10 @@
-"""Fixtures: the tiny model and its weights, and full-size untrained ones in OpenAI's format."""
+"""The two tiers, and fixtures: the tiny model and its weights, and full-size untrained ones in OpenAI's format."""
 
 from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -19,6 +20,43 @@ hypothesis.settings.load_profile("patchbank")
 
 # A job in the background of a shell starts with Ctrl-C ignored, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="Run the full tier too: the tests marked `full`.")
+
+
+_LEFT_OUT = pytest.StashKey[int]()
+# Fixtures that put a test into the full tier: Chromium, an S3 server, a Ray cluster, a model of 150 million parameters.
+_FULL = {"browser", "store", "cluster", "full_size_weights"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the full tier, unless --all, -m or a test's own name asks for it."""
+    for item in items:
+        if _FULL & set(getattr(item, "fixturenames", ())):
+            item.add_marker("full")
+    named = any("::" in argument for argument in config.args)
+    if config.option.all or "full" in config.option.markexpr or named:
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[_LEFT_OUT] = len(left_out)
+    if hasattr(config, "workeroutput"):  # a process of pytest-xdist's
+        config.workeroutput["left_out"] = len(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Each process of pytest-xdist's collects all tests."""
+    node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left_out := config.stash.get(_LEFT_OUT, 0):
+        terminalreporter.write_line(f"{left_out} tests of the full tier left out: `pytest --all` runs them.")
 
 
 @pytest.fixture(scope="session", autouse=True)

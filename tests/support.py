@@ -1,33 +1,40 @@
-"""What the tests share: a tiny CLIP, photographs of every kind, made-up EZ-HOI roots, and the program as a process."""
+"""What the tests share: a tiny CLIP, photographs of every kind, made-up EZ-HOI roots, and the program."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Event
+from unittest import mock
 
 import numpy as np
 import PIL
 import torch
 from packaging.version import Version
 from PIL import Image
+from rich.console import Console
 from skimage import data
 from torch import Tensor
 
 from patchbank.bank import parts
 from patchbank.bank.index import Part
 from patchbank.bank.manifest import Manifest
+from patchbank.cli import console, main
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Dataset, Sample
 from patchbank.datasets.samples import Directory
 from patchbank.encoders.openai import OpenAISpec
-from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.openai.registry import MODELS, Model
 from patchbank.extraction.devices import Devices
 from patchbank.extraction.plan import describe
 
@@ -185,17 +192,78 @@ def command(*arguments: object, tiny: bool = True) -> list[str]:
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
-def patchbank(
-    *arguments: object, tiny: bool = True, check: int | None = None, **options: object
-) -> subprocess.CompletedProcess[str]:
-    """Run `patchbank ...` as a process; with `check`, assert that it exits with that code."""
+Done = subprocess.CompletedProcess[str]
+
+
+def patchbank(*arguments: object, tiny: bool = True, check: int | None = None, **options: object) -> Done:
+    """Run `patchbank ...` within this process; with `check`, assert that it exits with that code.
+
+    It prints what a process prints whose output is a pipe. A warning is an error, and an exception that the program
+    does not expect is raised. With options of a process, such as `env`, it is one: see `patchbank_process`.
+    """
+    if options:  # libraries read some variables once, as they are imported
+        return patchbank_process(*arguments, tiny=tiny, check=check, **options)
+    line = command(*arguments, tiny=tiny)
+    with _as_in_a_process(line, tiny) as (stdout, stderr):
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+            assert isinstance(code, int), code
+    return _checked(Done(line, code, stdout.getvalue(), stderr.getvalue()), check)
+
+
+def patchbank_process(*arguments: object, tiny: bool = True, check: int | None = None, **options: object) -> Done:
+    """Run `patchbank ...` as a fresh process, which takes seconds: where the process is the point of a test.
+
+    Many processes, or some that meet with signals: `tests.faults.processes`.
+    """
     done = subprocess.run(
         command(*arguments, tiny=tiny), cwd=REPOSITORY, capture_output=True, text=True, timeout=300, **options
     )  # type: ignore[call-overload]
-    if check is not None:
-        assert done.returncode == check, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return _checked(done, check)
+
+
+def _checked(done: Done, code: int | None) -> Done:
+    if code is not None:
+        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
     return done
+
+
+class _Pipe(io.TextIOWrapper):
+    """A standard stream that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self._bytes = io.BytesIO()
+        super().__init__(self._bytes, "utf-8", write_through=True)
+
+    def getvalue(self) -> str:
+        return self._bytes.getvalue().decode()
+
+
+@contextlib.contextmanager
+def _as_in_a_process(line: list[str], tiny: bool) -> Iterator[tuple[_Pipe, _Pipe]]:
+    """Directory, arguments, streams and models as a fresh process finds them; what the program changes is undone."""
+    streams = _Pipe(), _Pipe()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.chdir(REPOSITORY))
+        stack.enter_context(mock.patch.dict(os.environ, COLUMNS="80"))  # no terminal's width
+        stack.enter_context(mock.patch.dict(MODELS))
+        stack.enter_context(
+            mock.patch.multiple(sys, argv=["patchbank", *line[3:]], stdout=streams[0], stderr=streams[1])
+        )
+        for each in (console.stdout, console.stderr):
+            stack.enter_context(mock.patch.dict(vars(each), vars(Console(highlight=False, stderr=each.stderr))))
+        if not tiny:
+            del MODELS[TINY.name]
+        try:
+            yield streams
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def contents(directory: Path) -> dict[str, str]:

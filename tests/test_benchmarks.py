@@ -18,7 +18,7 @@ from benchmarks.common import HICO_SIZES, hico_photographs
 from patchbank.bench import limit
 from tests.support import REPOSITORY, TINY
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # other packages' own
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]  # warnings: other packages' own
 
 Run = Callable[..., dict[str, Any]]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from patchbank.bank.ezhoi import pickle_name
+
 from patchbank.bank.pickles import pickle_bytes
 from patchbank.config import ExtractConfig
 from patchbank.datasets import load_dataset

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from patchbank import PatchEncoder, extract, load_dataset, open_bank
-from patchbank.config import ExtractConfig
+from patchbank import extract, load_dataset, load_encoder, open_bank
+from patchbank.config import ExtractConfig, Precision
 from patchbank.encoders.openai import tower as vit
 from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
 from patchbank.encoders.openai.registry import MEAN, MODELS
@@ -21,7 +23,13 @@ from tests.support import TINY, every_kind, hico_list, patchbank, photographs, r
 BOUND = 2e-6
 
 
-def ezhoi_reader(directory: Path, file_name: str) -> torch.Tensor:
+def encoder_of(weights: Path, precision: Precision = "fp32") -> Callable[..., Tensor]:
+    """Opened images to the tiny model's patch tokens, (B, 16, 32)."""
+    runner = load_encoder("tiny", weights=weights, precision=precision)
+    return lambda *arguments: runner.encode(*arguments)["patch_tokens"]
+
+
+def ezhoi_reader(directory: Path, file_name: str) -> Tensor:
     """As EZ-HOI reads: unpickle, divide each token in place by its length."""
     with open(directory / (file_name.split(".")[0] + "_clip.pkl"), "rb") as file:
         tokens = pickle.load(file)
@@ -29,60 +37,59 @@ def ezhoi_reader(directory: Path, file_name: str) -> torch.Tensor:
     return tokens
 
 
-def test_hicodet_with_vit_b16_equals_the_original_on_every_kind_of_picture(
-    tmp_path: Path, full_size_weights: Path
+@pytest.mark.parametrize("model", ["tiny", pytest.param("ViT-B/16", marks=pytest.mark.full)])
+def test_hicodet_equals_the_original_on_every_kind_of_picture(
+    model: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    weights = request.getfixturevalue("tiny_weights" if model == "tiny" else "full_size_weights")
     images = tmp_path / "hicodet/hico_20160224_det/images/test2015"
     names = every_kind(images)
     write_json(tmp_path / "hicodet/test_hico.json", hico_list(names))
 
-    patchbank(
-        *("extract", "hicodet", "--root", tmp_path, "--split", "test", "--model", "ViT-B/16"),
-        *("--weights", full_size_weights),
-        tiny=False,
-        check=0,
-    )
+    run = ("extract", "hicodet", "--root", tmp_path, "--split", "test", "--model", model, "--weights", weights)
+    patchbank(*run, check=0)
 
-    original = Original(full_size_weights)
-    directory = tmp_path / "hicodet_pkl_files/clipbase_img_hicodet_test"
+    original = Original(weights)
+    patches, width = (16, 32) if model == "tiny" else (196, 512)
+    directory = tmp_path / f"hicodet_pkl_files/{MODELS[model].bank_prefix}_img_hicodet_test"
     for name in names:
         expected = original(images / name)
         with open(directory / (name.split(".")[0] + "_clip.pkl"), "rb") as file:
             found = pickle.load(file)
-        assert found.shape == (196, 512)
+        assert found.shape == (patches, width)
         assert found.dtype == torch.float32
         assert relative_error(found, expected) <= BOUND, name
     batch = torch.stack([ezhoi_reader(directory, name) for name in names])
-    assert torch.allclose(batch.norm(dim=-1), torch.ones(len(names), 196))
+    assert torch.allclose(batch.norm(dim=-1), torch.ones(len(names), patches))
 
 
-def test_vcoco_with_vit_l14_336_equals_the_original(tmp_path: Path) -> None:
-    weights = tmp_path / "large.pt"
-    write_untrained(MODELS["ViT-L/14@336px"], weights)
+@pytest.mark.parametrize("model", ["tiny", pytest.param("ViT-L/14@336px", marks=pytest.mark.full)])
+def test_vcoco_equals_the_original(model: str, tmp_path: Path, tiny_weights: Path) -> None:
+    weights = tiny_weights if model == "tiny" else tmp_path / "large.pt"
+    if model != "tiny":
+        write_untrained(MODELS[model], weights)
     images = tmp_path / "vcoco/mscoco2014/val2014"
     names = photographs(images, 2, size=(400, 290), prefix="COCO_val2014")
     write_json(tmp_path / "vcoco/instances_vcoco_test.json", vcoco_dict(names))
 
-    patchbank(
-        *("extract", "vcoco", "--root", tmp_path, "--split", "val", "--model", "ViT-L/14@336px"),
-        *("--weights", weights, "--batch-size", "2"),
-        tiny=False,
-        check=0,
-    )
+    run = ("extract", "vcoco", "--root", tmp_path, "--split", "val", "--model", model, "--weights", weights)
+    patchbank(*run, "--batch-size", 2, check=0)
 
     original = Original(weights)
-    bank = open_bank(tmp_path / "vcoco_pkl_files/clip336_img_vcoco_val")
+    bank = open_bank(tmp_path / f"vcoco_pkl_files/{MODELS[model].bank_prefix}_img_vcoco_val")
     assert sorted(bank) == names
     for name in names:
-        assert bank[name].shape == (576, 768)
+        assert bank[name].shape == ((16, 32) if model == "tiny" else (576, 768))
         assert relative_error(bank[name], original(images / name)) <= BOUND
 
 
-def test_the_cls_feature_is_openais_image_feature(tmp_path: Path, full_size_weights: Path) -> None:
+@pytest.mark.parametrize("model", ["tiny", pytest.param("ViT-B/16", marks=pytest.mark.full)])
+def test_the_cls_feature_is_openais_image_feature(model: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    weights = request.getfixturevalue("tiny_weights" if model == "tiny" else "full_size_weights")
     names = photographs(tmp_path / "images", 3, size=(300, 250))
-    config = ExtractConfig(weights=full_size_weights, layout="shards")
+    config = ExtractConfig(model=model, weights=weights, layout="shards")
     extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
-    bank, original = open_bank(tmp_path / "bank"), Original(full_size_weights)
+    bank, original = open_bank(tmp_path / "bank"), Original(weights)
     for name in names:
         assert relative_error(bank.cls(name), pooled(original, tmp_path / "images" / name)) <= BOUND
         assert relative_error(bank[name], original(tmp_path / "images" / name)) <= BOUND
@@ -102,11 +109,11 @@ def test_the_oracle_is_openais_model(tmp_path: Path, tiny_weights: Path) -> None
 def test_a_batch_gives_what_single_images_give(tmp_path: Path, tiny_weights: Path, kind: str) -> None:
     names = [name for name in every_kind(tmp_path) if name.startswith(kind)] + photographs(tmp_path, 5)
     images = [Image.open(tmp_path / name) for name in names]
-    encoder = PatchEncoder.load("tiny", weights=tiny_weights)
-    together = encoder.encode(images)
+    encode = encoder_of(tiny_weights)
+    together = encode(images)
     original = Original(tiny_weights)
     for name, image, tokens in zip(names, images, together, strict=True):
-        assert relative_error(tokens, encoder.encode([image])[0]) <= BOUND
+        assert relative_error(tokens, encode([image])[0]) <= BOUND
         assert relative_error(tokens, original(tmp_path / name)) <= BOUND
 
 
@@ -114,11 +121,11 @@ def test_what_the_program_around_it_chose_for_its_own_products_does_not_matter(
     tmp_path: Path, tiny_weights: Path
 ) -> None:
     image = Image.open(tmp_path / photographs(tmp_path, 1)[0])
-    encoder = PatchEncoder.load("tiny", weights=tiny_weights)
-    expected = encoder.encode([image])
+    encode = encoder_of(tiny_weights)
+    expected = encode([image])
     torch.set_float32_matmul_precision("medium")  # bfloat16 products where the processor has them
     try:
-        assert torch.equal(encoder.encode([image]), expected)
+        assert torch.equal(encode([image]), expected)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -137,8 +144,8 @@ def test_every_pixel_is_exact_in_every_precision(tiny_weights: Path, dtype: torc
 
 def test_bf16_is_near(tmp_path: Path, tiny_weights: Path) -> None:
     image = Image.open(tmp_path / photographs(tmp_path, 1)[0])
-    exact = PatchEncoder.load("tiny", weights=tiny_weights).encode([image])
-    near = PatchEncoder.load("tiny", weights=tiny_weights, precision="bf16").encode([image])
+    exact = encoder_of(tiny_weights)([image])
+    near = encoder_of(tiny_weights, "bf16")([image])
     assert near.dtype == torch.float32
     assert 0 < relative_error(near, exact) < 0.03
 
@@ -161,15 +168,15 @@ def test_squash_and_pad_see_the_whole_image(tmp_path: Path, tiny_weights: Path) 
     squashed = image.resize((32, 32), Image.Resampling.BICUBIC)
     padded = Image.new("RGB", (32, 32), (123, 117, 104))  # CLIP's mean colour
     padded.paste(image.resize((32, 18), Image.Resampling.BICUBIC), (0, 7))
-    encoder, original = PatchEncoder.load("tiny", weights=tiny_weights), Original(tiny_weights)
+    encode, original = encoder_of(tiny_weights), Original(tiny_weights)
     for mode, by_hand in (("squash", squashed), ("pad", padded)):
         by_hand.save(tmp_path / "by_hand.png")
-        assert relative_error(encoder.encode([image], mode)[0], original(tmp_path / "by_hand.png")) <= BOUND
+        assert relative_error(encode([image], mode)[0], original(tmp_path / "by_hand.png")) <= BOUND
 
 
 def test_a_gradient_can_lead_on_from_the_tokens(tmp_path: Path, tiny_weights: Path) -> None:
     image = Image.open(tmp_path / photographs(tmp_path, 1)[0])
-    tokens = PatchEncoder.load("tiny", weights=tiny_weights).encode([image])
+    tokens = encoder_of(tiny_weights)([image])
     head = torch.nn.Linear(32, 3)
     head(tokens).sum().backward()
     assert head.weight.grad is not None
@@ -177,7 +184,7 @@ def test_a_gradient_can_lead_on_from_the_tokens(tmp_path: Path, tiny_weights: Pa
 
 
 def test_pixels_of_another_kind_are_refused(tiny_weights: Path) -> None:
-    encoder = PatchEncoder.load("tiny", weights=tiny_weights)
+    encoder = load_encoder("tiny", weights=tiny_weights)
     for pixels in (torch.rand(1, 32, 32, 3), torch.zeros(1, 16, 16, 3, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"uint8 \(B, 32, 32, 3\)"):
             encoder(pixels)

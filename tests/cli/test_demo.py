@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,59 @@ import pytest
 from PIL import Image
 
 from patchbank import open_bank
-from tests.support import REPOSITORY, patchbank
+from patchbank.cli import demo
+from tests.support import REPOSITORY, Done, patchbank, patchbank_process
+
+README = (REPOSITORY / "README.md").read_text()
 
 
-def example(name: str, *arguments: object, code: int = 0) -> str:
-    """What an example prints."""
-    command = [sys.executable, "-W", "error", REPOSITORY / f"examples/{name}.py", *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+@dataclass(frozen=True)
+class Demo:
+    """What `patchbank demo` has left.
+
+    Attributes:
+        root: its directory; the home directory is the one above.
+        prefix: what the names of its banks begin with.
+        shape: of its features.
+        done: how it ended, and what it printed.
+    """
+
+    root: Path
+    prefix: str
+    shape: tuple[int, int]
+    done: Done
 
 
-def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "patchbank-demo"
-    done = patchbank("demo", root, tiny=False, check=0, env=os.environ | {"HOME": str(tmp_path)})
+def run_demo(directory: Path, model: str) -> Done:
+    """With ViT-B/16 as a process, as it is; with the tiny model within this one."""
+    if model != "tiny":
+        environment = os.environ | {"HOME": str(directory.parent)}
+        return patchbank_process("demo", directory, tiny=False, check=0, env=environment)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "_MODEL", model)
+        patch.setenv("HOME", str(directory.parent))
+        return patchbank("demo", directory, check=0)
+
+
+@pytest.fixture(scope="module", params=["tiny", pytest.param("ViT-B/16", marks=pytest.mark.full)])
+def demonstrated(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Demo:
+    """The demo, having run."""
+    root = tmp_path_factory.mktemp("demo") / "patchbank-demo"
+    done = run_demo(root, request.param)
+    return Demo(root, *(("cliptiny", (16, 32)) if request.param == "tiny" else ("clipbase", (196, 512))), done)
+
+
+full_size = pytest.mark.parametrize("demonstrated", [pytest.param("ViT-B/16", marks=pytest.mark.full)], indirect=True)
+
+
+def test_it_makes_the_banks_and_says_what_they_are(demonstrated: Demo) -> None:
+    done, root = demonstrated.done, demonstrated.root
     assert "UNTRAINED" in done.stderr
     assert "mean nothing" in done.stdout
     for dataset, splits in (("hicodet", ("train", "test")), ("vcoco", ("train", "val"))):
         for split in splits:
-            bank = open_bank(root / f"{dataset}_pkl_files/clipbase_img_{dataset}_{split}")
-            assert bank.manifest.shape == (196, 512)
+            bank = open_bank(root / f"{dataset}_pkl_files/{demonstrated.prefix}_img_{dataset}_{split}")
+            assert bank.manifest.shape == demonstrated.shape
             assert len(bank) == {"train": 7}.get(split, 5)
             assert bank.path.name in done.stdout
 
@@ -43,7 +76,9 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = next(number for number, line in enumerate(lines) if line == "import pickle")
     exec("\n".join(lines[start : start + 3]))
 
-    # The annotation files have the real structures, and boxes inside their images.
+
+def test_its_annotation_files_have_the_real_structures_and_boxes_inside_their_images(demonstrated: Demo) -> None:
+    root = demonstrated.root
     for split, stem in (("train", "trainval"), ("test", "test")):
         entries = json.loads((root / f"hicodet/{stem}_hico.json").read_text())
         assert any(entry["hoi_annotation"] for entry in entries)
@@ -55,7 +90,19 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                     assert 0 <= x1 < x2 <= image.width
                     assert 0 <= y1 < y2 <= image.height
 
-    # The examples run on what it left.
+
+def example(name: str, *arguments: object, code: int = 0) -> str:
+    """What an example prints."""
+    command = [sys.executable, "-W", "error", REPOSITORY / f"examples/{name}.py", *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@full_size
+def test_the_examples_run_on_what_it_left(demonstrated: Demo, tmp_path: Path) -> None:
+    root = demonstrated.root
     for name, arguments, words in (
         (
             "global_search",
@@ -73,29 +120,38 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "prompts.pt").exists()
     assert "There is no bank" in example("global_search", tmp_path / "nowhere", code=1)
 
-    # So does the README's Python on training.
-    monkeypatch.chdir(tmp_path)
-    section = (REPOSITORY / "README.md").read_text().split("## Train on it")[1].split("\n## ")[0]
+
+@full_size
+def test_the_readmes_python_on_training_runs_on_it(demonstrated: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demonstrated.root.parent)
+    section = README.split("## Train on it")[1].split("\n## ")[0]
     names: dict[str, Any] = {}
     for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
         exec(snippet, names)
     assert names["patch_tokens"].shape == (2, 196, 512)
     assert names["similarity"].argmax() == 0
 
-    # And its commands that show the features; those that the demo proposes itself, too.
-    section = (REPOSITORY / "README.md").read_text().split("## See the features")[1].split("\n## ")[0]
+
+@full_size
+def test_the_commands_that_it_and_the_readme_propose_run_on_it(demonstrated: Demo) -> None:
+    section = README.split("## See the features")[1].split("\n## ")[0]
     shell = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[0].replace('pip install -e ".[show]"', "")
-    proposed = re.findall(r"^(?:Next:| {5}) (patchbank .*)$", done.stdout, re.MULTILINE)
+    proposed = re.findall(r"^(?:Next:| {5}) (patchbank .*)$", demonstrated.done.stdout, re.MULTILINE)
     assert len(proposed) == 2
     module = f"patchbank() {{ '{sys.executable}' -W error -m patchbank \"$@\"; }}\n"
+    place = demonstrated.root.parent
     ran = subprocess.run(
-        ["bash", "-euc", module + "\n".join([shell, *proposed])], capture_output=True, text=True, cwd=tmp_path
+        ["bash", "-euc", module + "\n".join([shell, *proposed])], capture_output=True, text=True, cwd=place
     )
     assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "out.png").exists() and (tmp_path / "HICO_train2015_00000002-features.png").exists()
+    assert (place / "out.png").exists() and (place / "HICO_train2015_00000002-features.png").exists()
 
-    # Once more is harmless; a directory of somebody's own is not touched.
-    patchbank("demo", root, tiny=False, check=0, env=os.environ | {"HOME": str(tmp_path)})
+
+def test_once_more_is_harmless_and_a_directory_of_somebodys_own_is_not_touched(
+    demonstrated: Demo, tmp_path: Path
+) -> None:
+    run_demo(demonstrated.root, "tiny" if demonstrated.prefix == "cliptiny" else "ViT-B/16")
     (tmp_path / "own").mkdir()
     (tmp_path / "own/file").write_text("mine")
-    assert "is not empty" in patchbank("demo", tmp_path / "own", tiny=False, check=2).stderr
+    assert "is not empty" in patchbank("demo", tmp_path / "own", check=2).stderr
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["file"]

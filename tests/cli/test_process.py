@@ -1,4 +1,4 @@
-"""The program as a process: what each command does, and what bad input gets. Faults of a run: tests/faults."""
+"""`extract` and `info`: what they do, and what bad input gets; what only a process shows. Faults: tests/faults."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from patchbank import __version__, open_bank
+from patchbank import ExtractConfig, __version__, extract, load_dataset, open_bank
+from patchbank.encoders.openai.registry import MODELS
+from tests.faults.processes import run
 from tests.support import (
     REPOSITORY,
+    TINY,
     command,
     contents,
     hico_list,
     hico_root,
     patchbank,
+    patchbank_process,
     photographs,
     vcoco_root,
     write_json,
@@ -32,7 +37,7 @@ def tiny(weights: Path) -> tuple[str, ...]:
 
 
 def test_help_and_version_do_not_import_torch() -> None:
-    assert patchbank("--version", tiny=False, check=0).stdout == f"patchbank {__version__}\n"
+    assert patchbank_process("--version", tiny=False, check=0).stdout == f"patchbank {__version__}\n"
     for arguments in (["--help"], ["extract", "hicodet", "--help"], ["info", "--help"], ["doctor", "--help"]):
         program = (
             "import sys; from patchbank.cli import main; sys.argv = ['patchbank', *sys.argv[1:]]\n"
@@ -88,7 +93,7 @@ def test_a_folder_and_its_json(tmp_path: Path, tiny_weights: Path) -> None:
     info = json.loads(patchbank("info", tmp_path / "bank", "--json", check=0).stdout)
     assert info["features"] == 3
     assert info["shape"] == [16, 32]
-    assert info["fingerprint"]["model"] == "tiny"
+    assert info["identity"]["model"] == "tiny"
     assert info["layout"] == "shards"
     assert info["bytes"] == sum(path.stat().st_size for path in (tmp_path / "bank").iterdir() if path.is_file())
     text = patchbank("info", tmp_path / "bank", check=0).stdout
@@ -128,14 +133,27 @@ def test_a_dry_run_tells_of_failures_and_deletions(tmp_path: Path, tiny_weights:
     assert "1 of those failed before" in done.stdout
     done = patchbank(*arguments, "--dry-run", "--overwrite", check=0)
     assert "4 images, 0 done, 4 to do" in done.stdout
-    assert "3 features that are there will be deleted" in done.stdout
+    assert "3 existing features will be deleted" in done.stdout
     assert len(open_bank(tmp_path / "bank")) == 3
 
 
 def test_file_names_must_be_utf8_here(tmp_path: Path) -> None:
     """In another locale names would not be those of the bank, and done work would be taken for lost."""
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    assert "PYTHONUTF8=1" in patchbank("info", tmp_path, check=2, env=environment).stderr
+    assert "PYTHONUTF8=1" in patchbank("info", tmp_path, tiny=False, check=2, env=environment).stderr
+
+
+def test_the_exit_codes_of_a_process(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    """The others, 130 and 143, are those of runs that are stopped: tests/faults."""
+    photographs(tmp_path / "images", 2)
+    (tmp_path / "images/broken.jpg").write_bytes(b"")
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    done = patchbank_process("info", tmp_path / "bank", tiny=False, check=0)
+    assert "2 x (16, 32) float32" in done.stdout and done.stderr == ""
+    done = patchbank_process("verify", tmp_path / "bank", tiny=False, check=1)
+    assert "broken.jpg" in done.stdout and "2/2 images" in done.stderr
+    done = patchbank_process("info", tmp_path / "nowhere", tiny=False, check=2)
+    assert done.stdout == "" and done.stderr.startswith("error: ")
 
 
 def test_images_that_fail_are_listed_and_the_rest_is_extracted(tmp_path: Path, tiny_weights: Path) -> None:
@@ -181,7 +199,7 @@ LIST, IMAGES = "hicodet/test_hico.json", "hicodet/hico_20160224_det/images/test2
         (None, ["--partition", "2/2"], "must be less than N"),
         (None, ["--partition", "0/2", "--overwrite"], "would delete"),
         (None, ["--workers", "1000000"], "at most 1024"),
-        (None, ["--batch-size", "100000000", "--device", "cpu"], "--batch-size 100,000,000 would need about"),
+        (None, ["--batch-size", "100000000", "--device", "cpu"], "--batch-size 100,000,000 needs about"),
         (None, ["--out", "README.md/banks"], "README.md is a file; a bank is a directory"),
         (None, ["--weights", "nowhere.pt"], "no checkpoint nowhere.pt"),
         (None, ["--precision", "tf32"], "needs CUDA"),
@@ -220,16 +238,13 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_weights: Path
     assert contents(tmp_path) == before
 
 
-def test_offline_and_without_a_checkpoint(tmp_path: Path) -> None:
+def test_offline_and_without_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hico_root(tmp_path, 2, splits=["test"])
-    environment = os.environ | {
-        "HOME": str(tmp_path),
-        "TINY_URL": "http://127.0.0.1:9/tiny.pt",
-        "TINY_SHA256": "1" * 64,
-    }
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(MODELS, "tiny", replace(TINY, url="http://127.0.0.1:9/tiny.pt", sha256="1" * 64))
     arguments = ("extract", "hicodet", "--root", tmp_path, "--split", "test", "--model", "tiny")
-    assert "to be downloaded" in patchbank(*arguments, "--dry-run", check=0, env=environment).stdout
-    done = patchbank(*arguments, check=2, env=environment)
+    assert "to be downloaded" in patchbank(*arguments, "--dry-run", check=0).stdout
+    done = patchbank(*arguments, check=2)
     place = tmp_path / "checkpoints/pretrained_CLIP/tiny.pt"
     assert f"put it at {place}" in done.stderr.replace("\n", " ")
     assert not (tmp_path / "hicodet_pkl_files").exists()
@@ -244,16 +259,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_process_without_memory_says_so(many: Path, tiny_weights: Path, tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))
-
-    options = ("--batch-size", 60_000, "--device", "cpu", "--limit", 2)
-    done = patchbank(
-        *("extract", "folder", many, "--out", tmp_path / "bank", *tiny(tiny_weights), *options),
-        check=2,
-        preexec_fn=limit,
-    )
-    assert "Out of memory. Try a smaller --batch-size" in done.stderr
+    arguments = ("extract", "folder", many, "--out", tmp_path / "bank", *tiny(tiny_weights))
+    options = ("--batch-size", 20_000, "--device", "cpu", "--limit", 2)
+    printed = run(tmp_path / "printed", *arguments, *options, check=2, limits={resource.RLIMIT_DATA: 1 << 30})
+    assert "Out of memory. Try a smaller --batch-size" in printed
 
 
 def test_a_part_without_a_shard_says_so(many: Path, tiny_weights: Path, tmp_path: Path) -> None:
@@ -265,6 +274,6 @@ def test_a_part_without_a_shard_says_so(many: Path, tiny_weights: Path, tmp_path
 def test_a_pipe_that_closes(many: Path, tiny_weights: Path, tmp_path: Path) -> None:
     bank = tmp_path / "bank"
     patchbank("extract", "folder", many, "--out", bank, *tiny(tiny_weights), "--limit", "2", check=0)
-    line = f"{' '.join(command('info', bank))} | true"
+    line = f"{' '.join(command('info', bank, tiny=False))} | true"
     done = subprocess.run(line, shell=True, cwd=REPOSITORY, capture_output=True, text=True)
     assert "Traceback" not in done.stderr

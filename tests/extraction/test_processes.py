@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 
 from patchbank import extract, load_dataset, open_bank
 from patchbank.config import ExtractConfig
-from patchbank.encoders.encoder import resolve_devices
+from patchbank.encoders.device import resolve_devices
 from patchbank.errors import ConfigError
 from tests.datasets.packed import packed
-from tests.support import command, contents, no_leftovers, patchbank, photographs
+from tests.faults.processes import Calls, Run, run
+from tests.support import contents, no_leftovers, patchbank, photographs
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("layout", ["ezhoi", "shards"])
+@pytest.mark.parametrize("layout", ["shards", pytest.param("ezhoi", marks=pytest.mark.full)])
 def test_two_processes_make_the_bank_of_one(
     layout: str, images: Path, tiny_config: ExtractConfig, tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -45,7 +48,7 @@ def test_two_processes_make_the_bank_of_one(
     assert both.bytes_written > 32 * 16 * 32 * 4
 
 
-@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("kind", ["tar", pytest.param("parquet", marks=pytest.mark.full)])
 def test_tars_and_tables_are_read_by_each_process(
     kind: str, images: Path, tiny_config: ExtractConfig, tmp_path: Path
 ) -> None:
@@ -61,57 +64,72 @@ def test_tars_and_tables_are_read_by_each_process(
 def test_what_a_worker_cannot_do_is_one_message(images: Path, tiny_weights: Path, tmp_path: Path) -> None:
     run = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
     done = patchbank(*run, "--device", "cpu:0,1", "--batch-size", "1000000000", check=2)
-    assert "--batch-size 1,000,000,000 would need" in done.stderr
+    assert "--batch-size 1,000,000,000 needs" in done.stderr
 
 
-@pytest.mark.parametrize("victim", ["first worker", "second worker", "run"])
-@pytest.mark.parametrize("pickles", [0, 1])
+# What the first process has done when it pauses.
+MOMENTS = {
+    "one begun": Calls(1, SpawnProcess, "start"),
+    "both begun": Calls(2, SpawnProcess, "start"),
+    "one ready": Calls(1, Connection, "recv"),
+    "at work": Calls(3, Connection, "recv"),  # one of three messages from two workers is what became of a unit
+}
+
+
+@pytest.mark.parametrize(
+    ("victim", "moment"),
+    [
+        ("first worker", "at work"),
+        ("run", "at work"),
+        pytest.param("second worker", "at work", marks=pytest.mark.full),
+        *(
+            pytest.param(each, "both begun", marks=pytest.mark.full)
+            for each in ("first worker", "second worker", "run")
+        ),
+    ],
+)
 def test_killed_it_goes_on_from_there(
-    victim: str, pickles: int, images: Path, tiny_weights: Path, tmp_path: Path
+    victim: str, moment: str, images: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
     """A worker's death ends the run, with a message, though others work on; the run's death ends its workers."""
     bank = tmp_path / "bank"
-    run = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", bank)
+    command = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", bank)
     options = ("--layout", "ezhoi", "--batch-size", "4", "--device", "cpu:0,1")
-    with subprocess.Popen(command(*run, *options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        while len(workers := _workers(process.pid)) < 2 or len(list(bank.glob("*.pkl"))) < pickles:
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.kill({"first worker": min(workers), "second worker": max(workers)}.get(victim, process.pid), signal.SIGKILL)
-        assert process.stderr is not None
-        errors = process.stderr.read().decode()
-    if victim != "run":
-        assert process.returncode == 2 and "worker process" in errors and "Traceback" not in errors
-    else:
-        deadline = time.monotonic() + 30
+    process = Run(tmp_path / "printed", *command, *options, pause_after=MOMENTS[moment]).paused()
+    workers = _workers(process)
+    assert len(workers) == 2
+    assert bool(list(bank.glob("*.pkl"))) == (moment == "at work")
+    if victim == "run":
+        process.send(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
         while any(map(_lives, workers)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    patchbank(*run, *options, check=1)
+            time.sleep(0.01)
+    else:
+        os.kill({"first worker": min(workers), "second worker": max(workers)}[victim], signal.SIGKILL)
+        process.send(signal.SIGCONT)
+        assert process.wait() == 2 and "worker process" in process.printed
+    run(tmp_path / "printed", *command, *options, check=1)
     assert no_leftovers(bank)
-    patchbank(*run, "--layout", "ezhoi", "--batch-size", "4", "--overwrite", check=1)
+    run(tmp_path / "printed", *command, "--layout", "ezhoi", "--batch-size", "4", "--overwrite", check=1)
     assert len(open_bank(bank)) == 40
 
 
-@pytest.mark.parametrize(("workers", "seconds"), [(1, 0), (2, 0), (2, 0.2), (2, 1.5)])
-def test_told_to_stop_while_its_workers_begin(
-    workers: int, seconds: float, images: Path, tiny_weights: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "moment",
+    ["both begun", *(pytest.param(each, marks=pytest.mark.full) for each in ("one begun", "one ready", "at work"))],
+)
+def test_told_to_stop_while_its_workers_begin(moment: str, images: Path, tiny_weights: Path, tmp_path: Path) -> None:
     """A terminal's Ctrl-C reaches all processes at once, also those that have just begun."""
-    run = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
+    command = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
     options = ("--layout", "ezhoi", "--batch-size", "4", "--device", "cpu:0,1")
-    with subprocess.Popen(
-        command(*run, *options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        while len(_workers(process.pid)) < workers:
-            assert process.poll() is None
-            time.sleep(0.001)
-        time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.stderr is not None
-        errors = process.stderr.read().decode()
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors and "error:" not in errors
+    process = Run(tmp_path / "printed", *command, *options, pause_after=MOMENTS[moment], own_group=True).paused()
+    workers = _workers(process)
+    assert workers
+    process.interrupt_all()
+    process.send(signal.SIGCONT)
+    assert process.wait() == 130, process.printed
+    assert "error:" not in process.printed
+    assert not any(map(_lives, workers))
     assert no_leftovers(tmp_path / "bank")
 
 
@@ -135,13 +153,13 @@ def test_a_script_without_a_guard_is_told_of_it(images: Path, tiny_weights: Path
         assert words in done.stdout + done.stderr
 
 
-def _workers(parent: int) -> list[int]:
-    """A process's spawned workers."""
+def _workers(run: Run) -> list[int]:
+    """The processes that a run has spawned."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             status = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(status[1]) == parent and b"spawn_main" in (entry / "cmdline").read_bytes():
+            if int(status[1]) == run.process.pid and b"spawn_main" in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -18,13 +18,14 @@ from patchbank import extract, load_dataset
 from patchbank.config import ExtractConfig
 from patchbank.errors import BankError, ConfigError
 from patchbank.extraction import work
-from patchbank.extraction.ray import _cpus, settle
+from patchbank.extraction.cluster import workers
+from patchbank.extraction.ray import _cpus
 from tests.datasets.packed import packed
 from tests.support import contents, no_leftovers, patchbank, photographs
 
 pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]  # warnings: of Ray's own
 
 NAMES = 64
 
@@ -105,10 +106,10 @@ def test_the_bank_is_the_local_engines_though_a_worker_is_killed(
     killed: list[int] = []
 
     def kill() -> None:
-        while not (workers := busy_workers()):
+        while not (busy := busy_workers()):
             pass
-        killed.append(workers[0])
-        os.kill(workers[0], signal.SIGKILL)
+        killed.append(busy[0])
+        os.kill(busy[0], signal.SIGKILL)
 
     summary = run(layout, kill)
     assert len(killed) == 1
@@ -187,16 +188,16 @@ def test_workers_that_die_whatever_they_do_end_the_run(run: Callable[..., Any], 
 
 def test_how_a_cluster_is_divided(cluster: Any) -> None:
     config = ExtractConfig(engine="ray", ray_address=cluster.address)
-    assert (settle(config).num_workers, settle(config).num_gpus_per_worker) == (3, 0)
-    assert settle(replace(config, num_workers=7)).num_workers == 7
+    assert workers(config) == (3, 0)
+    assert workers(replace(config, num_workers=7)) == (7, 0)
     for wrong, words in (
-        ({"device": "cuda:0"}, "which GPU a worker gets, Ray decides"),
+        ({"device": "cuda:0"}, "Ray decides which GPU a worker gets"),
         ({"device": "cpu", "num_gpus_per_worker": 1}, "do not go together"),
         ({"device": "cuda", "num_gpus_per_worker": 0}, "do not go together"),
     ):
         with pytest.raises(ConfigError, match=words):
-            settle(replace(config, **wrong))  # type: ignore[arg-type]
-    assert settle(replace(config, device="cuda")).num_gpus_per_worker == 1
+            workers(replace(config, **wrong))  # type: ignore[arg-type]
+    assert workers(replace(config, device="cuda"))[1] == 1
     big, small = {"CPU": 16, "GPU": 4}, {"CPU": 8, "GPU": 4}
     assert _cpus([big], 4, 1) == 4
     assert _cpus([big, small, {"CPU": 64}], 8, 1) == 2  # what fits on each node with GPUs

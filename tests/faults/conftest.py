@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from patchbank import extract, load_dataset
 from patchbank.config import ExtractConfig
-from tests.faults.processes import Run
+from tests.faults.processes import run
 from tests.support import contents, photographs
 
 BROKEN = {"photo_0030a.jpg", "photo_0070a.jpg"}
@@ -26,7 +25,6 @@ class Extraction:
         layout: of its bank.
         expected: the uninterrupted bank's `contents`.
         count: images with a feature.
-        seconds: that an uninterrupted run writes for, about.
     """
 
     arguments: tuple[str, ...]
@@ -34,7 +32,6 @@ class Extraction:
     layout: str
     expected: dict[str, str]
     count: int
-    seconds: float
 
     def to(self, bank: Path, *more: object) -> tuple[object, ...]:
         """The command line that makes a bank."""
@@ -44,20 +41,6 @@ class Extraction:
 def committed(bank: Path) -> list[Path]:
     """The features' files of a bank."""
     return [*bank.glob("*_clip.pkl"), *bank.glob("shard-*")]
-
-
-def scratch_of(bank: Path) -> set[Path]:
-    """The scratch directories in a bank; each run that writes has one."""
-    return set(bank.glob(".patchbank-tmp-*"))
-
-
-def started(bank: Path, output: Path, *arguments: object) -> Run:
-    """A run that has just begun to write, or has ended."""
-    before = scratch_of(bank)
-    run = Run(output, *arguments)
-    while run.alive and not scratch_of(bank) - before:
-        time.sleep(0.001)
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +53,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+# For what does not depend on the layout: shards, and with --all pickles too.
+in_shards = pytest.mark.parametrize(
+    "extraction", ["shards", pytest.param("ezhoi", marks=pytest.mark.full)], indirect=True
+)
+
+
 @pytest.fixture(scope="session", params=["ezhoi", "shards"])
 def extraction(
     many: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
@@ -78,16 +67,8 @@ def extraction(
     arguments = ("extract", "folder", str(many), "--layout", request.param, "--shard-size", "20kB")
     arguments += ("--model", "tiny", "--weights", str(tiny_weights), "--batch-size", "4")
     place = tmp_path_factory.mktemp("uninterrupted")
-    seconds = min(_seconds(place / f"bank{number}", place / "printed", arguments) for number in range(2))
-    return Extraction(arguments, many, request.param, contents(place / "bank0"), 100, seconds)
-
-
-def _seconds(bank: Path, output: Path, arguments: tuple[str, ...]) -> float:
-    """Make a bank; how long that wrote for. The first run of all waits for the disk to read what it imports."""
-    run = started(bank, output, *arguments, "--out", bank)
-    began = time.monotonic()
-    assert run.wait() == 1, run.printed
-    return time.monotonic() - began
+    run(place / "printed", *arguments, "--out", place / "bank", check=1)
+    return Extraction(arguments, many, request.param, contents(place / "bank"), 100)
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,18 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
-from patchbank.bank.base_writer import BankWriter, Feature
+from patchbank.bank.writer import BankWriter
 from patchbank.cli import main
-from patchbank.datasets.samples import Failure
 from patchbank.encoders.openai.registry import MODELS
 from tests.support import REPOSITORY, TINY
 
@@ -47,35 +49,65 @@ def _server() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _pause_after(additions: int) -> None:
-    """Have this process stop itself (SIGSTOP) once so many batches have been handed to the bank."""
-    add, left = BankWriter.add, additions
+@dataclass(frozen=True)
+class Calls:
+    """A moment in a process: when a method has returned so many times.
 
-    def counted(bank: BankWriter, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
-        nonlocal left
-        refused = add(bank, features, failures)
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        return refused
+    Attributes:
+        count: how many times.
+        owner: the method's class; by default, of batches handed to the bank.
+        name: the method's.
+    """
 
-    BankWriter.add = counted  # type: ignore[method-assign]
+    count: int
+    owner: type = BankWriter
+    name: str = "add"
+
+    def pause(self) -> None:
+        """Have this process stop itself (SIGSTOP) then."""
+        method, left = getattr(self.owner, self.name), self.count
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            result = method(*arguments, **options)
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return result
+
+        setattr(self.owner, self.name, counted)
 
 
-def _run(arguments: tuple[str, ...], output: Path, file_size: int | None, pause_after: int | None) -> None:
+@dataclass(frozen=True)
+class _Given:
+    """What a new process is given."""
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+    output: Path
+    limits: dict[int, int]
+    pause_after: Calls | None
+    own_group: bool
+
+
+def _run(given: _Given) -> None:
     """In the new process: be the command line."""
-    if pause_after:
-        _pause_after(pause_after)
-    if file_size:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    if given.own_group:
+        os.setsid()
+    if given.pause_after:
+        given.pause_after.pause()
+    os.environ.clear()
+    os.environ.update(given.environment)
+    for kind, limit in given.limits.items():
+        resource.setrlimit(kind, (limit, limit))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(given.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     torch.set_num_threads(1)  # several run at once, and what the model computes is no work for two
     MODELS[TINY.name] = TINY
-    sys.argv = ["patchbank", *arguments]
+    sys.argv = ["patchbank", *given.arguments]
     main()
 
 
@@ -87,19 +119,26 @@ class Run:
     """
 
     def __init__(
-        self, output: Path, *arguments: object, file_size: int | None = None, pause_after: int | None = None
+        self,
+        output: Path,
+        *arguments: object,
+        limits: Mapping[int, int] = MappingProxyType({}),
+        pause_after: int | Calls | None = None,
+        own_group: bool = False,
     ) -> None:
         """Start it.
 
         Args:
             output: the file for what it prints.
-            file_size: bytes beyond which no file may grow; None where nothing bounds them.
-            pause_after: batches after which it stops itself, until it is sent SIGCONT: what a test does to it then
-                does not depend on who is faster.
+            limits: what the kernel is to bound of it: `resource.RLIMIT_FSIZE`, ... -> bytes.
+            pause_after: a moment, or a number of batches, after which it stops itself, until it is sent SIGCONT: what
+                a test does to it then does not depend on who is faster.
+            own_group: whether it begins a process group, as a command in a terminal does.
         """
         self._output = output
-        given = tuple(map(str, arguments)), output, file_size, pause_after
-        self.process: ForkServerProcess = _server().Process(target=_run, args=given)
+        pause = Calls(pause_after) if isinstance(pause_after, int) else pause_after
+        given = _Given(tuple(map(str, arguments)), dict(os.environ), output, dict(limits), pause, own_group)
+        self.process: ForkServerProcess = _server().Process(target=_run, args=(given,))
         self.process.start()
 
     @property
@@ -119,6 +158,11 @@ class Run:
         if self.alive and self.process.pid is not None:
             os.kill(self.process.pid, number)
 
+    def interrupt_all(self) -> None:
+        """Send SIGINT to its process group, as Ctrl-C in a terminal does. It must have one of its own."""
+        assert self.process.pid is not None
+        os.killpg(self.process.pid, signal.SIGINT)
+
     def wait(self) -> int:
         """Its exit code, once it has ended; of a signal that killed it, the negative number."""
         self.process.join(120)
@@ -133,8 +177,8 @@ class Run:
         return self._output.read_text() if self._output.exists() else ""
 
 
-def run(output: Path, *arguments: object, check: int, file_size: int | None = None) -> str:
+def run(output: Path, *arguments: object, check: int, limits: Mapping[int, int] = MappingProxyType({})) -> str:
     """Run `patchbank ...` to its end, which must be with exit code `check`; what it printed."""
-    done = Run(output, *arguments, file_size=file_size)
+    done = Run(output, *arguments, limits=limits)
     assert done.wait() == check, done.printed
     return done.printed

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from patchbank import open_bank
-from patchbank.bank.layouts import layout_in
-from patchbank.bank.verify import verify
+from patchbank.bank.check import verify
+from patchbank.bank.parts import layout_in
 from tests.support import contents
 
 

@@ -12,8 +12,7 @@ from threading import Event
 import pytest
 
 from patchbank import extract, load_dataset, open_bank
-from patchbank.bank.verify import verify
-from patchbank.errors import BankError
+from patchbank.bank.check import verify
 from tests.faults.conftest import BROKEN, Extraction, Short, committed
 from tests.faults.processes import run
 from tests.faults.soundness import sound_keys
@@ -37,9 +36,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_shard_or_ledger(short: Short, tmp_path: Path, damage: Callable[[Path], object]) -> None:
-    """A shard whose header or length is not what its name says is set aside, a file of the ledger that is not what
-    its name says is dropped; what they told of is made anew, to the same bytes."""
+def test_a_damaged_part(short: Short, tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    """A shard, or a file of the index, whose header or length is not what its name says goes into quarantine; its
+    samples are done again, to the same bytes."""
     bank = tmp_path / "bank"
     extract(load_dataset("folder", short.images), bank, short.config)
     shards = short.config.layout == "shards"
@@ -47,30 +46,14 @@ def test_a_damaged_shard_or_ledger(short: Short, tmp_path: Path, damage: Callabl
     damage(damaged)
     spoilt = damaged.read_bytes()
     kinds = {finding.kind for finding in verify(bank).problems} - {"failed"}
-    assert kinds == {"damaged-shard" if shards else "damaged-ledger"}
+    assert kinds == {"damaged-part"}
     summary = extract(load_dataset("folder", short.images), bank, short.config)
     assert summary.images == (3 if shards else 6)
-    if shards:
-        aside = damaged.with_name(damaged.name + ".damaged")
-        assert aside.read_bytes() == spoilt
-        assert aside.name in " ".join(summary.notes)
-        aside.unlink()
+    aside = damaged.with_name(damaged.name + ".damaged")
+    assert aside.read_bytes() == spoilt
+    assert aside.name in " ".join(summary.notes)
+    aside.unlink()
     assert contents(bank) == short.expected
-
-
-def test_a_damaged_manifest(short: Short, tmp_path: Path) -> None:
-    """A bank of pickles whose ``bank.json`` cannot be read is refused by that file's name; nothing is changed. Every
-    shard has a manifest of its own."""
-    bank = tmp_path / "bank"
-    extract(load_dataset("folder", short.images), bank, short.config)
-    if short.config.layout == "shards":
-        assert not (bank / "bank.json").exists()
-        return
-    os.truncate(bank / "bank.json", 100)
-    before = contents(bank)
-    with pytest.raises(BankError, match=r"bank\.json is damaged"):
-        extract(load_dataset("folder", short.images), bank, short.config)
-    assert contents(bank) == before
 
 
 def test_damaged_numbers(extraction: Extraction, tmp_path: Path) -> None:
@@ -100,7 +83,7 @@ def test_damaged_numbers(extraction: Extraction, tmp_path: Path) -> None:
     for path in bank.rglob("*.damaged"):
         path.unlink()
     changed = {name for name, sha256 in contents(bank).items() if extraction.expected.get(name) != sha256}
-    assert len(changed) == 1, "more than the ledger, or that shard, tells of it"
+    assert len(changed) == 1, "more than the index, or that shard, changed"
     assert changed.pop().startswith("shard-00001" if extraction.layout == "shards" else "index/")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -22,8 +23,8 @@ from patchbank.datasets import Sample
 from patchbank.datasets.samples import Directory
 from patchbank.errors import BankError, DatasetError
 from patchbank.extraction.plan import make_plan
-from patchbank.extraction.run import execute, load_encoder
-from tests.faults.conftest import BROKEN, Extraction, Short
+from patchbank.extraction.run import execute, load_runner
+from tests.faults.conftest import BROKEN, Extraction, Short, in_shards
 from tests.faults.processes import Run, run
 from tests.faults.soundness import sound_keys
 from tests.support import contents, no_leftovers
@@ -103,13 +104,13 @@ def test_a_disk_that_is_full_at_any_write(short: Short, tmp_path: Path) -> None:
     call goes on to the same bytes."""
     dataset = load_dataset("folder", short.images)
     plan = make_plan(dataset, tmp_path / "bank", short.config)
-    encoder = load_encoder(plan)
+    runner = load_runner(plan)
     for count in range(1000):
         bank = tmp_path / f"bank{count}"
         disk = FillingDisk(count)
         try:
             with disk.mounted():
-                summary = execute(replace(plan, out=bank), encoder)
+                summary = execute(replace(plan, out=bank), runner)
         except BankError as error:
             assert "The disk is full" in str(error)
             assert "run the same command again" in str(error)
@@ -122,21 +123,21 @@ def test_a_disk_that_is_full_at_any_write(short: Short, tmp_path: Path) -> None:
         assert disk.full
         assert not bank.exists() or no_leftovers(bank)
         sound_keys(bank, short.expected, {"photo_0003a.jpg"})
-        execute(replace(plan, out=bank), encoder)
+        execute(replace(plan, out=bank), runner)
         assert contents(bank) == short.expected
         shutil.rmtree(bank)
     assert not disk.full
     assert count > 15, "it was not the disk that was written to"
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu:0,1"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cpu:0,1", marks=pytest.mark.full)])
 def test_a_file_that_may_not_grow(device: str, extraction: Extraction, tmp_path: Path) -> None:
-    """A limit that the kernel keeps stands in for the disk: the ledger outgrows it, a shard at once.
+    """A limit that the kernel keeps stands in for the disk: the index outgrows it, a shard at once.
 
-    The ledger of one device grows through the run; those of two have a unit each, and outgrow it when they are joined.
+    The index of one device grows through the run; those of two have a unit each, and outgrow it when they are joined.
     """
     bank, output = tmp_path / "bank", tmp_path / "printed"
-    printed = run(output, *extraction.to(bank), "--device", device, check=2, file_size=6_000)
+    printed = run(output, *extraction.to(bank), "--device", device, check=2, limits={resource.RLIMIT_FSIZE: 6_000})
     assert "The disk is full" in printed
     assert "run the same command again" in printed
     assert no_leftovers(bank)
@@ -151,6 +152,7 @@ def test_a_file_that_may_not_grow(device: str, extraction: Extraction, tmp_path:
     assert contents(bank) == extraction.expected
 
 
+@in_shards
 def test_images_that_disappear_and_come_back(extraction: Extraction, tmp_path: Path) -> None:
     """Exit code 2 and the directory's name; no image is said to have failed; the same command goes on afterwards."""
     images, bank, output = tmp_path / "images", tmp_path / "bank", tmp_path / "printed"

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from patchbank import open_bank
-from tests.faults.conftest import BROKEN, Extraction, started
+from tests.faults.conftest import BROKEN, Extraction, in_shards
 from tests.faults.processes import Run, run
 from tests.faults.soundness import sound_keys
 from tests.support import contents, no_leftovers
@@ -20,13 +20,48 @@ from tests.support import contents, no_leftovers
 KILLS = 30
 
 
-def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path) -> None:
-    """SIGKILL while it writes: nothing partial has a final name, nothing committed is lost, and the end is the same.
+def test_killed_three_times(extraction: Extraction, tmp_path: Path) -> None:
+    """SIGKILL while it writes: nothing partial has a final name, nothing committed is lost, and the end is the same."""
+    bank, output, kept = tmp_path / "bank", tmp_path / "printed", set[str]()
+    for batches in (1, 8, 9):
+        process = Run(output, *extraction.to(bank), pause_after=batches).paused()
+        process.send(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        found = sound_keys(bank, extraction.expected, BROKEN)
+        assert kept <= found, "what was committed is gone"
+        kept = found
+    assert kept
+    run(output, *extraction.to(bank), check=1)
+    assert contents(bank) == extraction.expected
 
-    Some banks are killed once and completed, others fourteen times.
-    """
-    random, seconds = Random(0), extraction.seconds
-    killed, output = 0, tmp_path / "printed"
+
+def scratch_of(bank: Path) -> set[Path]:
+    """The scratch directories in a bank; each run that writes has one."""
+    return set(bank.glob(".patchbank-tmp-*"))
+
+
+def started(bank: Path, output: Path, *arguments: object) -> Run:
+    """A run that has just begun to write, or has ended."""
+    before = scratch_of(bank)
+    run = Run(output, *arguments)
+    while run.alive and not scratch_of(bank) - before:
+        time.sleep(0.001)
+    return run
+
+
+def seconds_of(extraction: Extraction, bank: Path, output: Path) -> float:
+    """How long an uninterrupted run writes for, about."""
+    run = started(bank, output, *extraction.to(bank))
+    began = time.monotonic()
+    assert run.wait() == 1, run.printed
+    return time.monotonic() - began
+
+
+@pytest.mark.full
+def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path) -> None:
+    """Likewise at any instant. Some banks are killed once and completed, others fourteen times."""
+    random, killed, output = Random(0), 0, tmp_path / "printed"
+    seconds = seconds_of(extraction, tmp_path / "bank", output)
     for number, times in enumerate(cycle((1, 14, 1))):
         bank, kept = tmp_path / f"bank{number}", set[str]()
         for _ in range(times):
@@ -49,6 +84,7 @@ def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path
             return
 
 
+@in_shards
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_told_to_stop(extraction: Extraction, tmp_path: Path, number: int, code: int) -> None:
     """Ctrl-C or SIGTERM: what was begun is committed, the exit code says why it ended, and the next run goes on."""
@@ -70,15 +106,16 @@ def ended(processes: Sequence[Run]) -> list[int]:
     return [process.wait() for process in processes]
 
 
-def test_two_runs_of_the_same_images_at_once(extraction: Extraction, tmp_path: Path) -> None:
-    """Both end as one alone would, and the bank has the bytes of one run; three times, to meet at other points."""
-    for number in range(3):
-        bank = tmp_path / f"bank{number}"
-        both = [Run(tmp_path / f"printed{each}", *extraction.to(bank)) for each in range(2)]
-        assert ended(both) == [1, 1], [each.printed for each in both]
-        assert contents(bank) == extraction.expected
+@pytest.mark.parametrize("again", [0, *(pytest.param(again, marks=pytest.mark.full) for again in (1, 2))])
+def test_two_runs_of_the_same_images_at_once(extraction: Extraction, tmp_path: Path, again: int) -> None:
+    """Both end as one alone would, and the bank has the bytes of one run; again, to meet at other points."""
+    bank = tmp_path / "bank"
+    both = [Run(tmp_path / f"printed{each}", *extraction.to(bank)) for each in range(2)]
+    assert ended(both) == [1, 1], [each.printed for each in both]
+    assert contents(bank) == extraction.expected
 
 
+@in_shards
 def test_four_partitions_at_once(extraction: Extraction, tmp_path: Path) -> None:
     """Four processes share the work; the bank has the bytes of one run when the last has ended."""
     bank = tmp_path / "bank"
@@ -88,6 +125,7 @@ def test_four_partitions_at_once(extraction: Extraction, tmp_path: Path) -> None
     assert contents(bank) == extraction.expected
 
 
+@in_shards
 def test_four_partitions_that_are_killed(extraction: Extraction, tmp_path: Path) -> None:
     """Each is killed once, two of them in the middle of something, and begun again: nothing is lost."""
     random = Random(1)

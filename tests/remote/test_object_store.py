@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +13,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from patchbank import extract, load_dataset, open_bank
+from patchbank.bank.check import verify
 from patchbank.bank.convert import convert
-from patchbank.bank.verify import verify
 from patchbank.config import ExtractConfig, Partition
 from patchbank.errors import BankError, ConfigError, DatasetError
 from patchbank.locations import filesystem, locate
+from tests.faults.processes import Run, run
 from tests.s3 import Store, failing, none, s3_server, slow
-from tests.support import command, contents, patchbank, photographs
+from tests.support import contents, patchbank, photographs
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::DeprecationWarning"
@@ -218,27 +218,27 @@ def test_a_process_that_is_killed_leaves_whole_shards(
 ) -> None:
     extract(load_dataset("folder", images), tmp_path / "bank", config)
     url = f"s3://{bucket}/bank"
-    run = ("extract", "folder", f"s3://{bucket}/images", "--model", "tiny", "--weights", tiny_weights, "--out", url)
-    options = ("--batch-size", "4", "--shard-size", str(config.shard_size))
-    environment = {**os.environ, **store.environment}
-    second = [0]
+    arguments = ("extract", "folder", f"s3://{bucket}/images", "--model", "tiny", "--weights", tiny_weights)
+    options = ("--out", url, "--batch-size", "4", "--shard-size", str(config.shard_size))
+    shards: list[str] = []
 
     def trouble(method: str, path: str) -> None:
         if method == "PUT" and "shard-" in path:
-            second[0] += 1
-            if second[0] == 2:
-                process.kill()
+            shards.append(path)
+            if len(shards) == 2:
+                process.send(signal.SIGKILL)
 
-    with subprocess.Popen(command(*run, *options), env=environment) as process:
-        store.trouble = trouble
+    process = Run(tmp_path / "printed", *arguments, *options, pause_after=1).paused()
+    store.trouble = trouble
+    process.send(signal.SIGCONT)
+    assert process.wait() == -signal.SIGKILL
     store.trouble = none
-    assert process.returncode == -9
     there = download(url, tmp_path / "some")
     assert 1 <= len(there) <= 2 and there.items() <= contents(tmp_path / "bank").items()
-    done = patchbank(*run, *options, check=0, env=environment)
+    printed = run(tmp_path / "printed", *arguments, *options, check=0)
     assert download(url, tmp_path / "there") == contents(tmp_path / "bank")
     for secret in (store.environment["AWS_SECRET_ACCESS_KEY"], store.environment["AWS_ACCESS_KEY_ID"]):
-        assert secret not in done.stdout + done.stderr
+        assert secret not in printed
         assert all(
             secret.encode() not in path.read_bytes() for path in (tmp_path / "there").rglob("*") if path.is_file()
         )
@@ -264,7 +264,7 @@ def test_a_bank_in_memory(images: Path, config: ExtractConfig, tmp_path: Path) -
     assert replaced.images == COUNT
 
 
-def test_where_a_bank_cannot_be(images: Path, config: ExtractConfig, store: Store) -> None:
+def test_where_a_bank_cannot_be(images: Path, config: ExtractConfig) -> None:
     dataset = load_dataset("folder", images)
     with pytest.raises(ConfigError, match="must hold no credentials") as caught:
         extract(dataset, "s3://key:geheim@bucket/bank", config)
@@ -276,10 +276,13 @@ def test_where_a_bank_cannot_be(images: Path, config: ExtractConfig, store: Stor
         extract(dataset, "nowhere://bucket/bank", config)
     with pytest.raises(BankError, match="an object store has the layout shards"):
         extract(dataset, "memory://patchbank/other", replace(config, layout="ezhoi"))
-    with pytest.raises(BankError, match=r"s3://no-such-bucket/bank.* cannot be written"):
-        extract(dataset, "s3://no-such-bucket/bank", config)
     with pytest.raises(BankError, match="There is no bank memory://"):
         open_bank("memory://patchbank/nothing")
+
+
+def test_a_bucket_that_is_not_there(images: Path, config: ExtractConfig, store: Store) -> None:
+    with pytest.raises(BankError, match=r"s3://no-such-bucket/bank.* cannot be written"):
+        extract(load_dataset("folder", images), "s3://no-such-bucket/bank", config)
 
 
 def test_a_damaged_shard_is_found_and_made_anew(
@@ -293,13 +296,13 @@ def test_a_damaged_shard_is_found_and_made_anew(
     content = bytearray(files.cat_file(f"{path}/{name}"))
     content[20] ^= 1  # in the header: the next run sees it
     files.pipe_file(f"{path}/{name}", bytes(content))
-    assert [finding.kind for finding in verify(locate(url)).problems] == ["damaged-shard"]
+    assert [finding.kind for finding in verify(locate(url)).problems] == ["damaged-part"]
     with pytest.raises(BankError, match="is damaged"):
         open_bank(url)
-    done = patchbank("repair", url, check=2, env={**os.environ, **store.environment})
+    done = patchbank("repair", url, check=2)
     assert "delete the shards" in done.stderr
     summary = extract(load_dataset("folder", images), url, config)
-    assert summary.images == 7 and any("set aside" in note for note in summary.notes)
+    assert summary.images == 7 and any("in quarantine" in note for note in summary.notes)
     after = download(url, tmp_path / "after")
     assert {name: after[name] for name in before} == before
     assert [*after.keys() - before.keys()] == [f"{name}.damaged"]
@@ -310,13 +313,13 @@ def test_a_figure_and_a_page_of_a_bank_in_a_bucket(
 ) -> None:
     images, bank = f"s3://{bucket}/images", f"s3://{bucket}/bank"
     run = ("--model", "tiny", "--weights", tiny_weights, "--out", bank, "--limit", "4")
-    patchbank("extract", "folder", images, *run, check=0, env=os.environ | store.environment)
+    patchbank("extract", "folder", images, *run, check=0)
     out = ("-o", tmp_path / "a.png")
     asked = ("show", bank, "photo_0002.jpg", "--images", images, *out)
-    done = patchbank(*asked, check=0, env=os.environ | store.environment)
+    done = patchbank(*asked, check=0)
     assert "at hand" not in done.stderr and (tmp_path / "a.png").stat().st_size > 10_000
     out = ("--images", images, "-o", tmp_path / "page.html")
-    patchbank("report", bank, *out, check=0, env=os.environ | store.environment)
+    patchbank("report", bank, *out, check=0)
     content = (tmp_path / "page.html").read_text()
     assert "4 of the 30 images" in content and "Untrained weights." in content
     assert content.count("data:image/jpeg;base64,") == 4

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patchbank.bank.base_writer import Feature
 from PIL import Image
 
 from patchbank import Bank, Dataset, extract, load_dataset, open_bank
 from patchbank.bank import runs
-from patchbank.bank.base_writer import Feature
 from patchbank.bank.convert import convert
 from patchbank.bank.runs import Run, copy_runs, read_runs, write_run
 from patchbank.bank.writer import open_writer
@@ -155,6 +155,7 @@ def test_what_holds_of_a_healthy_bank(tmp_path: Path) -> None:
     assert states({"000.jpg": good["000.jpg"]}, "one") == ["good", "good", "good", "open"]
 
 
+@pytest.mark.full
 def test_fifty_thousand_images_in_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = [random_tokens(number) for number in range(50)]
     features = {f"{number:05}.jpg": base[number % 50] * (1 + number / 1e6) for number in range(50_000)}
