@@ -20,9 +20,9 @@ def pool_regions(
 ) -> Tensor:
     """The features of boxes: RoIAlign (He et al. 2017) on the grid, as torchvision's with ``aligned=True``.
 
-    Of each box counts the part that the model saw. A box of which it saw nothing has the feature 0: its
-    ``transform.visible_fraction(boxes)`` is 0, and it is to be left out of what is made of it. On a ``squash`` bank this is
-    what EZ-HOI pools: boxes brought to the input's size, and a `spatial_scale` of 14/224 or 24/336.
+    A box counts as far as the model saw it. A box that it did not see has the feature 0, and
+    ``transform.visible_fraction(boxes)`` is 0: leave it out. On a ``squash`` bank this is what EZ-HOI pools: boxes brought
+    to the input's size, and a `spatial_scale` of 14/224 or 24/336.
 
     Args:
         patch_tokens: (N, D) of one image, or (B, N, D) of several; on any device, of any float dtype. Gradients lead

@@ -1,11 +1,9 @@
-"""One image's features as a figure: what the model saw, principal components, similarities. Drawn by matplotlib."""
+"""One image's features as a figure: what the model saw, principal components, similarities. matplotlib lays it out."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,52 +15,62 @@ from patchbank.transform import ImageTransform
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import PathPatch
     from PIL.Image import Image
 
 INSTALL = 'pip install "patchbank[show]" (in a checkout: ".[show]")'
 
-# Okabe and Ito's colours (2008), which the colour-blind can tell apart; dashes tell them apart in print.
+XYXY = tuple[float, float, float, float]
+# The colours of Okabe and Ito (2008): colour-blind readers can distinguish them. The dashes differ in print.
 _STYLES: dict[str, tuple[str, Any]] = {
     "human": ("#0072B2", "-"),
     "object": ("#D55E00", (0, (8, 1.5))),
     "union": ("#CC79A7", (0, (3, 2))),
     "box": ("#009E73", (0, (1, 1))),
 }
-_COLOURS = "cividis"  # of similarities: even in lightness, also in grey and to the colour-blind
-# For what of a name the first does not have, as far as they are installed.
+_COLOURS = "cividis"  # for similarities: its lightness is even, in grey and for the colour-blind too
+# The later fonts draw the characters that the first one lacks, if they are installed.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Arabic", "Noto Emoji")
-_LEAST = 0.01  # of similarity, that colours run over: less is rounding, and would be drawn as if it were a pattern
-# In inches: the room for the figure's title and for footnote and legend; beside a panel and below it for its axes'
-# labels; for another line, and for a colour bar with its labels. And how high a panel may be, of its width.
-_TITLE, _FOOT, _LEFT, _LABELS, _LINE, _BAR = 0.5, 0.62, 0.7, 0.55, 0.17, 0.62
-_TALLEST = 1.7
+_TEXT: dict[Any, Any] = {
+    "axes.titlesize": 10,
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 9,
+    "legend.title_fontsize": 8.5,
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
+    "text.parse_math": False,
+}
+_LEAST = 0.01  # the smallest range of similarities that the colours span: less is rounding, not a pattern
+_SIDE, _BROAD, _TALLEST = 3.7, 5.3, 6.3  # inches: the width of a panel and of a broad one, and the greatest height
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box to be drawn.
+    """A box to draw.
 
     Attributes:
-        kind: ``human``, ``object``, ``union``, or ``box`` for one that was asked for.
+        kind: ``human``, ``object``, ``union``, or ``box`` for one that the user asks for.
         xyxy: in original pixels.
-        label: beside it; may be empty.
+        label: the text inside its corner; may be empty.
     """
 
     kind: str
-    xyxy: tuple[float, float, float, float]
+    xyxy: XYXY
     label: str = ""
 
 
 @dataclass(frozen=True)
 class Map:
-    """Similarities to be drawn.
+    """Similarities to draw.
 
     Attributes:
         title: what the patches are compared with.
         values: (N,) cosine similarities.
-        point: the place asked about, (x, y) in original pixels.
+        point: the point asked about, (x, y) in original pixels.
         box: the box asked about.
-        scale: the values between which the colours run; None: those of this map.
+        scale: the least and greatest value of the colours; None: those of this map.
     """
 
     title: str
@@ -77,13 +85,13 @@ class Picture:
     """What a figure shows.
 
     Attributes:
-        title: above it all.
+        title: above all panels.
         tokens: (N, D) float32.
-        transform: how the image became the grid.
-        image: the image itself, as Pillow opens it; None where it is not at hand.
+        transform: maps the image to the grid.
+        image: the image, as Pillow opens it; None if it is not available.
         boxes: human, object and union boxes.
-        maps: similarities, a panel each.
-        footnote: below it all.
+        maps: similarities, one panel each.
+        footnote: below all panels.
     """
 
     title: str
@@ -96,126 +104,83 @@ class Picture:
 
 
 def draw(picture: Picture) -> Figure:
-    """The figure. It belongs to no window and no pyplot: ``figure.savefig(path)`` writes it.
+    """Draw a figure. It belongs to no window and no pyplot: ``figure.savefig(path)`` writes it.
 
-    Raises ConfigError where matplotlib is not installed.
+    Raises ConfigError if matplotlib is not installed.
     """
     try:
         import matplotlib
         from matplotlib.font_manager import fontManager
     except ImportError:
-        raise ConfigError(f"Pictures are drawn by matplotlib: {INSTALL}") from None
+        raise ConfigError(f"Figures need matplotlib: {INSTALL}") from None
     installed = {font.name for font in fontManager.ttflist}
-    with matplotlib.rc_context({"font.family": [_FONTS[0], *(name for name in _FONTS[1:] if name in installed)]}):
+    fonts = [_FONTS[0], *(name for name in _FONTS[1:] if name in installed)]
+    with matplotlib.rc_context(_TEXT | {"font.family": fonts}):
         return _drawn(picture)
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """A panel to be drawn, and the room that it needs: its size and what stands above and below it, in inches."""
-
-    title: str
-    limits: tuple[float, float, float, float]
-    draw: Callable[[Axes], None]
-    below: float
-
-    @property
-    def above(self) -> float:
-        return 0.1 + 0.17 * len(self.title.splitlines())
-
-    def size(self, side: float) -> tuple[float, float]:
-        """(width, height): as wide as there is room for, unless it became too high."""
-        x1, y1, x2, y2 = self.limits
-        aspect = (y2 - y1) / (x2 - x1)
-        height = min(side * aspect, _TALLEST * side)
-        return height / aspect, height
-
-
 def _drawn(picture: Picture) -> Figure:
-    """Places are counted out, since automatic layouts leave room by an axes' cell, and not by its shape."""
+    """All panels have one shape and one width. The first layout says how much room matplotlib needs around them."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    near = _limits(picture.transform)
-    broad = near[3] - near[1] < 0.6 * (near[2] - near[0])
-    side = 5.3 if broad else 3.7
-    handles: list[Any] = []
-    seen = "What the model saw" if picture.image else "What the model saw (image not at hand)"
-    whole = _limits(picture.transform, whole=True)
-    panels = [
-        _Panel(seen, whole, lambda axes: handles.extend(_draw_image(axes, picture)), _LABELS),
-        _Panel(
-            "Principal components 1, 2, 3 as red, green, blue",
-            near,
-            lambda axes: _draw_components(axes, picture),
-            _LABELS + _LINE,
-        ),
-    ]
-    panels += [
-        _Panel(_wrapped(each.title, side), near, partial(_draw_map, picture=picture, each=each), _LABELS + _BAR)
-        for each in picture.maps
-    ]
-    columns = min(len(panels), 2 if broad or len(panels) == 4 else 3)
-    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    # Panels of a row begin at one height, below the longest of its titles.
-    above = [max(each.above for each in row) for row in rows]
-    heights = [
-        over + max(each.size(side)[1] + each.below for each in row) for over, row in zip(above, rows, strict=True)
-    ]
-    cell = _LEFT + side + 0.25
-    width, height = columns * cell, _TITLE + sum(heights) + _FOOT
-    figure = Figure(figsize=(width, height))
-    top = height - _TITLE
-    for row, over, taken in zip(rows, above, heights, strict=True):
-        for column, panel in enumerate(row):
-            across, down = panel.size(side)
-            left = column * cell + _LEFT + (side - across) / 2
-            axes = figure.add_axes((left / width, (top - over - down) / height, across / width, down / height))
-            axes.set_title(panel.title, fontsize=10, parse_math=False)
-            x1, y1, x2, y2 = panel.limits
-            axes.set_xlabel("x, pixels", fontsize=8.5)
-            axes.set_ylabel("y, pixels", fontsize=8.5)
-            axes.tick_params(labelsize=8)
-            panel.draw(axes)
-            axes.set(xlim=(x1, x2), ylim=(y2, y1), aspect="auto")
-        top -= taken
-    title = _cut(picture.title, int(9.5 * width))
-    figure.text(
-        0.5, 1 - 0.3 / height, title, ha="center", va="center", fontsize=12, fontweight="bold", parse_math=False
+    shape = _shape(picture.transform)
+    side = min(_BROAD if shape < 0.6 else _SIDE, _TALLEST / shape)
+    count = 2 + len(picture.maps)
+    columns = min(count, 2 if shape < 0.6 or count == 4 else 3)
+    rows = -(-count // columns)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
+    figure = Figure((columns * (side + 1), rows * (side * shape + 1) + 1), layout=layout)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels[count:]:
+        panel.remove()
+    title, handles = _draw_image(panels[0], picture)
+    titles = [title, _draw_components(panels[1], picture)]
+    titles += [_draw_map(panel, picture, each) for panel, each in zip(panels[2:], picture.maps, strict=False)]
+    for number, title in enumerate(titles):
+        panels[number].set_title(_wrapped(title, side, 10))
+        panels[number].set(xlabel="x, pixels", ylabel="" if number % columns else "y, pixels", aspect="auto")
+    figure.suptitle(_wrapped(picture.title, columns * side, 13, end=True))  # a file's name is at the end
+    footnote = _wrapped(picture.footnote, columns * side, 8.5)
+    legend = figure.legend(
+        handles=handles, title=footnote, loc="outside lower center", ncols=max(1, len(handles)), frameon=False
     )
-    figure.text(
-        *(0.5, 0.42 / height, picture.footnote), ha="center", va="center", fontsize=8.5, color="0.25", parse_math=False
+    legend.get_title().set(color="0.25", multialignment="center")
+    figure.draw_without_rendering()
+    (width, height), cell = figure.get_size_inches(), panels[0].get_position()
+    figure.set_size_inches(
+        width * (1 - columns * cell.width) + columns * side, height * (1 - rows * cell.height) + rows * side * shape
     )
-    if handles:
-        legend = figure.legend(
-            handles=handles, loc="center", ncols=len(handles), fontsize=9, frameon=False, borderpad=0
-        )
-        legend.set_bbox_to_anchor((0.5, 0.18 / height), figure.transFigure)
+    for panel in panels[:count]:
+        panel.set(aspect="equal", anchor="N")
+    figure.draw_without_rendering()  # panels have their places now, so that labels can be measured
+    _label(panels[0], picture.boxes)
     return figure
 
 
-def _cut(text: str, length: int) -> str:
-    """Its end, where it is longer: a file's name stands there."""
-    return text if len(text) <= length else f"…{text[1 - length :]}"
+def _wrapped(text: str, inches: float, points: float, *, end: bool = False) -> str:
+    """A text of this size in lines that fit into a width, four at most: the first ones, or the last ones.
 
+    A Chinese character is as wide as two Latin ones.
+    """
+    from rich.console import Console
+    from rich.text import Text
 
-def _wrapped(title: str, inches: float) -> str:
-    """In lines for which there is room."""
-    lines: list[str] = []
-    for line in title.splitlines():
-        letters = int(inches * (13 if line.isascii() else 8))
-        lines += textwrap.wrap(line, letters, max_lines=3, placeholder=" …")
+    lines = [line.plain for line in Text(text).wrap(Console(), int(inches * 130 / points), overflow="fold")]
+    if len(lines) > 4:
+        lines = [f"…{lines[-4][1:]}", *lines[-3:]] if end else [*lines[:3], f"{lines[3][:-1]}…"]
     return "\n".join(lines)
 
 
-def _frame(transform: ImageTransform) -> tuple[float, float, float, float]:
-    """What the input covers: xyxy in original pixels; beyond the image where it was padded."""
-    height, width = transform.input_size
-    x1, y1, x2, y2 = transform.boxes_from_input([0, 0, width, height]).tolist()
+def _frame(transform: ImageTransform) -> XYXY:
+    """What the grid covers: xyxy in original pixels; beyond the image where it is padded."""
+    rows, columns = transform.grid
+    x1, y1, x2, y2 = transform.boxes_from_grid([0, 0, columns, rows]).tolist()
     return x1, y1, x2, y2
 
 
-def _limits(transform: ImageTransform, *, whole: bool = False) -> tuple[float, float, float, float]:
-    """Image and input together, xyxy; of a long image only what is near the input, unless it is to be whole."""
+def _limits(transform: ImageTransform, *, whole: bool = False) -> XYXY:
+    """Image and input together, xyxy; of a long image only the part near the input, unless `whole`."""
     x1, y1, x2, y2 = _frame(transform)
     across, down = (np.inf, np.inf) if whole else (x2 - x1, y2 - y1)
     width, height = transform.width, transform.height
@@ -227,143 +192,64 @@ def _limits(transform: ImageTransform, *, whole: bool = False) -> tuple[float, f
     )
 
 
-def _show(panel: Axes, values: Any, picture: Picture, **options: Any) -> Any:
-    """A map of the patches, over what they cover of the image, which is seen faintly around it."""
-    x1, y1, x2, y2 = _frame(picture.transform)
-    if picture.image is not None:
-        extent = 0, picture.transform.width, picture.transform.height, 0
-        panel.imshow(np.asarray(picture.image.convert("L")), extent=extent, cmap="gray", vmin=0, vmax=255, alpha=0.3)
-    return panel.imshow(values, extent=(x1, x2, y2, y1), interpolation="nearest", **options)
+def _shape(transform: ImageTransform) -> float:
+    """A panel's height, of its width. A squashed image may be a thin line: its panel is not."""
+    x1, y1, x2, y2 = _limits(transform)
+    return min(max((y2 - y1) / (x2 - x1), 0.25), 4)
 
 
-def _draw_image(panel: Axes, picture: Picture) -> list[Any]:
-    """Returns what the legend explains."""
-    from matplotlib.patches import Rectangle
-
-    transform = picture.transform
-    if picture.image is not None:
-        panel.imshow(np.asarray(picture.image.convert("RGB")), extent=(0, transform.width, transform.height, 0))
-    x1, y1, x2, y2 = _frame(transform)
-    rows, columns = transform.grid
-    for places, lines in (
-        (np.linspace(x1, x2, columns + 1), panel.vlines),
-        (np.linspace(y1, y2, rows + 1), panel.hlines),
-    ):
-        ends = (y1, y2) if lines == panel.vlines else (x1, x2)
-        lines(places, *ends, colors="black", linewidth=0.7, alpha=0.35)
-        lines(places, *ends, colors="white", linewidth=0.35, alpha=0.8)
-    handles = []
-    width, height = transform.width, transform.height
-    seen = transform.visible
-    if unseen := _around((0, 0, width, height), seen):
-        for left, top, right, bottom in unseen:
-            panel.add_patch(Rectangle((left, top), right - left, bottom - top, color="black", alpha=0.6, linewidth=0))
-        handles.append(Rectangle((0, 0), 1, 1, facecolor="0.35", label="not seen"))
-    if padding := _around((x1, y1, x2, y2), (0, 0, width, height)):
-        style: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
-        for left, top, right, bottom in padding:
-            panel.add_patch(Rectangle((left, top), right - left, bottom - top, zorder=0.5, **style))
-        handles.append(Rectangle((0, 0), 1, 1, label="padding", **style))
-    kinds = dict.fromkeys(box.kind for box in picture.boxes)
-    boxes = list(dict.fromkeys(picture.boxes))  # pairs share some
-    for box in boxes:
-        _outline(panel, box)
-    _label(panel, [box for box in boxes if box.label], _limits(transform, whole=True))
-    return handles + [_handle(kind) for kind in kinds]
+def _set_view(panel: Axes, transform: ImageTransform, *, whole: bool = False) -> None:
+    """Have a panel show `_limits`, in the middle of its shape."""
+    x1, y1, x2, y2 = _limits(transform, whole=whole)
+    shape = _shape(transform)
+    across = max(x2 - x1, (y2 - y1) / shape) / 2
+    x, y, down = (x1 + x2) / 2, (y1 + y2) / 2, across * shape
+    panel.set(xlim=(x - across, x + across), ylim=(y + down, y - down))
 
 
-def _around(
-    outer: tuple[float, float, float, float], inner: tuple[float, float, float, float]
-) -> list[tuple[float, float, float, float]]:
-    """What of a rectangle lies outside of another one: up to four, without overlaps."""
-    x1, y1, x2, y2 = outer
-    left, top = min(max(inner[0], x1), x2), min(max(inner[1], y1), y2)
-    right, bottom = max(min(inner[2], x2), x1), max(min(inner[3], y2), y1)
-    parts = [(x1, y1, x2, top), (x1, bottom, x2, y2), (x1, top, left, bottom), (right, top, x2, bottom)]
-    least = 1e-6 * max(x2 - x1, y2 - y1)
-    return [part for part in parts if part[2] - part[0] > least and part[3] - part[1] > least]
-
-
-def _outline(panel: Axes, box: Box) -> None:
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
-
-    colour, dashes = _STYLES[box.kind]
-    x1, y1, x2, y2 = box.xyxy
-    halo = withStroke(linewidth=3.4, foreground="white", alpha=0.85)
-    panel.add_patch(
-        Rectangle(
-            (x1, y1),
-            x2 - x1,
-            y2 - y1,
-            fill=False,
-            edgecolor=colour,
-            linewidth=1.8,
-            linestyle=dashes,
-            path_effects=[halo],
-        )
-    )
-
-
-def _label(panel: Axes, boxes: Sequence[Box], limits: tuple[float, float, float, float]) -> None:
-    """Each box's label in the first of its corners that has room, and no other; none where there is none."""
-    place = panel.get_position(original=True)
-    inches = place.width * panel.figure.bbox.width / panel.figure.dpi
-    pixels = (limits[2] - limits[0]) / inches  # an inch
-    taken: list[tuple[float, float, float, float]] = []
-    for box in boxes:
-        x1, y1, x2, y2 = box.xyxy
-        if x1 >= limits[2] or y1 >= limits[3] or x2 <= limits[0] or y2 <= limits[1]:
-            continue
-        left, right = min(max(x1, limits[0]), limits[2]), max(min(x2, limits[2]), limits[0])
-        top, bottom = min(max(y1, limits[1]), limits[3]), max(min(y2, limits[3]), limits[1])
-        across, down = pixels * (0.1 + 0.075 * len(box.label)), pixels * 0.2
-        corners = [(left, top, 1, 1), (right, top, -1, 1), (left, bottom, 1, -1), (right, bottom, -1, -1)]
-        for x, y, to_right, to_bottom in corners[::-1] if box.kind == "union" else corners:
-            (x1, x2), (y1, y2) = sorted((x, x + to_right * across)), sorted((y, y + to_bottom * down))
-            if x1 < limits[0] or y1 < limits[1] or x2 > limits[2] or y2 > limits[3]:
-                continue
-            if any(x1 < o[2] and o[0] < x2 and y1 < o[3] and o[1] < y2 for o in taken):
-                continue
-            taken.append((x1, y1, x2, y2))
-            panel.annotate(
-                box.label,
-                (x, y),
-                xytext=(3 * to_right, -3 * to_bottom),
-                textcoords="offset points",
-                ha="left" if to_right > 0 else "right",
-                va="top" if to_bottom > 0 else "bottom",
-                fontsize=8,
-                color="white",
-                parse_math=False,
-                bbox={
-                    "boxstyle": "round,pad=0.15",
-                    "facecolor": _STYLES[box.kind][0],
-                    "edgecolor": "none",
-                    "alpha": 0.92,
-                },
-            )
-            break
-
-
-def _handle(kind: str) -> Any:
+def _draw_image(panel: Axes, picture: Picture) -> tuple[str, list[Any]]:
+    """Returns the title, and what the legend explains."""
     from matplotlib.lines import Line2D
 
-    colour, dashes = _STYLES[kind]
-    return Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8, label=kind)
+    transform = picture.transform
+    image, frame, visible = (0.0, 0.0, transform.width, transform.height), _frame(transform), transform.visible
+    if picture.image is not None:
+        panel.imshow(np.asarray(picture.image.convert("RGB")), extent=(0, transform.width, transform.height, 0))
+    _set_view(panel, transform, whole=True)
+    x1, y1, x2, y2 = frame
+    rows, columns = transform.grid
+    for colour, linewidth, alpha in (("black", 0.7, 0.35), ("white", 0.35, 0.8)):
+        style: dict[str, Any] = {"colors": colour, "linewidth": linewidth, "alpha": alpha}
+        panel.vlines(np.linspace(x1, x2, columns + 1), y1, y2, **style)
+        panel.hlines(np.linspace(y1, y2, rows + 1), x1, x2, **style)
+    handles: list[Any] = []
+    if not np.allclose(image, visible):
+        handles.append(panel.add_patch(_ring(image, visible, color="black", alpha=0.6, linewidth=0, label="not seen")))
+    if not np.allclose(frame, visible):
+        style = {"facecolor": "0.88", "edgecolor": "0.6", "hatch": "////", "linewidth": 0, "zorder": 0.5}
+        handles.append(panel.add_patch(_ring(frame, visible, label="padding", **style)))
+    for box in dict.fromkeys(picture.boxes):  # pairs share some
+        _outline(panel, box)
+    for kind in dict.fromkeys(box.kind for box in picture.boxes):
+        colour, dashes = _STYLES[kind]
+        handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8, label=kind))
+    return "What the model saw" if picture.image else "What the model saw (image not available)", handles
 
 
-def _draw_components(panel: Axes, picture: Picture) -> None:
+def _draw_components(panel: Axes, picture: Picture) -> str:
+    """Returns the title."""
     transform = picture.transform
     colours, shares = principal_colours(picture.tokens, transform.valid.flatten())
     valid = np.isfinite(colours[:, :1])
-    picture_of = np.concatenate([np.where(valid, colours, 0), valid], axis=1).reshape(*transform.grid, 4)
-    _show(panel, picture_of, picture)
+    pixels = np.concatenate([np.where(valid, colours, 0), valid], axis=1).reshape(*transform.grid, 4)
+    _draw_patches(panel, pixels, picture)
     shown = ", ".join(f"{share:.0%}" for share in shares) + " of the variance over the patches"
-    panel.set_xlabel(f"x, pixels\n{shown if shares.any() else 'no components: the tokens are as good as the same'}")
+    note = shown if shares.any() else "no components: all tokens are nearly equal"
+    return f"Principal components 1, 2, 3 as red, green, blue\n{note}"
 
 
-def _draw_map(panel: Axes, *, picture: Picture, each: Map) -> None:
+def _draw_map(panel: Axes, picture: Picture, each: Map) -> str:
+    """Returns the title."""
     transform = picture.transform
     values = np.where(transform.valid, each.values.reshape(transform.grid), np.nan)
     finite = values[np.isfinite(values)]
@@ -373,25 +259,80 @@ def _draw_map(panel: Axes, *, picture: Picture, each: Map) -> None:
         low, high = 0.0, 1.0
     if high - low < _LEAST:
         low, high = (low + high - _LEAST) / 2, (low + high + _LEAST) / 2
-    drawn = _show(panel, values, picture, cmap=_COLOURS, vmin=low, vmax=high)
-    figure, place = panel.figure, panel.get_position(original=True)
-    inches = figure.bbox.height / figure.dpi
-    bar = figure.colorbar(
-        drawn,
-        cax=figure.add_axes(
-            (place.x0 + 0.12 * place.width, place.y0 - 0.62 / inches, 0.76 * place.width, 0.12 / inches)
-        ),
-        orientation="horizontal",
+    drawn = _draw_patches(panel, values, picture, cmap=_COLOURS, vmin=low, vmax=high)
+    bar = panel.figure.colorbar(
+        drawn, ax=panel, location="bottom", shrink=0.8, aspect=25, pad=0.01, label="cosine similarity"
     )
     bar.ax.ticklabel_format(useOffset=False)
-    bar.ax.tick_params(labelsize=8)
-    bar.set_label("cosine similarity", fontsize=8.5)
     if each.box is not None:
         _outline(panel, each.box)
     if each.point is not None:
-        panel.plot(
-            *each.point, marker="o", markersize=7, markerfacecolor="none", markeredgecolor="white", markeredgewidth=3
-        )
-        panel.plot(
-            *each.point, marker="o", markersize=7, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.4
-        )
+        for colour, width in (("white", 3), ("black", 1.4)):
+            panel.plot(*each.point, "o", markersize=7, markerfacecolor="none", color=colour, markeredgewidth=width)
+    return each.title
+
+
+def _draw_patches(panel: Axes, values: Any, picture: Picture, **options: Any) -> Any:
+    """The patches' values where the patches lie, on the faint image."""
+    x1, y1, x2, y2 = _frame(picture.transform)
+    if picture.image is not None:
+        extent = 0, picture.transform.width, picture.transform.height, 0
+        panel.imshow(np.asarray(picture.image.convert("L")), extent=extent, cmap="gray", vmin=0, vmax=255, alpha=0.3)
+    drawn = panel.imshow(values, extent=(x1, x2, y2, y1), interpolation="nearest", **options)
+    _set_view(panel, picture.transform)
+    return drawn
+
+
+def _ring(outer: XYXY, inner: XYXY, **style: Any) -> PathPatch:
+    """A rectangle without the rectangle within it."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    paths = []
+    for (x1, y1, x2, y2), order in ((outer, 1), (inner, -1)):  # opposite directions leave a hole
+        paths.append(Path([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)][::order], closed=True))
+    return PathPatch(Path.make_compound_path(*paths), **style)
+
+
+def _outline(panel: Axes, box: Box) -> None:
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    colour, dashes = _STYLES[box.kind]
+    x1, y1, x2, y2 = box.xyxy
+    halo = withStroke(linewidth=3.4, foreground="white", alpha=0.85)
+    style: dict[str, Any] = {"edgecolor": colour, "linewidth": 1.8, "linestyle": dashes, "path_effects": [halo]}
+    panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
+
+
+def _label(panel: Axes, boxes: Sequence[Box]) -> None:
+    """Each box's label in the first of its corners with room within the panel, apart from the others; else none."""
+    from matplotlib.transforms import Bbox
+
+    (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+    taken: list[Bbox] = []
+    for box in (box for box in dict.fromkeys(boxes) if box.label):
+        x1, y1, x2, y2 = box.xyxy
+        if x1 >= right or y1 >= bottom or x2 <= left or y2 <= top:
+            continue
+        x1, y1, x2, y2 = max(x1, left), max(y1, top), min(x2, right), min(y2, bottom)
+        corners = [(x1, y1, 1, 1), (x2, y1, -1, 1), (x1, y2, 1, -1), (x2, y2, -1, -1)]
+        for x, y, across, down in corners[::-1] if box.kind == "union" else corners:
+            text = panel.annotate(
+                box.label,
+                (x, y),
+                xytext=(4 * across, -4 * down),
+                textcoords="offset points",
+                ha="left" if across > 0 else "right",
+                va="top" if down > 0 else "bottom",
+                fontsize=8,
+                color="white",
+                bbox={"boxstyle": "round,pad=0.15", "facecolor": _STYLES[box.kind][0], "linewidth": 0, "alpha": 0.92},
+            )
+            text.set_in_layout(False)
+            extent = text.get_window_extent()
+            inside = panel.bbox.contains(extent.x0, extent.y0) and panel.bbox.contains(extent.x1, extent.y1)
+            if inside and not extent.count_overlaps(taken):
+                taken.append(extent)
+                break
+            text.remove()
