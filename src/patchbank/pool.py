@@ -21,8 +21,8 @@ def pool_regions(
     """The features of boxes: RoIAlign (He et al. 2017) on the grid, as torchvision's with ``aligned=True``.
 
     A box counts as far as the model saw it. A box that it did not see has the feature 0, and
-    ``transform.visible_fraction(boxes)`` is 0: leave it out. On a ``squash`` bank this is what EZ-HOI pools: boxes brought
-    to the input's size, and a `spatial_scale` of 14/224 or 24/336.
+    ``transform.visible_fraction(boxes)`` is 0: leave it out. On a ``squash`` bank this is what EZ-HOI pools: boxes
+    brought to the input's size, and a `spatial_scale` of 14/224 or 24/336.
 
     Args:
         patch_tokens: (N, D) of one image, or (B, N, D) of several; on any device, of any float dtype. Gradients lead

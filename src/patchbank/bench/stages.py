@@ -6,30 +6,27 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
 
-from patchbank.bank.base_writer import Feature
+from patchbank.bank.payload import Feature
 from patchbank.bank.reader import Bank, open_bank
-from patchbank.bank.writer import open_writer
-from patchbank.bench.limit import Limit
+from patchbank.bank.writer import BankWriter
 from patchbank.budget import ByteBudget
-from patchbank.config import Decode, ExtractConfig, Layout, Precision, StoredDtype
+from patchbank.config import Decode, ExtractConfig, Layout, StoredDtype
 from patchbank.datasets import Dataset
 from patchbank.datasets.samples import Decoded
-from patchbank.encoders.encoder import PatchEncoder, resolve_device
-from patchbank.encoders.openai.random import random_encoder
-from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.runner import Runner
 from patchbank.errors import PatchbankError
 from patchbank.extraction.pipeline import StageTimes
-from patchbank.extraction.plan import ExtractPlan, describe
-from patchbank.extraction.run import execute
+from patchbank.extraction.plan import make_plan
+from patchbank.extraction.run import execute, load_runner
 from patchbank.preprocess import load
 
 _ROUNDS = 3
@@ -43,8 +40,8 @@ class Measure:
     Attributes:
         stage: ``decode``, ``encode``, ``write``, ``read`` or ``end to end``.
         what: how.
-        rate: images a second.
-        limit: images a second that the model's matrix products alone would allow; None where that says nothing.
+        rate: images per second.
+        limit: images per second that the encoder's matrix products alone would allow; None where that says nothing.
     """
 
     stage: str
@@ -53,94 +50,73 @@ class Measure:
     limit: float | None = None
 
 
-def decode(dataset: Dataset, config: ExtractConfig, model: Model, how: Decode, threads: int) -> Measure:
+def decode(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, how: Decode, threads: int) -> Measure:
     """Images decoded and resized. Raises PatchbankError where none can be."""
     budget = ByteBudget(2 << 30)
+    wanted = replace(spec.input, resize=config.resize or spec.input.resize, decoder=how)
 
-    def one(position: int) -> bool:
-        sample = dataset.samples[position]
-        return isinstance(load(sample, config.resize, model.input_size, budget, how), Decoded)
+    def all_images() -> int:
+        return sum(pool.map(lambda sample: isinstance(load(sample, wanted, budget), Decoded), dataset.samples))
 
     with ThreadPoolExecutor(threads) as pool:
-        sound = sum(pool.map(one, range(len(dataset))))
+        sound = all_images()
         if not sound:
             raise PatchbankError(f"None of the images in {dataset.images} can be decoded. Name others with --images.")
-        seconds = _median(lambda: all(pool.map(one, range(len(dataset)))))
+        seconds = _median(all_images)
     return Measure("decode", f"{how}, {threads} thread{'s' * (threads > 1)}", sound / seconds)
 
 
 def encode(
-    model: Model, precision: Precision, device: torch.device, batch_sizes: list[int], limit: Limit, compiled: bool
+    spec: EncoderSpec, device: torch.device, batch_sizes: list[int], limit: float, compiled: bool
 ) -> Iterator[tuple[int, Measure]]:
-    """(batch size, images encoded a second), from the smallest; ends where the device's memory does."""
+    """(batch size, images encoded per second), from the smallest; ends where the device's memory does."""
     for batch_size in batch_sizes:
         try:
-            encoder = random_encoder(model, precision, device, batch_size, compiled=compiled)
-            n = model.input_size
-            pixels = torch.randint(0, 256, (batch_size, n, n, 3), dtype=torch.uint8)
-            encoder.submit(pixels)()  # what is prepared once
-            if encoder.largest_batch < batch_size:
+            runner = Runner(spec, device, batch_size=batch_size, compiled=compiled)
+            pixels = torch.randint(0, 256, (batch_size, *spec.input.size, 3), dtype=torch.uint8)
+            runner.submit(pixels)()  # what is prepared once
+            if runner.largest_batch < batch_size:
                 return
-            seconds = _median(partial(_encode, encoder, pixels))
+            seconds = _median(lambda runner=runner, pixels=pixels: runner.submit(pixels)())  # type: ignore[misc]
         except (torch.OutOfMemoryError, PatchbankError):
             return
-        how = ", compiled" if encoder.compiled else ""
-        rate = batch_size / seconds
-        yield batch_size, Measure("encode", f"{precision}, batches of {batch_size}{how}", rate, limit.images_per_second)
+        how = f"{spec.identity['precision']}, batches of {batch_size}{', compiled' if runner.compiled else ''}"
+        yield batch_size, Measure("encode", how, batch_size / seconds, limit)
 
 
-def write_and_read(model: Model, place: Path, count: int) -> Iterator[Measure]:
+def write_and_read(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, place: Path) -> Iterator[Measure]:
     """Features written durably, and read again at random, of random numbers, in each form that they are stored in."""
-    tokens = torch.randn(count, 1 + model.tokens, model.output_dim)
-    keys = [f"picture_{number:05}.jpg" for number in range(count)]
-    features = [Feature(key, every[1:], (640, 480), cls=every[0]) for key, every in zip(keys, tokens, strict=True)]
-    chosen = random.Random(0).choices(keys, k=count)
-    dataset = Dataset("folder", None, place, ())
+    keys = [f"picture_{number:05}.jpg" for number in range(128)]
+    outputs = {name: torch.randn(len(keys), *each.shape) for name, each in spec.outputs.items()}
+    features = [
+        Feature(key, {name: value[row] for name, value in outputs.items()}, (640, 480)) for row, key in enumerate(keys)
+    ]
+    chosen = random.Random(0).choices(keys, k=len(keys))
     for layout, dtype in _STORED:
-        config = ExtractConfig(model=model.name, layout=layout, dtype=dtype, device="cpu")
-        manifest = describe(dataset, layout, config, None)
         with TemporaryDirectory(dir=place, prefix=".patchbank-bench-") as directory:
+            bank = Path(directory, "bank")
+            wanted = make_plan(dataset, bank, replace(config, layout=layout, dtype=dtype), encoder=spec).manifest
             began = time.perf_counter()
-            with open_writer(Path(directory, "bank"), manifest, keys) as writer:
-                for first in range(0, count, 32):
+            with BankWriter(bank, wanted, keys) as writer:
+                for first in range(0, len(keys), 32):
                     writer.add(features[first : first + 32], ())
-            yield Measure("write", f"{layout}, {dtype}", count / (time.perf_counter() - began))
-            bank = open_bank(Path(directory, "bank"))
-            _read(bank, chosen)  # maps what there is to map
-            seconds = _median(partial(_read, bank, chosen))
-            yield Measure("read", f"{layout}, {dtype}, at random", count / seconds)
+            yield Measure("write", f"{layout}, {dtype}", len(keys) / (time.perf_counter() - began))
+            opened = open_bank(bank)
+            _read(opened, chosen)  # maps what there is to map
+            seconds = _median(partial(_read, opened, chosen))
+            yield Measure("read", f"{layout}, {dtype}, at random", len(keys) / seconds)
 
 
-def end_to_end(dataset: Dataset, config: ExtractConfig, model: Model, place: Path) -> tuple[Measure, StageTimes]:
+def end_to_end(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, place: Path) -> tuple[Measure, StageTimes]:
     """An extraction as it is; only the weights are random numbers. And where the time went."""
-    layout = config.layout or "ezhoi"
-    manifest = describe(dataset, layout, config, None)
-    device = resolve_device(config.device, config.precision)
-    encoder = random_encoder(model, config.precision, device, manifest.batch_size, compiled=manifest.compiled)
-    n = model.input_size
-    encoder(torch.zeros(manifest.batch_size, n, n, 3, dtype=torch.uint8))
     with TemporaryDirectory(dir=place, prefix=".patchbank-bench-") as directory:
-        plan = ExtractPlan(
-            dataset=dataset,
-            out=Path(directory, "bank"),
-            config=config,
-            model=model,
-            checkpoint=None,
-            manifest=manifest,
-            resumed=False,
-            state=None,
-            selected=dataset.samples,
-            todo=list(dataset.samples),
-            failed_before=0,
-            to_delete=[],
-        )
-        summary = execute(plan, encoder)
-    what = f"{config.precision}, {config.decode}, {layout}, {config.dtype}"
+        plan = make_plan(dataset, Path(directory, "bank"), config, encoder=spec)
+        runner = load_runner(plan)
+        if runner is not None:
+            runner(torch.zeros(runner.batch_size, *spec.input.size, 3, dtype=torch.uint8))
+        summary = execute(plan, runner)
+    what = f"{config.precision}, {config.decode}, {plan.manifest.layout}, {config.dtype}"
     return Measure("end to end", what, summary.images_per_second), summary.times
-
-
-def _encode(encoder: PatchEncoder, pixels: Tensor) -> Tensor:
-    return encoder.submit(pixels)()
 
 
 def _read(bank: Bank, keys: list[str]) -> None:
