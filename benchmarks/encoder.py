@@ -207,8 +207,8 @@ class Bench:
         """`torch.compile` with the weights as constants, which Inductor may then lay out as it likes."""
         import torch._inductor.config
 
-        parameters = load_visual(self.model, Checkpoint(self.weights, "untrained"))
-        tower = vit.VisionTransformer(self.model, parameters, DTYPES[precision]).to(self.device)  # type: ignore[index]
+        parameters = load_visual(self.model, Checkpoint(self.weights, "untrained"), rounding=False)
+        tower = vit.VisionTransformer(self.model, parameters, "quickgelu", DTYPES[precision]).to(self.device)  # type: ignore[index]
         compiled: Forward = torch.compile(tower)
         with torch._inductor.config.patch(freezing=True):
             compiled(pixels.to(self.device))

@@ -132,7 +132,7 @@ def towers(model: Model, weights: Path) -> dict[str, nn.Module]:
     """
     n = model.input_size
     sample = torch.randn(1, 3, n, n, generator=torch.Generator().manual_seed(0))
-    parameters = load_visual(model, Checkpoint(weights, "untrained"))
+    parameters = load_visual(model, Checkpoint(weights, "untrained"), rounding=False)
     makers: dict[str, Callable[[], nn.Module]] = {
         "original": lambda: OriginalTower(weights),
         "open_clip": lambda: OpenClipTower(model, parameters),

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 from patchbank.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16", "tf32"]
+Activation = Literal["quickgelu", "gelu"]
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
 Layout = Literal["ezhoi", "shards"]
 ResizeMode = Literal["center-crop", "squash", "pad"]

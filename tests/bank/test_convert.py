@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
-from patchbank.bank.convert import Converted, convert
-from patchbank.bank.repair import repair
-from patchbank.bank.verify import verify
-from patchbank.config import Fingerprint
+from patchbank.bank.check import verify
+from patchbank.bank.convert import Converted, convert, import_pickles
+from patchbank.bank.manifest import Manifest
 from patchbank.errors import BankError, ConfigError
-from tests.bank.test_verify import damage_numbers
+from tests.bank.test_check import damage_numbers
 from tests.support import contents, photographs, relative_error, tiny_manifest
 
 SIZE = 3 * 2176
@@ -64,7 +63,7 @@ def test_half_precision_shards_become_pickles_that_ez_hoi_reads(banks: Path, tmp
     done = converted(tmp_path / "half", tmp_path / "pickles", "ezhoi")
     assert done.manifest.dtype == "float32"
     opened = open_bank(tmp_path / "pickles")
-    assert opened.fingerprint.dtype == "float16 > float32"
+    assert opened.manifest.rounded == ("float16",)
     for key, original in open_bank(banks / "ezhoi").items():
         with open(tmp_path / "pickles" / f"{key.split('.')[0]}_clip.pkl", "rb") as file:
             tokens = pickle.load(file)
@@ -88,10 +87,10 @@ def test_what_was_rounded_is_not_changed_by_being_stored_so_again(banks: Path, t
 
 def test_the_dtypes_that_rounded_the_numbers_are_remembered() -> None:
     def chain(*dtypes: str) -> str:
-        fingerprint: Fingerprint = replace(tiny_manifest().fingerprint, dtype=dtypes[0])
+        manifest: Manifest = tiny_manifest("shards", dtypes[0])
         for dtype in dtypes[1:]:
-            fingerprint = fingerprint.stored_as(dtype)  # type: ignore[arg-type]
-        return fingerprint.dtype
+            manifest = manifest.stored_as("shards", dtype)  # type: ignore[arg-type]
+        return " > ".join([*manifest.rounded, manifest.dtype])
 
     assert chain("float32", "float16") == "float16"
     assert chain("float32", "float16", "float32") == "float16 > float32"
@@ -160,14 +159,14 @@ def test_numbers_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
     tokens = torch.randn(16, 32)
     for name, factor in (("a", 1.0), ("b", 1e6)):
         (source / f"{name}_clip.pkl").write_bytes(pickle.dumps(tokens * factor))
-    repair(source)
-    done = converted(source, tmp_path / "half", "shards", "float16")
+    import_pickles(source, tmp_path / "bank", tiny_manifest())
+    done = converted(tmp_path / "bank", tmp_path / "half", "shards", "float16")
     assert (done.features, list(done.refused)) == (1, ["b"])
-    assert converted(source, tmp_path / "int8", "shards", "int8").features == 2
+    assert converted(tmp_path / "bank", tmp_path / "int8", "shards", "int8").features == 2
 
 
 def test_what_cannot_be_converted(banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BankError, match="is the bank itself"):
+    with pytest.raises(BankError, match="is the source itself"):
         converted(banks / "ezhoi", banks / "images/../ezhoi", "shards")
     with pytest.raises(BankError, match="or in it"):
         converted(banks / "ezhoi", banks / "ezhoi/sub", "shards")

@@ -13,14 +13,15 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import (
     NotFiniteError,
     checksum,
-    dequantise,
     fields,
-    image_bytes,
-    images_a_shard,
     memory,
     pack,
     quantise,
+    sample_bytes,
+    samples_a_shard,
+    unpack,
 )
+from patchbank.features import Output
 from tests.support import relative_error, tiny_manifest
 
 # What the docs state of each dtype, for normally distributed tokens: bytes an image of ViT-B/16, relative error.
@@ -33,25 +34,36 @@ STATED = {
 
 
 def vit_b16(dtype: str) -> Manifest:
-    return replace(tiny_manifest("shards", dtype), grid=(14, 14), dim=512)
+    tiny = tiny_manifest("shards", dtype)
+    shapes = {"cls": (512,), "patch_tokens": (196, 512)}
+    return replace(tiny, outputs={name: replace(each, shape=shapes[name]) for name, each in tiny.outputs.items()})
+
+
+def dequantise(numbers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    output = Output(shape=tuple(numbers.shape), dtype="int8", block=1)
+    return unpack(output, "x", {"x": numbers.view(torch.uint8).numpy(), "x.scale": scale.view(torch.uint8).numpy()})
+
+
+def both(tokens: torch.Tensor, cls: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"patch_tokens": tokens, "cls": cls}
 
 
 @pytest.mark.parametrize("dtype", STATED)
 def test_bytes_and_errors_are_those_stated(dtype: str) -> None:
     manifest = vit_b16(dtype)
     tokens, cls = torch.randn(196, 512), torch.randn(512)
-    packed = pack(manifest, tokens, cls)
+    packed = pack(manifest, both(tokens, cls))
     size, error = STATED[dtype]
-    assert image_bytes(manifest) == sum(tensor.nbytes for tensor in packed.values()) == size
+    assert sample_bytes(manifest.outputs) == sum(tensor.nbytes for tensor in packed.values()) == size
     stored = packed["patch_tokens"]
-    read = dequantise(stored, packed["scale"]) if "scale" in packed else stored.float()
+    read = dequantise(stored, packed["patch_tokens.scale"]) if "patch_tokens.scale" in packed else stored.float()
     assert relative_error(read, tokens) <= error
     assert relative_error(packed["cls"].float(), cls) <= error
-    assert images_a_shard(manifest, 256_000_000) == 256_000_000 // size
+    assert samples_a_shard(manifest.outputs, 256_000_000) == 256_000_000 // size
 
 
 def test_a_float16_image_takes_at_most_051_of_the_original_pickle() -> None:
-    assert image_bytes(vit_b16("float16")) <= 0.505 * 401_823
+    assert sample_bytes(vit_b16("float16").outputs) <= 0.505 * 401_823
 
 
 tokens = st.integers(0, 2**32 - 1).map(
@@ -85,29 +97,29 @@ def test_a_zero_token_stays_one() -> None:
 def test_what_is_no_number_is_not_stored(dtype: str, value: str) -> None:
     manifest = tiny_manifest("shards", dtype)
     good = torch.randn(16, 32), torch.randn(32)
-    pack(manifest, *good)
+    pack(manifest, both(*good))
     for number, bad in enumerate(good):
         bad = bad.clone()
         bad.view(-1)[5] = float(value)
         with pytest.raises(NotFiniteError, match="not finite"):
-            pack(manifest, *(bad if number == position else each for position, each in enumerate(good)))
+            pack(manifest, both(*(bad if number == position else each for position, each in enumerate(good))))
 
 
 def test_a_wrong_shape_is_an_error() -> None:
     manifest = tiny_manifest("shards", "int8")
     for shapes in (((17, 32), (32,)), ((16, 32), (33,))):
         with pytest.raises(ValueError, match="must be"):
-            pack(manifest, *(torch.randn(shape) for shape in shapes))
+            pack(manifest, both(*(torch.randn(shape) for shape in shapes)))
 
 
 def test_every_field_owns_its_storage_and_counts_in_the_checksum() -> None:
     batch = torch.randn(8, 17, 32)
     manifest = tiny_manifest("shards", "float32")
-    packed = pack(manifest, batch[3, 1:], batch[3, 0])
+    packed = pack(manifest, both(batch[3, 1:], batch[3, 0]))
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in packed.values())
     parts = {name: memory(tensor) for name, tensor in packed.items()}
     before = checksum(parts)
-    for field in fields(manifest):
+    for field in fields(manifest.outputs):
         packed[field.name].view(-1)[0] += 1
         assert checksum(parts) != before
         before = checksum(parts)
@@ -117,18 +129,18 @@ def test_every_field_owns_its_storage_and_counts_in_the_checksum() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_one_number_that_is_not_finite_is_refused_wherever_it_is(dtype: str, value: float) -> None:
     manifest = tiny_manifest("shards", dtype)
-    for column in range(manifest.dim):
+    for column in range(manifest.shape[1]):
         tokens = torch.ones(manifest.shape)
         tokens[3, column] = value
         with pytest.raises(NotFiniteError):
-            pack(manifest, tokens, torch.ones(manifest.dim))
+            pack(manifest, both(tokens, torch.ones(manifest.shape[1])))
 
 
 @pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7FC00000])
 def test_every_nan_is_refused_as_int8(bits: int) -> None:
     manifest = tiny_manifest("shards", "int8")
-    for column in range(manifest.dim):
+    for column in range(manifest.shape[1]):
         tokens = torch.ones(manifest.shape)
         tokens.view(torch.int32)[3, column] = bits
         with pytest.raises(NotFiniteError):
-            pack(manifest, tokens, torch.ones(manifest.dim))
+            pack(manifest, both(tokens, torch.ones(manifest.shape[1])))

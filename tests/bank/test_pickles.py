@@ -191,7 +191,7 @@ def test_texts_do_not_multiply(tmp_path: Path) -> None:
 
 
 def test_values_kept_far_up_are_refused(tmp_path: Path) -> None:
-    """The unpickler would set aside room for all below."""
+    """Python's own unpickler would allocate room for all positions below."""
     (tmp_path / "a_clip.pkl").write_bytes(b"\x80\x02Nr" + (1 << 28).to_bytes(4, "little") + b".")
     with pytest.raises(BankError, match="keeps values where"):
         read_pickle(tmp_path / "a_clip.pkl")

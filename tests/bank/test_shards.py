@@ -27,27 +27,37 @@ from hypothesis import strategies as st
 
 from patchbank import ExtractConfig, ImageTransform, extract, load_dataset, open_bank
 from patchbank.bank import storage
-from patchbank.bank.base_writer import Feature
-from patchbank.bank.entries import Entry
-from patchbank.bank.shard import ShardDamagedError, make_header
-from patchbank.bank.shards_writer import take_back
-from patchbank.bank.writer import open_writer
+from patchbank.bank import writer as writing
+from patchbank.bank.index import Entry, Part
+from patchbank.bank.manifest import Manifest
+from patchbank.bank.parts import PartDamagedError, name_part, payload_of
+from patchbank.bank.payload import Feature
+from patchbank.bank.shard import Shards
+from patchbank.bank.writer import BankWriter, revoke
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
-from tests.support import REPOSITORY, contents, no_leftovers, photographs, read_shard, shards_in, tiny_manifest
+from tests.support import REPOSITORY, contents, no_leftovers, parts_in, photographs, read_part, tiny_manifest
 
 KEYS = [f"photo_{number}.jpg" for number in range(10)]
-MANIFEST = replace(tiny_manifest("shards"), shard_images=4)
+MANIFEST = replace(tiny_manifest("shards"), part_size=4)
 
 
 def feature(key: str) -> Feature:
     generator = torch.Generator().manual_seed(KEYS.index(key))
     every = torch.randn(17, 32, generator=generator)
-    return Feature(key, every[1:], (640, 480), every[0])
+    return Feature(key, {"patch_tokens": every[1:], "cls": every[0]}, (640, 480))
+
+
+def tokens(key: str) -> torch.Tensor:
+    return feature(key).outputs["patch_tokens"]
+
+
+def cls(key: str) -> torch.Tensor:
+    return feature(key).outputs["cls"]
 
 
 def write(directory: Path, keys: Iterable[str], failed: Iterable[str] = (), manifest: Any = MANIFEST) -> None:
-    with open_writer(directory, manifest, KEYS) as bank:
+    with BankWriter(directory, manifest, KEYS) as bank:
         bank.add([feature(key) for key in keys], [Failure(key, "missing") for key in failed])
 
 
@@ -69,6 +79,10 @@ def rewrite(path: Path, change: Any) -> Path:
     return new
 
 
+def tokens_of(content: Any) -> Any:
+    return content["manifest"]["outputs"]["patch_tokens"]
+
+
 def in_metadata(change: Any) -> Any:
     """The change of a header that changes the JSON in its metadata."""
 
@@ -83,7 +97,7 @@ def in_metadata(change: Any) -> Any:
 
 
 def test_images_lie_in_their_order_a_shard_for_every_so_many(bank: Path) -> None:
-    shards = [read_shard(path) for path in shards_in(bank)]
+    shards = [read_part(path) for path in parts_in(bank)]
     assert [shard.number for shard in shards] == [0, 1, 2]
     assert [[entry.key for entry in shard.features] for shard in shards] == [
         KEYS[0:4],
@@ -99,9 +113,9 @@ def test_reading_back(bank: Path) -> None:
     assert list(opened) == [key for key in KEYS if key != KEYS[5]]
     assert opened.failures == {KEYS[5]: "missing"}
     for key in opened:
-        assert torch.equal(opened[key], feature(key).tokens)
-        assert torch.equal(opened.cls(key), feature(key).cls)
-        assert opened.transform(key) == ImageTransform(640, 480, "center-crop", 32, 8)
+        assert torch.equal(opened[key], tokens(key))
+        assert torch.equal(opened.cls(key), cls(key))
+        assert opened.transform(key) == ImageTransform(640, 480, "center-crop", (32, 32), 8)
         opened.check(key)
     assert opened.bytes_on_disk() == sum(path.stat().st_size for path in bank.glob("shard-*"))
     with pytest.raises(KeyError, match="could not be extracted: missing"):
@@ -113,8 +127,8 @@ def test_what_is_read_is_the_readers_own(bank: Path) -> None:
     opened = open_bank(bank)
     opened[KEYS[0]].div_(2)
     opened.cls(KEYS[0]).div_(2)
-    assert torch.equal(opened[KEYS[0]], feature(KEYS[0]).tokens)
-    assert torch.equal(opened.cls(KEYS[0]), feature(KEYS[0]).cls)
+    assert torch.equal(opened[KEYS[0]], tokens(KEYS[0]))
+    assert torch.equal(opened.cls(KEYS[0]), cls(KEYS[0]))
     assert opened[KEYS[0]].untyped_storage().nbytes() == 16 * 32 * 4
 
 
@@ -122,31 +136,34 @@ def test_threads_and_processes_share_a_bank(bank: Path) -> None:
     opened = open_bank(bank)
     keys = list(opened) * 20
     with ThreadPoolExecutor(8) as threads:
-        for key, tokens in zip(keys, threads.map(opened.__getitem__, keys), strict=True):
-            assert torch.equal(tokens, feature(key).tokens)
+        for key, found in zip(keys, threads.map(opened.__getitem__, keys), strict=True):
+            assert torch.equal(found, tokens(key))
     for method in ("fork", "spawn"):  # a forked worker has its parent's mappings; another one maps for itself
         with multiprocessing.get_context(method).Pool(2) as pool:
-            for key, tokens in zip(keys[:9], pool.map(opened.get, keys[:9]), strict=True):
-                assert torch.equal(tokens, feature(key).tokens)
+            for key, found in zip(keys[:9], pool.map(opened.get, keys[:9]), strict=True):
+                assert torch.equal(found, tokens(key))
     copy = pickle.loads(pickle.dumps(opened))
-    assert torch.equal(copy[KEYS[8]], feature(KEYS[8]).tokens)
+    assert torch.equal(copy[KEYS[8]], tokens(KEYS[8]))
     assert len(pickle.dumps(opened)) < 8000  # no mapped numbers in it
 
 
 def test_any_reader_of_safetensors_can_read_it(bank: Path) -> None:
     """With the package's own functions, and with nothing but JSON and the rules of docs/bank-format.md."""
-    for path in shards_in(bank):
+    for path in parts_in(bank):
         tensors = safetensors.torch.load_file(path)
-        for row, entry in enumerate(read_shard(path).features):
-            assert torch.equal(tensors["patch_tokens"][row], feature(entry.key).tokens)
-            assert torch.equal(tensors["cls"][row], feature(entry.key).cls)
+        for row, entry in enumerate(read_part(path).features):
+            assert torch.equal(tensors["patch_tokens"][row], tokens(entry.key))
+            assert torch.equal(tensors["cls"][row], cls(entry.key))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
-def test_the_page_on_the_format_is_enough_to_read_a_bank(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [*(("shards", each) for each in ("float32", "float16", "bfloat16", "int8")), ("ezhoi", "float32")],
+)
+def test_the_page_on_the_format_is_enough_to_read_a_bank(tmp_path: Path, layout: str, dtype: str) -> None:
     """The page's own program, in a process that cannot import patchbank."""
     bank = tmp_path / "bank"
-    write(bank, KEYS[:9], KEYS[9:], replace(tiny_manifest("shards", dtype), shard_images=4))
+    write(bank, KEYS[:9], KEYS[9:], replace(tiny_manifest(layout, dtype), part_size=4))
     page = (REPOSITORY / "docs/bank-format.md").read_text()
     [program] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     blocked = "import sys; sys.modules['patchbank'] = None\n"
@@ -160,43 +177,62 @@ def test_the_page_on_the_format_is_enough_to_read_a_bank(tmp_path: Path, dtype: 
     assert failures == opened.failures == {KEYS[9]: "missing"}
     assert features.keys() == set(opened)
     for key, found in features.items():
-        assert torch.equal(found["patch_tokens"], opened[key])
-        assert torch.equal(found["cls"], opened.cls(key))
+        for name in opened.manifest.outputs:
+            assert torch.equal(found[name], opened.output(key, name))
         transform = opened.transform(key)
         assert found["size"] == [transform.width, transform.height]
         assert (found["resized"], found["offset"]) == ([*transform.resized], [*transform.offset])
 
 
+def small(dtype: str, dim: int) -> Manifest:
+    """A manifest of two patches, as no version of a library changes it."""
+    made = tiny_manifest("shards", dtype)
+    shapes = {"cls": (dim,), "patch_tokens": (2, dim)}
+    outputs = {name: replace(each, shape=shapes[name]) for name, each in made.outputs.items()}
+    wide = replace(made.input, size=(8, 16))
+    return replace(made, outputs=outputs, input=wide, versions={"patchbank": "0.2.0"})
+
+
 def test_golden_bytes() -> None:
-    """The format, byte for byte: whoever changes this changes the format, and its version."""
-    manifest = replace(MANIFEST, grid=(1, 2), dim=2, versions={"patchbank": "0.1.0"})
-    entries = [Entry("a.jpg", (640, 480), "ab" * 32), Entry("b/ü.png", None, "cd" * 32, revision=1)]
-    header, name = make_header(manifest, 3, entries, [Entry("c.jpg", failure='a "reason"')])
-    assert hashlib.sha256(header).hexdigest() == "56b29929e5a9deb63d3413c5745f61c1c56abf9280a6914ff77231d4994e1892"
-    assert name == "shard-00003-79413265e9baeb5e.safetensors"
+    """The format, byte for byte: a change here changes the format, and its version."""
+    entries = (Entry("a.jpg", (640, 480), "ab" * 32), Entry("b/ü.png", None, "cd" * 32, revision=1))
+    failures = (Entry("c.jpg", failure='a "reason"'),)
+    part = Part(Path(), replace(small("float32", 2), part_size=4), 3, entries, failures, 0, 0)
+    header, name = name_part(payload_of(Path(), "shards"), part)
+    assert hashlib.sha256(header).hexdigest() == "45ee8c2e0c158bd8d41d8d3bd742ad601e6a31e9f022346568925a652efc4e3b"
+    assert name == "shard-00003-ea6faf23ebe32279.safetensors"
     assert len(header) % 8 == 0
     text = json.loads(header[8:])
     assert list(text) == ["__metadata__", "cls", "patch_tokens"]
     assert text["cls"] == {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
     assert text["patch_tokens"] == {"dtype": "F32", "shape": [2, 2, 2], "data_offsets": [16, 48]}
+    document = json.loads(text["__metadata__"]["patchbank"])
+    beside, name = name_part(
+        payload_of(Path(), "ezhoi"), replace(part, manifest=replace(part.manifest, layout="ezhoi"))
+    )
+    document["manifest"]["layout"] = "ezhoi"
+    assert json.loads(beside) == document  # the same document, beside the pickles
+    assert name == f"index-00003-{hashlib.sha256(beside).hexdigest()[:16]}.json"
 
 
 @pytest.mark.parametrize(
     ("dtype", "name", "sha256"),
     [
-        ("float32", "bedfd14c9d1c0397", "cb93e8b4401d7b6dea07f9c8849943bfdc8a85b46dcd36ebd3ee9e203c8730e7"),
-        ("float16", "fe5d64d7d324051b", "8048ee8e5ca4f095096a30461831b57a215a2ed500e25d12d30dd517448c4ab2"),
-        ("bfloat16", "4849c514fac20fa0", "ec0314f56b85374640efc9684b56bfd7f862edd88847fbbd503f97114f4cb165"),
-        ("int8", "e15557109029d02c", "6e9efc09f9f4118db524e4a411852d5ffedb60e458316400253a25e0229638af"),
+        ("float32", "1039b77beb9d6b69", "7b92edc2e433161cc544bb313efaadd41a75697022d5ad57aca6217b84bfadeb"),
+        ("float16", "30e3226f5a63951e", "d6c64c2fb6fe783121c101fd0451d8e3c36846c511c0a8ac97be4b292e2edfad"),
+        ("bfloat16", "174992211509e463", "470e63adffbd263c13bec4f49c1f12908e06f37741f99dfad2829a078cd061f0"),
+        ("int8", "07809c7aea7dcd04", "af5c760279f55ec579d7d5bd367883fcaad15882966ed40d9daeae6c6b1f891c"),
     ],
 )
 def test_golden_files(tmp_path: Path, dtype: str, name: str, sha256: str) -> None:
     """A whole shard of each dtype, as docs/bank-format.md describes it."""
-    manifest = replace(tiny_manifest("shards", dtype), grid=(1, 2), dim=3, versions={"patchbank": "0.1.0"})
     every = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.1, -3.0], [0.0, 0.0, 0.0]])
-    with open_writer(tmp_path, manifest, ["a.jpg", "b.jpg", "c.jpg"]) as bank:
+    with BankWriter(tmp_path, small(dtype, 3), ["a.jpg", "b.jpg", "c.jpg"]) as bank:
         bank.add(
-            [Feature("a.jpg", every[1:], (640, 480), every[0]), Feature("c.jpg", -every[1:], (3, 500), every[0])],
+            [
+                Feature("a.jpg", {"patch_tokens": every[1:], "cls": every[0]}, (640, 480)),
+                Feature("c.jpg", {"patch_tokens": -every[1:], "cls": every[0]}, (3, 500)),
+            ],
             [Failure("b.jpg", "the file is empty")],
         )
     [path] = tmp_path.iterdir()
@@ -219,7 +255,7 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
 def test_a_damaged_shard_is_never_believed(bank: Path, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     """Bytes of the header changed, cut out or put in; with and without a name that fits the damage."""
     copy = shutil.copytree(bank, tmp_path_factory.mktemp("damaged") / "bank")
-    path = data.draw(st.sampled_from(shards_in(copy)))
+    path = data.draw(st.sampled_from(parts_in(copy)))
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     position = data.draw(st.integers(0, 7 + length))
@@ -242,23 +278,23 @@ def test_a_damaged_shard_is_never_believed(bank: Path, tmp_path_factory: pytest.
 
 @pytest.mark.parametrize("kept", [0, 5, 8, 100, 3000, -1])
 def test_a_truncated_shard_is_said_to_be_damaged(bank: Path, kept: int) -> None:
-    path = shards_in(bank)[1]
+    path = parts_in(bank)[1]
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ShardDamagedError):
-        read_shard(path)
+    with pytest.raises(PartDamagedError):
+        read_part(path)
     with pytest.raises(BankError, match=r"damaged.*patchbank repair"):
         open_bank(bank)
 
 
 def test_a_shard_with_more_behind_it_is_said_to_be_damaged(bank: Path) -> None:
-    path = shards_in(bank)[1]
+    path = parts_in(bank)[1]
     path.write_bytes(path.read_bytes() + b"more")
-    with pytest.raises(ShardDamagedError, match="and its header says"):
-        read_shard(path)
+    with pytest.raises(PartDamagedError, match="and its header says"):
+        read_part(path)
 
 
 def test_damaged_numbers_are_found_by_their_checksum(bank: Path) -> None:
-    path = shards_in(bank)[1]
+    path = parts_in(bank)[1]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -274,36 +310,43 @@ def test_damaged_numbers_are_found_by_their_checksum(bank: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda content: content.update(version=2), "format version 2"),
-        (lambda content: content.update(format="zarr"), "not a part of a patchbank bank"),
-        (lambda content: content["keys"].__setitem__(0, "../a.jpg"), "would lead out of the bank"),
-        (lambda content: content["sizes"].pop(), "damaged"),
-        (lambda content: content["sizes"].__setitem__(0, [0, 480]), "is no entry"),
-        (lambda content: content.update(number=7), "do not fit together"),
-        (lambda content: content.update(dim=31), "do not fit together"),
-        (lambda content: content.pop("fingerprint"), "fingerprint"),
-        (lambda content: content.update(grid=[4, -4]), "not positive"),
-        (lambda content: content.update(dim=32.0), "not positive"),
-        (lambda content: content.update(shard_images=2.5), "not positive"),
-        (lambda content: content.update(input_size=float("nan")), "not positive"),
-        (lambda content: content.update(dataset=["x"]), "another type"),
-        (lambda content: content.update(layout="ezhoi"), "layout ezhoi"),
-        (lambda content: content.update(resized=[]), "do not fit together"),
-        (lambda content: content["sizes"].__setitem__(0, [1, 2, 3]), "is no entry"),
-        (lambda content: content["sizes"].__setitem__(0, [10**30, 2]), "is no entry"),
+        (lambda content: content.update(version=1), r"format version 1;.*patchbank import"),
+        (lambda content: content.update(version=3), "format version 3;.*Use the version of patchbank that wrote it"),
+        (lambda content: content.update(format="zarr"), "its format is 'zarr'"),
+        (lambda content: content["samples"]["keys"].__setitem__(0, "../a.jpg"), "would lead out of the bank"),
+        (lambda content: content["samples"]["sizes"].pop(), "damaged.*differ in length"),
+        (lambda content: content["samples"]["sizes"].__setitem__(0, [0, 480]), "damaged.*sizes"),
+        (lambda content: content["samples"]["sizes"].__setitem__(0, [1, 2, 3]), "damaged.*sizes"),
+        (lambda content: content["samples"]["sizes"].__setitem__(0, [10**30, 2]), "damaged.*sizes"),
+        (lambda content: content["samples"]["sha256"].__setitem__(0, "../x"), "damaged.*sha256"),
+        (lambda content: content["samples"].update(resized=[]), "differ in length"),
+        (lambda content: content.update(number=7), "its number is 7"),
+        (lambda content: content.update(number=-1), "damaged.*number"),
+        (lambda content: tokens_of(content).update(shape=[16, 31]), "its tensors are not those"),
+        (lambda content: tokens_of(content).update(shape=[15, 32]), "no grid of 15 patches"),
+        (lambda content: tokens_of(content).update(shape=[-16, 32]), "has the shape"),
+        (lambda content: tokens_of(content).update(dtype="float8"), "damaged.*dtype"),
+        (lambda content: content["manifest"].pop("identity"), "identity"),
+        (lambda content: content["manifest"]["identity"].update(model=7), "damaged.*identity"),
+        (lambda content: content["manifest"]["input"].update(size=[32, -32]), "no grid"),
+        (lambda content: content["manifest"]["input"].update(size=[32]), "damaged.*size"),
+        (lambda content: content["manifest"]["input"].update(patch=float("nan")), "damaged"),
+        (lambda content: content["manifest"].update(part_size=2.5), "damaged.*part_size"),
+        (lambda content: content["manifest"].update(dataset=["x"]), "damaged.*dataset"),
+        (lambda content: content["manifest"].update(layout="ezhoi"), "of the layout ezhoi"),
     ],
 )
 def test_what_does_not_fit_is_refused(bank: Path, change: Any, words: str) -> None:
-    rewrite(shards_in(bank)[0], in_metadata(change))
+    rewrite(parts_in(bank)[0], in_metadata(change))
     with pytest.raises(BankError, match=words):
         open_bank(bank)
 
 
 def test_shards_of_two_banks_are_refused(bank: Path) -> None:
-    rewrite(shards_in(bank)[2], in_metadata(lambda content: content["fingerprint"].update(precision="bf16")))
-    with pytest.raises(BankError, match=r"shards of two banks.*precision fp32.*has bf16"):
+    rewrite(parts_in(bank)[2], in_metadata(lambda content: content["manifest"]["identity"].update(precision="bf16")))
+    with pytest.raises(BankError, match=r"parts of two banks.*precision fp32.*has bf16"):
         open_bank(bank)
-    with pytest.raises(BankError, match="shards of two banks"):
+    with pytest.raises(BankError, match="parts of two banks"):
         write(bank, KEYS)
 
 
@@ -311,13 +354,14 @@ def test_files_of_others_beside_shards_are_left_alone(bank: Path) -> None:
     (bank / "model.safetensors").write_bytes(b"weights")
     (bank / "shard-1.safetensors").write_bytes(b"whatever")
     assert len(open_bank(bank)) == 9
-    with open_writer(bank, MANIFEST, KEYS, overwrite=True):
+    with BankWriter(bank, MANIFEST, KEYS, overwrite=True):
         pass
     assert sorted(path.name for path in bank.iterdir()) == ["model.safetensors", "shard-1.safetensors"]
 
 
-def test_two_layouts_in_one_directory_are_refused(bank: Path) -> None:
-    (bank / "bank.json").write_text("{}")
+def test_two_layouts_in_one_directory_are_refused(bank: Path, tmp_path: Path) -> None:
+    write(tmp_path / "pickles", KEYS[:1], manifest=tiny_manifest())
+    shutil.copytree(tmp_path / "pickles", bank, dirs_exist_ok=True)
     with pytest.raises(BankError, match="holds two banks"):
         open_bank(bank)
 
@@ -325,17 +369,17 @@ def test_two_layouts_in_one_directory_are_refused(bank: Path) -> None:
 # --- runs that complete each other
 
 
-def test_a_damaged_shard_is_set_aside_and_made_again(bank: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_in_quarantine_and_made_again(bank: Path, tmp_path: Path) -> None:
     whole = contents(bank)
-    path = shards_in(bank)[0]
+    path = parts_in(bank)[0]
     path.write_bytes(path.read_bytes()[:-100])
-    with open_writer(bank, MANIFEST, KEYS) as writer:
+    with BankWriter(bank, MANIFEST, KEYS) as writer:
         assert writer.done == {*KEYS[4:]} - {KEYS[5]}
         assert path.name in writer.notes[0]
         writer.add([feature(key) for key in KEYS[:4]], [])
-    aside = bank / f"{path.name}.damaged"
-    assert aside.exists()
-    aside.unlink()
+    quarantined = bank / f"{path.name}.damaged"
+    assert quarantined.exists()
+    quarantined.unlink()
     assert contents(bank) == whole
 
 
@@ -351,7 +395,7 @@ def test_runs_in_parts_leave_no_trace(tmp_path: Path, runs: list[list[str]]) -> 
 
 
 def test_writers_at_once_that_share_shards_lose_nothing(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "both", MANIFEST, KEYS) as one, open_writer(tmp_path / "both", MANIFEST, KEYS) as two:
+    with BankWriter(tmp_path / "both", MANIFEST, KEYS) as one, BankWriter(tmp_path / "both", MANIFEST, KEYS) as two:
         one.add([feature(key) for key in KEYS[0::2]], [])
         two.add([feature(key) for key in KEYS[1::2]], [])
     write(tmp_path / "whole", KEYS)
@@ -361,13 +405,13 @@ def test_writers_at_once_that_share_shards_lose_nothing(tmp_path: Path) -> None:
 def test_a_bank_that_is_open_finds_what_was_put_in_a_shards_place(tmp_path: Path) -> None:
     write(tmp_path / "bank", KEYS[:2])
     opened = open_bank(tmp_path / "bank")
-    assert torch.equal(opened[KEYS[0]], feature(KEYS[0]).tokens)
+    assert torch.equal(opened[KEYS[0]], tokens(KEYS[0]))
     other = open_bank(tmp_path / "bank")  # has not mapped anything yet
     write(tmp_path / "bank", KEYS[2:])
     for each in (opened, other):
-        assert torch.equal(each[KEYS[1]], feature(KEYS[1]).tokens)
+        assert torch.equal(each[KEYS[1]], tokens(KEYS[1]))
         assert list(each) == KEYS[:2]
-    for path in shards_in(tmp_path / "bank"):
+    for path in parts_in(tmp_path / "bank"):
         path.unlink()
     with pytest.raises(BankError, match="is gone"):
         pickle.loads(pickle.dumps(other))[KEYS[1]]
@@ -375,10 +419,13 @@ def test_a_bank_that_is_open_finds_what_was_put_in_a_shards_place(tmp_path: Path
 
 def test_a_run_with_other_settings_deletes_nothing_of_a_bank_that_came_meanwhile(bank: Path, tmp_path: Path) -> None:
     """It began when nothing was there to compare with."""
-    other = replace(MANIFEST, fingerprint=replace(MANIFEST.fingerprint, weights_sha256="1" * 64))
-    for manifest in (other, replace(tiny_manifest("shards", "float16"), shard_images=4)):
+    other = replace(MANIFEST, identity={**MANIFEST.identity, "weights": "1" * 64})
+    for manifest in (other, replace(tiny_manifest("shards", "float16"), part_size=4)):
         directory = tmp_path / manifest.dtype
-        with pytest.raises(BankError, match="a bank of other features"), open_writer(directory, manifest, KEYS) as late:
+        with (
+            pytest.raises(BankError, match="created with a different configuration"),
+            BankWriter(directory, manifest, KEYS) as late,
+        ):
             shutil.copytree(bank, directory, dirs_exist_ok=True)
             late.add([feature(key) for key in KEYS], [])
         assert contents(directory) == contents(bank)
@@ -387,8 +434,8 @@ def test_a_run_with_other_settings_deletes_nothing_of_a_bank_that_came_meanwhile
 def test_of_two_features_of_one_image_one_counts_with_its_own_numbers(tmp_path: Path) -> None:
     """Two machines give other last bits: whichever counts, its checksum is that of the numbers beside it."""
     first, second = feature(KEYS[0]), feature(KEYS[1])
-    with open_writer(tmp_path, MANIFEST, KEYS) as late:
-        with open_writer(tmp_path, MANIFEST, KEYS) as early:
+    with BankWriter(tmp_path, MANIFEST, KEYS) as late:
+        with BankWriter(tmp_path, MANIFEST, KEYS) as early:
             early.add([first, second], [])
         late.add([second._replace(key=first.key), first._replace(key=second.key)], [])
     opened = open_bank(tmp_path)
@@ -403,27 +450,25 @@ def test_parts_of_one_shard_become_one(tmp_path: Path) -> None:
         write(tmp_path / name, keys)
     shutil.copytree(tmp_path / "one", tmp_path / "both")
     shutil.copytree(tmp_path / "two", tmp_path / "both", dirs_exist_ok=True)
-    assert len(shards_in(tmp_path / "both")) == 2
+    assert len(parts_in(tmp_path / "both")) == 2
     assert list(open_bank(tmp_path / "both")) == KEYS[:4]
-    with open_writer(tmp_path / "both", MANIFEST, KEYS):
+    with BankWriter(tmp_path / "both", MANIFEST, KEYS):
         pass
     write(tmp_path / "whole", KEYS[:4])
     assert contents(tmp_path / "both") == contents(tmp_path / "whole")
 
 
 def test_a_shard_that_is_replaced_while_it_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import patchbank.bank.shards_writer as module
-
     write(tmp_path / "bank", KEYS[:1])
-    original, meanwhile = module.map_shard, [KEYS[1:2]]
+    original, meanwhile = Shards.columns, [KEYS[1:2]]
 
     def mapping(*arguments: Any) -> Any:
         if meanwhile:
             write(tmp_path / "bank", meanwhile.pop())
         return original(*arguments)
 
-    with open_writer(tmp_path / "bank", MANIFEST, KEYS) as writer:
-        monkeypatch.setattr(module, "map_shard", mapping)
+    with BankWriter(tmp_path / "bank", MANIFEST, KEYS) as writer:
+        monkeypatch.setattr(Shards, "columns", mapping)
         writer.add([feature(key) for key in KEYS[2:4]], [])
     write(tmp_path / "whole", KEYS[:4])
     assert contents(tmp_path / "bank") == contents(tmp_path / "whole")
@@ -434,61 +479,59 @@ def test_shards_of_a_set_that_has_grown_stay_as_they_are(tmp_path: Path) -> None
     write(tmp_path / "bank", KEYS[:8])
     before = contents(tmp_path / "bank")
     grown = ["a.jpg", "b.jpg", *KEYS]
-    with open_writer(tmp_path / "bank", MANIFEST, grown) as writer:
+    with BankWriter(tmp_path / "bank", MANIFEST, grown) as writer:
         assert writer.done == {*KEYS[:8]}
-        new = [Feature(key, feature(KEYS[9]).tokens, None, feature(KEYS[9]).cls) for key in grown[:2]]
+        new = [Feature(key, feature(KEYS[9]).outputs, None) for key in grown[:2]]
         writer.add([*new, feature(KEYS[8]), feature(KEYS[9])], [])
     after = contents(tmp_path / "bank")
     assert before.items() <= after.items()
     opened = open_bank(tmp_path / "bank")
     assert list(opened) == sorted(grown)
     for key in KEYS:
-        assert torch.equal(opened[key], feature(key).tokens)
+        assert torch.equal(opened[key], tokens(key))
         opened.check(key)
 
 
 def test_a_new_reason_counts_and_not_the_old_one(tmp_path: Path) -> None:
     for reason in ("zzz", "aaa", "mmm"):
-        with open_writer(tmp_path, MANIFEST, KEYS) as writer:
+        with BankWriter(tmp_path, MANIFEST, KEYS) as writer:
             writer.add([], [Failure(KEYS[0], reason)])
         assert open_bank(tmp_path).failures == {KEYS[0]: reason}
 
 
-def test_what_is_taken_back_leaves_the_others_where_they_are(bank: Path, tmp_path: Path) -> None:
-    take_back(bank, {KEYS[0]: "damaged", KEYS[6]: "damaged"}, tmp_path)
+def test_what_is_revoked_leaves_the_others_where_they_are(bank: Path, tmp_path: Path) -> None:
+    revoke(payload_of(bank, "shards"), {KEYS[0]: "damaged", KEYS[6]: "damaged"}, tmp_path)
     opened = open_bank(bank)
     assert opened.failures == {KEYS[0]: "damaged", KEYS[5]: "missing", KEYS[6]: "damaged"}
     for key in opened:
-        assert torch.equal(opened[key], feature(key).tokens)
-        assert torch.equal(opened.cls(key), feature(key).cls)
+        assert torch.equal(opened[key], tokens(key))
+        assert torch.equal(opened.cls(key), cls(key))
         opened.check(key)
     for key in (KEYS[0], KEYS[6]):  # ... and come again
         write(bank, [key])
-        assert torch.equal(open_bank(bank)[key], feature(key).tokens)
+        assert torch.equal(open_bank(bank)[key], tokens(key))
 
 
 def test_a_reader_is_told_when_its_bank_was_replaced(bank: Path) -> None:
     opened = open_bank(bank)
-    manifest = replace(MANIFEST, fingerprint=replace(MANIFEST.fingerprint, precision="bf16"))
-    with open_writer(bank, manifest, KEYS, overwrite=True) as writer:
+    manifest = replace(MANIFEST, identity={**MANIFEST.identity, "precision": "bf16"})
+    with BankWriter(bank, manifest, KEYS, overwrite=True) as writer:
         writer.add([feature(key) for key in KEYS[:4]], [])
     with pytest.raises(BankError, match="was replaced since it was opened"):
         opened[KEYS[0]]
-    with open_writer(bank, MANIFEST, KEYS, overwrite=True) as writer:
+    with BankWriter(bank, MANIFEST, KEYS, overwrite=True) as writer:
         writer.add([feature(key) for key in KEYS[:4]], [])
-    assert torch.equal(opened[KEYS[0]], feature(KEYS[0]).tokens)
-    with pytest.raises(BankError, match="and has none"):
+    assert torch.equal(opened[KEYS[0]], tokens(KEYS[0]))
+    with pytest.raises(BankError, match="and has none now"):
         opened[KEYS[8]]
 
 
 def test_threads_that_share_a_reader_never_mix_two_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread maps a shard while another finds out that the bank has changed."""
-    import patchbank.bank.shards as module
-
     write(tmp_path / "bank", KEYS[4:8])
     write(tmp_path / "bank", KEYS[8:9])
     opened = open_bank(tmp_path / "bank")
-    original, meanwhile = module.map_shard, [True]
+    original, meanwhile = Shards.columns, [True]
 
     def mapping(*arguments: Any) -> Any:
         mapped = original(*arguments)
@@ -496,13 +539,13 @@ def test_threads_that_share_a_reader_never_mix_two_states(tmp_path: Path, monkey
             meanwhile.pop()
             write(tmp_path / "bank", [*KEYS[:4], KEYS[9]])  # a shard comes in front, another is replaced
             with ThreadPoolExecutor(1) as other:
-                assert torch.equal(other.submit(opened.__getitem__, KEYS[8]).result(), feature(KEYS[8]).tokens)
+                assert torch.equal(other.submit(opened.__getitem__, KEYS[8]).result(), tokens(KEYS[8]))
         return mapped
 
-    monkeypatch.setattr(module, "map_shard", mapping)
+    monkeypatch.setattr(Shards, "columns", mapping)
     for _ in range(2):
         for key in KEYS[4:9]:
-            assert torch.equal(opened[key], feature(key).tokens)
+            assert torch.equal(opened[key], tokens(key))
 
 
 def test_a_mended_image_replaces_its_failure(bank: Path, tmp_path: Path) -> None:
@@ -512,8 +555,9 @@ def test_a_mended_image_replaces_its_failure(bank: Path, tmp_path: Path) -> None
 
 
 def test_features_that_are_no_numbers_are_failures(tmp_path: Path) -> None:
-    bad = Feature(KEYS[1], torch.full((16, 32), torch.nan), (640, 480), torch.zeros(32))
-    with open_writer(tmp_path, MANIFEST, KEYS) as bank:
+    outputs = {"patch_tokens": torch.full((16, 32), torch.nan), "cls": torch.zeros(32)}
+    bad = Feature(KEYS[1], outputs, (640, 480))
+    with BankWriter(tmp_path, MANIFEST, KEYS) as bank:
         [refused] = bank.add([feature(KEYS[0]), bad], [])
     assert refused.key == KEYS[1]
     assert "not finite" in open_bank(tmp_path).failures[KEYS[1]]
@@ -551,14 +595,14 @@ def test_a_shard_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pyt
         unlink(path, **options)
 
     write(tmp_path / "bank", KEYS[:2])
-    [old] = shards_in(tmp_path / "bank")
-    with open_writer(tmp_path / "bank", MANIFEST, KEYS) as bank:
+    [old] = parts_in(tmp_path / "bank")
+    with BankWriter(tmp_path / "bank", MANIFEST, KEYS) as bank:
         monkeypatch.setattr(os, "fsync", logged_fsync)
         monkeypatch.setattr(os, "rename", logged_rename)
         monkeypatch.setattr(os, "unlink", logged_unlink)
         bank.add([feature(key) for key in KEYS[2:5]], [])
         monkeypatch.undo()
-    [new] = [path for path in shards_in(tmp_path / "bank") if path.name.startswith("shard-00000")]
+    [new] = [path for path in parts_in(tmp_path / "bank") if path.name.startswith("shard-00000")]
     steps = [(what, path.rpartition("/")[2]) for what, path in log]
     assert steps == [("fsync", new.name), ("rename", new.name), ("fsync", "bank"), ("unlink", old.name)]
 
@@ -579,13 +623,11 @@ def test_a_failing_disk_is_one_error_and_nothing_is_lost(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(*arguments)
 
-    writer = open_writer(tmp_path / "bank", MANIFEST, KEYS)
+    writer = BankWriter(tmp_path / "bank", MANIFEST, KEYS)
     with pytest.raises(BankError, match="The disk is full"), writer:
         if call == "write":
-            import patchbank.bank.shards_writer as module
-
-            original: Any = module.write_and_sync
-            monkeypatch.setattr(module, "write_and_sync", failing)
+            original: Any = writing.write_and_sync
+            monkeypatch.setattr(writing, "write_and_sync", failing)
         else:
             original = getattr(os, call)
             monkeypatch.setattr(os, call, failing)
@@ -614,7 +656,7 @@ def test_a_folder_becomes_shards_and_goes_on_as_such(tiny_config: ExtractConfig,
     opened = open_bank(tmp_path / "bank")
     assert opened.manifest.layout == "shards"
     assert len(opened) == 9
-    assert len(shards_in(tmp_path / "bank")) == 3
+    assert len(parts_in(tmp_path / "bank")) == 3
 
 
 def test_both_layouts_hold_the_same_numbers(tiny_config: ExtractConfig, tmp_path: Path) -> None:
@@ -625,7 +667,7 @@ def test_both_layouts_hold_the_same_numbers(tiny_config: ExtractConfig, tmp_path
     pickles, shards = open_bank(tmp_path / "ezhoi"), open_bank(tmp_path / "shards")
     assert list(pickles) == list(shards)
     assert all(torch.equal(pickles[key], shards[key]) for key in pickles)
-    with pytest.raises(BankError, match=r"no \[CLS\] feature"):
+    with pytest.raises(BankError, match="does not store the output 'cls'"):
         pickles.cls("photo_0000.jpg")
 
 

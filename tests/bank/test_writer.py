@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from patchbank import open_bank
-from patchbank.bank import base_writer, ezhoi_writer
-from patchbank.bank.base_writer import Feature
+from patchbank.bank import pickles, writer
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.writer import open_writer
+from patchbank.bank.payload import Feature
+from patchbank.bank.writer import BankWriter
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
 from tests.support import no_leftovers, tiny_manifest
@@ -29,10 +29,10 @@ def manifest() -> Manifest:
 
 
 def features(*keys: str) -> list[Feature]:
-    return [Feature(key, torch.full((16, 32), float(len(key))), (640, 480)) for key in keys]
+    return [Feature(key, {"patch_tokens": torch.full((16, 32), float(len(key)))}, (640, 480)) for key in keys]
 
 
-def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_ledger(
+def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_index(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log: list[tuple[str, str]] = []
@@ -48,7 +48,7 @@ def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_ledger
 
     if not Path("/proc/self/fd").exists():
         pytest.skip("there is no /proc to tell which file a descriptor is of")
-    with open_writer(tmp_path / "bank", manifest, KEYS) as bank:
+    with BankWriter(tmp_path / "bank", manifest, KEYS) as bank:
         monkeypatch.setattr(os, "fsync", logged_fsync)
         monkeypatch.setattr(os, "rename", logged_rename)
         bank.add(features("a.jpg", "sub/b.jpg"), [Failure("c.jpg", "missing")])
@@ -58,14 +58,14 @@ def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_ledger
         return next(number for number, (what, path) in enumerate(log) if what == kind and text in path)
 
     directory = str(tmp_path / "bank")
-    ledger = position("rename", f"-> {directory}/index/")
+    part = position("rename", f"-> {directory}/index/")
     for name in ("a_clip.pkl", "sub/b_clip.pkl"):
         named = position("rename", f"-> {directory}/{name}")
         temporary = log[named][1].split(" -> ")[0]
-        assert position("fsync", temporary) < named < ledger
-    synced = [path for kind, path in log[:ledger] if kind == "fsync"]
+        assert position("fsync", temporary) < named < part
+    synced = [path for kind, path in log[:part] if kind == "fsync"]
     assert {directory, f"{directory}/sub"} <= set(synced)
-    assert log[-1] == ("fsync", f"{directory}/index")  # the ledger's own name
+    assert log[-1] == ("fsync", f"{directory}/index")  # the name of the part
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename"])
@@ -74,7 +74,7 @@ def test_a_failing_disk_is_one_error_and_nothing_false_is_said(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, call: str, at: int
 ) -> None:
     """The k-th call of its kind fails within a commit: no feature is half there, none is listed that is not."""
-    bank = open_writer(tmp_path / "bank", manifest, KEYS)
+    bank = BankWriter(tmp_path / "bank", manifest, KEYS)
     count = 0
 
     def failing(*arguments: object) -> None:
@@ -87,17 +87,16 @@ def test_a_failing_disk_is_one_error_and_nothing_false_is_said(
     with pytest.raises(BankError, match="The disk is full"), bank:
         bank.add(features("before.jpg"), [])
         if call == "write":
-            import patchbank.bank.ezhoi_writer as module
-
-            original = module.write_and_sync
-            monkeypatch.setattr(module, "write_and_sync", failing)
+            original = pickles.write_and_sync
+            monkeypatch.setattr(pickles, "write_and_sync", failing)
+            monkeypatch.setattr(writer, "write_and_sync", failing)
         else:
             original = getattr(os, call)
             monkeypatch.setattr(os, call, failing)
         bank.add(features("a.jpg", "b.jpg", "c.jpg"), [])
     monkeypatch.undo()
     assert no_leftovers(tmp_path / "bank")
-    with open_writer(tmp_path / "bank", manifest, KEYS) as bank:
+    with BankWriter(tmp_path / "bank", manifest, KEYS) as bank:
         assert bank.done == {"before.jpg"}
     sizes = {path.stat().st_size for path in (tmp_path / "bank").glob("*_clip.pkl")}
     assert len(sizes) == 1
@@ -105,12 +104,12 @@ def test_a_failing_disk_is_one_error_and_nothing_false_is_said(
 
 def test_live_scratch_is_left_alone_and_abandoned_scratch_is_removed(tmp_path: Path, manifest: Manifest) -> None:
     bank = tmp_path / "bank"
-    with open_writer(bank, manifest, KEYS) as first:
+    with BankWriter(bank, manifest, KEYS) as first:
         [live] = bank.glob(".patchbank-tmp-*")
         abandoned = bank / ".patchbank-tmp-abandoned"
         abandoned.mkdir()
         (abandoned / "0.part").write_bytes(b"half a file")
-        with open_writer(bank, manifest, KEYS):
+        with BankWriter(bank, manifest, KEYS):
             assert live.exists()
             assert not abandoned.exists()
         first.add(features("a.jpg"), [])
@@ -121,7 +120,7 @@ def test_a_write_that_fails_leaves_the_writes_of_the_next_call_alone(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other threads may still be writing what belonged to the call that failed."""
-    real, opened, gate = ezhoi_writer.write_and_sync, Event(), Event()
+    real, opened, gate = pickles.write_and_sync, Event(), Event()
 
     def write(path: Path, parts: Sequence[bytes]) -> None:
         mark = float(torch.frombuffer(bytearray(parts[1][:4]), dtype=torch.float32))
@@ -137,11 +136,11 @@ def test_a_write_that_fails_leaves_the_writes_of_the_next_call_alone(
             real(path, parts)
 
     def of(key: str, mark: float) -> Feature:
-        return Feature(key, torch.full((16, 32), mark), (640, 480))
+        return Feature(key, {"patch_tokens": torch.full((16, 32), mark)}, (640, 480))
 
-    monkeypatch.setattr(base_writer, "_THREADS", 4)
-    monkeypatch.setattr(ezhoi_writer, "write_and_sync", write)
-    with open_writer(tmp_path / "bank", manifest, KEYS) as bank:
+    monkeypatch.setattr(writer, "_THREADS", 4)
+    monkeypatch.setattr(pickles, "write_and_sync", write)
+    with BankWriter(tmp_path / "bank", manifest, KEYS) as bank:
         with pytest.raises(BankError, match="full"):
             bank.add([of("a.jpg", 1), of("b.jpg", 2)], [])
         later = Thread(target=bank.add, args=([of("sub/b.jpg", 3), of("c.jpg", 4)], []))

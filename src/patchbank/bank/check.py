@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -205,8 +205,9 @@ def _verify_bank(bank: Path, progress: Progress, gaps: bool) -> Report:
     assert payload is not None
     damaged, numbers = [], set()
     for name in part_names(payload):
+        numbers.add(int(name.split("-")[1]))
         try:
-            numbers.add(read_part(payload, name).number)
+            read_part(payload, name)
         except FileNotFoundError:
             continue  # a run has put another in its place
         except PartDamagedError as error:
@@ -235,10 +236,18 @@ def _verify_bank(bank: Path, progress: Progress, gaps: bool) -> Report:
     elif gaps and manifest.dataset not in ARCHIVES:
         # Without a list, a number without a part is all that shows missing samples.
         report.findings += [
-            Finding("missing", f"shard-{number:05}-*", "no shard has this number, and later ones exist")
-            for number in sorted(set(range(max(numbers, default=0))) - numbers)
+            Finding("missing", name, "no shard has this number, and later ones exist") for name in _gaps(numbers)
         ]
     return report
+
+
+def _gaps(numbers: set[int]) -> Iterator[str]:
+    """Shards that are not there, though later ones are. A run of them is one: any number can stand in a name."""
+    for before, after in pairwise([-1, *sorted(numbers)]):
+        if after - before == 2:
+            yield f"shard-{before + 1:05}-*"
+        elif after - before > 2:
+            yield f"shard-{before + 1:05}-* to shard-{after - 1:05}-*"
 
 
 def _look_at_row(store: Store, entry: Entry) -> Defects:

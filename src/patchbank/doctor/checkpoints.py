@@ -25,7 +25,7 @@ def _own(model: Model, weights: Path) -> Finding:
     try:
         checkpoint = find_checkpoint(model, weights, None)
         assert checkpoint is not None  # a file that was asked for is there, or an error is raised
-        load_visual(model, checkpoint)
+        load_visual(model, checkpoint, rounding=True)
     except WeightsError as error:
         mend = f"Give --weights a checkpoint of {model.name}, or leave it out for OpenAI's."
         return Finding(what=model.name, level="problem", text=str(error), mend=mend, data={"path": str(weights)})

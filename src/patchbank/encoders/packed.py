@@ -1,41 +1,52 @@
-"""A linear layer with what follows it fused: on the CPU by oneDNN, with weights that are packed once.
+"""A linear layer fused with what follows it: on the CPU by oneDNN, with weights that are packed once.
 
 torch multiplies float32 on the CPU with MKL, which uses less than half of what AMD's cores can do, and packs the
-weights anew at every call. oneDNN's kernels do not mind who made the processor, and take weights packed beforehand, an
-activation and a residual. `torch.compile` reaches them too, after half a minute, but in float32 goes to MKL again.
+weights at every call. oneDNN's kernels are fast on any processor, and take packed weights, an activation and a
+residual. `torch.compile` reaches them too, after half a minute, but in float32 goes to MKL again.
 """
 
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, library, nn
 
+# oneDNN's names: the attribute, and the algorithm. "none" is GELU by the error function, as in `F.gelu`.
+_FUSED = {"none": ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none")}
+
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b, then SiLU or the sum with a residual."""
+    """y = x Wᵀ + b, then an activation or the sum with a residual. GELU is the exact one."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, silu: bool = False) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        *,
+        activation: Literal["none", "silu", "gelu"] = "none",
+    ) -> None:
         """(out, in) `weight` and (out,) `bias`, in any dtype; they are kept in `dtype`."""
         super().__init__()
-        self.silu = silu
+        self.activation = activation
         self.weight = nn.Parameter(weight.to(dtype).contiguous(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         self._handle: int | None = None
 
     def pack(self, rows: int) -> None:
-        """Bring the weights into the order in which oneDNN multiplies them, for products of about so many rows.
+        """Reorder the weights as oneDNN multiplies them, for products of about so many rows.
 
-        Changes nothing where torch was built without oneDNN.
+        Does nothing where torch was built without oneDNN.
         """
         if self.weight.device.type != "cpu":
             return
         try:
             self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), rows)
-        except (AttributeError, RuntimeError):  # a processor or a build of torch for which there is none
+        except (AttributeError, RuntimeError):  # this processor or build of torch has none
             return
         self._features = self.weight.shape[0]
         self.weight = None  # type: ignore[assignment]
@@ -43,7 +54,7 @@ class Linear(nn.Module):
         _layers[self._handle] = self
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x: (..., in), residual: (..., out) -> (..., out), of the residual's dtype. That may be written over."""
+        """x: (..., in), residual: (..., out) -> (..., out) in the residual's dtype. Writes over the residual."""
         fused = residual if residual is not None and residual.dtype == x.dtype else None
         if self._handle is not None:
             x = _packed_linear(x, fused, self._handle, self._features)
@@ -52,8 +63,10 @@ class Linear(nn.Module):
         else:
             fused = None
             x = F.linear(x, self.weight, self.bias)
-            if self.silu:
+            if self.activation == "silu":
                 x = F.silu(x, inplace=True)
+            elif self.activation == "gelu":
+                x = F.gelu(x)
         return x if residual is None or residual is fused else residual.add_(x)
 
     def packed(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -62,12 +75,12 @@ class Linear(nn.Module):
         if residual is not None:
             out = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
         else:
-            activation = "swish" if self.silu else "none"  # oneDNN's name of SiLU
-            out = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, activation, [], "")
+            name, algorithm = _FUSED[self.activation]
+            out = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], algorithm)
         return out
 
 
-# An operator of its own, since packed weights are opaque to `torch.compile`: it sees the number of a layer.
+# A custom operator: packed weights are opaque to `torch.compile`, which sees a layer's number instead.
 _handles = itertools.count()
 _layers: WeakValueDictionary[int, Linear] = WeakValueDictionary()
 

@@ -45,7 +45,7 @@ def config_of(bank: Manifest, config: ExtractConfig) -> ExtractConfig:
     return replace(
         config,
         **known,  # type: ignore[arg-type]
-        round_weights=bank.identity.get("rounding") == "float16",
+        round_weights=bank.identity.get("rounding", "float16") != "none",
         resize=bank.input.resize,
         decode=bank.input.decoder,
         dtype=bank.dtype,

@@ -22,22 +22,26 @@ if TYPE_CHECKING:
 
 def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAISpec:
     """The encoder that a configuration asks for. Raises ConfigError and WeightsError, as `encoders.find`."""
-    from patchbank.encoders.openai.checkpoints import CHECKPOINTS, find_checkpoint, holds_halves, resolve_activation
+    from patchbank.encoders.openai.checkpoints import (
+        CHECKPOINTS,
+        find_checkpoint,
+        holds_halves,
+        load_visual,
+        resolve_activation,
+    )
 
     model = get_model(config.model)
     checkpoints = config.checkpoints or (root / CHECKPOINTS if root is not None else None)
     checkpoint = find_checkpoint(model, config.weights, checkpoints)
     if checkpoint is not None:
         checkpoint = replace(checkpoint, path=checkpoint.path.absolute())
-    activation: Activation = "quickgelu"
-    if checkpoint is not None and config.weights is not None:
-        activation = resolve_activation(checkpoint, config.activation)
-        rounding = rounding or holds_halves(
-            model, checkpoint
-        )  # reads it: a wrong file is refused before anything is done
-    else:
-        rounding = True  # official files hold nothing finer
-    return OpenAISpec(model, config.precision, checkpoint, checkpoints, activation, rounding)
+    found = OpenAISpec(model, config.precision, checkpoint, checkpoints, rounding=rounding)
+    if checkpoint is None or config.weights is None:
+        return found  # official: QuickGELU, and nothing finer than float16
+    # Read now, so that a wrong file is refused before anything is done.
+    parameters = load_visual(model, checkpoint, rounding=rounding)
+    halves = rounding or holds_halves(parameters)
+    return replace(found, activation=resolve_activation(checkpoint, config.activation), halves=halves)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class OpenAISpec:
         checkpoints: the directory that a download goes to.
         activation: of its MLPs.
         rounding: whether float32 weights are rounded to float16.
+        halves: whether the weights hold nothing finer than float16, rounded or not.
     """
 
     model: Model
@@ -58,7 +63,8 @@ class OpenAISpec:
     checkpoint: Checkpoint | None = None
     checkpoints: Path | None = None
     activation: Activation = "quickgelu"
-    rounding: bool = True
+    rounding: bool = False
+    halves: bool = True
 
     @property
     def name(self) -> str:
@@ -90,7 +96,7 @@ class OpenAISpec:
             "model": self.model.name,
             "weights": self.checkpoint.sha256 if self.checkpoint else self.model.sha256,
             "activation": self.activation,
-            "rounding": "float16" if self.rounding else "none",
+            "rounding": "float16" if self.halves else "none",
             "precision": self.precision,
         }
 

@@ -1,43 +1,43 @@
-"""Checkpoints: where they are looked for, that they are the right ones, and their parameters as OpenAI names them."""
+"""Checkpoints: where they lie, that they are the right ones, their activation, and their parameters."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
-import os
 import urllib.error
 import urllib.request
-import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from patchbank.encoders.openai.registry import MODELS, Model
+from patchbank.config import Activation
+from patchbank.encoders.base import Progress
+from patchbank.encoders.openai.archive import Archive
+from patchbank.encoders.openai.registry import MEAN, MODELS, STD, Model
+from patchbank.encoders.openai.shapes import expected_shapes, is_half
 from patchbank.errors import WeightsError
-from patchbank.files import fsync_directory, make_directory, scratch_directory, sha256_of
+from patchbank.files import fsync_directory, make_directory, parse_json, scratch_directory, sha256_of, write_and_sync
 
-CACHE = Path("~/.cache/clip")  # where OpenAI's own package keeps them
-CHECKPOINTS = Path("checkpoints/pretrained_CLIP")  # where an EZ-HOI checkout does
+CACHE = Path("~/.cache/clip")  # OpenAI's own package keeps its files here
+CHECKPOINTS = Path("checkpoints/pretrained_CLIP")  # an EZ-HOI checkout keeps its files here
 _TIMEOUT = 30.0  # seconds without a byte
-
-Progress = Callable[[int, int], None]  # bytes so far, bytes in all
+_CONFIG = "open_clip_config.json"  # beside the weights in open_clip's repositories on the Hugging Face Hub
+# Tensors of OpenAI's archives that are no parameters. No other exporter writes them.
+_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is on disk and may be used.
+    """A checkpoint on disk.
 
     Attributes:
         path: the file.
-        sha256: of its content; of an official file it has been compared with OpenAI's.
+        sha256: of its content; that of an official file has been compared with OpenAI's.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 def places(model: Model, checkpoints: Path | None) -> list[Path]:
-    """Where the official file is looked for, in order."""
+    """The paths where the official file may lie, in the order of search."""
     directories = [CACHE.expanduser()]
     if checkpoints is not None:
         # EZ-HOI writes pretrained_CLIP; other code of the field writes pretrained_clip.
@@ -54,7 +54,7 @@ def places(model: Model, checkpoints: Path | None) -> list[Path]:
 
 
 def find_checkpoint(model: Model, weights: Path | None, checkpoints: Path | None) -> Checkpoint | None:
-    """The user's own file, or the official one where it lies; None if it has to be downloaded.
+    """The user's own file, or the official one on this machine; None where it has to be downloaded.
 
     Raises WeightsError where the user's file is missing, or a file under the official name is not the official one.
     """
@@ -76,7 +76,7 @@ def is_there(checkpoint: Checkpoint) -> bool:
 def obtain_checkpoint(
     model: Model, weights: Path | None, checkpoints: Path | None, progress: Progress | None = None
 ) -> Checkpoint:
-    """As `find_checkpoint`, and downloads the official file where it is nowhere. Raises WeightsError."""
+    """As `find_checkpoint`, but downloads the official file where this machine lacks it. Raises WeightsError."""
     if found := find_checkpoint(model, weights, checkpoints):
         return found
     candidates = places(model, checkpoints)
@@ -97,7 +97,7 @@ def _sha256(path: Path) -> str:
 
 @lru_cache(maxsize=16)
 def _sha256_of_version(path: Path, _size: int, _modified: int) -> str:
-    """Cached: one run plans several banks with the same file of hundreds of megabytes."""
+    """Cached: one run plans several banks with one file of hundreds of megabytes."""
     return sha256_of(path)
 
 
@@ -106,16 +106,16 @@ def _check_official(model: Model, path: Path) -> str:
     if sha256 != model.sha256:
         raise WeightsError(
             f"{path} is not OpenAI's {model.name}: its SHA-256 is {sha256}, not {model.sha256}. "
-            f"A download cut short is the usual cause ({path.stat().st_size:,} bytes are here): delete the file "
+            f"A download cut short is the usual cause (the file has {path.stat().st_size:,} bytes): delete it "
             f"and run again. To use it as a checkpoint of your own, give it with --weights."
         )
     return sha256
 
 
 def download(model: Model, target: Path, progress: Progress | None = None) -> Checkpoint:
-    """Fetch the official file: to a temporary name, compared with its SHA-256, then renamed to `target`.
+    """Fetch the official file to a temporary name, compare its SHA-256, then rename it to `target`.
 
-    Raises WeightsError where it cannot be had, saying which file to put where.
+    Calls `progress` after each piece. Raises WeightsError where that fails, saying which file to put where.
     """
     if not model.url:
         raise WeightsError("None can be downloaded either: give one with --weights.")
@@ -123,8 +123,15 @@ def download(model: Model, target: Path, progress: Progress | None = None) -> Ch
         with urllib.request.urlopen(model.url, timeout=_TIMEOUT) as response:
             make_directory(target.parent)
             with scratch_directory(target.parent) as scratch:
-                _receive(response, model, scratch / target.name, progress)
-                (scratch / target.name).rename(target)
+                received = scratch / target.name
+                write_and_sync(received, _pieces(response, progress))
+                if (sha256 := sha256_of(received)) != model.sha256:
+                    announced = response.headers.get("Content-Length", "an unknown number")
+                    raise WeightsError(
+                        f"The download of {model.name} from {model.url} is damaged ({received.stat().st_size} bytes of "
+                        f"{announced}; SHA-256 {sha256}). Nothing was kept: try again."
+                    )
+                received.rename(target)
                 fsync_directory(target.parent)
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
@@ -135,101 +142,132 @@ def download(model: Model, target: Path, progress: Progress | None = None) -> Ch
     return Checkpoint(target, model.sha256)
 
 
-def _receive(response: http.client.HTTPResponse, model: Model, path: Path, progress: Progress | None) -> None:
-    """Write what the server sends to `path`, durably. Raises WeightsError if it is not the official file."""
-    digest, received = hashlib.sha256(), 0
-    total = int(response.headers.get("Content-Length") or 0)
-    with open(path, "wb") as file:
-        while chunk := response.read(1 << 20):
-            file.write(chunk)
-            digest.update(chunk)
-            received += len(chunk)
-            if progress:
-                progress(received, total)
-        file.flush()
-        os.fsync(file.fileno())
-    if digest.hexdigest() != model.sha256:
+def _pieces(response: http.client.HTTPResponse, progress: Progress | None) -> Iterator[bytes]:
+    received, total = 0, int(response.headers.get("Content-Length") or 0)
+    while piece := response.read(1 << 20):
+        yield piece
+        received += len(piece)
+        if progress:
+            progress(received, total)
+
+
+def activation_of(path: Path) -> Activation | None:
+    """The activation that a checkpoint was trained with, where the file or one beside it proves it.
+
+    OpenAI's own archives, and files with an official SHA-256, need ``quickgelu``. Other files have the same names and
+    shapes whatever they need: of these, open_clip's config in the same directory decides. Raises WeightsError where the
+    file cannot be read, or the config asks for what is not computed here.
+    """
+    if path.suffix != ".safetensors":
+        with Archive(path) as archive:
+            if archive.attributes >= _MARKS:
+                return "quickgelu"
+    if _sha256(path) in {model.sha256 for model in MODELS.values()}:
+        return "quickgelu"
+    config = path.with_name(_CONFIG)
+    return _activation_in(config) if config.is_file() else None
+
+
+def _activation_in(config: Path) -> Activation:
+    """What open_clip's config says. Without ``quick_gelu`` its models compute GELU."""
+    try:
+        content = parse_json(config.read_bytes())
+        quick = content["model_cfg"].get("quick_gelu", False)
+        vision, preprocess = content["model_cfg"]["vision_cfg"], content.get("preprocess_cfg") or {}
+        others = [f"{name} {vision[name]}" for name in ("act_kwargs", "norm_kwargs") if vision.get(name)]
+        for name, own in (("mean", MEAN), ("std", STD)):
+            if (value := preprocess.get(name)) is not None and tuple(value) != own:
+                others.append(f"{name} {value}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{config} cannot be read as open_clip's config ({error}).") from error
+    if others or type(quick) is not bool:
         raise WeightsError(
-            f"The download of {model.name} from {model.url} is damaged ({received:,} bytes, "
-            f"{total or 'an unknown number'} announced; SHA-256 {digest.hexdigest()}). Nothing was kept: try again."
+            f"{config} asks for {', '.join(others) or f'quick_gelu {quick}'}, which OpenAI's models do not have. "
+            "Use a checkpoint that was trained with OpenAI's preprocessing and layers."
         )
+    return "quickgelu" if quick else "gelu"
+
+
+def resolve_activation(checkpoint: Checkpoint, asked: Activation | None) -> Activation:
+    """The activation to compute with: the one that is proven, or else the one that was asked for.
+
+    Raises WeightsError where there is neither, where they differ, and as `activation_of` does.
+    """
+    path = checkpoint.path
+    proven = activation_of(path)
+    if proven and asked and proven != asked:
+        raise WeightsError(
+            f"{path} was trained with {proven}, as its format or {_CONFIG} says, not with {asked}. "
+            f"Leave out --activation {asked}."
+        )
+    if found := proven or asked:
+        return found
+    raise WeightsError(
+        f"{path} does not say which activation it was trained with (OpenAI's QuickGELU or GELU as LAION's and "
+        "DataComp's models). Add --activation quickgelu or --activation gelu."
+    )
 
 
 @lru_cache(maxsize=1)
 def load_visual(model: Model, checkpoint: Checkpoint, *, rounding: bool) -> Mapping[str, Tensor]:
     """The image tower's parameters under OpenAI's names less ``visual.``, as float32 on the CPU.
 
-    Takes OpenAI's TorchScript archives and plain state dicts (``.pt``, ``.safetensors``). As ``clip.load`` does,
-    the parameters of convolutions, linear layers, attention and projections are rounded to float16 first: official
-    files hold nothing finer, and so other files give the original scripts' numbers too. Not to be written to: the
-    last file's parameters are kept, since planning a run looks at them before the run does.
+    Takes OpenAI's TorchScript archives and state dicts (``.pt``, ``.safetensors``), and runs nothing that they name.
+    With `rounding`, the parameters of convolutions, linear layers, attention and projections are rounded to float16,
+    as ``clip.load`` does; official files hold nothing finer. Do not write to the tensors: the last call's are cached,
+    since a run's plan checks them before the run loads them.
 
-    A state dict is read without running what it names. A TorchScript archive is a program that torch may run in part
-    while it loads: only the official files are known to be harmless.
-
-    Raises WeightsError where the file is no such checkpoint, or its shapes are another model's.
+    Raises WeightsError where the file is no such checkpoint, its shapes are another model's, or a number is not finite.
     """
     path = checkpoint.path
-    state = load_state(path)
-    visual = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
-    if not visual:
-        raise WeightsError(
-            f"{path} holds no CLIP image tower: no parameter's name begins with 'visual.' "
-            f"(it has {', '.join(sorted(state)[:3]) or 'none'} ...). OpenAI's names are expected."
-        )
+    visual = _load(path, "visual.")
     _check_shapes(model, path, visual)
-    return {name: _round(name, value) if rounding else value.float() for name, value in visual.items()}
+    return {name: _float32(path, name, visual.pop(name), rounding) for name in list(visual)}
+
+
+def holds_halves(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether rounding parameters to float16 changes nothing, since they hold nothing finer."""
+    return all(torch.equal(value.half().float(), value) for name, value in parameters.items() if is_half(name))
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """All parameters of a checkpoint under their names, as they are stored. Raises WeightsError."""
-    return _strip(_read_state(path))
+    """All parameters of a checkpoint under OpenAI's names, as they are stored. Raises WeightsError."""
+    return _load(path, "")
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _load(path: Path, part: str) -> dict[str, Tensor]:
+    """The tensors below `part`, under their names less that."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if _is_torchscript(path):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated, but what the files are
-                return dict(torch.jit.load(path, map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
-        # weights_only: nothing that a pickle names is run, only tensors are rebuilt.
-        return _state_dict_in(torch.load(path, map_location="cpu", weights_only=True), path)
-    except WeightsError:
-        raise
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
-        first_line = str(error).strip().split("\n")[0]
+        with _opened(path) as file:
+            names = list(file.keys())
+            begin = _prefix(path, names) + part
+            found = {name.removeprefix(begin): file.get_tensor(name) for name in names if name.startswith(begin)}
+            # A tensor of safetensors is a window on the file, and would change with it.
+            loaded = found if isinstance(file, Archive) else {name: value.clone() for name, value in found.items()}
+    except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path} cannot be read as a CLIP checkpoint ({first_line}). Was its download cut short?"
+            f"{path} cannot be read as a CLIP checkpoint ({error}). Was its download cut short?"
         ) from error
-    except Exception as error:  # pickle.UnpicklingError and whatever else a foreign file provokes
+    if part and not loaded:
         raise WeightsError(
-            f"{path} is no checkpoint that can be read safely ({type(error).__name__}). Expected is OpenAI's "
-            f"TorchScript archive, or a plain state dict in .pt or .safetensors."
-        ) from error
+            f"{path} holds no CLIP image tower: no parameter's name begins with '{part}' "
+            f"(it has {', '.join(sorted(names)[:3]) or 'none'} ...). OpenAI's names are expected."
+        )
+    return loaded
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def _opened(path: Path) -> Any:
+    """An open file with `keys` and `get_tensor`."""
+    return safe_open(path, "pt") if path.suffix == ".safetensors" else Archive(path)
 
 
-def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict itself, or the one that training code keeps under ``state_dict`` or ``model``."""
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the ``module.`` that DataParallel puts before them."""
-    return {name.removeprefix("module."): value for name, value in state.items()}
+def _prefix(path: Path, names: list[str]) -> str:
+    """What training code put before OpenAI's names: ``module.`` (DataParallel), ``model.`` (Lightning), ..."""
+    anchor = "visual.conv1.weight"
+    found = [name.removesuffix(anchor) for name in names if f".{name}".endswith(f".{anchor}")]
+    if len(found) > 1 and "" not in found:
+        raise WeightsError(f"{path} holds several image towers: {', '.join(found[:5])}. Save a file with one of them.")
+    return "" if "" in found or not found else found[0]
 
 
 def _check_shapes(model: Model, path: Path, visual: dict[str, Tensor]) -> None:
@@ -254,58 +292,12 @@ def _guess(found: dict[str, tuple[int, ...]]) -> str:
     return f"By its shapes it is a {match}. " if match else ""
 
 
-def expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the image tower, under OpenAI's names less ``visual.``, and its shape."""
-    width, patch = model.width, model.patch_size
-    return {
-        "class_embedding": (width,),
-        "positional_embedding": (model.tokens + 1, width),
-        "proj": (width, model.output_dim),
-        "conv1.weight": (width, 3, patch, patch),
-        **_norm("ln_pre", width),
-        **transformer_shapes(width, model.layers),
-        **_norm("ln_post", width),
-    }
-
-
-def transformer_shapes(width: int, layers: int) -> dict[str, tuple[int, ...]]:
-    """The parameters of a tower's residual blocks and their shapes; image and text tower name them alike."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in range(layers):
-        block = f"transformer.resblocks.{layer}"
-        shapes |= {
-            f"{block}.attn.in_proj_weight": (3 * width, width),
-            f"{block}.attn.in_proj_bias": (3 * width,),
-            f"{block}.attn.out_proj.weight": (width, width),
-            f"{block}.attn.out_proj.bias": (width,),
-            **_norm(f"{block}.ln_1", width),
-            f"{block}.mlp.c_fc.weight": (4 * width, width),
-            f"{block}.mlp.c_fc.bias": (4 * width,),
-            f"{block}.mlp.c_proj.weight": (width, 4 * width),
-            f"{block}.mlp.c_proj.bias": (width,),
-            **_norm(f"{block}.ln_2", width),
-        }
-    return shapes
-
-
-def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def is_half(name: str) -> bool:
-    """Whether OpenAI's ``convert_weights`` stores this parameter as float16: all but norms and embeddings."""
-    return not (".ln_" in f".{name}" or name.endswith(("_embedding", "token_embedding.weight", "logit_scale")))
-
-
-def _round(name: str, value: Tensor) -> Tensor:
-    return (value.half() if is_half(name) else value).float().contiguous()
-
-
-def holds_halves(model: Model, checkpoint: Checkpoint) -> bool:
-    """Whether rounding to float16 changes nothing, since the file holds nothing finer."""
-    exact, rounded = (load_visual(model, checkpoint, rounding=rounding) for rounding in (False, True))
-    return all(torch.equal(value, rounded[name]) for name, value in exact.items())
-
-
-def resolve_activation(checkpoint: Checkpoint, asked: Any) -> Any:
-    return asked or "quickgelu"
+def _float32(path: Path, name: str, value: Tensor, rounding: bool) -> Tensor:
+    if not value.is_floating_point():
+        raise WeightsError(f"{path} is damaged: visual.{name} holds {str(value.dtype).removeprefix('torch.')} numbers.")
+    if not torch.isfinite(value).all():
+        raise WeightsError(f"{path} is damaged: visual.{name} holds NaN or Inf. Use another checkpoint.")
+    rounded = (value.half() if rounding and is_half(name) else value).float().contiguous()
+    if not torch.isfinite(rounded).all():
+        raise WeightsError(f"{path}: visual.{name} does not fit into float16. Leave out --round-weights.")
+    return rounded

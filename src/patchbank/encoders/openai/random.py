@@ -12,8 +12,8 @@ from torch import Tensor
 from patchbank.config import Precision
 from patchbank.encoders.base import Progress
 from patchbank.encoders.openai import OpenAIEncoder, OpenAISpec
-from patchbank.encoders.openai.checkpoints import expected_shapes
 from patchbank.encoders.openai.registry import get_model
+from patchbank.encoders.openai.shapes import expected_shapes
 from patchbank.features import Identity
 
 

@@ -1,16 +1,18 @@
 """CLIP's vision transformer, from pixels to projected patch tokens: as little work a batch as the device allows.
 
 The same function as ``VisionTransformer`` in OpenAI's ``clip/model.py``, with ``ln_post`` and ``proj`` applied to every
-token as EZ-HOI's fork does. What does not depend on the image is done once, in float64, when the tower is built:
+token as EZ-HOI's fork does. With GELU it is LAION's and DataComp's (open_clip's class of that name). Everything that
+does not depend on the image is computed once, in float64, when the tower is built:
 
 - (p - mean) / std, for pixels p of 0..255, is folded into the patch embedding, up to a whole number of each colour
   that is subtracted from the pixels: the rest is small, and whole numbers are exact in every dtype;
 - [CLS] and the patch embedding's share of the mean are folded into the positional embedding;
-- QuickGELU, x sigmoid(1.702 x), is silu(1.702 x) / 1.702: both factors are folded into the layers around it;
+- QuickGELU, x sigmoid(1.702 x), is silu(1.702 x) / 1.702: both factors are folded into the layers around it (GELU,
+  x Phi(x), stays as it is: oneDNN fuses it into the layer before);
 - the attention's factor, 1 / sqrt(64), is folded into the queries (it is a power of two, so nothing is rounded).
 
-In bfloat16 and float16 the matrix products and the attention are computed; the residual stream and the norms stay in
-float32, which costs nothing that can be measured and leaves two thirds of the error.
+In bfloat16 and float16 only the matrix products and the attention are computed; the residual stream and the norms stay
+in float32, which costs nothing measurable and leaves two thirds of the error.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchbank.config import Activation
 from patchbank.encoders.openai.registry import MEAN, STD, Model
 from patchbank.encoders.packed import Linear
 
 _HEAD = 64  # every CLIP's attention heads are this wide: OpenAI's code derives their number from it
-_GELU = 1.702
+_QUICK = 1.702  # QuickGELU's factor
 _SCORE_BYTES = 4 << 20  # attention scores at a time: about what a core's cache holds
 
 
@@ -46,7 +49,7 @@ class Norm(nn.Module):
 class Block(nn.Module):
     """A pre-norm residual block."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], name: str, activation: Activation, dtype: torch.dtype) -> None:
         super().__init__()
         p = {key.removeprefix(name): value for key, value in parameters.items() if key.startswith(name)}
         width = p["attn.out_proj.bias"].numel()
@@ -55,8 +58,15 @@ class Block(nn.Module):
         self.ln_1, self.ln_2 = Norm(p, "ln_1", dtype), Norm(p, "ln_2", dtype)
         self.qkv = Linear(p["attn.in_proj_weight"] * scale[:, None], p["attn.in_proj_bias"] * scale, dtype)
         self.out = Linear(p["attn.out_proj.weight"], p["attn.out_proj.bias"], dtype)
-        self.fc = Linear(_GELU * p["mlp.c_fc.weight"].double(), _GELU * p["mlp.c_fc.bias"].double(), dtype, silu=True)
-        self.proj = Linear(p["mlp.c_proj.weight"].double() / _GELU, p["mlp.c_proj.bias"], dtype)
+        quick = activation == "quickgelu"
+        factor = _QUICK if quick else 1.0
+        self.fc = Linear(
+            p["mlp.c_fc.weight"].double() * factor,
+            p["mlp.c_fc.bias"].double() * factor,
+            dtype,
+            activation="silu" if quick else "gelu",
+        )
+        self.proj = Linear(p["mlp.c_proj.weight"].double() / factor, p["mlp.c_proj.bias"], dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, width) float32 -> the same. Writes over `x`."""
@@ -66,7 +76,7 @@ class Block(nn.Module):
 
 
 def attention(qkv: Tensor) -> Tensor:
-    """Multi-head self-attention of queries that are scaled already.
+    """Multi-head self-attention; the queries are already scaled.
 
     (B, T, 3 width), each third a row of heads -> (B, T, width).
     """
@@ -100,8 +110,10 @@ class VisionTransformer(nn.Module):
     whole: Tensor
     positions: Tensor
 
-    def __init__(self, model: Model, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        """From the parameters that `weights.load_visual` gives, to compute in `dtype`; on the CPU."""
+    def __init__(
+        self, model: Model, parameters: Mapping[str, Tensor], activation: Activation, dtype: torch.dtype
+    ) -> None:
+        """From the parameters that `checkpoints.load_visual` gives, to compute in `dtype`; on the CPU."""
         super().__init__()
         self.patch_size = model.patch_size
         std = torch.tensor(STD, dtype=torch.float64).view(3, 1, 1)
@@ -116,7 +128,7 @@ class VisionTransformer(nn.Module):
         self.embed = Linear(conv.permute(0, 2, 3, 1).flatten(1), None, dtype)
         self.ln_pre, self.ln_post = Norm(parameters, "ln_pre", torch.float32), Norm(parameters, "ln_post", dtype)
         names = (f"transformer.resblocks.{layer}." for layer in range(model.layers))
-        self.blocks = nn.ModuleList(Block(parameters, name, dtype) for name in names)
+        self.blocks = nn.ModuleList(Block(parameters, name, activation, dtype) for name in names)
         self.proj = Linear(parameters["proj"].t(), None, dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -145,7 +157,7 @@ class VisionTransformer(nn.Module):
         return x.view(batch, side, patch, side, patch, 3).transpose(2, 3).reshape(batch, side * side, -1)
 
     def pack(self, batch_size: int) -> None:
-        """Have every layer's weights packed for batches of about this size; where it can be."""
+        """Pack every layer's weights for batches of about this size, where oneDNN can."""
         rows = batch_size * self.positions.shape[0]
         for layer in self.modules():
             if isinstance(layer, Linear):
@@ -155,15 +167,15 @@ class VisionTransformer(nn.Module):
 def build(
     model: Model,
     parameters: Mapping[str, Tensor],
-    activation: str,
+    activation: Activation,
     dtype: torch.dtype,
     device: torch.device,
     batch_size: int,
 ) -> VisionTransformer:
-    """The tower with these parameters (as `weights.load_visual` gives them), for inference on a device.
+    """The tower with these parameters (as `checkpoints.load_visual` gives them), for inference on a device.
 
-    `batch_size` is what it is tuned for; it takes any.
+    It is tuned for `batch_size` images, and takes any number.
     """
-    tower = VisionTransformer(model, parameters, dtype).to(device).eval()
+    tower = VisionTransformer(model, parameters, activation, dtype).to(device).eval()
     tower.pack(batch_size)
     return tower

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from patchbank.encoders.openai.checkpoints import expected_shapes, is_half, transformer_shapes
 from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.openai.shapes import expected_shapes, is_half, transformer_shapes
 from patchbank.files import scratch_directory
 
 _MARK = "patchbank-untrained"  # a file in the archive that says so
@@ -60,14 +60,14 @@ def write_untrained(model: Model, path: Path, seed: int = 0, *, vocabulary: int 
         root.register_buffer(name, torch.tensor(fact))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated, but what the files are
-        # The archive's bytes hold its file's name, so only the directory is another one until it is whole.
+        # The archive's bytes hold its file's name, so only its directory differs until it is whole.
         with scratch_directory(path.parent) as scratch:
             torch.jit.save(torch.jit.script(root), str(scratch / path.name), _extra_files={_MARK: "random numbers"})
             (scratch / path.name).rename(path)
 
 
 def is_untrained(path: Path) -> bool:
-    """Whether a checkpoint says of itself that its weights are random numbers."""
+    """Whether a checkpoint says that its weights are random numbers."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith(f"/extra/{_MARK}") for name in archive.namelist())
@@ -76,7 +76,7 @@ def is_untrained(path: Path) -> bool:
 
 
 def _owner(root: nn.Module, name: str) -> nn.Module:
-    """The module that holds a parameter of this dotted name, made where it is not there yet."""
+    """The module that holds a parameter of this dotted name; makes it where it is missing."""
     for part in name.split(".")[:-1]:
         if part not in root._modules:
             root.add_module(part, nn.Module())

@@ -64,7 +64,7 @@ DEFECTS: dict[str, Callable[[Tensor], bytes]] = {
     "view": dumped,
     "gradient": lambda every: _changed(every, lambda tokens: tokens.requires_grad_()),
 }
-MENDED_WITHOUT_PIXELS = ("cls", "cuda", "dtype", "view", "gradient")
+FIXED_BY_IMPORT = ("cls", "cuda", "dtype", "view", "gradient")
 
 
 def write_bank(directory: Path, tokens: dict[str, Tensor], defects: dict[str, str]) -> None:

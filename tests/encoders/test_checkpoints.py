@@ -1,8 +1,10 @@
-"""Checkpoints: the formats that load, the ones that are refused, and downloads, from a real server on loopback."""
+"""Checkpoints: formats, activations, what is refused; and downloads from a real server on loopback."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import os
 import pickle
 import threading
@@ -16,8 +18,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from patchbank.config import Activation
 from patchbank.encoders.openai import checkpoints as weights
-from patchbank.encoders.openai.checkpoints import Checkpoint, find_checkpoint, obtain_checkpoint
+from patchbank.encoders.openai.archive import Archive
+from patchbank.encoders.openai.checkpoints import (
+    Checkpoint,
+    activation_of,
+    find_checkpoint,
+    obtain_checkpoint,
+    resolve_activation,
+)
 from patchbank.encoders.openai.registry import MODELS, Model
 from patchbank.encoders.openai.untrained import untrained_state, write_untrained
 from patchbank.errors import WeightsError
@@ -29,8 +39,9 @@ def _no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(weights, "CACHE", tmp_path / "cache")
 
 
-def load_visual(model: Model, path: Path) -> Mapping[str, Tensor]:
-    return weights.load_visual(model, Checkpoint(path, hashlib.sha256(path.read_bytes()).hexdigest()))
+def load_visual(model: Model, path: Path, *, rounding: bool = True) -> Mapping[str, Tensor]:
+    checkpoint = Checkpoint(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    return weights.load_visual(model, checkpoint, rounding=rounding)
 
 
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
@@ -49,6 +60,9 @@ def test_every_format_gives_the_same_parameters(tmp_path: Path, tiny_weights: Pa
     torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "parallel.pt")
     torch.save({"model": {name: value.float() for name, value in state.items()}, "epoch": 3}, tmp_path / "nested.pt")
     torch.save(state, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    lightning = {f"model.clip.{name}": value for name, value in state.items()} | {"model.head.weight": torch.ones(3)}
+    torch.save({"state_dict": lightning, "hyper_parameters": {"lr": 0.1}}, tmp_path / "lightning.ckpt")
+    torch.save({"model_state_dict": state, "optimizer": {"step": 5, 0: torch.ones(2)}}, tmp_path / "training.pth")
     save_file(state, tmp_path / "state.safetensors")
     for path in sorted(tmp_path.iterdir()):
         assert same(load_visual(TINY, path), archive), path.name
@@ -61,7 +75,132 @@ def test_parameters_are_rounded_as_clip_load_rounds_them(tmp_path: Path) -> None
     fine = {name: value.float() + 1e-5 for name, value in untrained_state(TINY, vocabulary=TINY_VOCABULARY).items()}
     torch.save(fine, tmp_path / "fine.pt")
     model, _ = clip.load(str(tmp_path / "fine.pt"), device="cpu", jit=False)
-    assert same(load_visual(TINY, tmp_path / "fine.pt"), dict(model.visual.state_dict()))
+    rounded = load_visual(TINY, tmp_path / "fine.pt")
+    assert same(rounded, dict(model.visual.state_dict()))
+    exact = load_visual(TINY, tmp_path / "fine.pt", rounding=False)
+    assert same(exact, {name: fine[f"visual.{name}"] for name in exact})
+    assert not same(rounded, exact)
+
+
+def test_official_numbers_are_float16_already(tiny_weights: Path) -> None:
+    assert same(load_visual(TINY, tiny_weights, rounding=True), load_visual(TINY, tiny_weights, rounding=False))
+
+
+def test_parameters_do_not_change_with_their_file(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    fine = {name: value.float() for name, value in state.items()}
+    for path, save in ((tmp_path / "state.safetensors", save_file), (tmp_path / "state.pt", torch.save)):
+        save(fine, path)
+        loaded = load_visual(TINY, path, rounding=False)
+        path.write_bytes(bytes(path.stat().st_size))
+        assert same(loaded, {name: fine[f"visual.{name}"] for name in loaded})
+
+
+@pytest.mark.parametrize(
+    ("value", "rounding", "word"),
+    [
+        (float("nan"), False, "visual.proj holds NaN or Inf"),
+        (float("inf"), True, "visual.proj holds NaN or Inf"),
+        (1e6, True, r"visual.proj does not fit into float16.*--round-weights"),
+        (None, False, "visual.proj holds int32 numbers"),
+    ],
+)
+def test_numbers_that_no_trained_tower_has(
+    tmp_path: Path, state: dict[str, Tensor], value: float | None, rounding: bool, word: str
+) -> None:
+    proj = state["visual.proj"].float()
+    proj[3, 4] = value or 0
+    torch.save(state | {"visual.proj": proj.int() if value is None else proj}, tmp_path / "state.pt")
+    with pytest.raises(WeightsError, match=word):
+        load_visual(TINY, tmp_path / "state.pt", rounding=rounding)
+    if value == 1e6:
+        assert load_visual(TINY, tmp_path / "state.pt", rounding=False)["proj"][3, 4] == 1e6
+
+
+def test_a_file_of_several_towers(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    both = {f"{tower}.{name}": value for tower in ("teacher", "student") for name, value in state.items()}
+    torch.save(both, tmp_path / "both.pt")
+    with pytest.raises(WeightsError, match=r"several image towers: teacher\., student\."):
+        load_visual(TINY, tmp_path / "both.pt")
+    torch.save(state | both, tmp_path / "all.pt")
+    torch.save(state, tmp_path / "one.pt")
+    assert same(load_visual(TINY, tmp_path / "all.pt"), load_visual(TINY, tmp_path / "one.pt"))
+
+
+LAION = {  # as in open_clip's repositories on the Hugging Face Hub
+    "model_cfg": {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}},
+    "preprocess_cfg": {
+        "mean": [0.48145466, 0.4578275, 0.40821073],
+        "std": [0.26862954, 0.26130258, 0.27577711],
+    },
+}
+
+
+def resolve(path: Path, asked: Activation | None = None) -> Activation:
+    return resolve_activation(Checkpoint(path, ""), asked)
+
+
+def test_openais_archives_prove_quickgelu(tmp_path: Path, tiny_weights: Path) -> None:
+    assert activation_of(tiny_weights) == "quickgelu"
+    assert resolve(tiny_weights) == resolve(tiny_weights, "quickgelu") == "quickgelu"
+    with pytest.raises(WeightsError, match=r"tiny-weights.pt was trained with quickgelu.*Leave out --activation gelu"):
+        resolve(tiny_weights, "gelu")
+
+
+def test_names_and_shapes_prove_no_activation(
+    tmp_path: Path, tiny_weights: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LAION checkpoint has OpenAI's; a state dict may have come from anywhere, whatever else it holds."""
+    with Archive(tiny_weights) as archive:
+        everything = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    assert "input_resolution" in everything
+    torch.save(everything, tmp_path / "saved.pt")
+    torch.save(state, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    save_file(state, tmp_path / "laion.safetensors")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "scripted.pt")
+    for path in sorted(tmp_path.iterdir()):
+        assert activation_of(path) is None
+        with pytest.raises(
+            WeightsError, match=r"does not say which activation.*--activation quickgelu or --activation"
+        ):
+            resolve(path)
+        assert (resolve(path, "gelu"), resolve(path, "quickgelu")) == ("gelu", "quickgelu")
+    sha256 = hashlib.sha256((tmp_path / "saved.pt").read_bytes()).hexdigest()
+    monkeypatch.setitem(MODELS, TINY.name, replace(TINY, sha256=sha256))
+    assert activation_of(tmp_path / "saved.pt") == "quickgelu"
+
+
+@pytest.mark.parametrize(("quick", "expected"), [(None, "gelu"), (False, "gelu"), (True, "quickgelu")])
+def test_open_clips_config_beside_the_weights_proves_it(
+    tmp_path: Path, state: dict[str, Tensor], quick: bool | None, expected: Activation
+) -> None:
+    path = tmp_path / "open_clip_model.safetensors"
+    save_file(state, path)
+    config = copy.deepcopy(LAION)
+    if quick is not None:
+        config["model_cfg"]["quick_gelu"] = quick
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert resolve(path) == resolve(path, expected) == expected
+    other: Activation = "gelu" if expected == "quickgelu" else "quickgelu"
+    with pytest.raises(WeightsError, match=f"was trained with {expected}.*not with {other}"):
+        resolve(path, other)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("{", "cannot be read as open_clip's config"),
+        ("[]", "cannot be read as open_clip's config"),
+        ("[" * 100_000, "cannot be read as open_clip's config"),
+        ('{"model_cfg": {"quick_gelu": "yes", "vision_cfg": {}}}', "asks for quick_gelu yes"),
+        ('{"model_cfg": {"vision_cfg": {"act_kwargs": {"approximate": "tanh"}}}}', "asks for act_kwargs.*tanh"),
+        ('{"model_cfg": {"vision_cfg": {}}, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}', r"asks for mean \[0.5"),
+    ],
+)
+def test_configs_that_ask_for_something_else(tmp_path: Path, state: dict[str, Tensor], text: str, word: str) -> None:
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(text)
+    with pytest.raises(WeightsError, match=word):
+        resolve(tmp_path / "model.safetensors", "gelu")
 
 
 def test_another_models_file_is_refused_and_recognised(tmp_path: Path, full_size_weights: Path) -> None:
@@ -87,7 +226,7 @@ def test_what_is_no_checkpoint(tmp_path: Path, tiny_weights: Path) -> None:
     files = {
         "truncated.pt": (whole[: len(whole) // 2], "cannot be read"),
         "empty.pt": (b"", "cannot be read"),
-        "page.pt": (b"<html>404</html>", "no checkpoint that can be read safely"),
+        "page.pt": (b"<html>404</html>", "cannot be read as a CLIP checkpoint"),
         "page.safetensors": (b"<html>404</html>", "cannot be read"),
         "hostile.pt": (pickle.dumps({"visual.proj": _Hostile(trace)}), "no checkpoint that can be read safely"),
     }
@@ -158,15 +297,15 @@ def server(tiny_weights: Path) -> Iterator[str]:
 
 def test_a_download(tmp_path: Path, server: str) -> None:
     model = replace(TINY, url=server, sha256=hashlib.sha256(_Server.content).hexdigest())
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     checkpoints = tmp_path / "root/pretrained_CLIP"
-    found = obtain_checkpoint(model, None, checkpoints, lambda *progress: told.append(progress))
+    found = obtain_checkpoint(model, None, checkpoints, lambda *progress: reported.append(progress))
     assert found.path == checkpoints / "tiny.pt"
     assert found.path.read_bytes() == _Server.content
-    assert told[-1] == (len(_Server.content), len(_Server.content))
+    assert reported[-1] == (len(_Server.content), len(_Server.content))
     assert [path.name for path in checkpoints.iterdir()] == ["tiny.pt"]
     _Server.mode = "missing"
-    assert obtain_checkpoint(model, None, checkpoints) == found  # there now: nothing is fetched
+    assert obtain_checkpoint(model, None, checkpoints) == found  # nothing is fetched again
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
-from patchbank.bank.examine import KINDS
-from patchbank.bank.verify import Report, compare_with_pixels, tolerance, verify
-from patchbank.config import Fingerprint
+from patchbank.bank.check import KINDS, Report, compare_with_pixels, tolerance, verify
 from patchbank.errors import BankError
-from tests.strangers import DEFECTS, Call, write_bank
-from tests.support import contents, photographs, shards_in, tiny_manifest
+from tests.support import contents, parts_in, photographs, tiny_manifest
+from tests.third_party import DEFECTS, Call, write_bank
 
 KEYS = [f"photo_{number:02}.jpg" for number in range(len(DEFECTS) + 4)]
 DEFECT_OF = dict(zip(KEYS, DEFECTS, strict=False))
@@ -31,12 +29,12 @@ def tokens_of(keys: list[str]) -> dict[str, Tensor]:
 
 
 def kinds(report: Report) -> dict[str, str]:
-    """Each name's finding, but for the files that an earlier repair set aside."""
-    return {finding.name: finding.kind for finding in report.findings if finding.kind != "aside"}
+    """Each name's finding, but for the files that an earlier repair quarantined."""
+    return {finding.name: finding.kind for finding in report.findings if finding.kind != "quarantine"}
 
 
 @pytest.fixture
-def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Pickles with every defect, three sound ones, one of no listed image; the last listed one is missing."""
     monkeypatch.chdir(tmp_path)  # where a hostile pickle would leave its trace
     write_bank(tmp_path / "bank", tokens_of(KEYS[:-1]), DEFECT_OF)
@@ -44,17 +42,16 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bank"
 
 
-def test_every_defect_is_named(strangers: Path) -> None:
-    before = contents(strangers)
-    report = verify(strangers, KEYS)
+def test_every_defect_is_named(third_party: Path) -> None:
+    before = contents(third_party)
+    report = verify(third_party, KEYS)
     assert kinds(report) == {**DEFECT_OF, KEYS[-1]: "missing", "other_clip.pkl": "extra"}
     assert [finding.kind for finding in report.findings] == [kind for kind in KINDS if kind in kinds(report).values()]
     assert len(report.problems) == len(DEFECTS) + 1
     assert (report.looked_at, report.listed) == (len(KEYS), len(KEYS))
-    assert report.model is not None
-    assert report.model.name == "tiny"
-    assert contents(strangers) == before
-    assert not (strangers.parent / "patchbank-was-run").exists()
+    assert report.shape == (16, 32)
+    assert contents(third_party) == before
+    assert not (third_party.parent / "patchbank-was-run").exists()
     details = {finding.kind: finding.detail for finding in report.findings}
     assert "stock `clip`" in details["shape"]
     assert details["cuda"] == "cuda:0"
@@ -62,8 +59,8 @@ def test_every_defect_is_named(strangers: Path) -> None:
     assert details["zero"] == "1 of 16 tokens"
 
 
-def test_without_a_list_nothing_is_missing_or_extra(strangers: Path) -> None:
-    found = kinds(verify(strangers))
+def test_without_a_list_nothing_is_missing_or_extra(third_party: Path) -> None:
+    found = kinds(verify(third_party))
     assert set(found.values()) == set(DEFECTS)
     assert "photo_00_clip.pkl" in found  # by its file's name
 
@@ -95,14 +92,13 @@ def test_a_full_size_pickle_cut_anywhere_is_unreadable(tmp_path: Path) -> None:
     assert set(kinds(report).values()) == {"unreadable"}
 
 
-def test_most_shapes_tell_the_model_and_the_directorys_name_more(tmp_path: Path) -> None:
+def test_most_shapes_decide_unless_one_is_expected(tmp_path: Path) -> None:
     for name, count in (("a", 2), ("b", 1)):
         for number in range(count):
             shape = (196, 512) if name == "a" else (576, 768)
             (tmp_path / f"{name}{number}_clip.pkl").write_bytes(pickle.dumps(torch.randn(shape)))
     assert kinds(verify(tmp_path)) == {"b0_clip.pkl": "shape"}
-    named = tmp_path.rename(tmp_path.parent / "clip336_img_hicodet_train")
-    assert kinds(verify(named)) == {"a0_clip.pkl": "shape", "a1_clip.pkl": "shape"}
+    assert kinds(verify(tmp_path, expected=(576, 768))) == {"a0_clip.pkl": "shape", "a1_clip.pkl": "shape"}
 
 
 def test_nothing_to_verify(tmp_path: Path) -> None:
@@ -173,10 +169,19 @@ def test_a_shard_that_is_missing_is_noticed_without_a_list(tmp_path: Path, tiny_
     photographs(tmp_path / "images", 7)
     config = replace(tiny_config, layout="shards", shard_size=3 * 2176)
     extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
-    shards_in(tmp_path / "bank")[1].unlink()
+    parts_in(tmp_path / "bank")[1].unlink()
     assert kinds(verify(tmp_path / "bank")) == {"shard-00001-*": "missing"}
     lost = verify(tmp_path / "bank", [f"photo_000{number}.jpg" for number in range(7)])
     assert kinds(lost) == {f"photo_000{number}.jpg": "missing" for number in (3, 4, 5)}
+
+
+def test_a_number_in_a_name_costs_nothing(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    photographs(tmp_path / "images", 2)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", replace(tiny_config, layout="shards"))
+    name = "shard-99999999999-0123456789abcdef.safetensors"
+    (tmp_path / "bank" / name).write_bytes(b"")
+    found = kinds(verify(tmp_path / "bank"))
+    assert found == {name: "damaged-part", "shard-00001-* to shard-99999999998-*": "missing"}
 
 
 def test_what_can_never_be_read_does_not_hang(tmp_path: Path, tiny_config: ExtractConfig) -> None:
@@ -185,7 +190,7 @@ def test_what_can_never_be_read_does_not_hang(tmp_path: Path, tiny_config: Extra
         config = replace(tiny_config, layout=layout)  # type: ignore[arg-type]
         extract(load_dataset("folder", tmp_path / "images"), tmp_path / layout, config)
     (tmp_path / "shards/shard-00007-0123456789abcdef.safetensors").symlink_to("nowhere")
-    (tmp_path / "ezhoi/index/0123456789abcdef.jsonl").symlink_to("nowhere")
+    (tmp_path / "ezhoi/index/index-00003-0123456789abcdef.json").symlink_to("nowhere")
     (tmp_path / "ezhoi/link_clip.pkl").symlink_to("nowhere")
     os.mkfifo(tmp_path / "ezhoi/pipe_clip.pkl")
     for layout in ("ezhoi", "shards"):
@@ -194,7 +199,7 @@ def test_what_can_never_be_read_does_not_hang(tmp_path: Path, tiny_config: Extra
 
 
 def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(
-    strangers: Path, monkeypatch: pytest.MonkeyPatch
+    third_party: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = Path.read_bytes
 
@@ -204,7 +209,7 @@ def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", failing)
-    assert kinds(verify(strangers, KEYS))["photo_12.jpg"] == "unread"
+    assert kinds(verify(third_party, KEYS))["photo_12.jpg"] == "unread"
 
 
 def test_other_data_than_a_tensor_is_not_called_hostile(tmp_path: Path) -> None:
@@ -226,14 +231,13 @@ def test_a_parameter_is_a_tensor_that_asks_for_gradients(tmp_path: Path) -> None
     assert kinds(verify(tmp_path)) == {"a_clip.pkl": "gradient"}
 
 
-def test_a_damaged_ledger_is_found(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+def test_a_damaged_part_of_pickles_is_found(tmp_path: Path, tiny_config: ExtractConfig) -> None:
     photographs(tmp_path / "images", 2)
-    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
-    [index] = (tmp_path / "bank/index").iterdir()
-    index.write_bytes(b"{}")
-    found = kinds(verify(tmp_path / "bank"))
-    assert found.pop(f"index/{index.name}") == "damaged-ledger"
-    assert set(found.values()) == {"extra"}  # its features are there, and nothing tells whose they are
+    config = replace(tiny_config, batch_size=1)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
+    [part] = parts_in(tmp_path / "bank")
+    part.write_bytes(b"{}")
+    assert kinds(verify(tmp_path / "bank")) == {part.name: "damaged-part"}
 
 
 @pytest.mark.parametrize("which", ["one", "all"])
@@ -241,11 +245,11 @@ def test_a_damaged_shard_is_found(tmp_path: Path, tiny_config: ExtractConfig, wh
     photographs(tmp_path / "images", 7)
     config = replace(tiny_config, layout="shards", shard_size=3 * 2176)
     extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
-    shards = shards_in(tmp_path / "bank")[: 1 if which == "one" else None]
+    shards = parts_in(tmp_path / "bank")[: 1 if which == "one" else None]
     for path in shards:
         path.write_bytes(path.read_bytes()[:-1])
     report = verify(tmp_path / "bank")
-    assert kinds(report) == {path.name: "damaged-shard" for path in shards}
+    assert kinds(report) == {path.name: "damaged-part" for path in shards}
     assert report.looked_at == (4 if which == "one" else 0)
 
 
@@ -287,13 +291,13 @@ def test_a_difference_that_is_no_number_is_one(bank: Path) -> None:
 
 
 def test_tolerances_follow_what_the_bank_says() -> None:
-    def allowed(precision: str, dtype: str, adopted: str | None = None) -> float:
-        manifest = tiny_manifest()
-        fingerprint = Fingerprint(**{**manifest.fingerprint.to_dict(), "precision": precision, "dtype": dtype})
-        return tolerance(replace(manifest, fingerprint=fingerprint, adopted=adopted))
+    def allowed(precision: str, dtype: str, *rounded: str, imported: str = "") -> float:
+        manifest = tiny_manifest("shards", dtype)
+        identity = {**manifest.identity, "precision": precision}
+        return tolerance(replace(manifest, identity=identity, rounded=rounded, imported=imported))  # type: ignore[arg-type]
 
     assert allowed("fp32", "float32") == 2e-5
-    assert allowed("fp32", "float16") == allowed("fp32", "float16 > float32") > 5e-4
-    assert allowed("fp32", "int8 > float16") > allowed("fp32", "int8")
+    assert allowed("fp32", "float16") == allowed("fp32", "float32", "float16") > 5e-4
+    assert allowed("fp32", "float16", "int8") > allowed("fp32", "int8")
     assert allowed("bf16", "float32") == 3e-2
-    assert allowed("unknown", "float32", "by hand") == tolerance(None) == 2e-2
+    assert allowed("unknown", "float32", imported="by hand") == tolerance(None) == 2e-2

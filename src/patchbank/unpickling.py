@@ -1,0 +1,239 @@
+"""Reads pickles as data: nothing that a pickle names is imported or run.
+
+A pickle is a program for a small machine. `interpret` follows its instructions on values of its own. A name stands for
+what the caller says; an unknown one ends the reading. Dicts keep texts as keys and drop all others, so that no value
+which a file chose is ever hashed, compared or called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickletools
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from patchbank.errors import PatchbankError
+
+# Of a pickle that describes tensors. That of a large training checkpoint has a twentieth of this.
+MOST_BYTES = 8 << 20
+MOST_INSTRUCTIONS = 1 << 20
+
+# Names of common data that is not read here. They make a value `Opaque`, and the file not unsafe.
+_HARMLESS = re.compile(
+    r"torch\.\w*Storage|torch\.cuda\.\w*Storage|torch\.storage\.\w+|torch\._utils\._rebuild_\w+|torch\.(Tensor|Size)"
+    r"|torch\.serialization\._get_layout|torch\.(device|bool|b?float\d+|u?int\d+)|torch\.jit\._pickle\.\w+|torch\.nn\.parameter\.Parameter"
+    r"|collections\.OrderedDict|_codecs\.encode|numpy(\._?core)?(\.multiarray)?\.(_reconstruct|scalar|ndarray|dtype)"
+)
+
+_LITERALS = frozenset(
+    {
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "STRING", "SHORT_BINSTRING", "BINSTRING"),
+        *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    }
+)
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_SHORT_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class PickleError(PatchbankError):
+    """A pickle that is cut short, or holds something else than its reader takes."""
+
+
+class UnsafePickleError(PickleError):
+    """A pickle that names what no pickle of tensors names. Nothing was run."""
+
+
+class Opaque(NamedTuple):
+    """A value of a harmless kind that is not read: a numpy array, a sparse tensor, a device."""
+
+    name: str
+
+
+class Module:
+    """An object of a TorchScript class: the class's name and the object's attributes, which nothing acts on."""
+
+    __slots__ = ("attributes", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.attributes: dict[str, Any] = {}
+
+
+class Function(NamedTuple):
+    """What a name stands for where a pickle calls it."""
+
+    call: Callable[..., Any]
+
+
+Names = Callable[[str], Any]  # a name -> what it stands for: a Function or a dtype; None where it is not known
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Turns whatever damaged or hostile bytes provoke into a PickleError with the first line of the cause."""
+    try:
+        yield
+    except (PatchbankError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise PickleError(str(error).strip().split("\n")[0].removesuffix(".") or type(error).__name__) from error
+
+
+def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any], most: int = MOST_INSTRUCTIONS) -> Any:
+    """The value of the pickle that begins here; leaves `stream` behind it.
+
+    Args:
+        stream: the bytes, at most `MOST_BYTES` of them.
+        names: what the pickle may name.
+        persistent: makes a value of a persistent identifier.
+        most: instructions that the pickle may have.
+
+    Raises:
+        UnsafePickleError: it names what no pickle of tensors names.
+        PickleError: it is damaged, too long, or uses another instruction.
+    """
+    with refusals():
+        return _interpret(stream, names, persistent, most)
+
+
+def _interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any], most: int) -> Any:
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def above_mark() -> list[Any]:
+        first = marks.pop()
+        values = stack[first:]
+        del stack[first:]
+        return values
+
+    argument: Any
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if number >= most:
+            raise PickleError("it is longer than any tensor's pickle")
+        if marks and len(stack) < marks[-1]:
+            raise PickleError("it takes values from below a mark")
+        match opcode.name:
+            case "PROTO" | "FRAME":
+                pass
+            case name if name in _LITERALS:
+                stack.append(argument)
+            case name if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            case "BINGET" | "LONG_BINGET" | "GET":
+                stack.append(memo[argument])
+            case "BINPUT" | "LONG_BINPUT" | "PUT" | "MEMOIZE" as name:
+                place = len(memo) if name == "MEMOIZE" else argument
+                if not 0 <= place <= number:
+                    raise PickleError("it keeps values where no tensor's pickle does")
+                memo[place] = stack[-1]
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(above_mark()))
+            case name if name in _SHORT_TUPLES:
+                first = len(stack) - _SHORT_TUPLES[name]
+                if first < 0:
+                    raise PickleError("it makes a tuple of more values than there are")
+                stack[first:] = [tuple(stack[first:])]
+            case "EMPTY_LIST":
+                stack.append([])
+            case "LIST":
+                stack.append(above_mark())
+            case "APPEND":
+                item = stack.pop()
+                _extend(stack[-1], [item])
+            case "APPENDS":
+                items = above_mark()
+                _extend(stack[-1], items)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "DICT":
+                items = above_mark()
+                stack.append({})
+                _set_items(stack[-1], items)
+            case "SETITEM":
+                item, key = stack.pop(), stack.pop()
+                _set_items(stack[-1], [key, item])
+            case "SETITEMS":
+                items = above_mark()
+                _set_items(stack[-1], items)
+            case "EMPTY_SET":
+                stack.append(Opaque("set"))
+            case "ADDITEMS":
+                above_mark()
+            case "FROZENSET":
+                above_mark()
+                stack.append(Opaque("frozenset"))
+            case "GLOBAL":
+                stack.append(_meaning(names, argument.replace(" ", ".")))
+            case "STACK_GLOBAL":
+                attribute, module = stack.pop(), stack.pop()
+                stack.append(_meaning(names, f"{_text(module)}.{_text(attribute)}"))
+            case "INST":
+                stack.append(_call(_meaning(names, argument.replace(" ", ".")), tuple(above_mark())))
+            case "REDUCE" | "NEWOBJ":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_call(function, arguments))
+            case "BUILD":
+                state = stack.pop()
+                _build(stack[-1], state)
+            case "BINPERSID":
+                stack.append(persistent(stack.pop()))
+            case "STOP":
+                return stack.pop()
+            case name:
+                raise PickleError(f"it uses {name}, which no tensor's pickle does")
+    raise PickleError("it has no end")
+
+
+def _meaning(names: Names, name: str) -> Any:
+    found = names(name)
+    if found is not None:
+        return found
+    if _HARMLESS.fullmatch(name):
+        return Opaque(name)
+    raise UnsafePickleError(f"it names {name[:100]}, which no tensor's pickle does; nothing was run")
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    if isinstance(function, Opaque):
+        return function
+    if not isinstance(function, Function) or type(arguments) is not tuple:
+        raise ValueError("it calls what is no function")
+    return function.call(*arguments)
+
+
+def _build(value: Any, state: Any) -> None:
+    """Give an object its attributes. Those of a dict (a state dict's ``_metadata``) are dropped."""
+    if isinstance(value, Module):
+        if type(state) is not dict:
+            raise PickleError(f"{value.name[:100]} restores itself by code of its own, which is not run")
+        value.attributes = state
+    elif type(value) is not dict and not isinstance(value, Opaque):
+        raise ValueError("it gives attributes to what has none")
+
+
+def _set_items(value: Any, items: list[Any]) -> None:
+    if isinstance(value, Opaque):
+        return
+    if type(value) is not dict or len(items) % 2:
+        raise ValueError("it sets items of what has none")
+    value.update((key, item) for key, item in zip(items[::2], items[1::2], strict=True) if type(key) is str)
+
+
+def _extend(value: Any, items: list[Any]) -> None:
+    if isinstance(value, Opaque):
+        return
+    if type(value) is not list:
+        raise ValueError("it appends to what is no list")
+    value.extend(items)
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError("it names what is no text")
+    return value

@@ -1,0 +1,157 @@
+"""`import_pickles` makes a bank of third-party pickles: each is checked, nothing runs, the source is not touched."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+
+from patchbank import ImageTransform, open_bank
+from patchbank.bank.check import verify
+from patchbank.bank.convert import Imported, import_pickles
+from patchbank.errors import BankError
+from patchbank.features import UNKNOWN
+from tests.bank.test_check import KEYS, kinds, tokens_of
+from tests.support import contents, no_leftovers, tiny_manifest
+from tests.third_party import DEFECTS, FIXED_BY_IMPORT, write_bank
+
+TOKENS = tokens_of(KEYS)
+DEFECT_OF = dict(zip(KEYS, DEFECTS, strict=False))
+LEFT_OUT = [key for key, kind in DEFECT_OF.items() if kind not in FIXED_BY_IMPORT]
+
+
+def wanted(layout: str = "ezhoi", dtype: str = "float32") -> object:
+    made = tiny_manifest(layout, dtype)
+    outputs = {"patch_tokens": made.outputs["patch_tokens"]}  # pickles have no [CLS]
+    identity = {**made.identity, "weights": UNKNOWN}
+    return replace(made, outputs=outputs, identity=identity, imported="from pickles", dataset="hicodet", split="test")
+
+
+@pytest.fixture
+def pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pickles with every defect and three sound ones; the last listed image has none."""
+    monkeypatch.chdir(tmp_path)  # where a hostile pickle would leave its trace
+    write_bank(tmp_path / "pickles", {key: TOKENS[key] for key in KEYS[:-1]}, DEFECT_OF)
+    return tmp_path / "pickles"
+
+
+def imported(source: Path, target: Path, layout: str = "ezhoi", **options: object) -> Imported:
+    return import_pickles(source, target, wanted(layout), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layout", ["ezhoi", "shards"])
+def test_pickles_become_a_bank(pickles: Path, tmp_path: Path, layout: str) -> None:
+    before = contents(pickles)
+    done = imported(pickles, tmp_path / "bank", layout, listed=KEYS, size_of=lambda _: (640, 480))
+    assert contents(pickles) == before
+    assert not Path("patchbank-was-run").exists()
+    assert {finding.kind for finding in done.fixed} == set(FIXED_BY_IMPORT)
+    assert {finding.name for finding in done.left_out} == {*LEFT_OUT, KEYS[-1]}
+    opened = open_bank(tmp_path / "bank")
+    assert list(opened) == [key for key in KEYS[:-1] if key not in LEFT_OUT]
+    assert set(opened.failures) == {*LEFT_OUT, KEYS[-1]}
+    assert "would run code when unpickled" in opened.failures[KEYS[list(DEFECTS).index("unsafe")]]
+    for key in opened:
+        expected = TOKENS[key][1:]
+        assert torch.equal(opened[key], expected.half().float() if DEFECT_OF.get(key) == "dtype" else expected)
+        assert opened.transform(key) == ImageTransform(640, 480, "center-crop", (32, 32), 8)
+    assert opened.manifest.title == "hicodet test"
+    assert opened.manifest.identity["weights"] == "unknown"
+    assert no_leftovers(tmp_path / "bank")
+    assert set(kinds(verify(tmp_path / "bank", KEYS)).values()) == {"failed"}
+    # Once more changes nothing.
+    bank = contents(tmp_path / "bank")
+    again = imported(pickles, tmp_path / "bank", layout, listed=KEYS, size_of=lambda _: (640, 480))
+    assert (again.written.features, again.written.already_done) == (0, len(opened))
+    assert contents(tmp_path / "bank") == bank
+
+
+def test_ezhois_reader_reads_an_imported_bank(pickles: Path, tmp_path: Path) -> None:
+    imported(pickles, tmp_path / "bank", listed=KEYS)
+    for key in open_bank(tmp_path / "bank"):
+        with open(tmp_path / "bank" / f"{key.split('.')[0]}_clip.pkl", "rb") as file:
+            tokens = pickle.load(file)
+        assert tokens.dtype == torch.float32 and tokens.is_contiguous() and not tokens.requires_grad
+        assert tokens.untyped_storage().nbytes() == tokens.nbytes
+
+
+def test_without_a_list_keys_are_file_names(pickles: Path, tmp_path: Path) -> None:
+    imported(pickles, tmp_path / "bank")
+    opened = open_bank(tmp_path / "bank")
+    assert "photo_11" in opened
+    with pytest.raises(BankError, match="size of 'photo_11' is not known"):
+        opened.transform("photo_11")
+
+
+def test_names_that_no_image_has_are_left_out(tmp_path: Path) -> None:
+    """EZ-HOI cuts names at their first dot: it could never find these."""
+    names = ["a_clip.pkl", "a.b_clip.pkl", "_clip.pkl", "sub/_clip.pkl", ".._clip.pkl"]
+    (tmp_path / "pickles/sub").mkdir(parents=True)
+    for number, name in enumerate(names):
+        (tmp_path / "pickles" / name).write_bytes(pickle.dumps(torch.full((16, 32), float(number + 2))))
+    assert kinds(verify(tmp_path / "pickles")) == dict.fromkeys(names[1:], "extra")
+    imported(tmp_path / "pickles", tmp_path / "bank")
+    opened = open_bank(tmp_path / "bank")
+    assert list(opened) == ["a"]
+    assert opened["a"][0, 0] == 2
+
+
+def test_pickles_of_another_model_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "pickles").mkdir()
+    for name, shape in (("a", (511,)), ("b", (196, 512)), ("c", (16, 32))):
+        (tmp_path / f"pickles/{name}_clip.pkl").write_bytes(pickle.dumps(torch.randn(shape)))
+    done = imported(tmp_path / "pickles", tmp_path / "bank")
+    assert list(open_bank(tmp_path / "bank")) == ["c"]
+    reasons = {finding.name: finding.reason for finding in done.left_out}
+    assert "stock `clip`" in reasons["a"]
+    assert "expected is (16, 32)" in reasons["b"]
+
+
+def test_an_error_that_may_pass_writes_nothing(pickles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "photo_12_clip.pkl":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(BankError, match=r"could not be read.*Nothing was written"):
+        imported(pickles, tmp_path / "bank", listed=KEYS)
+    assert not (tmp_path / "bank").exists()
+
+
+@pytest.mark.parametrize("layout", ["ezhoi", "shards"])
+def test_a_stopped_import_continues_to_the_same_bytes(
+    pickles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    imported(pickles, tmp_path / "whole", layout, listed=KEYS)
+    monkeypatch.setattr("patchbank.bank.convert._AT_ONCE", 2)
+    steps = 0
+    while True:
+        stop = Event()
+        done = imported(
+            pickles, tmp_path / "bank", layout, listed=KEYS, stop=stop, writing=lambda *_, stop=stop: stop.set()
+        )
+        steps += 1
+        if not done.written.remaining:
+            break
+    assert steps > 3
+    assert contents(tmp_path / "bank") == contents(tmp_path / "whole")
+
+
+def test_what_cannot_be_imported(pickles: Path, tmp_path: Path) -> None:
+    with pytest.raises(BankError, match="is the source itself, or in it"):
+        imported(pickles, pickles / "bank")
+    imported(pickles, tmp_path / "bank", listed=KEYS)
+    with pytest.raises(BankError, match=r"is a bank of patchbank already.*patchbank convert"):
+        imported(tmp_path / "bank", tmp_path / "again")
+    with pytest.raises(BankError, match="nothing to verify"):
+        (tmp_path / "empty").mkdir()
+        imported(tmp_path / "empty", tmp_path / "again")

@@ -1,0 +1,148 @@
+"""The index: joining has no order, nothing committed is lost, and its bytes depend on its content alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from patchbank import open_bank
+from patchbank.bank.index import Entry, join
+from patchbank.bank.parts import payload_of, read_parts
+from patchbank.bank.payload import Feature
+from patchbank.bank.writer import BankWriter
+from patchbank.datasets.samples import Failure
+from patchbank.errors import BankError
+from tests.support import contents, parts_in, tiny_manifest
+
+MANIFEST = replace(tiny_manifest(), part_size=5)
+KEYS = [f"key{number:03}" for number in range(12)]
+
+
+def feature(key: str, value: float = 1.0) -> Feature:
+    return Feature(key, {"patch_tokens": torch.full((16, 32), value)}, (640, 480))
+
+
+def write(bank: Path, keys: Iterable[str], failed: Iterable[str] = (), reason: str = "missing") -> None:
+    with BankWriter(bank, MANIFEST, KEYS) as writer:
+        writer.add([feature(key) for key in keys], [Failure(key, reason) for key in failed])
+
+
+entries = st.builds(
+    lambda key, failed, number, revision: (
+        Entry(key, failure=f"reason {number}", revision=revision)
+        if failed
+        else Entry(key, (1, 1), f"{number}" * 64, revision=revision)
+    ),
+    st.sampled_from("abc"),
+    st.booleans(),
+    st.integers(0, 3),
+    st.integers(0, 2),
+)
+
+
+@given(st.lists(st.lists(entries, max_size=5), max_size=5), st.randoms())
+def test_joining_has_no_order(lists: list[list[Entry]], random: Random) -> None:
+    """Two processes that merge at once come to the same result, or each would delete the other's."""
+    first: dict[str, Entry] = {}
+    for some in lists:
+        join(first, some)
+    random.shuffle(lists)
+    second: dict[str, Entry] = {}
+    for some in [*lists, *lists]:
+        random.shuffle(some)
+        join(second, some)
+    assert first == second
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.permutations(range(12)), st.integers(1, 5), st.integers(1, 3))
+def test_the_order_of_commits_leaves_no_trace(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], size: int, writers: int
+) -> None:
+    bank = tmp_path_factory.mktemp("bank")
+    open_writers = [BankWriter(bank, MANIFEST, KEYS).__enter__() for _ in range(writers)]
+    for turn, start in enumerate(range(0, len(order), size)):
+        open_writers[turn % writers].add([feature(KEYS[number]) for number in order[start : start + size]], [])
+    for writer in open_writers:
+        writer.__exit__(None, None, None)
+    plain = tmp_path_factory.mktemp("plain")
+    write(plain, KEYS)
+    assert contents(bank) == contents(plain)
+    assert len(parts_in(bank)) == 3
+
+
+def test_names_that_are_no_utf_8_are_kept(tmp_path: Path) -> None:
+    keys = ["b", "ümlaut/\udcff.jpg"]
+    with BankWriter(tmp_path, MANIFEST, keys) as writer:
+        writer.add([feature(key) for key in keys], [])
+    assert set(open_bank(tmp_path)) == set(keys)
+
+
+def test_the_later_outcome_counts(tmp_path: Path) -> None:
+    """What a later run finds replaces what was known; an image that is right again leaves no trace of its failure."""
+    write(tmp_path / "bank", KEYS[2:5], KEYS[:2])
+    with BankWriter(tmp_path / "bank", MANIFEST, KEYS) as writer:
+        changed = [feature(KEYS[0]), feature(KEYS[3], 2.0), feature(KEYS[4])]
+        writer.add(changed, [Failure(KEYS[1], "empty"), Failure(KEYS[2], "missing")])
+    opened = open_bank(tmp_path / "bank")
+    assert opened.failures == {KEYS[1]: "empty", KEYS[2]: "missing"}
+    assert opened[KEYS[3]][0, 0] == 2
+    [part] = read_parts(payload_of(tmp_path / "bank", "ezhoi"))
+    assert {entry.key: entry.revision for entry in part.entries} == dict(zip(KEYS, [0, 1, 1, 1, 0], strict=False))
+    write(tmp_path / "once", [KEYS[0], KEYS[4]])
+    write(tmp_path / "twice", [KEYS[4]], [KEYS[0]])
+    write(tmp_path / "twice", [KEYS[0]])
+    assert contents(tmp_path / "once") == contents(tmp_path / "twice")
+
+
+def test_a_damaged_part_is_an_error_to_a_reader_and_quarantined_by_a_writer(tmp_path: Path) -> None:
+    write(tmp_path, KEYS)
+    path = parts_in(tmp_path)[1]
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(BankError, match=r"damaged.*patchbank repair"):
+        open_bank(tmp_path)
+    with BankWriter(tmp_path, MANIFEST, KEYS) as writer:
+        assert writer.done == {*KEYS} - {*KEYS[5:10]}
+        assert path.name in writer.notes[0]
+    assert path.with_name(f"{path.name}.damaged").exists()
+
+
+def _write(bank: Path, name: str, count: int) -> None:
+    keys = [f"{each}-{number:02}" for number in range(count) for each in "abcd"]
+    for start in range(0, count, 12):
+        with BankWriter(bank, MANIFEST, keys) as writer:
+            for number in range(start, min(start + 12, count)):
+                writer.add([feature(f"{name}-{number:02}")], [])
+
+
+def test_processes_that_write_and_merge_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Each part is shared by all of them; every run's end merges what the others wrote."""
+    context = multiprocessing.get_context("spawn")
+    count = 48
+    _write(tmp_path / "bank", "a", 1)
+    writers = [context.Process(target=_write, args=(tmp_path / "bank", name, count)) for name in "abcd"]
+    for writer in writers:
+        writer.start()
+    seen: set[str] = set()
+    while any(writer.is_alive() for writer in writers):
+        now = set(open_bank(tmp_path / "bank"))
+        assert seen <= now, "a reader saw an entry vanish"
+        seen = now
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    keys = [f"{each}-{number:02}" for number in range(count) for each in "abcd"]
+    assert set(open_bank(tmp_path / "bank")) == set(keys)
+    with BankWriter(tmp_path / "whole", MANIFEST, keys) as writer:
+        writer.add([feature(key) for key in keys], [])
+    with BankWriter(tmp_path / "bank", MANIFEST, keys):
+        pass
+    assert contents(tmp_path / "bank") == contents(tmp_path / "whole")
