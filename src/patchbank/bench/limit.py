@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchbank.config import Precision
-from patchbank.encoders.encoder import DTYPES, float32_products
-from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.base import Product as Shape
+from patchbank.encoders.device import DTYPES, float32_products
 from patchbank.encoders.packed import Linear
 
 _TRIAL_SECONDS = 0.03  # for each routine, to choose the fastest
@@ -74,27 +75,28 @@ class Limit:
         return sum(product.count * product.flops for product in self.products) / self.seconds
 
 
-def product_rate(model: Model, precision: Precision, device: torch.device, batch_size: int) -> Limit:
-    """Measure a model's products in batches of this size; a few seconds on a CPU. float32 is IEEE's unless it is tf32.
+def product_rate(spec: EncoderSpec, precision: Precision, device: torch.device, batch_size: int) -> Limit:
+    """Measure an encoder's products in batches of this size; a few seconds on a CPU.
+
+    float32 is IEEE's unless the precision is tf32.
 
     All repetitions multiply the same numbers, so that small weights stay in a cache longer than a model's do: the limit
     is rather too high than too low.
     """
-    dtype, tokens = DTYPES[precision], model.tokens + 1
+    dtype = DTYPES[precision]
     products: list[Product] = []
     peak = 0.0
     with torch.no_grad(), float32_products("tf32" if precision == "tf32" else "ieee"):
-        for count, rows, inner, columns in model.products:
-            if tokens in (inner, columns):
-                continue  # the attention's, below
-            routines = _linear(rows * batch_size, inner, columns, dtype, device)
+        for shape in spec.products:
+            name = f"{shape.rows}x{shape.inner}x{shape.columns}"
+            if shape.kind == "attention":
+                name, routines = f"attention of {shape.rows}", _attention(shape, batch_size, dtype, device)
+            else:
+                routines = _linear(shape.rows * batch_size, shape.inner, shape.columns, dtype, device)
             routine, seconds = _fastest(routines, device)
-            flops = 2.0 * rows * inner * columns
-            peak = max(peak, flops * batch_size / seconds)
-            products.append(Product(f"{rows}x{inner}x{columns}", count, routine, seconds / batch_size, flops))
-        routine, seconds = _fastest(_attention(model, batch_size, dtype, device), device)
-        flops = 4.0 * model.heads * tokens * tokens * (model.width // model.heads)
-        products.append(Product(f"attention of {tokens}", model.layers, routine, seconds / batch_size, flops))
+            if shape.kind == "linear":
+                peak = max(peak, shape.flops * batch_size / seconds)
+            products.append(Product(name, shape.times, routine, seconds / batch_size, shape.flops))
     return Limit(tuple(products), peak)
 
 
@@ -114,11 +116,11 @@ def _linear(
 
 
 def _attention(
-    model: Model, batch_size: int, dtype: torch.dtype, device: torch.device
+    each: Shape, batch_size: int, dtype: torch.dtype, device: torch.device
 ) -> Mapping[str, Callable[[], Tensor]]:
     """The ways to do one layer's two products: a batch at once, an image at a time, or fused with the softmax."""
-    heads, tokens = model.heads, model.tokens + 1
-    shape = (batch_size, heads, tokens, model.width // heads)
+    heads, tokens = each.heads, each.rows
+    shape = (batch_size, heads, tokens, each.inner)
     q, k, v = (torch.randn(shape, device=device).to(dtype) for _ in range(3))
     scores = torch.rand(batch_size, heads, tokens, tokens, device=device).to(dtype)
 

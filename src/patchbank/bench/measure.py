@@ -17,8 +17,8 @@ from patchbank.bench.machine import machine
 from patchbank.bench.stages import Measure
 from patchbank.config import ExtractConfig, Precision
 from patchbank.datasets import Dataset
-from patchbank.encoders.encoder import has_bfloat16, resolve_device
-from patchbank.encoders.openai.registry import Model, get_model
+from patchbank.encoders.device import has_bfloat16, resolve_device
+from patchbank.encoders.openai.random import random_spec
 from patchbank.extraction.advice import auto_workers
 
 _PRODUCTS = 64  # images whose products are measured: more are no faster, and need much memory
@@ -40,7 +40,7 @@ class Report:
     """
 
     machine: str
-    model: Model
+    model: str
     limits: dict[Precision, Limit]
     measures: list[Measure]
     bound: str | None
@@ -57,7 +57,7 @@ class Report:
             "machine": self.machine,
             "versions": library_versions(),
             "weights": "random numbers",
-            "model": self.model.name,
+            "model": self.model,
             "limit": {
                 precision: {
                     "images_per_second": limit.images_per_second,
@@ -90,35 +90,38 @@ def run(
 
     Raises PatchbankError where the device is not there, or none of the images can be decoded.
     """
-    model, device = get_model(config.model), resolve_device(config.device, config.precision)
+    spec, device = random_spec(config.model, config.precision), resolve_device(config.device, config.precision)
+    wanted = replace(spec.input, resize=config.resize or spec.input.resize)
     workers = config.workers or auto_workers()
     measures: list[Measure] = []
     for how in ("exact", "fast"):
         for threads in sorted({1, workers}):
             now(f"decoding, {threads} at a time")
-            measures.append(stages.decode(dataset, config, model, how, threads))
+            measures.append(stages.decode(dataset, replace(wanted, decoder=how), threads))
 
     limits: dict[Precision, Limit] = {}
     best: dict[Precision, tuple[int, float]] = {}
     sizes = [config.batch_size] if config.batch_size else _batch_sizes(device)
     for precision in precisions:
         now(f"matrix products, {precision}")
-        limits[precision] = product_rate(model, precision, device, min(sizes[-1], _PRODUCTS))
+        tried = random_spec(config.model, precision)
+        limits[precision] = product_rate(tried, precision, device, min(sizes[-1], _PRODUCTS))
         rates: list[tuple[int, float]] = []
         now(f"encoding, {precision}")
-        for size, measure in stages.encode(model, precision, device, sizes, limits[precision], config.compile == "on"):
+        for size, measure in stages.encode(tried, device, sizes, limits[precision], config.compile == "on"):
             measures.append(measure)
             rates.append((size, measure.rate))
         fastest = max((rate for _, rate in rates), default=0.0)
         best[precision] = next((each for each in rates if each[1] >= _ENOUGH * fastest), (sizes[0], 0.0))
 
     now("writing and reading")
-    measures += stages.write_and_read(model, place, 128)
+    measures += stages.write_and_read(spec, place, 128)
     options = _options(measures, best[config.precision], workers)
     now("images to files")
-    whole, times = stages.end_to_end(dataset, replace(config, batch_size=int(options["--batch-size"])), model, place)
+    sized = replace(config, batch_size=int(options["--batch-size"]))
+    whole, times = stages.end_to_end(dataset, sized, spec, device, place)
     measures.append(whole)
-    return Report(machine(device), model, limits, measures, times.bound, options)
+    return Report(machine(device), spec.name, limits, measures, times.bound, options)
 
 
 def precisions_of(device: torch.device) -> list[Precision]:

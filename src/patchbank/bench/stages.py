@@ -15,21 +15,22 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from patchbank.bank.base_writer import Feature
+from patchbank.bank.payload import Feature
 from patchbank.bank.reader import Bank, open_bank
-from patchbank.bank.writer import open_writer
+from patchbank.bank.writer import BankWriter
 from patchbank.bench.limit import Limit
 from patchbank.budget import ByteBudget
-from patchbank.config import Decode, ExtractConfig, Layout, Precision, StoredDtype
+from patchbank.config import ExtractConfig, Layout, StoredDtype
 from patchbank.datasets import Dataset
 from patchbank.datasets.samples import Decoded
-from patchbank.encoders.encoder import PatchEncoder, resolve_device
-from patchbank.encoders.openai.random import random_encoder
-from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.runner import Runner
 from patchbank.errors import PatchbankError
+from patchbank.extraction.devices import Devices
 from patchbank.extraction.pipeline import StageTimes
-from patchbank.extraction.plan import ExtractPlan, describe
-from patchbank.extraction.run import execute
+from patchbank.extraction.plan import describe, make_plan
+from patchbank.extraction.run import execute, load_runner
+from patchbank.features import Input
 from patchbank.preprocess import load
 
 _ROUNDS = 3
@@ -53,55 +54,55 @@ class Measure:
     limit: float | None = None
 
 
-def decode(dataset: Dataset, config: ExtractConfig, model: Model, how: Decode, threads: int) -> Measure:
+def decode(dataset: Dataset, wanted: Input, threads: int) -> Measure:
     """Images decoded and resized. Raises PatchbankError where none can be."""
     budget = ByteBudget(2 << 30)
 
     def one(position: int) -> bool:
-        sample = dataset.samples[position]
-        return isinstance(load(sample, config.resize, model.input_size, budget, how), Decoded)
+        return isinstance(load(dataset.samples[position], wanted, budget), Decoded)
 
     with ThreadPoolExecutor(threads) as pool:
         sound = sum(pool.map(one, range(len(dataset))))
         if not sound:
             raise PatchbankError(f"None of the images in {dataset.images} can be decoded. Name others with --images.")
         seconds = _median(lambda: all(pool.map(one, range(len(dataset)))))
-    return Measure("decode", f"{how}, {threads} thread{'s' * (threads > 1)}", sound / seconds)
+    return Measure("decode", f"{wanted.decoder}, {threads} thread{'s' * (threads > 1)}", sound / seconds)
 
 
 def encode(
-    model: Model, precision: Precision, device: torch.device, batch_sizes: list[int], limit: Limit, compiled: bool
+    spec: EncoderSpec, device: torch.device, batch_sizes: list[int], limit: Limit, compiled: bool
 ) -> Iterator[tuple[int, Measure]]:
     """(batch size, images encoded a second), from the smallest; ends where the device's memory does."""
     for batch_size in batch_sizes:
         try:
-            encoder = random_encoder(model, precision, device, batch_size, compiled=compiled)
-            n = model.input_size
-            pixels = torch.randint(0, 256, (batch_size, n, n, 3), dtype=torch.uint8)
-            encoder.submit(pixels)()  # what is prepared once
-            if encoder.largest_batch < batch_size:
+            runner = Runner(spec, device, batch_size=batch_size, compiled=compiled)
+            pixels = torch.randint(0, 256, (batch_size, *spec.input.size, 3), dtype=torch.uint8)
+            runner.submit(pixels)()  # what is prepared once
+            if runner.largest_batch < batch_size:
                 return
-            seconds = _median(partial(_encode, encoder, pixels))
+            seconds = _median(partial(_encode, runner, pixels))
         except (torch.OutOfMemoryError, PatchbankError):
             return
-        how = ", compiled" if encoder.compiled else ""
-        rate = batch_size / seconds
-        yield batch_size, Measure("encode", f"{precision}, batches of {batch_size}{how}", rate, limit.images_per_second)
+        how = f"{spec.identity.get('precision', '')}, batches of {batch_size}{', compiled' if runner.compiled else ''}"
+        yield batch_size, Measure("encode", how, batch_size / seconds, limit.images_per_second)
 
 
-def write_and_read(model: Model, place: Path, count: int) -> Iterator[Measure]:
+def write_and_read(spec: EncoderSpec, place: Path, count: int) -> Iterator[Measure]:
     """Features written durably, and read again at random, of random numbers, in each form that they are stored in."""
-    tokens = torch.randn(count, 1 + model.tokens, model.output_dim)
     keys = [f"picture_{number:05}.jpg" for number in range(count)]
-    features = [Feature(key, every[1:], (640, 480), cls=every[0]) for key, every in zip(keys, tokens, strict=True)]
+    outputs = {name: torch.randn(count, *each.shape) for name, each in spec.outputs.items()}
+    features = [
+        Feature(key, {name: values[row] for name, values in outputs.items()}, (640, 480))
+        for row, key in enumerate(keys)
+    ]
     chosen = random.Random(0).choices(keys, k=count)
     dataset = Dataset("folder", None, place, ())
     for layout, dtype in _STORED:
-        config = ExtractConfig(model=model.name, layout=layout, dtype=dtype, device="cpu")
-        manifest = describe(dataset, layout, config, None)
+        config = ExtractConfig(model=spec.name, layout=layout, dtype=dtype, device="cpu")
+        manifest = describe(dataset, layout, config, Devices(("cpu",)), spec)
         with TemporaryDirectory(dir=place, prefix=".patchbank-bench-") as directory:
             began = time.perf_counter()
-            with open_writer(Path(directory, "bank"), manifest, keys) as writer:
+            with BankWriter(Path(directory, "bank"), manifest, keys) as writer:
                 for first in range(0, count, 32):
                     writer.add(features[first : first + 32], ())
             yield Measure("write", f"{layout}, {dtype}", count / (time.perf_counter() - began))
@@ -111,36 +112,22 @@ def write_and_read(model: Model, place: Path, count: int) -> Iterator[Measure]:
             yield Measure("read", f"{layout}, {dtype}, at random", count / seconds)
 
 
-def end_to_end(dataset: Dataset, config: ExtractConfig, model: Model, place: Path) -> tuple[Measure, StageTimes]:
+def end_to_end(
+    dataset: Dataset, config: ExtractConfig, spec: EncoderSpec, device: torch.device, place: Path
+) -> tuple[Measure, StageTimes]:
     """An extraction as it is; only the weights are random numbers. And where the time went."""
-    layout = config.layout or "ezhoi"
-    manifest = describe(dataset, layout, config, None)
-    device = resolve_device(config.device, config.precision)
-    encoder = random_encoder(model, config.precision, device, manifest.batch_size, compiled=manifest.compiled)
-    n = model.input_size
-    encoder(torch.zeros(manifest.batch_size, n, n, 3, dtype=torch.uint8))
     with TemporaryDirectory(dir=place, prefix=".patchbank-bench-") as directory:
-        plan = ExtractPlan(
-            dataset=dataset,
-            out=Path(directory, "bank"),
-            config=config,
-            model=model,
-            checkpoint=None,
-            manifest=manifest,
-            resumed=False,
-            state=None,
-            selected=dataset.samples,
-            todo=list(dataset.samples),
-            failed_before=0,
-            to_delete=[],
-        )
-        summary = execute(plan, encoder)
-    what = f"{config.precision}, {config.decode}, {layout}, {config.dtype}"
+        plan = make_plan(dataset, Path(directory, "bank"), config, Devices((str(device),)), spec)
+        runner = load_runner(plan)
+        assert runner is not None  # an image is left to do, on this device
+        runner(torch.zeros(runner.batch_size, *spec.input.size, 3, dtype=torch.uint8))
+        summary = execute(plan, runner)
+    what = f"{config.precision}, {config.decode}, {plan.manifest.layout}, {config.dtype}"
     return Measure("end to end", what, summary.images_per_second), summary.times
 
 
-def _encode(encoder: PatchEncoder, pixels: Tensor) -> Tensor:
-    return encoder.submit(pixels)()
+def _encode(runner: Runner, pixels: Tensor) -> dict[str, Tensor]:
+    return runner.submit(pixels)()
 
 
 def _read(bank: Bank, keys: list[str]) -> None:

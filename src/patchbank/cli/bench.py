@@ -79,7 +79,7 @@ def bench(
         from patchbank.bench.measure import precisions_of, run
         from patchbank.bench.pictures import write_pictures
         from patchbank.datasets import load_dataset
-        from patchbank.encoders.encoder import resolve_device
+        from patchbank.encoders.device import resolve_device
 
         kind = resolve_device(device, precision)
         precisions = precisions_of(kind)
@@ -106,7 +106,7 @@ def bench(
 
 
 def _show(report: Report, config: ExtractConfig) -> None:
-    say(f"{report.model.name} on {report.machine}", "bold")
+    say(f"{report.model} on {report.machine}", "bold")
     for precision, limit in report.limits.items():
         say(
             f"  matrix products, {precision}: {limit.peak / 1e9:,.0f} GFLOP/s at best; the model's alone would allow "
