@@ -21,19 +21,22 @@ import json
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
-
-from patchbank.bank.entries import Entry, to_json
 
 import patchbank
 from benchmarks.tables import print_table
+from patchbank.bank.index import Entry, Part
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.packing import image_bytes, images_a_shard
-from patchbank.bank.shard import make_header
+from patchbank.bank.packing import sample_bytes, samples_a_shard
+from patchbank.bank.parts import name_part, payload_of
+from patchbank.bank.pickles import PART_SIZE
 from patchbank.bank.storage import _HEADER, _REQUESTS
-from patchbank.config import ExtractConfig, Fingerprint
+from patchbank.config import ExtractConfig, Layout, StoredDtype
+from patchbank.encoders.base import flops
+from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import MODELS, Model, get_model
+from patchbank.features import GRID
 
 # Of docs/performance.md, "What grows with the number of images": shards, ten million keys, by `benchmarks.growth`.
 _KEYS = 10_000_000
@@ -83,21 +86,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(head | {"versions": versions, "options": vars(options)} | tables))
 
 
-def _manifest(model: Model, dtype: str, shard_size: int, layout: str = "shards") -> Manifest:
+def _manifest(model: Model, dtype: StoredDtype, shard_size: int, layout: Layout = "shards") -> Manifest:
     """What a bank of a model's features is; what does not decide a size is left open."""
-    texts = dict.fromkeys(("output", "preprocessing"), "-" * 80)
-    fingerprint = Fingerprint(
-        model=model.name,
-        weights_sha256="0" * 64,
-        architecture=model.architecture,
-        resize="center-crop",
-        precision="bf16",
-        dtype=dtype,
-        **texts,
+    spec = OpenAISpec(model, "bf16")
+    outputs = {name: each.stored_as(dtype) for name, each in spec.outputs.items() if layout == "shards" or name == GRID}
+    return Manifest(
+        layout=layout,
+        dataset="folder",
+        split=None,
+        outputs=outputs,
+        identity=dict(spec.identity),
+        input=spec.input,
+        part_size=samples_a_shard(outputs, shard_size) if layout == "shards" else PART_SIZE,
+        batch_size=256,
+        device="cuda",
+        versions={},
     )
-    facts = {"dataset": "folder", "split": None, "batch_size": 256, "device": "cuda", "versions": {}}
-    manifest = Manifest.of_model(model, layout=layout, fingerprint=fingerprint, cls=layout == "shards", **facts)
-    return replace(manifest, shard_images=images_a_shard(manifest, shard_size)) if layout == "shards" else manifest
+
+
+def _part_bytes(manifest: Manifest) -> int:
+    """Bytes that a whole part of the index takes: of a shard, its header."""
+    part = Part(Path(), manifest, 0, tuple(_entries(manifest.part_size)), (), 0, 0)
+    return len(name_part(payload_of(Path(), manifest.layout), part)[0])
 
 
 def _entries(count: int) -> list[Entry]:
@@ -108,9 +118,9 @@ def _entries(count: int) -> list[Entry]:
 
 def _shards(manifest: Manifest, images: int) -> tuple[int, int, int]:
     """How many shards so many images are; the bytes of a whole one's header, and of all of it."""
-    each = manifest.shard_images or 1
-    header = len(make_header(manifest, 0, _entries(each), [])[0])
-    return -(-images // each), header, header + each * image_bytes(manifest)
+    each = manifest.part_size
+    header = _part_bytes(manifest)
+    return -(-images // each), header, header + each * sample_bytes(manifest.outputs)
 
 
 def _features(model: Model, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -120,21 +130,21 @@ def _features(model: Model, dtype: str, options: argparse.Namespace) -> dict[str
     puts = shards * (parts + 2 if size >= _PARTS_FROM * _PART else 1)
     return {
         "features": f"{model.name}, {dtype}",
-        "bytes an image": image_bytes(manifest),
-        "images a shard": manifest.shard_images,
+        "bytes an image": sample_bytes(manifest.outputs),
+        "images a shard": manifest.part_size,
         "shards": shards,
         "TB": shards * size / 1e12,
-        "header, bytes an image": round(header / (manifest.shard_images or 1)),
+        "header, bytes an image": round(header / manifest.part_size),
         "headers, GB": shards * header / 1e9,
         "puts": puts,
     }
 
 
 def _gpu(model: Model, options: argparse.Namespace) -> dict[str, Any]:
-    rate = options.gpu_images_per_second or options.gpu_tflops * 1e12 * options.gpu_fraction / model.flops
+    rate = options.gpu_images_per_second or options.gpu_tflops * 1e12 * options.gpu_fraction / flops(OpenAISpec(model))
     return {
         "on a GPU, assumed": model.name,
-        "GFLOP an image": model.flops / 1e9,
+        "GFLOP an image": flops(OpenAISpec(model)) / 1e9,
         "images/s": rate,
         "GPU-hours": round(options.images / rate / 3600),
         "cores to decode for it": rate * DECODE_MS[0] / 1e3,
@@ -167,7 +177,8 @@ def _bank(manifest: Manifest, images: int, options: argparse.Namespace) -> dict[
     shards, header, _ = _shards(manifest, images)
     listing = -(-shards // _LISTED)
     requests = shards * (3 if header > _HEADER else 2)  # its size; its beginning; what of the header is longer
-    line = len(json.dumps(to_json(_entries(1)[0]))) + 1
+    pickles = _manifest(get_model(options.model), "float32", options.shard_size, "ezhoi")
+    line = _part_bytes(pickles) / pickles.part_size
     share = images / _KEYS
     return {
         "images": images,
@@ -190,13 +201,13 @@ def _bank(manifest: Manifest, images: int, options: argparse.Namespace) -> dict[
         "a cluster's units": -(-images // (span := _span(manifest))),
         "... sent to workers, GB": images / UNIT_IMAGES * UNIT_BYTES / 1e9,
         "... images of one, done again where a worker dies": span,
-        "pickles' ledger, GB": images * line / 1e9,
+        "pickles' index, GB": images * line / 1e9,
     }
 
 
 def _span(manifest: Manifest) -> int:
     """Images a unit, as `patchbank.extraction.work.units_of` has them."""
-    atom = manifest.shard_images or manifest.batch_size
+    atom = manifest.part_size
     return atom * max(1, 1024 // atom)
 
 

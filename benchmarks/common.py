@@ -20,9 +20,18 @@ from tests.support import photograph
 
 import patchbank
 from benchmarks.tables import print_table as print_table
+from patchbank import ExtractConfig, encoders
+from patchbank.bank.manifest import Manifest
+from patchbank.bank.payload import Feature
 from patchbank.bench.machine import machine
+from patchbank.datasets import Dataset
+from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.openai.random import random_spec
 from patchbank.encoders.openai.registry import Model
 from patchbank.encoders.openai.untrained import write_untrained
+from patchbank.extraction.devices import Devices
+from patchbank.extraction.plan import describe
+from patchbank.features import CLS, GRID
 
 # The commonest sizes of HICO-DET's test images, as (width, height), and how many of a hundred have them; together they
 # are 62 of a hundred. The rest differ little: 19,200 to 409,600 pixels.
@@ -82,6 +91,23 @@ def untrained(model: Model, directory: Path) -> Path:
     path = directory / "untrained.pt"
     write_untrained(model, path, vocabulary=_VOCABULARY)
     return path
+
+
+def spec_of(model: Model, weights: Path, precision: str = "fp32") -> EncoderSpec:
+    """A model with the weights of a file."""
+    return encoders.find(ExtractConfig(model=model.name, weights=weights, precision=precision))  # type: ignore[arg-type]
+
+
+def manifest_of(config: ExtractConfig, dataset: str = "folder", split: str | None = None) -> Manifest:
+    """What a bank of a configuration's features of random weights is, made on the CPU in batches of 8."""
+    assert config.layout is not None
+    made = Dataset(dataset, split, Path(), ())
+    return describe(made, config.layout, config, Devices(("cpu",)), random_spec(config.model))
+
+
+def feature(key: str, tokens: torch.Tensor, size: tuple[int, int]) -> Feature:
+    """A feature as the encoder gives it: views of (1 + N, D) tokens, [CLS] in front."""
+    return Feature(key, {CLS: tokens[0], GRID: tokens[1:]}, size)
 
 
 def synchronise(device: torch.device) -> None:

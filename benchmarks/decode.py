@@ -38,7 +38,9 @@ from patchbank.budget import ByteBudget
 from patchbank.config import Decode
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Decoded, Directory
+from patchbank.encoders.openai.registry import MEAN, STD
 from patchbank.extraction.advice import auto_workers
+from patchbank.features import Input
 from patchbank.preprocess import load
 
 _BUDGET = 2 << 30
@@ -106,7 +108,8 @@ def _transform(input_size: int) -> Callable[[Image.Image], torch.Tensor]:
 
 
 def _patchbank(decode: Decode, input_size: int, path: Path) -> Decoded:
-    decoded = load(Sample(path.name, Directory(path.parent), 0), "center-crop", input_size, ByteBudget(_BUDGET), decode)
+    wanted = Input(size=(input_size, input_size), patch=16, mean=MEAN, std=STD, decoder=decode)
+    decoded = load(Sample(path.name, Directory(path.parent), 0), wanted, ByteBudget(_BUDGET))
     if not isinstance(decoded, Decoded):
         raise SystemExit(f"{path.name}: {decoded.reason}")
     return decoded

@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from patchbank.encoders.encoder import DTYPES, PatchEncoder, auto_batch_size, float32_products, resolve_device
 from PIL import Image
 from tests.support import relative_error
 from torch import Tensor, nn
@@ -47,13 +46,17 @@ from benchmarks.common import (
     print_table,
     seconds_of,
     skipped,
+    spec_of,
     untrained,
 )
 from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
+from patchbank.encoders.device import DTYPES, auto_batch_size, float32_products, resolve_device
 from patchbank.encoders.openai import tower as vit
 from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
 from patchbank.encoders.openai.registry import Model, get_model
+from patchbank.encoders.runner import Runner
+from patchbank.features import CLS, GRID
 from patchbank.preprocess import preprocess
 
 Forward = Callable[[Tensor], Tensor]  # a batch to its (B, 1 + N, D) tokens
@@ -92,15 +95,16 @@ class Bench:
     def __init__(self, options: Any, model: Model, place: Path) -> None:
         self.model, self.place, self.device = model, place, options.device
         self.rounds, self.without = options.rounds, options.without
-        self.batch_size = options.batch_size or auto_batch_size(model, self.device)
+        self.batch_size = options.batch_size or auto_batch_size(model.grid, self.device)
         count = options.images or (16 * self.batch_size if self.device.type == "cuda" else 24)
         count = -(-count // self.batch_size) * self.batch_size  # whole batches: exported graphs take nothing else
         self.weights = untrained(model, place)
+        self.spec = spec_of(model, self.weights)
         paths = hico_photographs(place / "images", min(count, 64))
         pixels = []
         for path in paths:
             with Image.open(path) as image:
-                pixels.append(preprocess(image, "center-crop", model.input_size))
+                pixels.append(preprocess(image, self.spec.input))
         stacked = torch.from_numpy(np.stack(pixels))
         self.pixels = stacked[torch.arange(count) % len(stacked)]
         self.images = self._normalised(self.pixels)
@@ -131,7 +135,7 @@ class Bench:
             measures = {name: partial(self._timed, *variant) for name, variant in forwards.items()}
             seconds = alternate(measures, self.rounds)
             attention = self._attention(precision)
-        limit = product_rate(self.model, precision, self.device, self.batch_size)  # type: ignore[arg-type]
+        limit = product_rate(self.spec, precision, self.device, self.batch_size)  # type: ignore[arg-type]
         rate = {name: len(self.pixels) / each for name, each in seconds.items()}
         of_limit = {name: each / limit.images_per_second for name, each in rate.items()}
 
@@ -215,15 +219,16 @@ class Bench:
         return compiled
 
     def _patchbank(self, precision: str, compiled: bool) -> Forward:
-        checkpoint = Checkpoint(self.weights, "untrained")
-        encoder = PatchEncoder(
-            *(self.model, checkpoint, precision, str(self.device)),  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            compiled=compiled,
-        )
-        if compiled and not encoder.compiled:
-            raise RuntimeError(encoder.notes[-1])
-        return encoder.all_tokens
+        spec = spec_of(self.model, self.weights, precision)
+        runner = Runner(spec, self.device, batch_size=self.batch_size, compiled=compiled)
+        if compiled and not runner.compiled:
+            raise RuntimeError(runner.notes[-1])
+
+        def forward(pixels: Tensor) -> Tensor:
+            outputs = runner(pixels)
+            return torch.cat([outputs[CLS].unsqueeze(1), outputs[GRID]], dim=1)
+
+        return forward
 
     def _export(self, tower: nn.Module) -> Path:
         path = self.place / "tower.onnx"

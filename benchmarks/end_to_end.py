@@ -10,7 +10,7 @@ The same JPEGs of HICO-DET's sizes, the same untrained weights, and in the end f
 - original batched: its description's own variant, batches of 32 decoded in the loop, each image's features pickled as
   a view, so that every file holds the whole batch (see the bytes);
 - original cloned: the same with `.clone()`, which mends that;
-- transformers, open_clip: batches of 32 out of a torch DataLoader with `--workers` processes, which start anew with
+- transformers, open_clip: batches of 32 out of a torch DataLoader with `--workers` processes, which start again with
   each run as patchbank's threads do; cloned and pickled;
 - patchbank, patchbank fast, patchbank shards: as `patchbank extract` runs by default, into pickles; with
   `decode="fast"`; and into shards.
@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from patchbank.encoders.encoder import auto_batch_size, float32_products, resolve_device
 from PIL import Image
 from tests.support import relative_error
 from torch import Tensor, nn
@@ -53,15 +52,17 @@ from benchmarks.common import (
     parser,
     print_table,
     seconds_of,
+    spec_of,
     untrained,
 )
 from patchbank import ExtractConfig, load_dataset, open_bank
 from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
+from patchbank.encoders.device import auto_batch_size, float32_products, resolve_device
 from patchbank.encoders.openai.registry import get_model
 from patchbank.extraction.advice import auto_workers
 from patchbank.extraction.plan import make_plan
-from patchbank.extraction.run import execute, load_encoder
+from patchbank.extraction.run import execute, load_runner
 
 _BATCH = 32  # the description's
 _WARM_UP = 2 * _BATCH  # images of the first run, which is not timed
@@ -177,7 +178,7 @@ def _measure(
         measures = {each: partial(_timed, variant, images, place / "out", device) for each, variant in variants.items()}
         seconds = alternate(measures, options.rounds)
     limit = product_rate(
-        model, config.precision, device, options.batch_size or auto_batch_size(model, device)
+        spec_of(model, weights), config.precision, device, options.batch_size or auto_batch_size(model.grid, device)
     ).images_per_second
 
     rate = {each: variants[each].images / seconds[each] for each in variants}
@@ -283,11 +284,11 @@ def _patchbank(config: ExtractConfig, images: Sequence[Path]) -> dict[str, Varia
         "patchbank shards": replace(config, layout="shards"),
     }
     # All three take the one encoder, that of a run over all images: whether it is compiled can depend on their number.
-    encoder = load_encoder(make_plan(dataset, images[0].parent / "nowhere", config))
+    runner = load_runner(make_plan(dataset, images[0].parent / "nowhere", config))
 
     def run(config: ExtractConfig, paths: Sequence[Path], out: Path) -> None:
         part = replace(dataset, samples=dataset.samples[: len(paths)])
-        summary = execute(make_plan(part, out, config), encoder)
+        summary = execute(make_plan(part, out, config), runner)
         if summary.images != len(paths):
             raise SystemExit(f"patchbank extracted {summary.images} of {len(paths)} images: {summary.failures}")
 

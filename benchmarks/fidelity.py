@@ -12,24 +12,25 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from patchbank.encoders.encoder import resolve_device
 from PIL import Image
 from tests.reference.original import Original
 from tests.support import every_kind, relative_error
 from torch import Tensor
 
-from benchmarks.common import finish, parser, print_table, untrained
-from patchbank import PatchEncoder
+from benchmarks.common import finish, parser, print_table, spec_of, untrained
+from patchbank import Runner
 from patchbank.config import Decode, Precision
-from patchbank.encoders.openai.checkpoints import Checkpoint
+from patchbank.encoders.device import resolve_device
 from patchbank.encoders.openai.registry import Model, get_model
 from patchbank.errors import ConfigError
+from patchbank.features import GRID
 from patchbank.preprocess import preprocess
 
 Mode = Callable[[Image.Image], Tensor]
@@ -78,24 +79,24 @@ def _modes(model: Model, weights: Path, device: str, *, compiled: bool) -> dict[
     modes: dict[str, Mode] = {}
     for precision in get_args(Precision):
         try:
-            resolve_device(device, precision)
+            place = resolve_device(device, precision)
         except ConfigError:
             continue
         for is_compiled in (False, True) if compiled else (False,):
-            encoder = PatchEncoder(
-                model, Checkpoint(weights, ""), precision, device, batch_size=1, compiled=is_compiled
-            )
-            if encoder.compiled == is_compiled:
-                modes[f"{precision}, compiled" if is_compiled else precision] = _encode(encoder, "exact")
+            runner = Runner(spec_of(model, weights, precision), place, batch_size=1, compiled=is_compiled)
+            if runner.compiled == is_compiled:
+                modes[f"{precision}, compiled" if is_compiled else precision] = _encode(runner, "exact")
             if precision == "fp32" and not is_compiled:
-                modes["fp32, --decode fast"] = _encode(encoder, "fast")
+                modes["fp32, --decode fast"] = _encode(runner, "fast")
     return modes
 
 
-def _encode(encoder: PatchEncoder, decode: Decode) -> Mode:
+def _encode(runner: Runner, decode: Decode) -> Mode:
+    wanted = replace(runner.spec.input, decoder=decode)
+
     def encode(image: Image.Image) -> Tensor:
-        pixels: np.ndarray = preprocess(image, "center-crop", encoder.model.input_size, decode)
-        return encoder(torch.from_numpy(pixels.copy())[None])[0].cpu()
+        pixels: np.ndarray = preprocess(image, wanted)
+        return runner(torch.from_numpy(pixels.copy())[None])[GRID][0].cpu()
 
     return encode
 

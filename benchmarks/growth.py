@@ -9,7 +9,7 @@ directory. For each number of keys, each step a process of its own:
 - make: `extract` up to `--extract-up-to` keys; then features of random numbers through the bank's writer up to
   `--write-up-to`, whose flushing is left out, since so many flushes measure the disk. Beyond, the bank is laid out
   without the writer: shards with their real headers and a hole in the place of the numbers; pickles that are all the
-  same, and their ledger. `ezhoi` stops at `--ezhoi-up-to` keys, a file each;
+  same, and their index. `ezhoi` stops at `--ezhoi-up-to` keys, a file each;
 - open: `open_bank` of the complete bank, and one feature read;
 - resume: `load_dataset` reads the list, and `make_plan` finds that nothing is left to do; the list's share is given;
 - again: `extract` on the complete bank, to its summary;

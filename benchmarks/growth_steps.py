@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import resource
@@ -16,7 +17,7 @@ from unittest import mock
 
 from tests.support import TINY, photograph
 
-from benchmarks.common import batches, untrained
+from benchmarks.common import batches, feature, untrained
 
 FILES = 250  # different pictures, and keys a directory
 SHARD_IMAGES = 634  # as ViT-B/16's shards hold in float32
@@ -76,14 +77,14 @@ def _config(place: Path, layout: str) -> Any:
 
 def _manifest(place: Path, layout: str) -> Any:
     """What the bank is; it does not depend on the number of images."""
+    from patchbank import encoders
     from patchbank.datasets import Dataset
-    from patchbank.datasets.samples import make_records
-    from patchbank.encoders.openai.checkpoints import find_checkpoint
+    from patchbank.extraction.devices import Devices
     from patchbank.extraction.plan import describe
 
     config = _config(place, layout)
-    dataset = Dataset("hicodet", "test", place / "images", make_records(_names(1), place / "images", place))
-    return describe(dataset, layout, config, find_checkpoint(TINY, config.weights, None), "cpu")
+    dataset = Dataset("hicodet", "test", place / "images", ())
+    return describe(dataset, config.layout, config, Devices(("cpu",)), encoders.find(config, place, rounding=True))
 
 
 def _extract(place: Path, keys: int, layout: str) -> dict[str, float]:
@@ -103,19 +104,19 @@ def _extract(place: Path, keys: int, layout: str) -> dict[str, float]:
 def _write(place: Path, keys: int, layout: str) -> dict[str, float]:
     """Make the bank that `extract` would make, but for its features' numbers."""
     import torch
-    from patchbank.bank.base_writer import Feature
 
-    from patchbank.bank.writer import open_writer
+    from patchbank.bank.writer import BankWriter
 
     _write_list(place, keys)
     torch.set_num_threads(1)
     manifest = _manifest(place, layout)
-    every = torch.randn(1 + manifest.shape[0], manifest.dim)
+    tokens, dim = manifest.shape
+    every = torch.randn(1 + tokens, dim)
     names = list(_names(keys))
     began = time.perf_counter()
-    with mock.patch("os.fsync"), open_writer(place / "bank", manifest, names) as writer:
+    with mock.patch("os.fsync"), BankWriter(place / "bank", manifest, names) as writer:
         for batch in batches(names, SHARD_IMAGES):
-            writer.add([Feature(name, every[1:], (64, 48), every[0]) for name in batch], [])
+            writer.add([feature(name, every, (64, 48)) for name in batch], [])
     return {"seconds": time.perf_counter() - began, "peak": _peak()}
 
 
@@ -130,40 +131,46 @@ def _lay(place: Path, keys: int, layout: str) -> dict[str, float]:
 
 
 def _lay_shards(bank: Path, keys: int, manifest: Any) -> None:
-    from patchbank.bank.entries import Entry
+    from patchbank.bank.packing import sample_bytes
 
-    from patchbank.bank.packing import image_bytes
-    from patchbank.bank.shard import make_header
-
-    names = _names(keys)
-    number = 0
-    while batch := list(islice(names, manifest.shard_images)):
-        header, name = make_header(manifest, number, [Entry(key, (64, 48), "0" * 64) for key in batch], [])
+    for start, name, count in _parts(bank, keys, manifest, "0" * 64):
         with open(bank / name, "wb") as file:
-            file.write(header)
-            file.truncate(len(header) + len(batch) * image_bytes(manifest))
-        number += 1
+            file.write(start)
+            file.truncate(len(start) + count * sample_bytes(manifest.outputs))
+
+
+def _parts(bank: Path, keys: int, manifest: Any, sha256: str) -> Iterator[tuple[bytes, str, int]]:
+    """What each part of the index begins with, its name, and how many samples it lists."""
+    from patchbank.bank.index import Entry, Part
+    from patchbank.bank.parts import name_part, payload_of
+
+    payload, names = payload_of(bank, manifest.layout), _names(keys)
+    for number in itertools.count():
+        entries = tuple(Entry(key, (64, 48), sha256) for key in islice(names, manifest.part_size))
+        if not entries:
+            return
+        start, name = name_part(payload, Part(bank, manifest, number, entries, (), 0, 0))
+        yield start, name, len(entries)
 
 
 def _lay_pickles(bank: Path, keys: int, manifest: Any) -> None:
     import torch
-    from patchbank.bank.entries import Entry
-    from patchbank.bank.ezhoi import pickle_name
-    from patchbank.bank.ledger import Ledger
 
-    from patchbank.bank.pickles import to_pickle
+    from patchbank.bank.pickles import INDEX, pickle_name
+    from patchbank.bank.pickling import to_pickle
     from patchbank.files import sha256_of_chunks
 
     parts = to_pickle(torch.randn(manifest.shape))
     content, sha256 = b"".join(parts), sha256_of_chunks(parts)
-    manifest.create(bank, bank)
     for number, key in enumerate(_names(keys)):
         path = f"{bank}/{pickle_name(key)}"
         if number % FILES == 0:
             os.mkdir(os.path.dirname(path))  # noqa: PTH102, PTH120
         with open(path, "wb", buffering=0) as file:
             file.write(content)
-    Ledger(bank, bank).replace(Entry(key, (64, 48), sha256) for key in _names(keys))
+    (bank / INDEX).mkdir()
+    for start, name, _ in _parts(bank, keys, manifest, sha256):
+        (bank / INDEX / name).write_bytes(start)
 
 
 def _open(place: Path, keys: int, _layout: str) -> dict[str, float]:

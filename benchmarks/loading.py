@@ -26,17 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from patchbank.bank.base_writer import Feature
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.common import alternate, finish, numbers, parser, print_table, seconds_of
+from benchmarks.common import alternate, feature, finish, manifest_of, numbers, parser, print_table, seconds_of
 from patchbank import Dataset, ExtractConfig, FeatureDataset, collate, load_dataset
-from patchbank.bank.manifest import Manifest
-from patchbank.bank.writer import open_writer
+from patchbank.bank.writer import BankWriter
 from patchbank.datasets.hoi import HOITarget
-from patchbank.encoders.openai.registry import get_model
-from patchbank.extraction.plan import make_fingerprint
 
 _SIZE = (640, 480)
 _ORIGINAL = "pickle.load"
@@ -114,23 +110,13 @@ def _make(place: Path, images: int) -> dict[str, Any]:
     (place / "original").mkdir()
     for layout, dtype in (("ezhoi", "float32"), ("shards", "float16")):
         config = ExtractConfig(layout=layout, dtype=dtype, resize="squash")  # type: ignore[arg-type]
-        model = get_model(config.model)
-        manifest = Manifest.of_model(
-            model,
-            layout=layout,
-            dataset="hicodet",
-            split="test",
-            fingerprint=make_fingerprint(model, "0" * 64, config),
-            batch_size=8,
-            device="cpu",
-            cls=layout == "shards",
-            shard_images=1268 if layout == "shards" else None,
-        )
+        manifest = manifest_of(config, "hicodet", "test")
+        tokens, dim = manifest.shape
         generator = torch.Generator().manual_seed(0)
-        with open_writer(place / layout, manifest, keys) as writer:
+        with BankWriter(place / layout, manifest, keys) as writer:
             for key in keys:
-                every = torch.randn(model.tokens + 1, model.output_dim, generator=generator)
-                writer.add([Feature(key, every[1:], _SIZE, every[0])], [])
+                every = torch.randn(1 + tokens, dim, generator=generator)
+                writer.add([feature(key, every, _SIZE)], [])
                 if layout == "ezhoi":
                     (place / "original" / f"{key.split('.')[0]}_clip.pkl").write_bytes(pickle.dumps(every[1:]))
     pickles, shards = (partial(FeatureDataset, place / layout, dataset) for layout in ("ezhoi", "shards"))

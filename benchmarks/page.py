@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from patchbank.bank.base_writer import Feature
-from patchbank.encoders.encoder import PatchEncoder
 from PIL import Image
 from tests.browser import NoBrowserError, headless_browser, until
 from tests.support import TINY, write_json
@@ -33,10 +31,11 @@ from benchmarks.common import (
     skipped,
     untrained,
 )
-from patchbank import Bank, Dataset, ExtractConfig, load_dataset, open_bank
-from patchbank.bank.writer import open_writer
-from patchbank.encoders.openai.checkpoints import find_checkpoint
+from patchbank import Bank, Dataset, ExtractConfig, load_dataset, load_encoder, open_bank
+from patchbank.bank.payload import Feature
+from patchbank.bank.writer import BankWriter
 from patchbank.encoders.openai.registry import MODELS, get_model
+from patchbank.extraction.devices import Devices
 from patchbank.extraction.plan import describe
 from patchbank.show.page import write_report
 
@@ -121,13 +120,11 @@ def _make(place: Path, options: Any) -> tuple[Bank, Dataset]:
     config = ExtractConfig(
         model=model.name, weights=untrained(model, place), layout=options.layout, dtype=options.dtype
     )
-    checkpoint = find_checkpoint(model, config.weights, None)
-    assert checkpoint is not None
-    encoder = PatchEncoder(model, checkpoint, "fp32", "cpu")
+    runner = load_encoder(model.name, weights=config.weights, device="cpu")
     features, sizes = [], []
     for path in paths:
         with Image.open(path) as image:
-            features.append(encoder.encode([image])[0])
+            features.append({name: value[0] for name, value in runner.encode([image]).items()})
             sizes.append(image.size)
     # A few hundred names a directory, each a link to the same one.
     names = [f"{number // _PHOTOGRAPHS:05}/{paths[number % _PHOTOGRAPHS].name}" for number in range(options.keys)]
@@ -136,12 +133,11 @@ def _make(place: Path, options: Any) -> tuple[Bank, Dataset]:
         (place / "images" / name).parent.symlink_to(place / "pictures")
     write_json(place / "list.json", [_listed(name, *sizes[number % _PHOTOGRAPHS]) for number, name in enumerate(names)])
     dataset = load_dataset("hicodet", place, "test", images=place / "images", annotations=place / "list.json")
-    manifest = describe(dataset, options.layout, config, checkpoint, "cpu")
-    with open_writer(place / "bank", manifest, names) as writer:
+    manifest = describe(dataset, options.layout, config, Devices(("cpu",)), runner.spec)
+    with BankWriter(place / "bank", manifest, names) as writer:
         for batch in batches(list(enumerate(names)), 512):
             places = [(name, number % _PHOTOGRAPHS) for number, name in batch]
-            cls = features[0][0] if manifest.cls else None  # a page does not look at it
-            writer.add([Feature(name, features[each], sizes[each], cls) for name, each in places], [])
+            writer.add([Feature(name, features[each], sizes[each]) for name, each in places], [])
     return open_bank(place / "bank"), dataset
 
 

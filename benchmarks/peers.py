@@ -1,4 +1,4 @@
-"""Other people's CLIP image towers with patchbank's weights, each giving every token after ``ln_post`` and projection.
+"""Third-party CLIP image towers with patchbank's weights, each giving every token after ``ln_post`` and projection.
 
 A tower is a module of normalised (B, 3, n, n) pixels to (B, 1 + N, D) tokens. Each package's own code computes up to
 the last block; the final norm and the projection are its own layers, applied to every token, which no package offers.
@@ -13,12 +13,12 @@ from typing import Any
 
 import clip
 import torch
-from patchbank.encoders.encoder import DTYPES
 from tests.reference.original import Original
 from tests.support import relative_error
 from torch import Tensor, nn
 
 from benchmarks.common import skipped
+from patchbank.encoders.device import DTYPES
 from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
 from patchbank.encoders.openai.registry import Model
 

@@ -9,12 +9,14 @@ one JSON line.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from benchmarks.common import alternate, finish, parser, print_table, seconds_of
-from patchbank import ImageTransform, pool_regions
-from patchbank.encoders.openai.registry import get_model
+from patchbank import pool_regions
+from patchbank.encoders.openai.random import random_spec
+from patchbank.features import GRID
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     command.add_argument("--rounds", type=int, default=200)
     options = command.parse_args(arguments)
-    model, threads = get_model("ViT-B/16"), torch.get_num_threads()
-    transforms = [ImageTransform(640, 480, "squash", model.input_size, model.patch_size)] * options.images
-    tokens = torch.randn(options.images, model.tokens, model.output_dim, device=options.device)
+    spec, threads = random_spec("ViT-B/16"), torch.get_num_threads()
+    transforms = [replace(spec.input, resize="squash").transform((640, 480))] * options.images
+    tokens = torch.randn(options.images, *spec.outputs[GRID].shape, device=options.device)
     corners = torch.rand(options.images, options.boxes, 2, 2).sort(dim=2).values * torch.tensor([640, 480])
     boxes = list(corners.reshape(options.images, options.boxes, 4).to(options.device))
     variants = {

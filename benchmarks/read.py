@@ -18,17 +18,13 @@ from pathlib import Path
 
 import safetensors
 import torch
-from patchbank.bank.base_writer import Feature
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.common import alternate, finish, parser, print_table, seconds_of
+from benchmarks.common import alternate, feature, finish, manifest_of, parser, print_table, seconds_of
 from patchbank import ExtractConfig, open_bank
 from patchbank.bank.convert import convert
-from patchbank.bank.manifest import Manifest
-from patchbank.bank.writer import open_writer
-from patchbank.encoders.openai.registry import get_model
-from patchbank.extraction.plan import make_fingerprint
+from patchbank.bank.writer import BankWriter
 
 _PICKLES = "pickles, pickle.load"
 
@@ -73,24 +69,14 @@ def _timed(read: Callable[[str], Tensor], keys: Sequence[str]) -> float:
 
 def _make(place: Path, keys: list[str]) -> tuple[dict[str, Callable[[str], Tensor]], dict[str, int]]:
     """Write the same features in every form; returns how each is read, and its size in bytes."""
-    model = get_model("ViT-B/16")
-    manifest = Manifest.of_model(
-        model,
-        layout="shards",
-        dataset="folder",
-        split=None,
-        fingerprint=make_fingerprint(model, "0" * 64, ExtractConfig(layout="shards")),
-        batch_size=8,
-        device="cpu",
-        cls=True,
-        shard_images=634,
-    )
+    manifest = manifest_of(ExtractConfig(layout="shards"))
+    tokens, dim = manifest.shape
     generator = torch.Generator().manual_seed(0)
     (place / "original").mkdir()
-    with open_writer(place / "float32", manifest, keys) as writer:
+    with BankWriter(place / "float32", manifest, keys) as writer:
         for key in keys:
-            every = torch.randn(model.tokens + 1, model.output_dim, generator=generator)
-            writer.add([Feature(key, every[1:], (640, 480), every[0])], [])
+            every = torch.randn(1 + tokens, dim, generator=generator)
+            writer.add([feature(key, every, (640, 480))], [])
             # As the original scripts do: a view whose storage holds [CLS] too.
             (place / "original" / f"{key}.pkl").write_bytes(pickle.dumps(every[1:]))
     exact = open_bank(place / "float32")

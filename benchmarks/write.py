@@ -3,7 +3,7 @@
     python -m benchmarks.write [--model ViT-B/16] [--images 512] [--rounds 5] [--directory DIR]
 
 Features of random numbers, made before, in memory. The original's `pickle.dump` flushes nothing: its files are in the
-page cache when it returns. What patchbank writes is on the disk: each pickle, its directory and the ledger are flushed
+page cache when it returns. What patchbank writes is on the disk: each pickle, its directory and the index are flushed
 for every batch of 8, as `patchbank extract` does on a CPU; shards when they are whole. The limits are what the same
 bytes take with one write and one flush a file: as many files as features, and one file. `--directory` says which disk.
 
@@ -22,21 +22,18 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from patchbank.bank.base_writer import Feature
 
-from benchmarks.common import alternate, batches, finish, parser, print_table, seconds_of
+from benchmarks.common import alternate, batches, feature, finish, manifest_of, parser, print_table, seconds_of
 from patchbank import ExtractConfig
-from patchbank.bank import base_writer
-from patchbank.bank.manifest import Manifest
-from patchbank.bank.packing import images_a_shard
-from patchbank.bank.writer import open_writer
+from patchbank.bank import writer as bank_writer
+from patchbank.bank.payload import Feature
+from patchbank.bank.writer import BankWriter
 from patchbank.budget import keep_freed_memory
 from patchbank.encoders.openai.registry import Model, get_model
-from patchbank.extraction.plan import make_fingerprint
+from patchbank.features import GRID
 from patchbank.files import write_and_sync
 
 _BATCH = 8  # images that `extract` hands over at a time on a CPU
-_THREADS = "_THREADS"  # of the writer, where it has any
 
 # Features to the directory that they are written into.
 Write = Callable[[Sequence[Feature], Path], None]
@@ -87,18 +84,15 @@ def _features(model: Model, count: int) -> list[Feature]:
     features = []
     for number in range(count):
         every = torch.randn(model.tokens + 1, model.output_dim, generator=generator)
-        features.append(Feature(f"image_{number:06}.jpg", every[1:], (640, 480), every[0]))
+        features.append(feature(f"image_{number:06}.jpg", every, (640, 480)))
     return features
 
 
 def _variants(model: Model, features: Sequence[Feature]) -> dict[str, Write]:
-    content = features[0].tokens.contiguous().view(torch.uint8).numpy().data.cast("B")
+    content = features[0].outputs[GRID].contiguous().view(torch.uint8).numpy().data.cast("B")
     variants: dict[str, Write] = {"pickles, original": _original}
-    if hasattr(base_writer, _THREADS):
-        for threads in (1, 2, 4, 8):
-            variants[f"pickles, durable, {threads} threads"] = partial(_with_threads, model, threads)
-    else:
-        variants["pickles, durable"] = partial(_bank, model, "ezhoi", "float32")
+    for threads in (1, 2, 4, 8):
+        variants[f"pickles, durable, {threads} threads"] = partial(_with_threads, model, threads)
     for dtype in ("float32", "float16", "int8"):
         variants[f"shards, durable, {dtype}"] = partial(_bank, model, "shards", dtype)
     return variants | {
@@ -118,39 +112,27 @@ def _timed(write: Write, features: Sequence[Feature], place: Path, name: str, si
 
 def _original(features: Sequence[Feature], out: Path) -> None:
     out.mkdir()
-    for feature in features:
-        with open(out / f"{feature.key.split('.')[0]}_clip.pkl", "wb") as file:
-            pickle.dump(feature.tokens, file)
+    for each in features:
+        with open(out / f"{each.key.split('.')[0]}_clip.pkl", "wb") as file:
+            pickle.dump(each.outputs[GRID], file)
 
 
 def _bank(model: Model, layout: str, dtype: str, features: Sequence[Feature], out: Path) -> None:
     config = ExtractConfig(model=model.name, layout=layout, dtype=dtype)  # type: ignore[arg-type]
-    facts = {
-        "layout": layout,
-        "dataset": "folder",
-        "split": None,
-        "fingerprint": make_fingerprint(model, "0" * 64, config),
-        "batch_size": _BATCH,
-        "device": "cpu",
-        "cls": layout == "shards",
-    }
-    manifest = Manifest.of_model(model, **facts)
-    if layout == "shards":
-        manifest = Manifest.of_model(model, **facts, shard_images=images_a_shard(manifest, config.shard_size))
-    with open_writer(out, manifest, [feature.key for feature in features]) as writer:
+    with BankWriter(out, manifest_of(config), [each.key for each in features]) as writer:
         for batch in batches(features, _BATCH):
             writer.add(batch, [])
 
 
 def _with_threads(model: Model, threads: int, features: Sequence[Feature], out: Path) -> None:
-    with mock.patch.object(base_writer, _THREADS, threads):
+    with mock.patch.object(bank_writer, "_THREADS", threads):
         _bank(model, "ezhoi", "float32", features, out)
 
 
 def _files(content: memoryview, features: Sequence[Feature], out: Path) -> None:
     out.mkdir()
-    for feature in features:
-        write_and_sync(out / feature.key, [content])
+    for each in features:
+        write_and_sync(out / each.key, [content])
 
 
 def _one_file(content: memoryview, features: Sequence[Feature], out: Path) -> None:

@@ -28,7 +28,7 @@ def pairs(root: Path, name: str, split: str, directory: Path | None) -> tuple[Te
         _, target = samples[index]
         features.append(torch.cat(list(target.regions.values()), dim=1))
         verbs.append(target.verb)
-        seen.append(target.transform.coverage(patchbank.union_boxes(target.boxes_h, target.boxes_o)))
+        seen.append(target.transform.visible_fraction(patchbank.union_boxes(target.boxes_h, target.boxes_o)))
     if not features:
         raise patchbank.PatchbankError(f"{dataset.title} has no pairs.")
     return torch.cat(features), torch.cat(verbs), float(torch.cat(seen).mean())

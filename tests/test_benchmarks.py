@@ -16,6 +16,8 @@ from benchmarks import growth, growth_steps, peers
 from benchmarks.common import HICO_SIZES, hico_photographs
 
 from patchbank.bench import limit
+from patchbank.encoders.base import flops
+from patchbank.encoders.openai import OpenAISpec
 from tests.support import REPOSITORY, TINY
 
 pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]  # warnings: other packages' own
@@ -111,7 +113,7 @@ def test_pooling(run: Run) -> None:
     assert seconds.keys() == {"one product", "roi_align, then the mean"}
 
 
-def test_coverage(run: Run, tmp_path: Path) -> None:
+def test_visible(run: Run, tmp_path: Path) -> None:
     content = {
         "filenames": ["a.jpg"],
         "annotation": [
@@ -123,7 +125,7 @@ def test_coverage(run: Run, tmp_path: Path) -> None:
         "correspondence": [[0, 0, 0]],
     }
     (tmp_path / "list.json").write_text(json.dumps(content))
-    result = run("coverage", tmp_path / "list.json")
+    result = run("visible", tmp_path / "list.json")
     assert result["area_cut_off"] == pytest.approx(1 - 224 / 640)
     assert result["shares"]["human"] == {"leaves the crop": 1, "wholly outside": 1}
     assert result["shares"]["object"] == {"leaves the crop": 0, "wholly outside": 0}
@@ -199,8 +201,8 @@ def test_a_peer_that_computes_something_else_is_no_peer(tmp_path: Path, monkeypa
 
 
 def test_the_limit_counts_every_product() -> None:
-    measured = limit.product_rate(TINY, "fp32", torch.device("cpu"), 2)
-    assert sum(product.count * product.flops for product in measured.products) == TINY.flops
+    measured = limit.product_rate(OpenAISpec(TINY), "fp32", torch.device("cpu"), 2)
+    assert sum(product.count * product.flops for product in measured.products) == flops(OpenAISpec(TINY))
     assert measured.seconds > 0 and measured.peak > 0
 
 

@@ -1,4 +1,4 @@
-"""How fast an encoder could be on a machine: its matrix products alone, each by the fastest routine that torch has.
+"""How fast a model could be on a machine: its matrix products alone, each by the fastest routine that torch has for it.
 
 An encoder does these products and more (norms, softmax, activations, memory traffic), so its speed as a fraction of
 this one says how much is left to be gained. The routines are measured, on this machine, as it is now: nothing here is
@@ -11,21 +11,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchbank.config import Precision
 from patchbank.encoders.base import EncoderSpec
-from patchbank.encoders.base import Product as MatrixProduct
+from patchbank.encoders.base import Product as Shape
 from patchbank.encoders.device import DTYPES, float32_products
 from patchbank.encoders.packed import Linear
 
 _TRIAL_SECONDS = 0.03  # for each routine, to choose the fastest
 _SECONDS = 0.25  # for that one then
 _HOPELESS = 2.0  # a routine whose first call takes so many times as long as the fastest one's is not tried again
-_HEADS = 12  # of an image, at once
 _CALLS_ON_CUDA = 20  # between two looks at the clock, so that it is the device that is timed and not the launching
 
 
@@ -76,35 +75,37 @@ class Limit:
         return sum(product.count * product.flops for product in self.products) / self.seconds
 
 
-def product_rate(spec: EncoderSpec, device: torch.device, batch_size: int) -> Limit:
-    """Measure an encoder's products in batches of this size, in its precision; a few seconds on a CPU.
+def product_rate(spec: EncoderSpec, precision: Precision, device: torch.device, batch_size: int) -> Limit:
+    """Measure an encoder's products in batches of this size; a few seconds on a CPU.
+
+    float32 is IEEE's unless the precision is tf32.
 
     All repetitions multiply the same numbers, so that small weights stay in a cache longer than a model's do: the limit
     is rather too high than too low.
     """
-    precision: Any = spec.identity["precision"]
     dtype = DTYPES[precision]
     products: list[Product] = []
     peak = 0.0
     with torch.no_grad(), float32_products("tf32" if precision == "tf32" else "ieee"):
-        for each in spec.products:
-            ways = _linear if each.kind == "linear" else _attention
-            at_once = batch_size if each.kind == "linear" else batch_size * _HEADS
-            routine, seconds = _fastest(ways(each, at_once, dtype, device), device)
-            if each.kind == "linear":
-                peak = max(peak, each.flops * at_once / seconds)
-            name = f"{each.rows}x{each.inner}x{each.columns} {each.kind}"
-            products.append(Product(name, each.times, routine, seconds / at_once, each.flops))
+        for shape in spec.products:
+            name = f"{shape.rows}x{shape.inner}x{shape.columns}"
+            if shape.kind == "attention":
+                name, routines = f"attention of {shape.rows}", _attention(shape, batch_size, dtype, device)
+            else:
+                routines = _linear(shape.rows * batch_size, shape.inner, shape.columns, dtype, device)
+            routine, seconds = _fastest(routines, device)
+            if shape.kind == "linear":
+                peak = max(peak, shape.flops * batch_size / seconds)
+            products.append(Product(name, shape.times, routine, seconds / batch_size, shape.flops))
     return Limit(tuple(products), peak)
 
 
 def _linear(
-    product: MatrixProduct, samples: int, dtype: torch.dtype, device: torch.device
+    rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
 ) -> Mapping[str, Callable[[], Tensor]]:
-    """The ways to multiply a batch with a layer's weights."""
-    rows = product.rows * samples
-    x = torch.randn(rows, product.inner, device=device).to(dtype)
-    weight = torch.randn(product.columns, product.inner, device=device).to(dtype)
+    """The ways to multiply (rows, inner) with a layer's weights."""
+    x = torch.randn(rows, inner, device=device).to(dtype)
+    weight = torch.randn(columns, inner, device=device).to(dtype)
     straight = weight.t().contiguous()
     routines: dict[str, Callable[[], Tensor]] = {}
     if device.type == "cpu":
@@ -115,25 +116,25 @@ def _linear(
 
 
 def _attention(
-    product: MatrixProduct, heads: int, dtype: torch.dtype, device: torch.device
+    each: Shape, batch_size: int, dtype: torch.dtype, device: torch.device
 ) -> Mapping[str, Callable[[], Tensor]]:
-    """The ways to do the two products of attention: all heads at once, some at a time, or fused with the softmax."""
-    tokens, width = product.rows, product.inner
-    q, k, v = (torch.randn(heads, tokens, width, device=device).to(dtype) for _ in range(3))
-    scores = torch.rand(heads, tokens, tokens, device=device).to(dtype)
+    """The ways to do one layer's two products: a batch at once, an image at a time, or fused with the softmax."""
+    heads, tokens = each.heads, each.rows
+    shape = (batch_size, heads, tokens, each.inner)
+    q, k, v = (torch.randn(shape, device=device).to(dtype) for _ in range(3))
+    scores = torch.rand(batch_size, heads, tokens, tokens, device=device).to(dtype)
 
-    def products(at_once: int) -> Tensor:
-        for first in range(0, heads, at_once):
-            part = slice(first, first + at_once)
-            torch.bmm(q[part], k[part].transpose(1, 2))
-            out = torch.bmm(scores[part], v[part])
+    def products(images: int) -> Tensor:
+        for first in range(0, batch_size, images):
+            part = slice(first, first + images)
+            torch.bmm(q[part].flatten(0, 1), k[part].flatten(0, 1).transpose(1, 2))
+            out = torch.bmm(scores[part].flatten(0, 1), v[part].flatten(0, 1))
         return out
 
-    fused = partial(F.scaled_dot_product_attention, *(each.view(-1, _HEADS, tokens, width) for each in (q, k, v)))
     return {
-        "bmm": partial(products, heads),
-        "bmm, an image at a time": partial(products, _HEADS),
-        "scaled_dot_product_attention": fused,
+        "bmm": partial(products, batch_size),
+        "bmm, an image at a time": partial(products, 1),
+        "scaled_dot_product_attention": lambda: F.scaled_dot_product_attention(q, k, v),
     }
 
 

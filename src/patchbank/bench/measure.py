@@ -105,7 +105,7 @@ def run(
     for precision in precisions:
         now(f"matrix products, {precision}")
         each = random_spec(config.model, precision)
-        limit = limits[precision] = product_rate(each, device, min(sizes[-1], _PRODUCTS))
+        limit = limits[precision] = product_rate(each, precision, device, min(sizes[-1], _PRODUCTS))
         rates: list[tuple[int, float]] = []
         now(f"encoding, {precision}")
         for size, measure in stages.encode(each, device, sizes, limit.images_per_second, config.compile == "on"):

@@ -46,9 +46,10 @@ class Product(NamedTuple):
     """A matrix product of one sample's forward pass.
 
     Attributes:
-        times: how often it is done.
+        times: how often it is done, one after the other.
         rows, inner, columns: its shape; of attention, (tokens, head width, tokens), and each stands for both products.
-        kind: ``linear``, or ``attention``: as many are done at once as there are heads.
+        kind: ``linear`` or ``attention``.
+        heads: of attention: how many are done at once.
     """
 
     times: int
@@ -56,11 +57,12 @@ class Product(NamedTuple):
     inner: int
     columns: int
     kind: Literal["linear", "attention"] = "linear"
+    heads: int = 1
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of one: a multiplication and an addition for each term."""
-        return 2 * self.rows * self.inner * self.columns * (2 if self.kind == "attention" else 1)
+        """Floating-point operations each time: a multiplication and an addition for each term."""
+        return 2 * self.rows * self.inner * self.columns * (2 * self.heads if self.kind == "attention" else 1)
 
 
 class EncoderSpec(Protocol):

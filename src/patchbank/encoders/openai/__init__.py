@@ -39,7 +39,8 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAIS
     if checkpoint is None or config.weights is None:
         return found  # official: QuickGELU, and nothing finer than float16
     # Read now, so that a wrong file is refused before anything is done.
-    halves = rounding or holds_halves(load_visual(model, checkpoint, rounding=rounding))
+    parameters = load_visual(model, checkpoint, rounding=rounding)
+    halves = rounding or holds_halves(parameters)
     return replace(found, activation=resolve_activation(checkpoint, config.activation), halves=halves)
 
 

@@ -61,7 +61,7 @@ class Model:
         return [
             Product(1, self.tokens, 3 * self.patch_size**2, width),  # patch embedding
             Product(self.layers, tokens, width, 3 * width),  # queries, keys, values
-            Product(self.layers * self.heads, tokens, width // self.heads, tokens, "attention"),
+            Product(self.layers, tokens, width // self.heads, tokens, "attention", self.heads),
             Product(self.layers, tokens, width, width),
             Product(self.layers, tokens, width, 4 * width),
             Product(self.layers, tokens, 4 * width, width),

@@ -1,6 +1,6 @@
 """How much of the annotated pairs does CLIP's centre crop cut off?
 
-    python -m benchmarks.coverage FILE [--model ViT-B/16]
+    python -m benchmarks.visible FILE [--model ViT-B/16]
 
 FILE is an annotation file that tells its images' sizes, such as UPT's instances_test2015.json. Prints a table, and ends
 in one JSON line.
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from benchmarks.common import finish, parser, print_table
-from patchbank import ImageTransform, union_boxes
+from patchbank import union_boxes
 from patchbank.datasets.hoi_files import read_hoi
-from patchbank.encoders.openai.registry import get_model
+from patchbank.encoders.openai.random import random_spec
 
 _WHOLE = 1 - 1e-6
 
@@ -27,19 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("file", type=Path)
     command.add_argument("--model", default="ViT-B/16")
     options = command.parse_args(arguments)
-    model, pairs = get_model(options.model), read_hoi(options.file)
+    taken, pairs = random_spec(options.model).input, read_hoi(options.file)
     lost: list[float] = []
-    covered: dict[str, list[torch.Tensor]] = {"human": [], "object": [], "union": []}
+    visible: dict[str, list[torch.Tensor]] = {"human": [], "object": [], "union": []}
     for key, size in pairs.sizes.items():
-        transform = ImageTransform(*size, "center-crop", model.input_size, model.patch_size)
-        lost.append(1 - float(transform.coverage([0, 0, *size])))
+        transform = taken.transform(size)
+        lost.append(1 - float(transform.visible_fraction([0, 0, *size])))
         target = pairs.target(key)
         for name, boxes in (
             ("human", target.boxes_h),
             ("object", target.boxes_o),
             ("union", union_boxes(target.boxes_h, target.boxes_o)),
         ):
-            covered[name].append(transform.coverage(boxes.double()))
+            visible[name].append(transform.visible_fraction(boxes.double()))
     if not lost:
         raise SystemExit(f"{options.file} does not tell its images' sizes.")
     shares = {
@@ -47,14 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "leaves the crop": float((each < _WHOLE).double().mean()),
             "wholly outside": float((each == 0).double().mean()),
         }
-        for name, each in ((name, torch.cat(parts)) for name, parts in covered.items())
+        for name, each in ((name, torch.cat(parts)) for name, parts in visible.items())
     }
     print(f"Of the images' area, {np.mean(lost):.1%} is cut off on average.\n")
     print_table(
         ["of the pairs", *shares["union"]],
         [[name, *(f"{x:.1%}" for x in each.values())] for name, each in shares.items()],
     )
-    finish("coverage", model=model.name, images=len(lost), area_cut_off=float(np.mean(lost)), shares=shares)
+    finish("visible", model=options.model, images=len(lost), area_cut_off=float(np.mean(lost)), shares=shares)
 
 
 if __name__ == "__main__":
