@@ -219,9 +219,7 @@ def patchbank_process(*arguments: object, tiny: bool = True, check: int | None =
 
     Many processes, or some that meet with signals: `tests.faults.processes`.
     """
-    done = subprocess.run(
-        command(*arguments, tiny=tiny), cwd=REPOSITORY, capture_output=True, text=True, timeout=300, **options
-    )  # type: ignore[call-overload]
+    done = subprocess.run(command(*arguments, tiny=tiny), cwd=REPOSITORY, capture_output=True, text=True, **options)  # type: ignore[call-overload]
     return _checked(done, check)
 
 

@@ -105,16 +105,26 @@ def test_the_oracle_is_openais_model(tmp_path: Path, tiny_weights: Path) -> None
     assert torch.allclose(first, pooled(original, tmp_path / name), rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One of every kind."""
+    place = tmp_path_factory.mktemp("pictures")
+    return [place / name for name in every_kind(place)]
+
+
 @pytest.mark.parametrize("kind", ["grey", "cmyk", "palette", "rgba", "one_bit", "exif_rotated"])
-def test_a_batch_gives_what_single_images_give(tmp_path: Path, tiny_weights: Path, kind: str) -> None:
-    names = [name for name in every_kind(tmp_path) if name.startswith(kind)] + photographs(tmp_path, 5)
-    images = [Image.open(tmp_path / name) for name in names]
+def test_a_batch_gives_what_single_images_give(
+    tmp_path: Path, pictures: list[Path], tiny_weights: Path, kind: str
+) -> None:
+    paths = [path for path in pictures if path.name.startswith(kind)]
+    paths += [tmp_path / name for name in photographs(tmp_path, 5)]
+    images = [Image.open(path) for path in paths]
     encode = encoder_of(tiny_weights)
     together = encode(images)
     original = Original(tiny_weights)
-    for name, image, tokens in zip(names, images, together, strict=True):
+    for path, image, tokens in zip(paths, images, together, strict=True):
         assert relative_error(tokens, encode([image])[0]) <= BOUND
-        assert relative_error(tokens, original(tmp_path / name)) <= BOUND
+        assert relative_error(tokens, original(path)) <= BOUND
 
 
 def test_what_the_program_around_it_chose_for_its_own_products_does_not_matter(

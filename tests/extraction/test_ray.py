@@ -104,14 +104,21 @@ def test_the_bank_is_the_local_engines_though_a_worker_is_killed(
     layout: str, run: Callable[..., Any], images: Path, tiny_config: ExtractConfig, tmp_path: Path
 ) -> None:
     killed: list[int] = []
+    ended = Event()
 
     def kill() -> None:
-        while not (busy := busy_workers()):
-            pass
-        killed.append(busy[0])
-        os.kill(busy[0], signal.SIGKILL)
+        while not killed and not ended.is_set():
+            for busy in busy_workers()[:1]:
+                os.kill(busy, signal.SIGKILL)
+                killed.append(busy)
 
-    summary = run(layout, kill)
+    killer = Thread(target=kill)
+    try:
+        summary = run(layout, killer.start)
+    finally:
+        ended.set()
+        if killer.ident:
+            killer.join()
     assert len(killed) == 1
     assert (summary.images, summary.failures) == (NAMES - 1, {"broken.jpg": "not an image that Pillow can identify"})
     assert contents(tmp_path / "bank") == expected(layout, images, tiny_config, tmp_path / "local")

@@ -58,7 +58,7 @@ def test_a_damaged_part(short: Short, tmp_path: Path, damage: Callable[[Path], o
 
 def test_damaged_numbers(extraction: Extraction, tmp_path: Path) -> None:
     """A bit of a feature's numbers: a resumed run reads headers, names and sizes alone and does not see it. `verify`
-    does, and `repair --extract` makes that feature anew, with the same bytes, and its entry tells of it."""
+    does, and `repair --extract` makes that feature again, with the same bytes."""
     bank, output = tmp_path / "bank", tmp_path / "printed"
     run(output, *extraction.to(bank), check=1)
     features = {key: (open_bank(bank).sha256(key), open_bank(bank)[key]) for key in open_bank(bank)}

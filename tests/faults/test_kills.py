@@ -58,6 +58,7 @@ def seconds_of(extraction: Extraction, bank: Path, output: Path) -> float:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path) -> None:
     """Likewise at any instant. Some banks are killed once and completed, others fourteen times."""
     random, killed, output = Random(0), 0, tmp_path / "printed"

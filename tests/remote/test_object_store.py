@@ -285,7 +285,7 @@ def test_a_bucket_that_is_not_there(images: Path, config: ExtractConfig, store: 
         extract(load_dataset("folder", images), "s3://no-such-bucket/bank", config)
 
 
-def test_a_damaged_shard_is_found_and_made_anew(
+def test_a_damaged_shard_is_found_and_made_again(
     bucket: str, store: Store, images: Path, config: ExtractConfig, tmp_path: Path
 ) -> None:
     url = f"s3://{bucket}/bank"
