@@ -196,7 +196,8 @@ def _confirm(bank: Path, manifest: Manifest, dataset: Dataset, config: ExtractCo
     from patchbank.extraction.recompute import encoder_of, recompute
 
     model = get_model(config.model)
-    obtain_checkpoint(model, config.weights, config.checkpoints, DownloadProgress(f"Downloading {model.name}"))
+    with DownloadProgress(f"Downloading {model.name}") as downloading:
+        obtain_checkpoint(model, config.weights, config.checkpoints, downloading)
     with busy(f"Comparing some features with what {model.name} gives"):
         encoder = encoder_of(
             model,
