@@ -214,7 +214,9 @@ def run_jobs(
         raise typer.Exit(0)
 
     # All weights before the first feature, and model by model, so that each is loaded once.
-    plans = [obtain_weights(plan, DownloadProgress(f"Downloading {plan.encoder.name}")) for plan in plans]
+    for number, plan in enumerate(plans):
+        with DownloadProgress(f"Downloading {plan.encoder.name}") as downloading:
+            plans[number] = obtain_weights(plan, downloading)
     for plan in plans:
         for note in plan.notes:
             show_note(note)

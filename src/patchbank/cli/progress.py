@@ -1,148 +1,136 @@
-"""Progress of a run: a bar on a terminal, a plain line every few seconds where there is none."""
+"""Progress of a command: a bar on a terminal; elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
-from patchbank.cli.console import duration_text, stderr
+from patchbank.cli.console import count_text, duration_text, stderr
 from patchbank.files import bytes_text
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class _Field(ProgressColumn):
-    """One of the task's own fields, as it is."""
+class CountProgress:
+    """Counts images: call it with (done, total). It begins with the first call and ends when all are done.
 
-    def __init__(self, name: str, style: str = "") -> None:
-        super().__init__()
-        self._name, self._style = name, style
+    A context manager, so that no bar is left where the work stops early.
+    """
 
-    def render(self, task: Task) -> Text:
-        return Text(str(task.fields.get(self._name, "")), style=self._style)
-
-
-class ImageProgress:
-    """Counts a run's images: images/s, time left, failures so far. A context manager."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self._title, self._total = title, total
-        self._done = self._failed = 0
-        self._began = self._said = time.monotonic()
-        self._last: tuple[int, int] | None = None  # done and failed, when a line last said so
-        self._bar: Progress | None = None
-        if stderr.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                _Field("rate"),
-                _Field("left", "cyan"),
-                _Field("failed", "red"),
-                console=stderr,
-                expand=True,
-                transient=True,
-            )
-            self._task = self._bar.add_task(title, total=total, rate="", left="", failed="")
+    def __init__(self, title: str) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),  # a file name may look like markup
+            BarColumn(bar_width=None),
+            *self._columns(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[cyan]left [red]{task.fields[failed]}"),
+            console=stderr,
+            expand=True,
+            transient=True,
+        )
+        self._bar.add_task(title, start=False, total=None, rate="", failed="")
+        [self._task] = self._bar.tasks
+        self._said = time.monotonic(), 0.0  # when the last line was written, and how much was done
 
     def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
-        else:
-            self._say(f"{self._total:,} {'image' if self._total == 1 else 'images'} to do")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar:
+    def __exit__(self, *_: object) -> None:
+        if stderr.is_terminal:
             self._bar.stop()
-        elif self._total and self._last != (self._done, self._failed):
-            self._say(self._state(time.monotonic()))
+        elif self._task.completed != self._said[1]:
+            self._say_state()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Set how many are done, of how many; 0 if the total is not known."""
+        if not self._task.started:
+            self._start(total)
+        self._update(done)
+        if done == total:  # another bar can take its place
+            self.__exit__()
+
+    def _columns(self) -> Sequence[ProgressColumn]:
+        return MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
+
+    def _start(self, total: int) -> None:
+        self._bar.update(self._task.id, total=total or None)
+        self._bar.start_task(self._task.id)
+        if stderr.is_terminal:
+            self._bar.start()
+        else:
+            self._say(self._begin(total))
+
+    def _update(self, done: int, failed: int = 0) -> None:
+        self._bar.update(self._task.id, completed=done, failed=f"{failed:,} failed" if failed else "")
+        self._bar.update(self._task.id, rate=f"{self._per_second():.1f} images/s")
+        if not stderr.is_terminal and time.monotonic() - self._said[0] >= _SECONDS_BETWEEN_LINES:
+            self._say_state()
+
+    def _per_second(self) -> float:
+        return self._task.completed / max(self._task.elapsed or 0.0, 1e-9)
+
+    def _begin(self, total: int) -> str:
+        return f"{count_text(total, 'image')} to do"
+
+    def _state(self) -> list[str]:
+        return [
+            f"{self._task.completed:,.0f}/{self._task.total or 0:,.0f} images",
+            f"{self._per_second():.1f} images/s",
+        ]
+
+    def _say_state(self) -> None:
+        task, rate = self._task, self._per_second()
+        self._said = time.monotonic(), task.completed
+        parts = [*self._state(), f"{duration_text(task.elapsed or 0.0)} elapsed"]
+        if rate and task.remaining:
+            parts.append(f"{duration_text(task.remaining / rate)} left")
+        self._say(", ".join(filter(None, [*parts, task.fields["failed"]])))
+
+    def _say(self, text: str) -> None:
+        stderr.print(Text(f"{self._task.description}: {text}"), soft_wrap=True)
+
+
+class ImageProgress(CountProgress):
+    """Counts a run's images, the failed ones too."""
+
+    def __init__(self, title: str, total: int) -> None:
+        super().__init__(title)
+        self._total, self._failed = total, 0
+
+    def __enter__(self) -> Self:
+        self._start(self._total)
+        return self
 
     def advance(self, written: int, failed: Sequence[object]) -> None:
         """Count images that are done: with features, and failed."""
-        self._done += written + len(failed)
         self._failed += len(failed)
-        now = time.monotonic()
-        if self._bar:
-            rate, left = self._pace(now)
-            self._bar.update(
-                self._task,
-                completed=self._done,
-                rate=f"{rate:.1f} images/s",
-                left=f"{left} left",
-                failed=f"{self._failed} failed" if self._failed else "",
-            )
-        elif now - self._said >= _SECONDS_BETWEEN_LINES:
-            self._said = now
-            self._say(self._state(now))
-            self._last = (self._done, self._failed)
-
-    def _pace(self, now: float) -> tuple[float, str]:
-        """(images/s so far, time left as text)."""
-        rate = self._done / max(now - self._began, 1e-9)
-        return rate, duration_text((self._total - self._done) / rate) if rate else "unknown"
-
-    def _state(self, now: float) -> str:
-        rate, left = self._pace(now)
-        ahead = f", {left} left" if self._done < self._total else ""
-        failed = f", {self._failed:,} failed" if self._failed else ""
-        return f"{self._done:,}/{self._total:,} images, {rate:.1f} images/s{ahead}{failed}"
-
-    def _say(self, text: str) -> None:
-        stderr.print(Text(f"{self._title}: {text}"), soft_wrap=True)
+        self._update(int(self._task.completed) + written + len(failed), self._failed)
 
 
-class CountProgress:
-    """A bar whose total is known only once the work is under way: call it with (done, total). A context manager."""
+class DownloadProgress(CountProgress):
+    """Counts the bytes of a download."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._done = 0
-        self._bar: ImageProgress | None = None
+    def _columns(self) -> Sequence[ProgressColumn]:
+        return DownloadColumn(), TransferSpeedColumn()
 
-    def __enter__(self) -> Self:
-        return self
+    def _begin(self, total: int) -> str:
+        return bytes_text(total) if total else "size not known"
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are done."""
-        if self._bar is None:
-            self._bar = ImageProgress(self._title, total).__enter__()
-        self._bar.advance(done - self._done, ())
-        self._done = done
-        if done >= total:  # at once, so that another bar can take its place
-            self.__exit__(None, None, None)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        bar, self._bar = self._bar, None
-        if bar is not None:
-            bar.__exit__(kind, value, traceback)
-
-
-class DownloadProgress:
-    """Bytes of a download, likewise."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._said = 0.0
-
-    def __call__(self, received: int, total: int) -> None:
-        """Called after each piece; `total` is 0 where the server does not say."""
-        now = time.monotonic()
-        done = received == total
-        if not done and now - self._said < (0.1 if stderr.is_terminal else _SECONDS_BETWEEN_LINES):
-            return
-        self._said = now
-        line = f"{self._title}: {bytes_text(received)}" + (f" of {bytes_text(total)}" if total else "")
-        if stderr.is_terminal:
-            stderr.print(Text(line), end="\n" if done else "\r")
-        else:
-            stderr.print(Text(line), soft_wrap=True)
+    def _state(self) -> list[str]:
+        total = f" of {bytes_text(self._task.total)}" if self._task.total else ""
+        return [f"{bytes_text(self._task.completed)}{total}", f"{bytes_text(self._per_second())}/s"]
