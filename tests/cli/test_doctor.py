@@ -16,7 +16,7 @@ def test_ready(tmp_path: Path, tiny_weights: Path) -> None:
     for title in ("Data", "Checkpoints", "Environment", "Banks and disk", "This machine"):
         assert f"\n{title}\n" in done.stdout
     last = done.stdout.splitlines()[-1]
-    assert last.startswith("All is ready")
+    assert last.startswith("Ready: patchbank extract hicodet")
     assert f"patchbank extract hicodet --root {tmp_path} --model tiny" in last
     assert "images/s" in done.stdout
     assert "PROBLEM" not in done.stdout
@@ -25,7 +25,7 @@ def test_ready(tmp_path: Path, tiny_weights: Path) -> None:
     patchbank(*command[1:], "--dry-run", check=0)
 
 
-def test_problems_and_their_mends(tmp_path: Path, tiny_weights: Path) -> None:
+def test_problems_and_their_fixes(tmp_path: Path, tiny_weights: Path) -> None:
     hico_root(tmp_path, 3)
     write_json(tmp_path / "hicodet/test_hico.json", hico_list(["[red]a.jpg", "[/]b.jpg", "\ud800.jpg"]))
     (tmp_path / "hicodet/trainval_hico.json").write_text('[{"file_name"')
@@ -40,10 +40,10 @@ def test_problems_and_their_mends(tmp_path: Path, tiny_weights: Path) -> None:
     text = patchbank(*arguments, check=1).stdout
     assert "[red]a.jpg" in text
     assert text.count("PROBLEM") == 4  # the last line names the mark
-    assert "There are 3 problems" in text
+    assert "3 problems. Fix what is marked PROBLEM" in text
     words = " ".join(text.split())
     for finding in report["findings"]:
-        for line in (finding["mend"] or "").splitlines():
+        for line in (finding["fix"] or "").splitlines():
             if line.startswith("$ "):
                 assert line.removeprefix("$ ") in text  # unbroken, to be copied
             elif not any(len(word) > 40 for word in line.split()):

@@ -1,4 +1,4 @@
-"""``patchbank doctor``: what is right and what is wrong with an EZ-HOI root, before hours are spent on it."""
+"""``patchbank doctor``: the plans of an EZ-HOI root's banks, and what stands in their way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, say, show_json, stdout
+from patchbank.cli.console import busy, count_text, say, show_json, stdout
 from patchbank.cli.listing import ListingOptions
 from patchbank.cli.options import RunOptions
 from patchbank.config import ExtractConfig, check_dtype, option
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MARKS = {"ok": ("ok", "green"), "note": ("note", "bold yellow"), "problem": ("PROBLEM", "bold red")}
 _MARK_WIDTH = 11
-_WIDTH = 78  # text of a finding is not set wider than this, however wide the terminal is
+_WIDTH = 78  # of a finding's text at most
 
 
 @options.takes({"root": Path()}, asked=("root",), run=("model", "json"), config=options.BANK)
@@ -31,9 +31,9 @@ def doctor(
     config: ExtractConfig,
     no_timing: bool = option(False, "Skip the measurements, and with them the times."),
 ) -> None:
-    """Examine an EZ-HOI root: data sets, checkpoints, packages, banks, disk and machine. Changes nothing.
+    """Check an EZ-HOI root: datasets, checkpoints, packages, machine, banks and disk. Changes nothing.
 
-    Give it the options that you will give `extract`.
+    Pass the options that you will pass to `extract`.
 
     Exit codes: 0 no problem, 1 problems (each with its fix), 2 wrong usage.
 
@@ -42,7 +42,7 @@ def doctor(
     names = run.models(config, EZHOI_MODELS)
     root = asked.root or Path()
     if not root.is_dir():
-        raise ConfigError(f"--root {root}: there is no such directory. Name an EZ-HOI checkout.")
+        raise ConfigError(f"--root {root}: no such directory. Pass an EZ-HOI checkout.")
     check_dtype(config.layout or "ezhoi", config.dtype)
     with busy("Looking at data sets, checkpoints, banks and machine"):
         from patchbank.doctor import examine
@@ -61,26 +61,25 @@ def _show(report: Report) -> None:
                 _show_finding(finding, max(len(each.what) for each in findings))
     say("")
     if problems := len(report.problems):
-        says = "There is 1 problem" if problems == 1 else f"There are {problems} problems"
-        says += ": mend what is marked PROBLEM, and run patchbank doctor again."
-        stdout.print(Text(says, style="bold red"))
+        count = count_text(problems, "problem")
+        stdout.print(Text(f"{count}. Fix what is marked PROBLEM and run patchbank doctor again.", style="bold red"))
     elif report.commands:
-        say(f"All is ready{_notes(report)}: {' && '.join(report.commands)}", "bold green")
+        say(f"Ready{_notes(report)}: {' && '.join(report.commands)}", "bold green")
     else:
-        say(f"All is well{_notes(report)}: nothing is left to extract.", "bold green")
+        say(f"Nothing left to extract{_notes(report)}.", "bold green")
 
 
 def _notes(report: Report) -> str:
     count = sum(finding.level == "note" for found in report.sections.values() for finding in found)
-    return f" ({count} {'note' if count == 1 else 'notes'} above)" if count else ""
+    return f" ({count_text(count, 'note')} above)" if count else ""
 
 
 def _show_finding(finding: Finding, widest: int) -> None:
-    """Mark, thing and text side by side; below them the mend. Commands are not broken, so that they can be copied."""
+    """Mark, thing and text side by side; below them the fix. Commands are not broken, so that they can be copied."""
     mark, style = _MARKS[finding.level]
     _say_wrapped(Text.assemble((f"  {mark}".ljust(_MARK_WIDTH), style), f"{finding.what:{widest}}  "), finding.text)
-    for number, line in enumerate((finding.mend or "").splitlines()):
-        indent = Text(" " * _MARK_WIDTH + ("mend: " if not number else "      "))
+    for number, line in enumerate((finding.fix or "").splitlines()):
+        indent = Text(" " * _MARK_WIDTH + ("fix: " if not number else "     "))
         if line.startswith("$ "):
             say(f"{indent}{line.removeprefix('$ ')}", "cyan")
         else:

@@ -1,80 +1,197 @@
-"""The state of an EZ-HOI root before hours are spent on it: `examine` looks at everything and changes nothing."""
+"""The state of an EZ-HOI root before hours are spent on it: the plan of every bank, and what plans cannot check.
+
+`examine` calls the same `make_plan` as `extract`. What a plan refuses, its own error says: the cause and the fix.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from patchbank.bank.parts import layout_in
+from patchbank.bank.pickles import bank_directory, bank_name, pickle_name, pickles_in
+from patchbank.bank.pickling import pickle_bytes
 from patchbank.config import ExtractConfig
-from patchbank.doctor.banks import BankState, examine_banks
-from patchbank.doctor.checkpoints import examine_checkpoints
-from patchbank.doctor.data import examine_data
-from patchbank.doctor.disks import examine_disks
-from patchbank.doctor.environment import examine_environment
-from patchbank.doctor.findings import Finding, Level, Report, extract_command, given
-from patchbank.doctor.machine import examine_device, measure, sample
-from patchbank.doctor.timing import Speed
-from patchbank.encoders.openai.registry import EZHOI_MODELS, get_model
+from patchbank.datasets import SPLITS, Dataset
+from patchbank.doctor import checks
+from patchbank.doctor.checks import Finding, Level, extract_command, refusal, run, shell
+from patchbank.encoders.openai.registry import EZHOI_MODELS, Model, get_model
+from patchbank.errors import PatchbankError
+from patchbank.extraction.plan import ExtractPlan, make_plan
+from patchbank.files import bytes_text
 
 __all__ = ["Finding", "Level", "Report", "examine"]
+
+_USUAL = (0.9, 1.1)  # sizes of third-party pickles, of what patchbank writes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All findings.
+
+    Attributes:
+        root: the EZ-HOI root.
+        sections: title -> findings, in the order in which they are shown.
+        commands: what to run once there is no problem; empty where every bank is complete.
+    """
+
+    root: Path
+    sections: Mapping[str, tuple[Finding, ...]]
+    commands: tuple[str, ...]
+
+    @property
+    def problems(self) -> list[Finding]:
+        """The findings that are problems."""
+        return [finding for found in self.sections.values() for finding in found if finding.level == "problem"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        findings = [{"section": title, **asdict(each)} for title, found in self.sections.items() for each in found]
+        return {
+            "root": str(self.root),
+            "problems": len(self.problems),
+            "commands": list(self.commands),
+            "findings": findings,
+        }
 
 
 def examine(
     root: Path, models: Sequence[str] = EZHOI_MODELS, config: ExtractConfig | None = None, *, timing: bool = True
 ) -> Report:
-    """Look at an EZ-HOI root as an extraction of both data sets would find it. Writes nothing.
+    """Plan every bank of an EZ-HOI root, and check what plans cannot. Writes nothing.
 
     Args:
         root: the EZ-HOI checkout.
-        models: whose checkpoints and banks are looked at.
-        config: what the extraction would be asked for; its ``model`` is not used.
-        timing: whether decoding and encoding are measured, which takes some seconds a model.
+        models: names of the models whose banks are planned.
+        config: the extraction's configuration; its ``model`` is not used.
+        timing: measure decoding and encoding, a few seconds a model.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: an unknown model.
     """
     config = config or ExtractConfig()
     chosen = [get_model(name) for name in dict.fromkeys(models)]
-    data, splits = examine_data(root)
-    checkpoints = examine_checkpoints(root, chosen, config)
-    weights = {
-        model.name: str(finding.data.get("sha256") or model.sha256)
-        for model, finding in zip(chosen, checkpoints, strict=True)
-    }
-    device_finding, device = examine_device(chosen, config)
-    speeds, measured = dict[str, Speed](), list[Finding]()
-    if timing and device is not None:
-        speeds, measured = measure(chosen, config, device, sample(splits))
-    banks = examine_banks(root, [split for split in splits if split.keys], chosen, config, weights, speeds)
+    data, datasets = checks.check_data(root)
+    checkpoints = [checks.check_checkpoint(root, model, config) for model in chosen]
+    device = checks.check_device(chosen, config)
+    known = {each.text: each.what for each in (*checkpoints, device) if each.level == "problem"}
+    outcomes = [_plan(root, dataset, model, config, known) for dataset in datasets for model in chosen]
+    plans = [each for each in outcomes if isinstance(each, ExtractPlan)]
+    speeds, measured = checks.measure(plans) if timing else ({}, [])
+    banks = [each if isinstance(each, Finding) else _bank(root, each, config, speeds) for each in outcomes]
     return Report(
         root=root,
         sections={
             "Data": tuple(data),
             "Checkpoints": tuple(checkpoints),
-            "Environment": tuple(examine_environment(root)),
-            "Banks and disk": (*(bank.finding for bank in banks), *examine_disks(banks, root)),
-            "This machine": (device_finding, *measured),
+            "Environment": (checks.check_clip(root),),
+            "This machine": (device, *measured),
+            "Banks and disk": (*banks, *checks.check_disks(plans)),
         },
-        commands=tuple(_commands(root, banks, given(config), chosen_by_name=tuple(models) != EZHOI_MODELS)),
+        commands=tuple(_commands(root, plans, config, chosen)),
     )
 
 
-def _commands(root: Path, banks: Sequence[BankState], options: Sequence[str], *, chosen_by_name: bool) -> list[str]:
-    """What to run: a command a data set, or one a bank where other code's banks are to be left alone."""
+def _plan(
+    root: Path, dataset: Dataset, model: Model, config: ExtractConfig, known: dict[str, str]
+) -> ExtractPlan | Finding:
+    """The plan of one bank, or the finding that says why there is none.
+
+    `known`: text of a problem -> what it is about. A bank with a known problem refers to it.
+    """
+    out = bank_directory(root, dataset.name, config.layout or "ezhoi")
+    out /= bank_name(model.bank_prefix, dataset.name, dataset.split or "")
+    try:
+        third_party = not config.overwrite and out.is_dir() and layout_in(out) is None
+        if third_party and (pickles := dict(pickles_in(out))):
+            return _third_party(out, dataset, model, pickles)
+        return make_plan(dataset, out, replace(config, model=model.name))
+    except (PatchbankError, OSError) as error:
+        finding = refusal(out.name, error)
+    if before := known.get(finding.text):
+        return Finding(what=out.name, level="note", text=f"no plan: see {before} above.")
+    known[finding.text] = out.name
+    return finding
+
+
+def _bank(root: Path, plan: ExtractPlan, config: ExtractConfig, speeds: Mapping[str, tuple[float, float]]) -> Finding:
+    """What a plan says.
+
+    Args:
+        speeds: model -> least and most seconds an image takes.
+    """
+    listed, todo = len(plan.selected), len(plan.todo)
+    seconds = [todo * each for each in speeds.get(plan.config.model, ())]
+    text = f"complete, {listed:,} features."
+    if todo:
+        begun = f"{listed - todo:,} of {listed:,} done" if plan.resumed else "not begun"
+        time = f", {checks.duration(seconds)}" if seconds else ""
+        text = f"{begun}; {todo:,} to do, {bytes_text(plan.bytes_needed)}{time}."
+    if plan.to_delete:
+        text += f" Deletes {len(plan.to_delete):,} features first ({bytes_text(plan.bytes_freed)})."
+    fix = run(_extract(root, plan, config)) if plan.resumed and todo else None
+    if plan.failed_before:
+        text += f" {plan.failed_before:,} of these failed before."
+        fix = f"{run(shell('patchbank', 'info', plan.out, '--failures'))}\nReplace these images, and run:\n{fix}"
+    return Finding(
+        what=plan.out.name,
+        level="note" if fix or plan.notes else "ok",
+        text=" ".join((text, *plan.notes)),
+        fix=fix,
+        data={
+            "bank": str(plan.out),
+            "weights": plan.encoder.weights,
+            "done": listed - todo,
+            "todo": todo,
+            "failed_before": plan.failed_before,
+            "bytes_needed": plan.bytes_needed,
+            "seconds": seconds,
+        },
+    )
+
+
+def _third_party(out: Path, dataset: Dataset, model: Model, pickles: Mapping[str, int]) -> Finding:
+    """A directory of pickles without a bank; `pickles`: name -> size in bytes."""
+    names = [pickle_name(sample.key) for sample in dataset.samples]
+    done = sum(name in pickles for name in names)
+    usual = pickle_bytes((model.tokens, model.output_dim), torch.float32)
+    odd = sorted(name for name, size in pickles.items() if not _USUAL[0] * usual < size < _USUAL[1] * usual)
+    text = f"{done:,} of {len(names):,} features, third-party: pickles without a bank. `extract` does not continue it."
+    if odd:
+        text += (
+            f" {len(odd):,} have an unusual size, such as {odd[0]}: {pickles[odd[0]]:,} bytes, not {usual:,}. They are "
+            "cut short, of another dtype, (511,) tensors of the stock clip package, or slices that hold their batch."
+        )
+    imported = shell("patchbank", "import", out, f"{out}_imported", "--model", model.name)
+    return Finding(
+        what=out.name,
+        level="problem" if odd or done < len(names) else "note",
+        text=text,
+        fix=f"Look into it, then make a bank of it:\n{run(shell('patchbank', 'verify', out), imported)}",
+        data={"bank": str(out), "third_party": True, "pickles": len(pickles), "done": done, "unusual": len(odd)},
+    )
+
+
+def _commands(root: Path, plans: Sequence[ExtractPlan], config: ExtractConfig, models: Sequence[Model]) -> list[str]:
+    """A command a data set, or one a bank where some of its banks have no plan."""
     commands: list[str] = []
-    for dataset in dict.fromkeys(bank.split.dataset for bank in banks):
-        own = [bank for bank in banks if bank.split.dataset == dataset]
-        todo = [bank for bank in own if bank.todo]
-        if not todo:
-            continue
-        if all(bank.completable for bank in own):
-            named = dict.fromkeys(bank.model.name for bank in own) if chosen_by_name else ()
-            words = [word for name in named for word in ("--model", name)]
-            commands.append(extract_command(root, dataset, *words, *options))
+    for name in SPLITS:
+        own = [plan for plan in plans if plan.dataset.name == name]
+        todo = [plan for plan in own if plan.todo]
+        if todo and len(own) == len(SPLITS[name]) * len(models):
+            names = tuple(model.name for model in models)
+            words = [word for each in names if names != EZHOI_MODELS for word in ("--model", each)]
+            commands.append(extract_command(root, name, *words, *config.arguments()))
         else:
-            commands += [
-                extract_command(root, dataset, "--split", bank.split.split, "--model", bank.model.name, *options)
-                for bank in todo
-                if bank.completable
-            ]
+            commands += [_extract(root, plan, config) for plan in todo]
     return commands
+
+
+def _extract(root: Path, plan: ExtractPlan, config: ExtractConfig) -> str:
+    """The command that does what a plan says."""
+    which = ("--split", plan.dataset.split, "--model", plan.config.model)
+    return extract_command(root, plan.dataset.name, *which, *config.arguments())

@@ -1,0 +1,396 @@
+"""What a plan cannot check: missing images, checkpoints, `clip` packages, all disks together, the device's speed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib.machinery import PathFinder
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import torch
+
+from patchbank import encoders
+from patchbank.bank.manifest import library_versions
+from patchbank.budget import ByteBudget
+from patchbank.config import ExtractConfig
+from patchbank.datasets import SPLITS, Dataset, Sample, hicodet, load_dataset, vcoco
+from patchbank.datasets.samples import Decoded, Failure
+from patchbank.encoders.device import auto_batch_size
+from patchbank.encoders.openai.checkpoints import CHECKPOINTS, places
+from patchbank.encoders.openai.random import random_spec
+from patchbank.encoders.openai.registry import Model
+from patchbank.encoders.runner import Runner
+from patchbank.errors import DatasetError, PatchbankError
+from patchbank.extraction.advice import auto_workers
+from patchbank.extraction.devices import decide
+from patchbank.extraction.plan import ExtractPlan, check_disk
+from patchbank.files import bytes_text, free_bytes, nearest_existing
+from patchbank.preprocess import load
+
+# ok: as it should be. note: worth knowing, stops nothing. problem: an extraction would stop, or lack images.
+Level = Literal["ok", "note", "problem"]
+
+_LISTS = {
+    "hicodet": [place for places in hicodet.ANNOTATIONS.values() for place in places],
+    "vcoco": [*vcoco.ANNOTATIONS.values()],
+}
+_ARCHIVES = {
+    "hicodet": "Unpack hico_20160224_det.tar.gz in hicodet/.",
+    "vcoco": "Unpack http://images.cocodataset.org/zips/{split}2014.zip in vcoco/mscoco2014/.",
+}
+_SHOWN = 3  # names of missing images
+_DEPTH, _DIRECTORIES = 5, 200  # limits of the search for missing images
+_SAMPLED, _DECODE_SECONDS, _ENCODE_SECONDS = 16, 0.7, 2.0  # measured for each model: images, seconds
+_DATA = re.compile(r"(?i)(hico|coco)(?!.*_(pkl_files|shards)$)")  # directories of a root that may hold images
+# OpenAI's forward keeps the [CLS] token alone; EZ-HOI's fork has this line as a comment.
+_STOCK = re.compile(rb"^\s*x = self\.ln_post\(x\[:, 0", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        what: the thing, in a word or two: ``hicodet train``, ``ViT-B/16``, ``disk``.
+        level: its state.
+        text: its state in words. An error's text has the cause and the fix.
+        fix: what to do, a step a line; a line that begins with ``$ `` is a command. None: nothing, or the text says it.
+        data: its state for programs, in JSON's types.
+    """
+
+    what: str
+    level: Level
+    text: str
+    fix: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def refusal(what: str, error: PatchbankError | OSError, fix: str | None = None) -> Finding:
+    """The problem that an error describes."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, PermissionError) and (finding := denied(what, Path(cause.filename))):
+        return finding
+    text = f"{error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
+    return Finding(what=what, level="problem", text=text, fix=fix)
+
+
+def denied(what: str, path: Path) -> Finding | None:
+    """The problem that this user may not read or enter something on the way to `path`."""
+    for place in reversed((path, *path.parents)):
+        if _exists(place) and not os.access(place, os.R_OK | (os.X_OK if place.is_dir() else 0)):
+            fix = run(shell("chmod", "u+rX", place))
+            return Finding(what=what, level="problem", text=f"{place}: permission denied.", fix=fix)
+    return None
+
+
+def shell(*words: object) -> str:
+    """A command line, its words quoted for a shell."""
+    return shlex.join(str(word) for word in words)
+
+
+def run(*commands: str) -> str:
+    """Commands, as lines of a fix."""
+    return "\n".join(f"$ {command}" for command in commands)
+
+
+def extract_command(root: Path, dataset: str, *options: object) -> str:
+    """``patchbank extract ...`` for this root."""
+    at = () if root == Path() else ("--root", root)
+    return shell("patchbank", "extract", dataset, *at, *options)
+
+
+def check_data(root: Path) -> tuple[list[Finding], list[Dataset]]:
+    """Lists and images of both data sets; and the splits with at least one image."""
+    findings: list[Finding] = []
+    datasets: list[Dataset] = []
+    for name in SPLITS:
+        if not _exists(root / name):
+            alone, fix = not any(_exists(root / other) for other in SPLITS), _rename(root, name)
+            text = f"{root} has no {name}/.{' Is --root an EZ-HOI checkout?' if alone else ''}"
+            findings.append(Finding(what=name, level="problem" if alone or fix else "note", text=text, fix=fix))
+            continue
+        if closed := denied(name, root / name):
+            findings.append(closed)
+            continue
+        for split in SPLITS[name]:
+            try:
+                dataset = load_dataset(name, root, split)
+            except (DatasetError, OSError) as error:
+                fix = "\n".join(filter(None, (_rename(root, place) for place in _LISTS[name])))
+                fix = fix or "Put the original list there again (see EZ-HOI's README)."
+                findings.append(refusal(f"{name} {split}", error, fix))
+                continue
+            findings.append(denied(dataset.title, dataset.images) or _check_images(root, dataset))
+            if findings[-1].data.get("found"):
+                datasets.append(dataset)
+    return findings, datasets
+
+
+def _rename(root: Path, place: str) -> str | None:
+    """The command for a name on the way to `place` that exists in another case only."""
+    here = root
+    for part in Path(place).parts:
+        if not _exists(here / part):
+            found = [each for each in sorted(here.glob("*")) if each.name.lower() == part.lower()]
+            return run(shell("mv", found[0], here / part)) if found else None
+        here /= part
+    return None
+
+
+def _check_images(root: Path, dataset: Dataset) -> Finding:
+    """How many listed images exist; of the others the first names, and a hint where they are."""
+    with ThreadPoolExecutor(32) as pool:  # on a network, every look waits
+        exist = pool.map(_exists, (sample.path for sample in dataset.samples))
+        missing = [sample.key for sample, there in zip(dataset.samples, exist, strict=True) if not there]
+    found, listed = len(dataset) - len(missing), f"{len(dataset):,} images in {dataset.annotations}"
+    data = {"images": str(dataset.images), "listed": len(dataset), "found": found, "missing": missing[:_SHOWN]}
+    if not missing:
+        return Finding(what=dataset.title, level="ok", text=f"all {listed} exist.", data=data)
+    names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    text = f"{found:,} of the {listed} are in {dataset.images}"
+    if not _exists(dataset.images):
+        text += ", a link to nothing" if dataset.images.is_symlink() else ", which does not exist"
+    text += f". Missing: {len(missing):,} ({names})."
+    fix = f"{_ARCHIVES[dataset.name].format(split=dataset.split)} `extract` lists missing images as failed."
+    if held := _elsewhere(root, missing):
+        path, key = held[0]
+        name = key.rpartition("/")[2]
+        text += f" {len(held):,} are in {path.parent}, such as {path.name}"
+        if path.name == name:
+            text += "."
+            command = extract_command(root, dataset.name, "--split", dataset.split, "--images", path.parent)
+            fix = (
+                f"Move them to {dataset.images} (where two directories or two lists are swapped, exchange them), or "
+                f"run:\n{run(command)}"
+            )
+        elif path.name.lower() == name.lower():
+            text += f", listed as {name}."
+            fix = f"Rename them as they are listed, in {dataset.images}."
+        else:
+            text += f", COCO 2017's name of {name}."
+    return Finding(what=dataset.title, level="problem", text=text, fix=fix, data=data)
+
+
+def _elsewhere(root: Path, missing: Sequence[str]) -> list[tuple[Path, str]]:
+    """(file, key) of the missing images in that directory of the root's data sets that holds most of them.
+
+    Names may differ by case, or be COCO 2017's: ``COCO_train2014_000000000009.jpg`` is ``000000000009.jpg`` there.
+    """
+    wanted = {key.rpartition("/")[2].lower(): key for key in missing}
+    wanted |= {name.rpartition("_")[2]: key for name, key in wanted.items() if name.startswith("coco_")}
+    best: list[tuple[Path, str]] = []
+    for directory, subdirectories, files in islice(os.walk(root, followlinks=True), _DIRECTORIES):
+        place = Path(directory)
+        depth = len(place.relative_to(root).parts)
+        subdirectories[:] = (
+            [] if depth == _DEPTH else sorted(each for each in subdirectories if depth or _DATA.search(each))
+        )
+        held = [(place / name, wanted[name.lower()]) for name in sorted(files) if name.lower() in wanted]
+        best = max(best, [each for each in held if _exists(each[0])], key=len)
+    return best
+
+
+def check_checkpoint(root: Path, model: Model, config: ExtractConfig) -> Finding:
+    """Where a model's weights are, or where they come from."""
+    checkpoints = config.checkpoints or root / CHECKPOINTS
+    looked = places(model, checkpoints)
+    try:
+        if finding := denied(model.name, config.weights or looked[0]):
+            return finding
+        found = encoders.find(replace(config, model=model.name), root).weights
+    except (PatchbankError, OSError) as error:
+        return refusal(model.name, error)
+    if found:
+        kind = "your own" if config.weights else "OpenAI's, SHA-256 checked"
+        text = f"{found}, {kind} ({bytes_text(Path(found).stat().st_size)})."
+        return Finding(what=model.name, level="ok", text=text, data={"path": found})
+    text = f"none of {', '.join(map(str, looked))}." + (" `extract` downloads it." if model.url else "")
+    fix = f"Without a network, put {model.url} at {looked[0]}." if model.url else "Give one with --weights."
+    return Finding(what=model.name, level="note" if model.url else "problem", text=text, fix=fix)
+
+
+def check_clip(root: Path) -> Finding:
+    """Which package `import clip` gives in a script of the root. Imports nothing."""
+    importlib.invalidate_caches()
+    try:
+        # A script's own directory comes first. The second call knows what only an import hook finds.
+        spec = PathFinder.find_spec("clip", [str(root.absolute()), *sys.path]) or importlib.util.find_spec("clip")
+    except (ImportError, ValueError, OSError):  # a loaded module without a spec
+        spec = None
+    found = next(iter(spec.submodule_search_locations or [spec.origin or ""]), "") if spec else ""
+    fork = root.absolute() / "CLIP/clip"
+    data = {"location": found or None}
+    if not found or os.path.realpath(found) == os.path.realpath(fork):
+        text = "import clip gives EZ-HOI's fork, CLIP/clip." if found else "no clip package can be imported."
+        return Finding(what="clip", level="ok", text=f"{text} patchbank uses none.", data=data)
+    model = Path(found, "model.py")
+    if _exists(model) and _STOCK.search(model.read_bytes()):
+        effect = "OpenAI's stock package: EZ-HOI's own scripts write (511,) tensors with it, without an error"
+    else:
+        effect = "neither OpenAI's package nor this root's fork, which EZ-HOI's own scripts need"
+    fix = (
+        "Put EZ-HOI's CLIP directory first on PYTHONPATH, or uninstall the package (clip, clip-anytorch, openai-clip)."
+    )
+    if _exists(fork):
+        fix += f"\n{run(f'export PYTHONPATH={shlex.quote(str(fork.parent))}${{PYTHONPATH:+:$PYTHONPATH}}')}"
+    text = f"import clip gives {found}, {effect}. patchbank uses none."
+    return Finding(what="clip", level="note", text=text, fix=fix, data=data)
+
+
+def check_disks(plans: Sequence[ExtractPlan]) -> list[Finding]:
+    """Whether each file system holds all banks that go to it, and may be written."""
+    disks: dict[int, list[ExtractPlan]] = {}
+    for plan in plans:
+        disks.setdefault(nearest_existing(plan.out).stat().st_dev, []).append(plan)
+    findings = []
+    for together in disks.values():
+        needed, free = sum(each.bytes_needed - each.bytes_freed for each in together), free_bytes(together[0].out)
+        directories = " and ".join(sorted({str(each.out.parent) for each in together}))
+        data = {"bytes_needed": needed, "bytes_free": free}
+        try:
+            check_disk(together)
+        except PatchbankError as error:
+            findings.append(refusal("disk", error))
+        else:
+            text = f"{bytes_text(max(0, needed))} to write into {directories}, {bytes_text(free)} free."
+            findings.append(Finding(what="disk", level="ok", text=text, data=data))
+    for place in dict.fromkeys(nearest_existing(plan.out) for plan in plans if plan.todo):
+        if not os.access(place, os.W_OK | os.X_OK):
+            fix = run(shell("chmod", "u+rwx", place))
+            findings.append(Finding(what="disk", level="problem", text=f"{place} may not be written.", fix=fix))
+    return findings
+
+
+def check_device(models: Sequence[Model], config: ExtractConfig) -> Finding:
+    """What an extraction computes on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of old drivers; the text below says that it sees no GPU
+        try:
+            devices = decide(config)
+        except PatchbankError as error:
+            return refusal("device", error)
+    first, workers = devices.first, config.workers or auto_workers()
+    batches = {model.name: config.batch_size or auto_batch_size(model.grid, first) for model in models}
+    kind = torch.cuda.get_device_name(first) if first.type == "cuda" else f"{torch.get_num_threads()} threads"
+    text = (
+        f"torch {torch.__version__} on {', '.join(devices.names)} ({kind}), {config.precision}, batch size "
+        f"{', '.join(f'{size} for {name}' for name, size in batches.items())}; decode threads: {workers}."
+    )
+    data = {"devices": [*devices.names], "batch_size": batches, "workers": workers, "versions": library_versions()}
+    driver = _exists("/proc/driver/nvidia/version") or shutil.which("nvidia-smi")
+    if first.type == "cuda" or config.device != "auto" or not driver:
+        return Finding(what="device", level="ok", text=text, data=data)
+    why = "is built without CUDA" if torch.version.cuda is None else "does not see the GPU"
+    fix = "Install torch's CUDA build for the driver (https://pytorch.org/get-started/locally)."
+    return Finding(
+        what="device", level="note", text=f"{text} There is an NVIDIA driver; torch {why}.", fix=fix, data=data
+    )
+
+
+def measure(plans: Sequence[ExtractPlan]) -> tuple[dict[str, tuple[float, float]], list[Finding]]:
+    """Least and most seconds an image takes in a long run, of each model with images to do; and what to say of it."""
+    speeds: dict[str, tuple[float, float]] = {}
+    findings: list[Finding] = []
+    failures: dict[str, str] = {}
+    for name in dict.fromkeys(plan.config.model for plan in plans if plan.todo):
+        plan, *more = (each for each in plans if each.todo and each.config.model == name)
+        todo = [sample for each in (plan, *more) for sample in each.todo]
+        try:
+            decode, failed = _decode(plan, todo[:: -(-len(todo) // _SAMPLED)])
+            images, passes = _encode(plan)
+        except (PatchbankError, RuntimeError, MemoryError) as error:  # torch's out of memory is a RuntimeError
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            fix = "If memory is short: end what else uses the device, or extract with a smaller --batch-size."
+            findings.append(Finding(what=name, level="note", text=f"its speed is unknown: {reason}", fix=fix))
+            continue
+        failures.update(failed)
+        workers = plan.config.workers or auto_workers()
+        encode = [each / len(plan.devices.names) for each in passes]
+        speeds[name] = max(min(encode), decode / workers), max(max(encode), decode / workers)
+        text = (
+            f"{_span(1 / each for each in speeds[name])} images/s, bound by "
+            f"{'encoding' if max(encode) > decode / workers else 'decoding'}. Encoding: "
+            f"{_span(1000 * each for each in passes)} ms an image in {len(passes)} passes of {images}; decoding: "
+            f"{_span([1000 * decode])} ms in each of {workers} threads. Rough: a short measurement."
+        )
+        data = {"encode_seconds": passes, "decode_seconds": decode, "images_a_pass": images}
+        findings.append(Finding(what=name, level="ok", text=text, data=data))
+    for key, reason in islice(failures.items(), 1):
+        text = f"{len(failures)} of the few images tried cannot be decoded: {key}: {reason}."
+        fix = "Copy them again. `extract` lists each as failed."
+        findings.append(Finding(what="images", level="problem", text=text, fix=fix, data={"failures": failures}))
+    return speeds, findings
+
+
+def _decode(plan: ExtractPlan, samples: Sequence[Sample]) -> tuple[float, list[Failure]]:
+    """Seconds an image takes to decode and resize in one thread (0: none can be), and those that cannot be decoded."""
+    budget, taken, failures = ByteBudget(1 << 30), list[float](), list[Failure]()
+    ends = time.perf_counter() + _DECODE_SECONDS
+    for sample in samples:
+        began = time.perf_counter()
+        if began > ends:
+            break
+        if _exists(sample.path):  # else it is counted as missing
+            result = load(sample, plan.manifest.input, budget)
+            if isinstance(result, Decoded):
+                taken.append(time.perf_counter() - began)
+            else:
+                failures.append(result)
+    return median(taken) if taken else 0.0, failures
+
+
+def _encode(plan: ExtractPlan) -> tuple[int, list[float]]:
+    """(images a pass, seconds an image in each pass): the plan's batch, or less where that takes seconds.
+
+    The weights are random numbers: no checkpoint is needed. Raises RuntimeError where memory is short.
+    """
+    device, batch_size = plan.devices.first, plan.manifest.batch_size
+    runner = Runner(random_spec(plan.encoder.name, plan.config.precision), device, batch_size=batch_size)
+
+    def one_pass(images: int) -> float:
+        pixels = torch.randint(0, 256, (images, *plan.manifest.input.size, 3), dtype=torch.uint8)
+        began = time.perf_counter()
+        runner.submit(pixels)()
+        return (time.perf_counter() - began) / images
+
+    one_pass(1)  # loads libraries, packs weights
+    one = one_pass(1)
+    images = max(1, min(batch_size, int(_ENCODE_SECONDS / one)))
+    passes = [one] if images == 1 else []
+    if device.type == "cuda":
+        one_pass(images)  # chooses kernels
+    ends = time.perf_counter() + _ENCODE_SECONDS
+    while len(passes) < 2 or time.perf_counter() < ends:
+        passes.append(one_pass(images))
+    return images, passes
+
+
+def duration(seconds: Sequence[float]) -> str:
+    """Least and most seconds for people: ``about 3.4 to 3.9 hours``."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if max(seconds) >= 1.5 * size:
+            return f"about {_span(each / size for each in seconds)} {unit}"
+    return "under two minutes"
+
+
+def _span(values: Iterable[float]) -> str:
+    """The least and the most of some numbers, two digits each: ``5.1 to 5.6``."""
+    least, *_, most = (float(f"{each:.2g}") for each in sorted([*values] * 2))
+    return " to ".join(dict.fromkeys(f"{each:,.0f}" if each >= 10 else f"{each:g}" for each in (least, most)))
+
+
+def _exists(path: str | Path) -> bool:
+    """Whether it exists; False where that cannot be seen (permissions) or the name is not possible."""
+    return os.path.exists(path)  # noqa: PTH110  # Path.exists raises
