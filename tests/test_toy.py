@@ -30,17 +30,16 @@ from patchbank import (
 from patchbank.bank.check import Report, compare_with_pixels, verify
 from patchbank.bank.convert import convert
 from patchbank.bank.reader import Bank
-from patchbank.cli.show import show
 from patchbank.config import Layout, ResizeMode
 from patchbank.datasets.example import write_sample
 from patchbank.encoders import FAMILIES
-from patchbank.errors import BankError, ConfigError, WeightsError
+from patchbank.errors import BankError, WeightsError
 from patchbank.extraction.recompute import recompute, runner_of
 from patchbank.features import CLS, GRID
 from patchbank.show import figure
 from patchbank.show.page import write_report
 from tests.reference import regions as reference
-from tests.support import SecondLook, contents, photographs, relative_error
+from tests.support import SecondLook, contents, patchbank, photographs, relative_error
 from tests.toy_family import Toy, ToySpec
 
 LAYOUTS: list[Layout] = ["ezhoi", "shards"]
@@ -265,15 +264,10 @@ def test_the_figure_has_its_grid_where_it_lies(
     draw = figure.draw
     monkeypatch.setattr(figure, "draw", lambda picture: drawn.append(draw(picture)) or drawn[-1])
     x, y = (size[0] / 2, size[1] / 2)
-    show(
-        bank.path,
-        key,
-        image=dataset.images / key,
-        at=[f"{x},{y}"],
-        box=[f"{x - 9},{y - 9},{x + 20},{y + 5}"],
-        out=tmp_path / "picture.png",
-    )
-    with Image.open(tmp_path / "picture.png") as picture:
+    place = tmp_path / "picture.png"
+    asked = ("--at", f"{x},{y}", "--box", f"{x - 9},{y - 9},{x + 20},{y + 5}")
+    patchbank("show", bank.path, key, "--image", dataset.images / key, *asked, "--out", place, check=0)
+    with Image.open(place) as picture:
         assert picture.width > 500
     [found] = drawn
     maps = [image for axes in found.axes for image in axes.images if np.asarray(image.get_array()).shape[:2] == (3, 5)]
@@ -281,6 +275,22 @@ def test_the_figure_has_its_grid_where_it_lies(
     x1, y1, x2, y2 = frame_of(bank, key)
     for image in maps:
         assert image.get_extent() == pytest.approx([x1, x2, y2, y1])
-    with pytest.raises(ConfigError, match="text tower"):
-        show(bank.path, key, text=["a dog"], out=tmp_path / "other.png")
+    done = patchbank("show", bank.path, key, "--text", "a dog", "--out", tmp_path / "other.png", check=2)
+    assert "--text needs a model with a text tower" in done.stderr
     assert not (tmp_path / "other.png").exists()
+
+
+def test_the_commands_take_its_name(
+    dataset: Dataset, config: ExtractConfig, banks: dict[str, Path], tmp_path: Path
+) -> None:
+    options = ("--model", "toy/small", "--batch-size", 2, "--device", "cpu")
+    images = dataset.images
+    patchbank(
+        *("extract", "folder", images, *options, "--shard-size", config.shard_size, "--out", tmp_path / "bank"), check=0
+    )
+    assert contents(tmp_path / "bank") == contents(banks["shards"])
+    verified = patchbank("verify", tmp_path / "bank", "--images", images, "--sample", 9, "--json", check=0)
+    assert len(json.loads(verified.stdout)["sample"]) == 9
+    write_sample(tmp_path / "root")
+    patchbank("extract", "hicodet", "--root", tmp_path / "root", "--split", "train", *options, check=0)
+    assert len(open_bank(tmp_path / "root/hicodet_pkl_files/toy-small_img_hicodet_train")) == 7

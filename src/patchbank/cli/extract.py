@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchbank import encoders
 from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
 from patchbank.cli.console import (
@@ -26,7 +27,7 @@ from patchbank.cli.options import DEFAULTS, RunOptions
 from patchbank.cli.progress import DownloadProgress, ImageProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import WHOLE, ExtractConfig, option
-from patchbank.encoders.openai.registry import EZHOI_MODELS, get_model
+from patchbank.encoders.openai.registry import EZHOI_MODELS
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
 from patchbank.locations import is_remote, locate
@@ -83,7 +84,7 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
         jobs = [
             (
                 loaded,
-                banks / bank_name(get_model(name).bank_prefix, dataset, loaded.split or ""),
+                banks / bank_name(encoders.bank_prefix(name), dataset, loaded.split or ""),
                 replace(config, model=name),
             )
             for loaded in load_splits(dataset, root, split or [], asked.images, asked.annotations)

@@ -10,8 +10,9 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from patchbank import encoders
 from patchbank.config import ExtractConfig, Option, checked, choices, flag, option
-from patchbank.encoders.openai.registry import MODELS, get_model
+from patchbank.encoders.openai.registry import MODELS
 from patchbank.errors import ConfigError
 from patchbank.locations import locate
 
@@ -38,7 +39,7 @@ class RunOptions:
         """The models' names, as given or by default. Raises ConfigError on unknown ones, or several with --weights."""
         names = list(dict.fromkeys(self.model or default))
         for name in names:
-            get_model(name)
+            encoders.check_model(name)
         if config.weights is not None and len(names) != 1:
             raise ConfigError("--weights is the checkpoint of one model: name it with one --model.")
         return names

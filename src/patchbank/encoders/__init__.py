@@ -5,6 +5,7 @@ A model's name leads to the family that knows it; a family is imported on demand
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -33,6 +34,26 @@ def find(config: ExtractConfig, root: Path | None = None, *, rounding: bool = Fa
     family = import_module(FAMILIES.get(config.model.partition("/")[0], _OPENAI))
     found: EncoderSpec = family.spec(config, root, rounding=rounding or config.round_weights)
     return found
+
+
+def check_model(name: str) -> None:
+    """Raise ConfigError on a name that no family can know; whether a family has the model, `find` says."""
+    from patchbank.encoders.openai.registry import get_model
+
+    if name.partition("/")[0] not in FAMILIES:
+        get_model(name)
+
+
+def bank_prefix(name: str) -> str:
+    """What the default names of a model's banks begin with: EZ-HOI's word for OpenAI's, else the model's own name.
+
+    Raises ConfigError as `check_model` does.
+    """
+    from patchbank.encoders.openai.registry import get_model
+
+    if name.partition("/")[0] not in FAMILIES:
+        return get_model(name).bank_prefix
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def official_weights(identity: Identity) -> str | None:
