@@ -46,7 +46,10 @@ class Linear(nn.Module):
         """x: (..., in), residual: (..., out) -> (..., out), of the residual's dtype. That may be written over."""
         fused = residual if residual is not None and residual.dtype == x.dtype else None
         if self._handle is not None:
-            x = _packed_linear(x, fused, self._handle, self._features)
+            if torch.compiler.is_compiling():
+                x = _packed_linear(x, fused, self._handle, self._features)
+            else:  # the operator itself would import the compiler, which takes seconds
+                x = self.packed(x, fused)
             if residual is not None:
                 x = x.to(residual.dtype)  # the CPU adds different dtypes more slowly than it converts and adds
         else:
@@ -67,7 +70,7 @@ class Linear(nn.Module):
         return out
 
 
-# An operator of its own, since packed weights are opaque to `torch.compile`: it sees the number of a layer.
+# An operator for `torch.compile` alone, since packed weights are opaque to it: it sees the number of a layer.
 _handles = itertools.count()
 _layers: WeakValueDictionary[int, Linear] = WeakValueDictionary()
 
