@@ -16,6 +16,7 @@ import typer
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.check import verify
 from patchbank.cli.extract import run_jobs
+from patchbank.cli.options import RunOptions
 from patchbank.config import Partition
 from patchbank.datasets.several import POSITIONS, expand
 from patchbank.errors import ConfigError, DatasetError
@@ -118,11 +119,11 @@ def test_damaged_tars_are_reported_and_not_in_the_index(
         assert summary.remaining == 0
         assert open_bank(tmp_path / "bank").failures == {}
     with pytest.raises(typer.Exit) as caught:
-        run_jobs([(dataset, tmp_path / "bank", config)], dry_run=False, json=True)
+        run_jobs([(dataset, tmp_path / "bank", config)], RunOptions(json=True))
     assert caught.value.exit_code == 1
     assert "missing: there is no such file" in capsys.readouterr().out
     with pytest.raises(typer.Exit) as caught:
-        run_jobs([(dataset, tmp_path / "bank", config)], dry_run=True, json=False)
+        run_jobs([(dataset, tmp_path / "bank", config)], RunOptions(dry_run=True))
     assert caught.value.exit_code == 0
     assert "cut short" in capsys.readouterr().out
     whole.write_bytes(content)
