@@ -65,7 +65,7 @@ def main() -> None:
         options.bank or options.root / name, dataset, transform=patchbank.RandomHorizontalFlip()
     )
     verbs = 117 if options.dataset == "hicodet" else len(dataset.classes.verbs)
-    adapter = PromptAdapter(samples.bank.manifest.dim, verbs)
+    adapter = PromptAdapter(samples.bank.manifest.shape[1], verbs)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3)
     loader = DataLoader(samples, 32, shuffle=True, collate_fn=patchbank.collate, num_workers=options.workers)
 
@@ -82,7 +82,7 @@ def main() -> None:
             print(f"epoch {epoch:3}: loss {total / len(samples):.4f}")
 
     torch.save(adapter.state_dict(), options.checkpoint)
-    again = PromptAdapter(samples.bank.manifest.dim, verbs)
+    again = PromptAdapter(samples.bank.manifest.shape[1], verbs)
     again.load_state_dict(torch.load(options.checkpoint, weights_only=True))
     tokens = samples.bank[samples.dataset.samples[0].key].float()[None]
     with torch.no_grad():
