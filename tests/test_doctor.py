@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from patchbank.bank.ezhoi import pickle_name
 
-from patchbank.bank.pickles import pickle_bytes
+from patchbank.bank.pickles import pickle_name
+from patchbank.bank.pickling import pickle_bytes
 from patchbank.config import ExtractConfig
 from patchbank.datasets import load_dataset
 from patchbank.doctor import Finding, Report, checks, examine

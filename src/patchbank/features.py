@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from patchbank.config import Decode, ResizeMode, StoredDtype
-from patchbank.transform import ImageTransform
+
+if TYPE_CHECKING:
+    from patchbank.transform import ImageTransform
 
 GRID = "patch_tokens"  # the output that is a grid: (N, D), row-major
 CLS = "cls"  # the output that stands for the whole image: (D,)
@@ -48,6 +51,8 @@ class Input:
 
     def transform(self, size: tuple[int, int]) -> ImageTransform:
         """How an image of (width, height) pixels becomes this input."""
+        from patchbank.transform import ImageTransform  # it needs numpy, which the command line does without
+
         return ImageTransform(*size, self.resize, self.size, self.patch)
 
 

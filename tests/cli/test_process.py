@@ -49,6 +49,19 @@ def test_help_and_version_do_not_import_torch() -> None:
         assert "Usage" in done.stdout
 
 
+def test_extraction_does_not_import_the_compiler(many: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    """It would take as long as all else that a run imports."""
+    program = (
+        "import sys; from patchbank import ExtractConfig, extract, load_dataset\n"
+        "from patchbank.encoders.openai.registry import MODELS; from tests.support import TINY\n"
+        "MODELS[TINY.name] = TINY; images, weights, out = sys.argv[1:]\n"
+        "config = ExtractConfig(model='tiny', weights=weights, device='cpu')\n"
+        "assert extract(load_dataset('folder', images), out, config).images == 5\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, many, tiny_weights, tmp_path / "bank"], cwd=REPOSITORY, check=True)
+
+
 def test_hicodet_makes_every_split_under_the_original_names(tmp_path: Path, tiny_weights: Path) -> None:
     hico_root(tmp_path, 5)
     done = patchbank("extract", "hicodet", "--root", tmp_path, *tiny(tiny_weights), check=0)

@@ -183,7 +183,7 @@ def test_an_image_takes_sixty_kilobytes_at_most(tmp_path: Path, tiny_config: Ext
     Image.fromarray(pixels).save(tmp_path / "noise.png")
     [sample] = load_dataset("folder", tmp_path).samples
     shown: dict[str, object] = {"notes": []}
-    gallery._add_picture(shown, sample, ImageTransform(800, 600, "center-crop", 336, 14))
+    gallery._add_picture(shown, sample, ImageTransform(800, 600, "center-crop", (336, 336), 14))
     assert len(json.dumps(packed)) + len(json.dumps(shown)) + 4 * 576 + 24 * 200 < page._IMAGE
 
 

@@ -47,7 +47,7 @@ def import_(
 
     Exit codes: 0 all pickles are imported, 1 some are left out.
 
-    patchbank import hicodet_pkl_files/clipbase_img_hicodet_train BANK --model ViT-B/16
+    patchbank import clipbase_img_hicodet_train BANK --model ViT-B/16
     """
     with busy("Looking at the pickles"):
         from patchbank import encoders

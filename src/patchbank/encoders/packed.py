@@ -57,7 +57,10 @@ class Linear(nn.Module):
         """x: (..., in), residual: (..., out) -> (..., out) in the residual's dtype. Writes over the residual."""
         fused = residual if residual is not None and residual.dtype == x.dtype else None
         if self._handle is not None:
-            x = _packed_linear(x, fused, self._handle, self._features)
+            if torch.compiler.is_compiling():
+                x = _packed_linear(x, fused, self._handle, self._features)
+            else:  # the operator itself would import the compiler, which takes seconds
+                x = self.packed(x, fused)
             if residual is not None:
                 x = x.to(residual.dtype)  # the CPU adds different dtypes more slowly than it converts and adds
         else:
@@ -80,7 +83,7 @@ class Linear(nn.Module):
         return out
 
 
-# A custom operator: packed weights are opaque to `torch.compile`, which sees a layer's number instead.
+# A custom operator for `torch.compile` alone: packed weights are opaque to it, so it sees a layer's number instead.
 _handles = itertools.count()
 _layers: WeakValueDictionary[int, Linear] = WeakValueDictionary()
 
