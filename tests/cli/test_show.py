@@ -155,7 +155,7 @@ def test_a_pair_that_was_not_seen_is_named(root: Path, tmp_path: Path) -> None:
         (["deeper/HICO_train2015_0001.png"], f"Did you mean '{KEY}'?"),
         (["HICO_train2015_001.jpg"], "Did you mean 'HICO_train2015_0001.jpg'?"),
         ([KEY, "--annotations", "/dev/null"], "annotation"),
-        ([KEY, "--text", "a dog"], "give it with --weights"),
+        ([KEY, "--text", "a dog"], "give the file with --weights"),
         ([KEY, "-o", "/proc/none/x.png"], "/proc/none"),
     ],
 )

@@ -97,8 +97,8 @@ def test_each_text_has_its_own_map_on_one_scale(
     bank = open_bank(tmp_path / "bank")
     features = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 32)).astype(np.float32))
     monkeypatch.setattr(showing, "encode_texts", lambda checkpoint, texts: features[: len(texts)])
-    monkeypatch.setattr(showing, "checkpoint_of", lambda *_, **__: None)
-    first, second = showing.to_texts(bank, next(iter(bank)), TOKENS, ["a cat", "a\x07dog"], None, None, None)
+    weights = Path(tiny_config.weights or "")
+    first, second = showing.to_texts(bank, next(iter(bank)), TOKENS, ["a cat", "a\x07dog"], None, weights, None)
     for found, feature in ((first, features[0]), (second, features[1])):
         assert np.abs(found.values - cosines(feature.numpy())).max() < 1e-6
     both = np.stack([first.values, second.values])

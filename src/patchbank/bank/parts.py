@@ -11,7 +11,7 @@ from typing import Literal
 from patchbank.bank.index import Part, read_document, write_document
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.payload import Payload
-from patchbank.bank.pickles import INDEX, Pickles
+from patchbank.bank.pickles import INDEX, Pickles, pickles_in
 from patchbank.bank.shard import Shards
 from patchbank.bank.storage import storage_of
 from patchbank.budget import without_collection
@@ -40,6 +40,15 @@ def layout_in(bank: Path) -> Layout | None:
     if len(found) > 1:
         raise BankError(f"{bank} holds two banks, of pickles and of shards. Move one to another directory.")
     return found[0] if found else None
+
+
+def third_party(bank: Path) -> bool:
+    """Whether a directory holds pickles that other code wrote.
+
+    Ours have an index beside them, which is empty until the first are listed, and after all its parts were damaged.
+    """
+    ours = is_remote(bank) or not bank.is_dir() or (bank / INDEX).is_dir() or layout_in(bank) is not None
+    return not ours and next(pickles_in(bank), None) is not None
 
 
 def find_payload(bank: Path) -> Payload | None:

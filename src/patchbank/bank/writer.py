@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from patchbank.bank.index import Entry, Part, join, joined, rows_of
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import NotFiniteError, sample_bytes
-from patchbank.bank.parts import layout_in, manifest_in, name_part, payload_of, read_parts
+from patchbank.bank.parts import manifest_in, name_part, payload_of, read_parts, third_party
 from patchbank.bank.payload import Feature, Kept, Payload
-from patchbank.bank.pickles import file_bytes, pickles_in
+from patchbank.bank.pickles import file_bytes
 from patchbank.bank.removal import remove_bank
 from patchbank.bank.storage import storage_of
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
-from patchbank.files import DAMAGED, bytes_text, free_bytes, nearest_existing, write_and_sync
+from patchbank.files import DAMAGED, bytes_text, free_bytes, make_directory, nearest_existing, write_and_sync
 from patchbank.locations import is_remote
 
 # Checksums and flushes wait for the processor and the disk without Python's lock.
@@ -79,7 +79,7 @@ def existing_manifest(bank: Path, *, overwrite: bool) -> Manifest | None:
         raise BankError(f"{place} is a file; a bank is a directory. Choose another --out.")
     if overwrite:
         return None
-    if layout_in(bank) is None and bank.is_dir() and next(pickles_in(bank), None):
+    if third_party(bank):
         raise BankError(
             f"{bank} holds pickles without an index: other code made them, and nothing says whether they are right. "
             f"`patchbank verify {bank}` looks into them, and `patchbank import` makes a bank of them. Else choose "
@@ -178,6 +178,8 @@ class BankWriter:
             if self._overwrite:
                 remove_bank(self.bank)
             self._scratch = stack.enter_context(storage_of(self.bank).scratch(self._about))
+            if not is_remote(self.bank):
+                make_directory(self._payload.parts.directory)  # it says that the pickles are ours
             self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="write"))
             self._begin()
             check_same(self.bank, self.manifest, self._wanted)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from patchbank.bank.parts import layout_in
+from patchbank.bank.parts import third_party
 from patchbank.bank.pickles import bank_directory, bank_name, pickle_name, pickles_in
 from patchbank.bank.pickling import pickle_bytes
 from patchbank.config import ExtractConfig
@@ -106,9 +106,8 @@ def _plan(
     out = bank_directory(root, dataset.name, config.layout or "ezhoi")
     out /= bank_name(model.bank_prefix, dataset.name, dataset.split or "")
     try:
-        third_party = not config.overwrite and out.is_dir() and layout_in(out) is None
-        if third_party and (pickles := dict(pickles_in(out))):
-            return _third_party(out, dataset, model, pickles)
+        if not config.overwrite and third_party(out):
+            return _third_party(out, dataset, model, dict(pickles_in(out)))
         return make_plan(dataset, out, replace(config, model=model.name))
     except (PatchbankError, OSError) as error:
         finding = refusal(out.name, error)
