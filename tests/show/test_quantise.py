@@ -1,4 +1,4 @@
-"""Tokens in few bytes: the error that is stated is that which is made, and there is room for it."""
+"""Tokens in few bytes: the stated error is the largest one, and the size fits."""
 
 from __future__ import annotations
 
