@@ -180,7 +180,7 @@ def test_boxes_of_any_geometry(
         pooled = pool_regions(tokens, box[None], transform)[0].numpy()
         values = np.array(tab.evaluate("window.patchbank.values"))
         assert np.abs(values - similarities(tokens.numpy(), pooled)).max() <= 2 * error + 1e-4
-        seen = float(transform.coverage(box))
+        seen = float(transform.visible_fraction(box))
         assert ("% visible)" in tab.inner_text("#readout")) == (seen < 0.995)
         if seen < 0.995:
             assert f"({max(1, round(100 * seen))}% visible)" in tab.inner_text("#readout")

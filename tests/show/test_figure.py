@@ -20,7 +20,7 @@ TOLERANCE = 8  # of grey levels, root mean square: fonts and edges differ a litt
 
 def picture(mode: str, width: int, height: int, **changes: object) -> Picture:
     """A gradient with a disc, and features that tell disc and ground."""
-    transform = ImageTransform(width, height, mode, 32, 4)  # type: ignore[arg-type]
+    transform = ImageTransform(width, height, mode, (32, 32), 4)  # type: ignore[arg-type]
     y, x = np.mgrid[:height, :width]
     disc = (x - width / 2) ** 2 + (y - height / 2) ** 2 < (min(width, height) / 3) ** 2
     pixels = np.stack([255 * x / width, 255 * y / height, np.where(disc, 220, 60)], axis=-1).astype(np.uint8)

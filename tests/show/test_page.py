@@ -184,7 +184,7 @@ def test_an_image_takes_sixty_kilobytes_at_most(tmp_path: Path, tiny_config: Ext
     Image.fromarray(pixels).save(tmp_path / "noise.png")
     [sample] = load_dataset("folder", tmp_path).samples
     shown: dict[str, object] = {"notes": []}
-    gallery._add_picture(shown, sample, ImageTransform(800, 600, "center-crop", 336, 14))
+    gallery._add_picture(shown, sample, ImageTransform(800, 600, "center-crop", (336, 336), 14))
     assert len(json.dumps(packed)) + len(json.dumps(shown)) + 4 * 576 + 24 * 200 < page._IMAGE
 
 
@@ -274,7 +274,7 @@ def test_the_command_and_extracts_option(tmp_path: Path, tiny_weights: Path) -> 
         (("report", tmp_path / "bank", "-o", tmp_path), "is a directory"),
         (("report", tmp_path / "bank", "-o", tmp_path / "bank-report.html" / "x.html"), "cannot be written"),
         (("report", tmp_path / "bank", "--images", tmp_path / "none", "-o", tmp_path / "y.html"), "none"),
-        (("report", tmp_path / "bank", "-o", tmp_path / "images/photo_0000.jpg"), "written to a .html file"),
+        (("report", tmp_path / "bank", "-o", tmp_path / "images/photo_0000.jpg"), "must be a .html file"),
         (
             ("report", tmp_path / "bank", "-o", tmp_path / "own.html"),
             "is there, and is not a page of `patchbank report`",
@@ -315,13 +315,14 @@ def test_completeness_where_list_and_bank_disagree(annotated: tuple[Bank, Datase
 
 
 def test_without_sizes_no_box_is_drawn(annotated: tuple[Bank, Dataset], tmp_path: Path) -> None:
-    """Of strangers' pickles nobody knows the images' sizes: boxes in pixels say nothing on the grid."""
+    """Third-party pickles do not say how large the images are: boxes in pixels have no place on the grid."""
     bank, dataset = annotated
-    (tmp_path / "bank").mkdir()
+    (tmp_path / "pickles").mkdir()
     for key in bank:
-        with open(tmp_path / "bank" / f"{Path(key).stem}_clip.pkl", "wb") as file:
+        with open(tmp_path / "pickles" / f"{Path(key).stem}_clip.pkl", "wb") as file:
             pickle.dump(bank[key], file)
-    patchbank("repair", tmp_path / "bank", "--annotations", dataset.annotations, check=0)
+    options = ("--model", "tiny", "--annotations", dataset.annotations)
+    patchbank("import", tmp_path / "pickles", tmp_path / "bank", *options, check=0)
     write_report(open_bank(tmp_path / "bank"), tmp_path / "page.html", dataset)
     for image in images_in(tmp_path / "page.html"):
         assert "boxes" not in image and "size is not known" in str(image["notes"])

@@ -38,7 +38,7 @@ def test_the_stated_error_is_the_largest_one(count: int, dim: int, decay: float,
 
 
 def test_what_is_pooled_is_what_the_library_pools() -> None:
-    some, transform = tokens(196, 512, 0.01), ImageTransform(640, 480, "center-crop", 224, 16)
+    some, transform = tokens(196, 512, 0.01), ImageTransform(640, 480, "center-crop", (224, 224), 16)
     packed = pack(some, 22_000)
     boxes = torch.tensor([[100, 50, 400, 300], [0, 0, 640, 480], [300.5, 200.25, 310, 210]])
     weights = pooling_weights(boxes, transform)
@@ -50,7 +50,7 @@ def test_what_is_pooled_is_what_the_library_pools() -> None:
 
 
 def test_the_stated_error_of_boxes_is_that_of_the_worst_union() -> None:
-    some, transform = tokens(196, 512, 0.01), ImageTransform(640, 480, "center-crop", 224, 16)
+    some, transform = tokens(196, 512, 0.01), ImageTransform(640, 480, "center-crop", (224, 224), 16)
     some[::2] *= 1e4  # of tokens so unlike in length, some hide others in what is pooled
     packed = pack(some, 6_000)
     boxes = [[100.0, 50.0, 400.0, 300.0], [300.0, 200.0, 310.0, 210.0], [0.0, 0.0, 10.0, 10.0]]  # the last is not seen
@@ -60,7 +60,7 @@ def test_the_stated_error_of_boxes_is_that_of_the_worst_union() -> None:
         for second in range(3):
             one, other = torch.tensor([boxes[first]]), torch.tensor([boxes[second]])
             box = union_boxes(one, other)
-            if transform.coverage(box)[0] > 0:
+            if transform.visible_fraction(box)[0] > 0:
                 weights = pooling_weights(box, transform).numpy()
                 pooled = pool_regions(torch.from_numpy(some), box, transform)[0].numpy()
                 errors = packed.pooled_similarities(weights)[0] - similarities(some, pooled)

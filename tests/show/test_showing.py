@@ -27,7 +27,7 @@ def cosines(query: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["center-crop", "squash", "pad"])
 @pytest.mark.parametrize("size", [(200, 120), (120, 200)])
 def test_a_point_is_in_the_patch_that_covers_it(mode: ResizeMode, size: tuple[int, int]) -> None:
-    transform = ImageTransform(*size, mode, 32, 8)
+    transform = ImageTransform(*size, mode, (32, 32), 8)
     for token in np.flatnonzero(transform.valid):
         row, column = divmod(int(token), 4)
         for inside in (0.4, 0.6):
@@ -50,7 +50,7 @@ def test_a_point_is_in_the_patch_that_covers_it(mode: ResizeMode, size: tuple[in
 @pytest.mark.parametrize("size", [(20_000, 20), (20, 20_000), (1, 1)])
 @pytest.mark.parametrize("mode", ["center-crop", "squash", "pad"])
 def test_any_image_has_a_middle(size: tuple[int, int], mode: ResizeMode) -> None:
-    transform = ImageTransform(*size, mode, 224, 16)
+    transform = ImageTransform(*size, mode, (224, 224), 16)
     x1, y1, x2, y2 = transform.visible
     x, y = showing.middle(transform)
     assert x1 <= x <= x2 and y1 <= y <= y2
@@ -58,7 +58,7 @@ def test_any_image_has_a_middle(size: tuple[int, int], mode: ResizeMode) -> None
 
 def test_boxes_are_pooled_and_those_that_were_not_seen_are_refused() -> None:
     # Resized to 53 x 32, of which 10 columns are cut off at the left and 11 at the right.
-    transform = ImageTransform(200, 120, "center-crop", 32, 8)
+    transform = ImageTransform(200, 120, "center-crop", (32, 32), 8)
     left, right = 10 * 200 / 53, 42 * 200 / 53
     boxes = [showing.box_of("box", each, "box 1") for each in ([50, 10, 90, 70], [100, 60, 199, 119])]
     maps = showing.in_boxes(torch.from_numpy(TOKENS), transform, boxes)
@@ -97,8 +97,8 @@ def test_each_text_has_its_own_map_on_one_scale(
     bank = open_bank(tmp_path / "bank")
     features = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 32)).astype(np.float32))
     monkeypatch.setattr(showing, "encode_texts", lambda checkpoint, texts: features[: len(texts)])
-    monkeypatch.setattr(showing, "checkpoint_of", lambda *_, **__: None)
-    first, second = showing.to_texts(bank, next(iter(bank)), TOKENS, ["a cat", "a\x07dog"], None, None, None)
+    texts = ["a cat", "a\x07dog"]
+    first, second = showing.to_texts(bank, next(iter(bank)), TOKENS, texts, None, tiny_config.weights, None)
     for found, feature in ((first, features[0]), (second, features[1])):
         assert np.abs(found.values - cosines(feature.numpy())).max() < 1e-6
     both = np.stack([first.values, second.values])
@@ -107,7 +107,7 @@ def test_each_text_has_its_own_map_on_one_scale(
 
 
 def test_the_image_is_that_which_was_encoded(tmp_path: Path) -> None:
-    transform = ImageTransform(30, 20, "center-crop", 32, 8)
+    transform = ImageTransform(30, 20, "center-crop", (32, 32), 8)
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
     found = showing.image_of("a.png", tmp_path / "a.png", None, transform)
     assert found is not None and found.size == (30, 20)
