@@ -123,7 +123,7 @@ def test_of_many_pairs_the_first_are_drawn(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_pair_that_was_not_seen_is_named(root: Path, tmp_path: Path) -> None:
-    """The first pair's human lies at the left edge of a broad image, of which the model saw the middle."""
+    """The first pair's human is at the left edge of a broad image; the model saw the middle."""
     bank = root / "hicodet_pkl_files" / "cliptiny_img_hicodet_train"
     done = patchbank("show", bank, KEY, "-o", tmp_path / "a.png", check=0)
     assert "no map for" not in done.stderr
@@ -155,7 +155,7 @@ def test_a_pair_that_was_not_seen_is_named(root: Path, tmp_path: Path) -> None:
         (["deeper/HICO_train2015_0001.png"], f"Did you mean '{KEY}'?"),
         (["HICO_train2015_001.jpg"], "Did you mean 'HICO_train2015_0001.jpg'?"),
         ([KEY, "--annotations", "/dev/null"], "annotation"),
-        ([KEY, "--text", "a dog"], "give it with --weights"),
+        ([KEY, "--text", "a dog"], "give the file with --weights"),
         ([KEY, "-o", "/proc/none/x.png"], "/proc/none"),
     ],
 )

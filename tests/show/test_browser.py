@@ -82,7 +82,7 @@ def redrawn(tab: Any) -> Iterator[None]:
 
 
 def at(tab: Any, bank: Bank, key: str, token: int) -> tuple[float, float]:
-    """Where a patch lies on the canvas, from its upper left corner."""
+    """A patch's centre on the canvas, in CSS pixels."""
     tab.locator("#image").scroll_into_view_if_needed()
     area = tab.locator("#image").bounding_box()
     transform = bank.transform(key)
@@ -493,7 +493,7 @@ def test_no_serious_fault_of_accessibility(
 
 
 def test_many_images_open_and_answer(annotated: tuple[Bank, Dataset], tmp_path: Path, visit: Visit) -> None:
-    """A list that is linked to: what stands out is opened by its link."""
+    """A link opens an image, also after a reload."""
     write_report(annotated[0], tmp_path / "page.html", annotated[1])
     tab = visit(tmp_path / "page.html")
     tab.evaluate("location.hash = 'image-4'")

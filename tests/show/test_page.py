@@ -1,4 +1,4 @@
-"""What a page says of a bank: sound or not, complete or not, large or not."""
+"""A bank's page: checks, outliers, completeness, failures, runs and size."""
 
 from __future__ import annotations
 
@@ -393,7 +393,7 @@ def test_images_that_stand_out_are_found_each_in_its_way(tmp_path: Path) -> None
     assert "token norm" in odd["long.jpg"] and "similarity of neighbours" in odd["noise.jpg"]
     assert "blank image" in odd["blank.jpg"]
     few = {key: features[key] for key in ("01.jpg", "blank.jpg")}
-    bank = made_bank(tmp_path / "few", few)  # of which nothing else can be said to stand out
+    bank = made_bank(tmp_path / "few", few)  # too few for other outliers
     assert [each.key for each in statistics.collect(bank, list(bank), len(bank)).outliers] == ["blank.jpg"]
 
 
@@ -428,7 +428,7 @@ def test_quantiles_and_their_padding(tmp_path: Path) -> None:
 
 
 def test_padding_and_neighbours_are_told_apart(tmp_path: Path, tiny_config: ExtractConfig) -> None:
-    """Of what lies beside and below, and only where the image is: a pad bank's borders are not counted."""
+    """Neighbours beside and below count, and only patches that show the image: not a padded border."""
     grid = torch.zeros(4, 4, 32)
     grid[..., 0] = 1
     grid[2:, :, 1] = 1  # the rows below are another thing

@@ -57,7 +57,7 @@ def test_any_image_has_a_middle(size: tuple[int, int], mode: ResizeMode) -> None
 
 
 def test_boxes_are_pooled_and_those_that_were_not_seen_are_refused() -> None:
-    # Resized to 53 x 32, of which 10 columns are cut off at the left and 11 at the right.
+    # Resized to 53 x 32; the crop removes 10 columns at the left and 11 at the right.
     transform = ImageTransform(200, 120, "center-crop", (32, 32), 8)
     left, right = 10 * 200 / 53, 42 * 200 / 53
     boxes = [showing.box_of("box", each, "box 1") for each in ([50, 10, 90, 70], [100, 60, 199, 119])]

@@ -62,9 +62,7 @@ def report(
         show_note(f"{data.annotations or data.images} lists none of the bank's images.")
     written = write(opened, target, data, sample=sample, seed=seed, read=read)
     if json:
-        from patchbank.show.page import to_json
-
-        show_json(to_json(written))
+        show_json(vars(written) | {"path": str(written.path)})
     else:
         show_written(written)
     if opened.failures and not json:

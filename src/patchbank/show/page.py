@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,8 +269,3 @@ def _completeness(bank: Bank, dataset: Dataset | None) -> dict[str, Any] | None:
         "extra": len(bank) + len(bank.failures) - done - failed,
         "source": (dataset.annotations or dataset.images).name,
     }
-
-
-def to_json(written: Written) -> dict[str, Any]:
-    """The fields for ``--json``."""
-    return asdict(written) | {"path": str(written.path)}

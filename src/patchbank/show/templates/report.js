@@ -271,7 +271,7 @@
     $("scale").hidden = !values;
     $("low").textContent = number(low);
     $("high").textContent = number(high);
-    $("readout").textContent = tell(values, low, high);
+    $("readout").textContent = describe(values, low, high);
     window.patchbank = { image: image.key, token: state.token, reading: state.reading, chosen: [...state.chosen], values: values && Array.from(values) };
   }
 
@@ -289,7 +289,7 @@
     return (Math.max(across, 0) * Math.max(down, 0)) / ((x2 - x1) * (y2 - y1) || 1);
   }
 
-  function tell(values, low, high) {
+  function describe(values, low, high) {
     if (!state.image.levels) return "This image has no similarities.";
     const names = state.chosen.map((index) => `“${label(index)}”`).join(" and ");
     const what = state.chosen.length === 2 ? `the union of ${names}` : `the box ${names}`;
