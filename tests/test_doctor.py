@@ -340,7 +340,7 @@ def test_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place.write_bytes(b"half of a download")
     report = examine(root, ["ViT-B/16"], timing=False)
     cut_short = problem(report, "Checkpoints")  # the banks refer to it
-    assert "18 bytes" in cut_short.text and "delete the file" in cut_short.text
+    assert "18 bytes" in cut_short.text and "delete it" in cut_short.text
     banks = [each for each in report.sections["Banks and disk"] if each.what.startswith("clipbase")]
     assert [each.text for each in banks] == ["no plan: see ViT-B/16 above."] * 2
     place.unlink()

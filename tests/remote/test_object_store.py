@@ -317,7 +317,7 @@ def test_a_figure_and_a_page_of_a_bank_in_a_bucket(
     out = ("-o", tmp_path / "a.png")
     asked = ("show", bank, "photo_0002.jpg", "--images", images, *out)
     done = patchbank(*asked, check=0)
-    assert "at hand" not in done.stderr and (tmp_path / "a.png").stat().st_size > 10_000
+    assert "not available" not in done.stderr and (tmp_path / "a.png").stat().st_size > 10_000
     out = ("--images", images, "-o", tmp_path / "page.html")
     patchbank("report", bank, *out, check=0)
     content = (tmp_path / "page.html").read_text()

@@ -1,4 +1,4 @@
-"""Banks whose pages are looked at, and a real browser."""
+"""Banks for the pages' tests, and a real browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patchbank.config import ExtractConfig
 from tests.browser import NoBrowserError, headless_browser
 from tests.support import hico_root, photographs
 
-# Names that would run, end the data or change the page, if they were taken for anything but text.
+# Names that run, end the data or change the page if they are not treated as text.
 HOSTILE = [
     "<img src=x onerror=window.hacked=1>.jpg",
     "</script><script>window.hacked=2</script>.jpg".replace("/", "\u2215"),

@@ -82,7 +82,7 @@ def redrawn(tab: Any) -> Iterator[None]:
 
 
 def at(tab: Any, bank: Bank, key: str, token: int) -> tuple[float, float]:
-    """Where a patch lies on the canvas, from its upper left corner."""
+    """A patch's centre on the canvas, in CSS pixels."""
     tab.locator("#image").scroll_into_view_if_needed()
     area = tab.locator("#image").bounding_box()
     transform = bank.transform(key)
@@ -180,10 +180,10 @@ def test_boxes_of_any_geometry(
         pooled = pool_regions(tokens, box[None], transform)[0].numpy()
         values = np.array(tab.evaluate("window.patchbank.values"))
         assert np.abs(values - similarities(tokens.numpy(), pooled)).max() <= 2 * error + 1e-4
-        seen = float(transform.coverage(box))
-        assert ("of which the model saw" in tab.inner_text("#readout")) == (seen < 0.995)
+        seen = float(transform.visible_fraction(box))
+        assert ("% visible)" in tab.inner_text("#readout")) == (seen < 0.995)
         if seen < 0.995:
-            assert f"saw {max(1, round(100 * seen))}%" in tab.inner_text("#readout")
+            assert f"({max(1, round(100 * seen))}% visible)" in tab.inner_text("#readout")
         tab.locator("#image").press("Escape")
     # Padding has no colour in the map, and does not count in its range.
     valid = transform.valid.flatten()
@@ -340,7 +340,7 @@ def test_the_keyboard_and_a_finger_reach_everything(
     found = tab.evaluate("window.patchbank")
     assert found["token"] == held["token"] and abs(found["reading"] - held["token"]) == 1
     assert tab.inner_text("#readout").startswith(
-        f"{found['values'][found['reading']]:.2f} in row".replace("-", "\u2212")
+        f"{found['values'][found['reading']]:.2f} at row".replace("-", "\u2212")
     )
     tab.keyboard.press("Escape")
     assert not tab.locator("#fixed").is_checked()
@@ -416,7 +416,7 @@ def test_what_is_held_stays_while_the_pointer_reads_others(
             (tab.locator("#image").click if click else tab.locator("#image").hover)(position={"x": x, "y": y})
         found = tab.evaluate("window.patchbank")
         assert found["token"] == 5 and (click or found["reading"] == token)
-    assert tab.inner_text("#readout").startswith(f"{found['values'][6]:.2f} in row 1, column 2 ".replace("-", "\u2212"))
+    assert tab.inner_text("#readout").startswith(f"{found['values'][6]:.2f} at row 1, column 2 ".replace("-", "\u2212"))
     x, y = at(tab, bank, key, 5)
     tab.locator("#image").click(position={"x": x, "y": y})  # once more lets go
     assert not tab.locator("#fixed").is_checked()
@@ -493,7 +493,7 @@ def test_no_serious_fault_of_accessibility(
 
 
 def test_many_images_open_and_answer(annotated: tuple[Bank, Dataset], tmp_path: Path, visit: Visit) -> None:
-    """A list that is linked to: what stands out is opened by its link."""
+    """A link opens an image, also after a reload."""
     write_report(annotated[0], tmp_path / "page.html", annotated[1])
     tab = visit(tmp_path / "page.html")
     tab.evaluate("location.hash = 'image-4'")
@@ -514,11 +514,11 @@ def test_an_image_of_numbers_that_are_none_says_so(tmp_path: Path, visit: Visit)
     shard.write_bytes(shard.read_bytes().replace(row[:4], b"\xff\xff\xff\x7f"))
     write_report(open_bank(tmp_path / "bank"), tmp_path / "page.html")
     tab = visit(tmp_path / "page.html")
-    assert "1 of 10 images has numbers that cannot be right" in tab.inner_text("header")
+    assert "1 of 10 images has an invalid feature" in tab.inner_text("header")
     with redrawn(tab):
-        tab.locator(".odd a").click()
+        tab.locator(".outliers a").click()
     assert tab.inner_text("#name") == "03.jpg"
-    assert tab.inner_text("#readout") == "No similarity can be computed for this image."
+    assert tab.inner_text("#readout") == "This image has no similarities."
     assert "not finite" in tab.inner_text("#notes") and tab.locator("#help").is_hidden()
     before = tab.evaluate("window.patchbank.token")
     tab.locator("#image").press("ArrowRight")
@@ -532,7 +532,7 @@ def test_a_link_to_what_stands_out_works_again_and_again(tmp_path: Path, visit: 
     write_report(made_bank(tmp_path / "bank", features), tmp_path / "page.html")
     tab = visit(tmp_path / "page.html")
     for _ in range(2):
-        tab.locator(".odd a").click()
+        tab.locator(".outliers a").click()
         assert tab.inner_text("#name") == "99.jpg"
         tab.locator("#thumbnails button").first.click()
         assert tab.inner_text("#name") == "00.jpg"

@@ -19,7 +19,7 @@ TOLERANCE = 8  # of grey levels, root mean square: fonts and edges differ a litt
 
 
 def picture(mode: str, width: int, height: int, **changes: object) -> Picture:
-    """A gradient with a disc, and features that tell disc and ground."""
+    """A gradient with a disc, and features that separate disc and ground."""
     transform = ImageTransform(width, height, mode, (32, 32), 4)  # type: ignore[arg-type]
     y, x = np.mgrid[:height, :width]
     disc = (x - width / 2) ** 2 + (y - height / 2) ** 2 < (min(width, height) / 3) ** 2

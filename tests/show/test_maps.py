@@ -10,7 +10,7 @@ from patchbank.show.maps import principal_colours, similarities, unit
 
 
 def tokens(count: int = 16, dim: int = 32, seed: int = 0) -> np.ndarray:
-    """Of which some directions vary more than others, around a mean that is not zero."""
+    """Tokens with unequal variances and a mean that is not zero."""
     generator = np.random.default_rng(seed)
     spread = np.geomspace(10, 0.1, dim)
     return (generator.normal(size=(count, dim)) * spread + 3).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a page says of a bank: sound or not, complete or not, large or not."""
+"""A bank's page: checks, outliers, completeness, failures, runs and size."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from patchbank.bank.base_writer import Feature
 from PIL import Image
 
 from patchbank import Bank, Dataset, extract, load_dataset, open_bank
 from patchbank.bank import runs
 from patchbank.bank.convert import convert
+from patchbank.bank.payload import Feature
 from patchbank.bank.runs import Run, copy_runs, read_runs, write_run
-from patchbank.bank.writer import open_writer
+from patchbank.bank.writer import BankWriter
 from patchbank.config import ExtractConfig
 from patchbank.datasets.hoi import HOIClasses
 from patchbank.show import charts, page, statistics
@@ -44,9 +44,10 @@ def images_in(path: Path) -> list[dict[str, object]]:
 
 def made_bank(directory: Path, features: dict[str, torch.Tensor], layout: str = "shards") -> Bank:
     """A bank of given features."""
-    positions = {key: number for number, key in enumerate(features)}
-    with open_writer(directory, replace(tiny_manifest(layout), cls=False), positions) as writer:
-        batch = [Feature(key, tokens, (64, 48)) for key, tokens in features.items()]
+    manifest = tiny_manifest(layout)
+    manifest = replace(manifest, outputs={"patch_tokens": manifest.outputs["patch_tokens"]})
+    with BankWriter(directory, manifest, list(features)) as writer:
+        batch = [Feature(key, {"patch_tokens": tokens}, (64, 48)) for key, tokens in features.items()]
         for start in range(0, len(batch), 100):
             writer.add(batch[start : start + 100], [])
     return open_bank(directory)
@@ -78,7 +79,7 @@ def test_a_page_says_what_the_bank_is(annotated: tuple[Bank, Dataset], tmp_path:
         assert words in text, words
     [run] = read_runs(bank.path)
     assert run.began in text and f"{run.images_per_second:.1f}" in text and str(run.bound) in text
-    assert bank.fingerprint.weights_sha256 in text and "torch" in text
+    assert bank.manifest.identity["weights"] in text and "torch" in text
     assert (written.images, written.asked, written.defects) == (4, 4, 0)
     assert written.bytes == (tmp_path / "page.html").stat().st_size < 1_000_000 + 4 * 60_000
     images = images_in(tmp_path / "page.html")
@@ -103,13 +104,13 @@ def test_a_page_loads_nothing_and_holds_no_style_or_handler_of_its_own(
     assert "49" not in "".join(re.findall(r"]]&gt;&lt;!--[^<]*", markup))
 
 
-def test_failures_and_coverage(hostile: tuple[Bank, Dataset], tmp_path: Path) -> None:
+def test_failures_and_completeness(hostile: tuple[Bank, Dataset], tmp_path: Path) -> None:
     bank, dataset = hostile
     photographs(dataset.images, 3, prefix="later")
     more = load_dataset("folder", dataset.images)
     write_report(bank, tmp_path / "page.html", more)
     text = text_of(tmp_path / "page.html")
-    assert "1 image could not be extracted" in text
+    assert "1 image failed" in text
     assert "not an image that Pillow can identify" in text
     assert "5 of the 9 images" in text and "1 failed" in text and "3 left to do, such as later_0000.jpg" in text
     for number in range(3):
@@ -129,8 +130,8 @@ def test_numbers_that_cannot_be_right_are_named_and_shown(tmp_path: Path) -> Non
     written = write_report(bank, tmp_path / "page.html", sample=6)
     text = text_of(tmp_path / "page.html")
     assert written.defects == 2
-    assert "2 of 43 images have numbers that cannot be right" in text
-    assert "nan.jpg : 1 of 16 tokens hold NaN numbers" in text and "zero.jpg : all its tokens are zero" in text
+    assert "2 of 43 images have invalid features" in text
+    assert "nan.jpg : 1 of 16 tokens have NaN values" in text and "zero.jpg : all tokens are zero" in text
     assert "large.jpg: median token norm" in text  # named, though there was no room to link it
     shown = {str(each["key"]): each for each in images_in(tmp_path / "page.html")}
     assert {"nan.jpg", "zero.jpg"} <= set(shown) and len(shown) == 6
@@ -142,7 +143,7 @@ def test_numbers_that_cannot_be_right_are_named_and_shown(tmp_path: Path) -> Non
 def test_what_holds_of_a_healthy_bank(tmp_path: Path) -> None:
     def states(features: dict[str, torch.Tensor], name: str) -> list[str]:
         bank = made_bank(tmp_path / name, features)
-        return [each.state for each in statistics.checks(statistics.look(bank, list(bank), len(bank)))]
+        return [each.state for each in statistics.checks(statistics.collect(bank, list(bank), len(bank)))]
 
     good = {f"{number:03}.jpg": random_tokens(number) for number in range(30)}
     assert states(good, "good") == ["good"] * 4
@@ -163,11 +164,11 @@ def test_fifty_thousand_images_in_a_small_page(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(page, "LARGEST", 1_200_000)
     written = write_report(bank, tmp_path / "page.html", sample=600)
     text = text_of(tmp_path / "page.html")
-    assert "50,000 images" in text and "All numbers of 50,000 images were looked at" in text
+    assert "50,000 images" in text and "The features of 50,000 images." in text
     assert written.bytes < page.LARGEST and 100 < written.images < written.asked == 600
-    assert f"{written.images} of 50,000 images (600 were asked for: more would make this page too large)" in text
+    assert f"{written.images} of 50,000 images (600 would make this page too large)" in text
     few = write_report(bank, tmp_path / "few.html", sample=5, read=100)
-    assert "All numbers of 100 of 50,000 images were looked at" in text_of(tmp_path / "few.html")
+    assert "The features of 100 of 50,000 images." in text_of(tmp_path / "few.html")
     assert few.bytes < 1_000_000
 
 
@@ -202,7 +203,7 @@ def test_an_empty_bank_and_pictures_of_no_images(tmp_path: Path, tiny_config: Ex
     extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
     written = write_report(open_bank(tmp_path / "bank"), tmp_path / "page.html")
     assert written.images == 0
-    assert "The bank holds no feature yet." in text_of(tmp_path / "page.html")
+    assert "The bank has no features yet." in text_of(tmp_path / "page.html")
 
 
 def test_runs_are_noted_and_strange_ones_passed_over(
@@ -263,7 +264,7 @@ def test_the_command_and_extracts_option(tmp_path: Path, tiny_weights: Path) -> 
     assert "3 of the 3 images" in text_of(tmp_path / "bank-report.html")
     done = patchbank("report", tmp_path / "bank", "-o", tmp_path / "page.html", "--json", check=0)
     assert json.loads(done.stdout)["images"] == 3
-    assert "no list of images was given" in text_of(tmp_path / "page.html")
+    assert "unknown: no list of images" in text_of(tmp_path / "page.html")
     (tmp_path / "images" / "x.jpg").write_bytes(b"no picture")
     (tmp_path / "own.html").write_text("<p>somebody's</p>")
     patchbank(*run, check=1)
@@ -273,7 +274,7 @@ def test_the_command_and_extracts_option(tmp_path: Path, tiny_weights: Path) -> 
         (("report", tmp_path / "bank", "-o", tmp_path), "is a directory"),
         (("report", tmp_path / "bank", "-o", tmp_path / "bank-report.html" / "x.html"), "cannot be written"),
         (("report", tmp_path / "bank", "--images", tmp_path / "none", "-o", tmp_path / "y.html"), "none"),
-        (("report", tmp_path / "bank", "-o", tmp_path / "images/photo_0000.jpg"), "written to a .html file"),
+        (("report", tmp_path / "bank", "-o", tmp_path / "images/photo_0000.jpg"), "must be a .html file"),
         (
             ("report", tmp_path / "bank", "-o", tmp_path / "own.html"),
             "is there, and is not a page of `patchbank report`",
@@ -300,33 +301,34 @@ def test_a_copy_of_an_untrained_bank_says_so_too(annotated: tuple[Bank, Dataset]
     assert "Untrained weights." in text_of(tmp_path / "page.html")
 
 
-def test_coverage_where_list_and_bank_disagree(annotated: tuple[Bank, Dataset], tmp_path: Path) -> None:
+def test_completeness_where_list_and_bank_disagree(annotated: tuple[Bank, Dataset], tmp_path: Path) -> None:
     """Three of the bank's images are not on the list, and two that are on it the bank does not have; one failed."""
     bank, dataset = annotated
     others = [sample._replace(key=key) for sample, key in zip(dataset.samples, ["new.jpg", "late.jpg"], strict=False)]
     listed = replace(dataset, samples=(*dataset.samples[3:], *others))
     failing = open_bank(bank.path)
     failing.failures = {"new.jpg": "broken", "unlisted.jpg": "broken too"}
-    found = page._coverage(failing, listed)
+    found = page._completeness(failing, listed)
     assert found is not None
     del found["examples"], found["source"]
     assert found == {"listed": 9, "done": 7, "failed": 1, "left": 1, "extra": 4}
 
 
 def test_without_sizes_no_box_is_drawn(annotated: tuple[Bank, Dataset], tmp_path: Path) -> None:
-    """Of strangers' pickles nobody knows the images' sizes: boxes in pixels say nothing on the grid."""
+    """Third-party pickles do not say how large the images are: boxes in pixels have no place on the grid."""
     bank, dataset = annotated
-    (tmp_path / "bank").mkdir()
+    (tmp_path / "pickles").mkdir()
     for key in bank:
-        with open(tmp_path / "bank" / f"{Path(key).stem}_clip.pkl", "wb") as file:
+        with open(tmp_path / "pickles" / f"{Path(key).stem}_clip.pkl", "wb") as file:
             pickle.dump(bank[key], file)
-    patchbank("repair", tmp_path / "bank", "--annotations", dataset.annotations, check=0)
+    options = ("--model", "tiny", "--annotations", dataset.annotations)
+    patchbank("import", tmp_path / "pickles", tmp_path / "bank", *options, check=0)
     write_report(open_bank(tmp_path / "bank"), tmp_path / "page.html", dataset)
     for image in images_in(tmp_path / "page.html"):
         assert "boxes" not in image and "size is not known" in str(image["notes"])
-        assert "at hand" not in str(image["notes"])
+        assert "available" not in str(image["notes"])
     text = text_of(tmp_path / "page.html")
-    assert "Nobody noted which weights" in text and "OpenAI" not in text
+    assert "The weights of these features are unknown" in text and "official" not in text
 
 
 def test_what_a_camera_or_an_editor_noted_is_not_in_the_page(tmp_path: Path, tiny_config: ExtractConfig) -> None:
@@ -355,7 +357,7 @@ def test_what_takes_too_much_is_left_out(annotated: tuple[Bank, Dataset], monkey
     whole = shown(60_000)
     assert {"picture", "boxes", "pairs"} <= whole.keys()
     less = shown(len(page._json([whole])) - 1)
-    assert "pairs" not in less and "no room for its pairs" in str(less["notes"]) and "levels" in less
+    assert "pairs" not in less and "no room for the pairs" in str(less["notes"]) and "levels" in less
     least = shown(2000)
     assert "levels" in least and not {"picture", "boxes", "pairs"} & least.keys()
 
@@ -376,7 +378,7 @@ def test_something_wrong_is_exit_code_1(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["wrong"] == 1 and json.loads(done.stdout)["defects"] == 0
     assert (tmp_path / "bank-report.html").exists()
     done = patchbank("report", tmp_path / "bank", check=1)
-    assert "something in the bank cannot be right" in done.stderr
+    assert "a check of the bank failed" in done.stderr
 
 
 def test_images_that_stand_out_are_found_each_in_its_way(tmp_path: Path) -> None:
@@ -386,13 +388,13 @@ def test_images_that_stand_out_are_found_each_in_its_way(tmp_path: Path) -> None
     features["noise.jpg"] = torch.randn(16, 32, generator=generator) * random_tokens(0).norm() / 22
     features["blank.jpg"] = random_tokens(0)[:1].expand(16, 32) + 1e-4 * torch.randn(16, 32, generator=generator)
     bank = made_bank(tmp_path / "bank", dict(sorted(features.items())))
-    odd = {each.key: each.why for each in statistics.look(bank, list(bank), len(bank)).odd}
+    odd = {each.key: each.why for each in statistics.collect(bank, list(bank), len(bank)).outliers}
     assert set(odd) == {"long.jpg", "noise.jpg", "blank.jpg"}
     assert "token norm" in odd["long.jpg"] and "similarity of neighbours" in odd["noise.jpg"]
     assert "blank image" in odd["blank.jpg"]
     few = {key: features[key] for key in ("01.jpg", "blank.jpg")}
-    bank = made_bank(tmp_path / "few", few)  # of which nothing else can be said to stand out
-    assert [each.key for each in statistics.look(bank, list(bank), len(bank)).odd] == ["blank.jpg"]
+    bank = made_bank(tmp_path / "few", few)  # too few for other outliers
+    assert [each.key for each in statistics.collect(bank, list(bank), len(bank)).outliers] == ["blank.jpg"]
 
 
 @pytest.mark.parametrize(("times", "found"), [(0.0, []), (4.0, []), (9.0, ["x"])])
@@ -400,7 +402,7 @@ def test_how_far_an_image_must_be_to_stand_out(times: float, found: list[str]) -
     """Six robust standard deviations from the median."""
     values = np.array([*np.linspace(9, 11, 101), 10 + times * 1.4826 * 0.5])
     names = [*(str(number) for number in range(101)), "x"]
-    odd = statistics._standing_out(names, np.stack([values, np.full(102, 0.5)], axis=1))
+    odd = statistics._outliers(names, np.stack([values, np.full(102, 0.5)], axis=1))
     assert [each.key for each in odd] == found
 
 
@@ -426,7 +428,7 @@ def test_quantiles_and_their_padding(tmp_path: Path) -> None:
 
 
 def test_padding_and_neighbours_are_told_apart(tmp_path: Path, tiny_config: ExtractConfig) -> None:
-    """Of what lies beside and below, and only where the image is: a pad bank's borders are not counted."""
+    """Neighbours beside and below count, and only patches that show the image: not a padded border."""
     grid = torch.zeros(4, 4, 32)
     grid[..., 0] = 1
     grid[2:, :, 1] = 1  # the rows below are another thing
@@ -434,7 +436,7 @@ def test_padding_and_neighbours_are_told_apart(tmp_path: Path, tiny_config: Extr
     bank = made_bank(tmp_path / "bank", {"a.jpg": grid.reshape(16, 32)})
     valid = np.ones((4, 4), bool)
     valid[:, 3] = False
-    found = statistics.Soundness()
+    found = statistics.Statistics()
     statistics._count(found, bank["a.jpg"].numpy(), valid, (4, 4), None)
     assert found.norms.counts.sum() == 12 and found.norms.quantile(0.999) < 1.5
     assert found.neighbours.counts.sum() == 4 * 2 + 3 * 3

@@ -41,7 +41,7 @@ def test_a_point_is_in_the_patch_that_covers_it(mode: ResizeMode, size: tuple[in
         found = showing.at_point(TOKENS, transform, corner)
         if mode != "pad":
             assert found.values.argmax() == valid[token]
-    with pytest.raises(ConfigError, match="is not in what the model saw"):
+    with pytest.raises(ConfigError, match="outside the part that the model saw"):
         showing.at_point(TOKENS, transform, (x2 + 1, y1))
     middle = showing.middle(transform)
     assert showing.at_point(TOKENS, transform, middle).values.argmax() in np.flatnonzero(transform.valid)
@@ -57,7 +57,7 @@ def test_any_image_has_a_middle(size: tuple[int, int], mode: ResizeMode) -> None
 
 
 def test_boxes_are_pooled_and_those_that_were_not_seen_are_refused() -> None:
-    # Resized to 53 x 32, of which 10 columns are cut off at the left and 11 at the right.
+    # Resized to 53 x 32; the crop removes 10 columns at the left and 11 at the right.
     transform = ImageTransform(200, 120, "center-crop", (32, 32), 8)
     left, right = 10 * 200 / 53, 42 * 200 / 53
     boxes = [showing.box_of("box", each, "box 1") for each in ([50, 10, 90, 70], [100, 60, 199, 119])]
@@ -67,12 +67,12 @@ def test_boxes_are_pooled_and_those_that_were_not_seen_are_refused() -> None:
         assert np.abs(found.values - cosines(pooled)).max() < 1e-6
         assert found.box is not None and found.box.xyxy == box.xyxy
     assert np.abs(maps[0].values - maps[1].values).max() > 0.1
-    assert "50,10,90,70 (box 1)" in maps[0].title and "seen" not in maps[0].title
-    assert f"{(right - 100) / 99:.0%} of the box seen" in maps[1].title
+    assert "50,10,90,70 (box 1)" in maps[0].title and "visible" not in maps[0].title
+    assert f"{(right - 100) / 99:.0%} of the box visible" in maps[1].title
     [edge] = showing.in_boxes(torch.from_numpy(TOKENS), transform, [showing.box_of("box", [0, 0, left + 0.1, 120])])
-    assert "less than 1% of the box seen" in edge.title
+    assert "less than 1% of the box visible" in edge.title
     for unseen in ([0, 0, 30, 30], [-5, 10, left, 100], [right, 0, 200, 120]):  # the latter two touch what was seen
-        with pytest.raises(ConfigError, match="saw nothing of it"):
+        with pytest.raises(ConfigError, match="outside the part that the model saw"):
             showing.in_boxes(torch.from_numpy(TOKENS), transform, [showing.box_of("box", unseen)])
 
 
@@ -97,8 +97,8 @@ def test_each_text_has_its_own_map_on_one_scale(
     bank = open_bank(tmp_path / "bank")
     features = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 32)).astype(np.float32))
     monkeypatch.setattr(showing, "encode_texts", lambda checkpoint, texts: features[: len(texts)])
-    weights = Path(tiny_config.weights or "")
-    first, second = showing.to_texts(bank, next(iter(bank)), TOKENS, ["a cat", "a\x07dog"], None, weights, None)
+    texts = ["a cat", "a\x07dog"]
+    first, second = showing.to_texts(bank, next(iter(bank)), TOKENS, texts, None, tiny_config.weights, None)
     for found, feature in ((first, features[0]), (second, features[1])):
         assert np.abs(found.values - cosines(feature.numpy())).max() < 1e-6
     both = np.stack([first.values, second.values])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset
     from patchbank.show.page import Written
 
-_MARK = '<meta name="generator" content="patchbank">'  # in every page, by which it is known again
+_MARK = '<meta name="generator" content="patchbank">'  # in every page: only marked files are replaced
 
 
 @options.takes()
@@ -51,44 +51,42 @@ def report(
     if target.is_dir():
         raise ConfigError(f"{target} is a directory: name the page's file, such as {target / 'report.html'}.")
     if target.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"{target}: a page is written to a .html file, such as {target.with_suffix('.html')}.")
-    with busy("Looking at the bank"):
+        raise ConfigError(f"{target}: the page must be a .html file, such as {target.with_suffix('.html')}.")
+    with busy("Opening the bank"):
         from patchbank.bank.reader import open_bank
 
         opened = open_bank(bank)
         found = find_listing(bank, opened.manifest, asked)
         data = _loaded(found, opened)
     if data is not None and len(opened) and not any(sample.key in opened for sample in data.samples):
-        show_note(f"none of the bank's images is in {data.annotations or data.images}.")
+        show_note(f"{data.annotations or data.images} lists none of the bank's images.")
     written = write(opened, target, data, sample=sample, seed=seed, read=read)
     if json:
-        from patchbank.show.page import to_json
-
-        show_json(to_json(written))
+        show_json(vars(written) | {"path": str(written.path)})
     else:
         show_written(written)
     if opened.failures and not json:
-        show_note(f"{count_text(len(opened.failures), 'image')} of the bank failed: the page gives the reasons.")
+        show_note(f"{count_text(len(opened.failures), 'image')} failed; the page lists the reasons.")
     raise typer.Exit(1 if written.wrong or opened.failures else 0)
 
 
 def _loaded(found: Listing | None, bank: Bank) -> Dataset | None:
-    """The images, where they are at hand. Raises PatchbankError where they were named and are not there."""
+    """The bank's data set, if it exists. Raises PatchbankError if the user named one that does not."""
     if found is None:
         needed = options_needed(bank.manifest)
-        show_note(f"the page shows no images, and cannot say which are missing: name them with{needed}.")
+        show_note(f"the page shows no images and cannot list missing ones: add{needed}.")
         return None
     try:
         return found.load()
     except PatchbankError as error:
         if found.options:
             raise
-        show_note(f"the gallery has no images and annotations: {error}")
+        show_note(f"the gallery shows no images and annotations: {error}")
         return None
 
 
 def write(opened: Bank, target: Path, data: Dataset | None, **options: int | None) -> Written:
-    """Write a bank's page, with progress bars. Raises ConfigError where the file is another's, or cannot be written."""
+    """Write a bank's page, with progress. Raises ConfigError if the file is not ours, or cannot be written."""
     require_own(target, _MARK, "a page of `patchbank report`")
     with (
         interruptible("no page was written."),
@@ -104,20 +102,18 @@ def write(opened: Bank, target: Path, data: Dataset | None, **options: int | Non
 
 
 def show_written(written: Written) -> None:
-    """Where the page is, and what it holds."""
+    """Print the page's path and size, and its problems."""
     if written.images < written.asked:
-        show_note(
-            f"{count_text(written.images, 'image')} of {written.asked:,} asked for are in it: more make it too large."
-        )
+        show_note(f"the page has {written.images:,} of {written.asked:,} images: more would make it too large.")
     if written.defects:
-        show_note(f"{count_text(written.defects, 'image')} with numbers that cannot be right: the page names them.")
+        show_note(f"{count_text(written.defects, 'invalid feature')}; the page lists them.")
     elif written.wrong:
-        show_note("something in the bank cannot be right: the page says what.")
+        show_note("a check of the bank failed; the page says which.")
     say(f"{written.path} ({bytes_text(written.bytes)}, {count_text(written.images, 'image')})")
 
 
 def beside(bank: Path) -> Path:
-    """Where `extract` leaves a bank's page: beside it; of a bank in an object store, in the current directory."""
+    """The default path of a bank's page: beside it; in the current directory for a bank in an object store."""
     if is_remote(bank):
         return Path(f"{bank.name}-report.html")
     if not bank.name or bank.name == "..":  # the current directory, or the one above it

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset
 
 _NUMBER = r"\s*(-?(?:\d{1,9}(?:\.\d*)?|\.\d+))\s*"
-_LONGEST_NAME = 200  # bytes, of 255 that a file's name may have
-_COMPARED = 20_000  # keys, letter by letter; it takes a second
-_PAIRS = 8  # drawn of an image's, unless all are asked for
+_LONGEST_NAME = 200  # bytes; file systems allow 255
+_COMPARED = 20_000  # keys at most, for the closest match: it takes a second
+_PAIRS = 8  # drawn without --all-pairs
 _FORMATS = ("png", "pdf", "svg")
-_MARK = "patchbank show"  # in every picture, by which it is known again
+_MARK = "patchbank show"  # in every picture: only marked files are replaced
 
 
 @options.takes(config=("weights", "checkpoints"))
@@ -71,7 +71,7 @@ def show(
     boxes = [_numbers("--box", each, 4) for each in box or []]
     target = Path(f"{_file_name(key)}-features.png") if out is None else out
     if target.suffix[1:].lower() not in _FORMATS:
-        raise ConfigError(f"{target}: pictures are written as {', '.join(f'.{each}' for each in _FORMATS)}.")
+        raise ConfigError(f"{target}: the file must end in {', '.join(f'.{each}' for each in _FORMATS)}.")
     require_own(target, _MARK, "a picture of `patchbank show`")
     notes: list[str] = []
     with interruptible("no picture was written."), busy("Drawing"):
@@ -92,7 +92,7 @@ def show(
         drawn = showing.image_of(key, image, data, transform)
         pairs = showing.pairs_of(key, data)
         if bad := int((~tokens.isfinite()).any(1).sum()):
-            notes.append(f"{bad:,} of its {len(array):,} tokens hold numbers that are not finite, and are left blank.")
+            notes.append(f"{bad:,} of {len(array):,} tokens have values that are not finite; they stay blank.")
         wanted = [
             showing.box_of("box", each, f"box\u00a0{number}" * (len(boxes) > 1)) for number, each in enumerate(boxes, 1)
         ]
@@ -103,12 +103,12 @@ def show(
         maps = [showing.at_point(array, transform, each) for each in points]
         maps += showing.in_boxes(tokens, transform, [*wanted, *seen])
         if unseen := [each.kind for each in of_pair if each not in seen]:
-            notes.append(f"the model saw nothing of the drawn pair's {' and '.join(unseen)}: no map of it.")
+            notes.append(f"no map for the pair's {' and '.join(unseen)}: outside the part that the model saw.")
         if text:
             maps += showing.to_texts(opened, key, array, text, data, config.weights, config.checkpoints)
         kept = pairs if all_pairs else pairs[: 3 * _PAIRS]
         if len(kept) < len(pairs):
-            notes.append(f"{len(kept) // 3} of {len(pairs) // 3} annotated pairs are drawn: --all-pairs draws all.")
+            notes.append(f"{len(kept) // 3} of {len(pairs) // 3} annotated pairs are drawn; --all-pairs draws all.")
         picture = Picture(
             title=plain(key),
             tokens=array,
@@ -123,17 +123,17 @@ def show(
             name = "Software" if place.suffix.lower() == ".png" else "Creator"
             draw(picture).savefig(place, dpi=150, metadata={name: _MARK})
     if any("missing from font" in str(each.message) for each in warned):
-        notes.append("no font here has some of the characters: boxes stand for them.")
+        notes.append("no installed font has some of the characters; boxes replace them.")
     if drawn is None:
         needed = options_needed(opened.manifest)
-        notes.append(f"the image is not at hand, and is left out: give it with --image FILE, or with{needed}.")
+        notes.append(f"the image is not available: add --image FILE, or{needed}.")
     for note in notes:
         show_note(note)
     say(str(target))
 
 
 def _alike(key: str, keys: Collection[str]) -> str | None:
-    """The key that may have been meant: of the same name but for its case, directory or extension; or nearly so."""
+    """The key that differs only in case, directory or extension; else the closest one, if it is close."""
     name = PurePosixPath(key).name.casefold()
     stem = name.partition(".")[0].removesuffix("_clip")
     same = [each for each in keys if PurePosixPath(each).name.casefold().partition(".")[0] == stem]
@@ -145,7 +145,7 @@ def _alike(key: str, keys: Collection[str]) -> str | None:
 
 
 def _file_name(key: str) -> str:
-    """Of a key, what a file can be called."""
+    """A file name made from a key."""
     from patchbank.show.names import plain
 
     name = plain(PurePosixPath(key).stem).replace("/", "-").replace("\\", "-")
@@ -153,19 +153,19 @@ def _file_name(key: str) -> str:
 
 
 def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
-    """``10,20`` as numbers. Raises ConfigError where it is no such thing."""
+    """Parse ``10,20``. Raises ConfigError on anything else."""
     match = re.fullmatch(",".join([_NUMBER] * count), text)
     if match is None:
         form = "X,Y" if count == 2 else "X1,Y1,X2,Y2"
-        raise ConfigError(f"{option} takes {form} in pixels of the original image, not {text!r}.")
+        raise ConfigError(f"{option} takes {form} in original pixels, not {text!r}.")
     values = tuple(float(each) for each in match.groups())
     if count == 4 and not (values[0] < values[2] and values[1] < values[3]):
-        raise ConfigError(f"{option} {text}: X2 must be more than X1, and Y2 more than Y1.")
+        raise ConfigError(f"{option} {text}: X2 must be greater than X1, and Y2 greater than Y1.")
     return values
 
 
 def _dataset_of(found: Listing | None) -> Dataset | None:
-    """The listing's data set; None where it was only guessed, and is not there."""
+    """The listing's data set; None if it was only guessed and does not exist."""
     try:
         return found.load() if found else None
     except PatchbankError:

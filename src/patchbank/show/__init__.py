@@ -1,1 +1,1 @@
-"""Features that one can see: one image's as a figure, and what a page of many shows."""
+"""Features made visible: one image as a figure, and a whole bank as a page."""

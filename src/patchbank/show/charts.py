@@ -1,4 +1,4 @@
-"""Histograms as charts: outlines and ticks in a frame of 0 to 1, and what they say in words."""
+"""Histograms as charts: SVG outlines, ticks, and a summary in words."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from typing import Any
 
 import numpy as np
 
-from patchbank.show.statistics import Histogram, Soundness
+from patchbank.show.statistics import Histogram, Statistics
 
 _BARS = 48
 
 
-def charts_of(seen: Soundness) -> list[dict[str, Any]]:
-    """The page's charts, as its template takes them."""
+def charts_of(seen: Statistics) -> list[dict[str, Any]]:
+    """The page's charts, in the form of its template."""
     cosines = [
-        ("beside each other", seen.neighbours),
+        ("neighbours", seen.neighbours),
         ("half a grid apart", seen.distant),
-        ("of two images", seen.strangers),
+        ("two images, same place", seen.other_images),
     ]
     return [
-        _chart("Length of tokens", "L2 norm of a token (logarithmic)", [("all tokens", seen.norms)], logarithmic=True)
-        | {"healthy": "Of a healthy bank: a hump away from 1, where normalised features would stand."},
+        _chart("Token norms", "L2 norm of a token (logarithmic)", [("all tokens", seen.norms)], logarithmic=True)
+        | {"healthy": "In a healthy bank the norms are not all 1: that would mean normalised features."},
         _chart("Similarity of patches", "cosine similarity", [each for each in cosines if each[1].counts.sum()])
         | {
-            "healthy": "Of a healthy bank: patches beside each other lie farther right than those half a grid apart, "
-            "and those of two images do not stand at 1."
+            "healthy": "In a healthy bank neighbours are more similar than patches half a grid apart, and patches of "
+            "two images are not equal (1)."
         },
     ]
 
 
 def _chart(title: str, label: str, series: list[tuple[str, Histogram]], *, logarithmic: bool = False) -> dict[str, Any]:
-    """Lines of a histogram in a frame of 0 to 1, their common range, and what it says in words."""
+    """Histograms of one unit as outlines over their common range, with ticks and a summary."""
     counted = [histogram for _, histogram in series if histogram.counts.sum()]
     if not counted:
-        return {"title": title, "label": label, "lines": [], "ticks": [], "words": "There is nothing to count"}
+        return {"title": title, "label": label, "lines": [], "ticks": [], "words": "No data"}
     edges = counted[0].edges
     used = np.flatnonzero(sum(histogram.counts for histogram in counted))
     first, last = max(0, int(used[0]) - 1), min(len(edges) - 1, int(used[-1]) + 2)
@@ -53,15 +53,14 @@ def _chart(title: str, label: str, series: list[tuple[str, Histogram]], *, logar
     lines = [{"name": name, "path": _stairs([(a, b, d / top) for a, b, d in places])} for name, places in outlines]
     ticks = [(round(place, 4), f"{tick:g}") for tick, place in _ticks(edges[first], edges[last], logarithmic)]
     words = "; ".join(
-        f"{name}: half of them from {each.quantile(0.25):.3g} to {each.quantile(0.75):.3g}, "
-        f"in the middle {each.quantile(0.5):.3g}"
+        f"{name}: median {each.quantile(0.5):.3g}, half between {each.quantile(0.25):.3g} and {each.quantile(0.75):.3g}"
         for name, each in series
     )
     return {"title": title, "label": label, "lines": lines, "ticks": ticks, "words": words}
 
 
 def _ticks(low: float, high: float, logarithmic: bool) -> list[tuple[float, float]]:
-    """Round numbers between two others, about five of them, and where each lies, from 0 to 1."""
+    """About five round numbers between two others, with their places from 0 to 1."""
     size = 10 ** np.floor(np.log10((high - low) / 4))
     step = next(size * each for each in (1, 2, 5, 10) if (high - low) / (size * each) <= 6)
     if logarithmic and high > 8 * low:
@@ -80,7 +79,7 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[tuple[float, floa
 
 
 def _stairs(bars: list[tuple[float, float, float]]) -> str:
-    """A histogram's outline as an SVG path, in a frame of 400 by 160."""
+    """A histogram's outline as an SVG path of 400 by 160."""
     points = ["M0 160"]
     for start, end, height in bars:
         y = 160 - 150 * height

@@ -1,4 +1,4 @@
-"""The images that a page shows, and what it needs of each: a small picture, its tokens, its boxes."""
+"""The images of a page's gallery: which ones, and each one's data (a small picture, tokens, boxes)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from patchbank.show.names import Names
     from patchbank.transform import ImageTransform
 
-# Of an image in the page, in bytes before base64 makes them a third more: together at most 60 kB.
+# Bytes for each image, before base64 adds a third: together at most 60 kB.
 _FEATURES, _THUMBNAIL = 22_000, 16_000
-_SIDE = 360  # pixels of the longer side of its picture
+_SIDE = 360  # pixels: the longer side of its picture
 _QUALITIES = (82, 70, 55, 40, 25)
 _PAIRS = 24  # of an image
-BYTES = ("picture", "colours", "levels", "norms")  # what of an image is no text, but bytes in base64
+BYTES = ("picture", "colours", "levels", "norms")  # fields in base64
 
 
 def choose(keys: Sequence[str], first: Iterable[str], count: int, seed: int) -> list[str]:
-    """Which images: those that stand out (a third at most), then others by chance, always the same ones."""
+    """Choose keys: `first` (a third at most), then random ones. A seed gives the same ones again."""
     held = set(keys)
     standing = [key for key in dict.fromkeys(first) if key in held][: max(1, count // 3)]
     others = sorted(held.difference(standing))
@@ -39,12 +39,12 @@ def choose(keys: Sequence[str], first: Iterable[str], count: int, seed: int) -> 
 
 
 def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None, names: Names | None) -> dict[str, Any]:
-    """What the page holds of an image."""
+    """The page's data for one image."""
     shown: dict[str, Any] = {"key": key, "notes": []}
     try:
         tokens = bank[key].float().numpy()
     except (PatchbankError, OSError) as error:
-        return shown | {"notes": [f"Its feature cannot be read: {error}"]}
+        return shown | {"notes": [f"The feature cannot be read: {error}"]}
     rows, columns = bank.manifest.grid
     shown["grid"] = [rows, columns]
     transform = None
@@ -52,18 +52,18 @@ def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None, n
         transform = bank.transform(key)
     except PatchbankError:
         shown["notes"].append(
-            "The image's size is not known, so that nothing says where on it the patches and boxes lie: `patchbank "
-            "repair` with the data set's options looks at the images."
+            "The image's size is not known, so the page cannot place patches and boxes on it: import the bank again "
+            "with the data set's options."
         )
     shown |= _geometry(transform, rows, columns)
     if sample is None:
-        shown["notes"].append("The image itself is not at hand.")
+        shown["notes"].append("The image is not available.")
     elif transform is not None:
         _add_picture(shown, sample, transform)
     if dataset is not None and names is not None and transform is not None:
         _add_pairs(shown, dataset, names)
     if not np.isfinite(tokens).all():
-        shown["notes"].append("It holds numbers that are not finite: no similarity can be computed.")
+        shown["notes"].append("The feature has values that are not finite: the page computes no similarity.")
         return shown
     valid = np.ones(rows * columns, bool) if transform is None else transform.valid.flatten()
     colours, shares = principal_colours(tokens, valid)
@@ -78,14 +78,14 @@ def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None, n
 
 
 def _box_error(tokens: Floats, packed: Packed, boxes: list[list[float]], transform: ImageTransform) -> float:
-    """The largest error of a similarity to what is pooled in one of the boxes, or in the union of any two."""
+    """The largest error of a similarity to the tokens pooled in a box, or in the union of two boxes."""
     import torch
 
     from patchbank.boxes import union_boxes
     from patchbank.pool import pooling_weights
 
     every = torch.tensor(boxes)
-    first, second = torch.triu_indices(len(every), len(every))  # each with itself, too
+    first, second = torch.triu_indices(len(every), len(every))  # with itself too
     weights = pooling_weights(union_boxes(every[first], every[second]), transform).numpy()
     weights = weights[weights.any(1)]
     exact = unit(weights @ tokens) @ unit(tokens).T
@@ -93,11 +93,10 @@ def _box_error(tokens: Floats, packed: Packed, boxes: list[list[float]], transfo
 
 
 def _geometry(transform: ImageTransform | None, rows: int, columns: int) -> dict[str, Any]:
-    """The image's size, what the input covers of it, and which patches show it: first and last row and column."""
+    """The image's size, the grid's frame in it, and the range of rows and columns that show it."""
     if transform is None:
         return {"size": [columns, rows], "frame": [0, 0, columns, rows], "valid": [0, rows, 0, columns]}
-    height, width = transform.input_size
-    frame = transform.boxes_from_input([0, 0, width, height]).tolist()
+    frame = transform.boxes_from_grid([0, 0, columns, rows]).tolist()
     shown_rows, shown_columns = np.flatnonzero(transform.valid.any(1)), np.flatnonzero(transform.valid.any(0))
     valid = [shown_rows[0], shown_rows[-1] + 1, shown_columns[0], shown_columns[-1] + 1]
     return {
@@ -113,49 +112,41 @@ def _add_picture(shown: dict[str, Any], sample: Sample, transform: ImageTransfor
     try:
         with Image.open(sample.source.content(sample)) as opened:
             if opened.size != (transform.width, transform.height):
-                shown["notes"].append("The image that lies there now has another size than the one that was encoded.")
+                shown["notes"].append("The image file has another size than the encoded image.")
                 return
             opened.draft("RGB", (2 * _SIDE, 2 * _SIDE))
             image = opened.convert("RGB")
-    except Exception:  # not there, or damaged in one of the many ways in which a picture can be
-        shown["notes"].append("The image itself cannot be opened.")
+    except Exception:  # Pillow raises many kinds on a damaged image
+        shown["notes"].append("The image cannot be opened.")
         return
-    image.info.clear()  # a comment, say, that would be written into the new file
+    image.info.clear()  # metadata, such as a comment, would go into the new file
     image.thumbnail((_SIDE, _SIDE))
     shown["picture"] = f"data:image/jpeg;base64,{base64.b64encode(_jpeg(image)).decode()}"
 
 
 def _jpeg(image: Image) -> bytes:
-    """In as good a quality as there is room for. Without what the camera noted."""
-    content = b""
-    for quality in _QUALITIES:
+    """The best quality that fits; the lowest one of a smaller picture if none does."""
+    qualities = list(_QUALITIES)
+    while True:
         file = BytesIO()
-        image.save(file, "JPEG", quality=quality, optimize=True)
-        content = file.getvalue()
-        if len(content) <= _THUMBNAIL:
-            break
-    else:
-        while len(content) > _THUMBNAIL and max(image.size) > 16:
+        image.save(file, "JPEG", quality=qualities.pop(0) if len(qualities) > 1 else qualities[0], optimize=True)
+        if len(content := file.getvalue()) <= _THUMBNAIL or max(image.size) <= 16:
+            return content
+        if len(qualities) == 1:
             image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
-            file = BytesIO()
-            image.save(file, "JPEG", quality=_QUALITIES[-1])
-            content = file.getvalue()
-    return content
 
 
 def _add_pairs(shown: dict[str, Any], dataset: Dataset, names: Names) -> None:
-    """The annotated pairs: boxes, each once, and which of them belong together."""
+    """Add the annotated pairs: each box once, and each pair as two boxes and a verb."""
     try:
         target = dataset.target(shown["key"])
     except PatchbankError as error:
-        shown["notes"].append(f"Its annotations cannot be read: {error}")
+        shown["notes"].append(f"The annotations cannot be read: {error}")
         return
     boxes: dict[tuple[Any, ...], int] = {}
     pairs = []
-    rows = zip(
-        target.boxes_h.tolist(), target.boxes_o.tolist(), target.object.tolist(), target.verb.tolist(), strict=True
-    )
-    for human, thing, category, verb in list(rows)[:_PAIRS]:
+    columns = (target.boxes_h, target.boxes_o, target.object, target.verb)
+    for human, thing, category, verb in zip(*(each[:_PAIRS].tolist() for each in columns), strict=True):
         name = names.object(category)
         first = boxes.setdefault(("human", *(round(each, 2) for each in human), "person"), len(boxes))
         second = boxes.setdefault(("object", *(round(each, 2) for each in thing), name), len(boxes))
@@ -163,4 +154,4 @@ def _add_pairs(shown: dict[str, Any], dataset: Dataset, names: Names) -> None:
     shown["boxes"] = [{"kind": each[0], "box": list(each[1:5]), "name": each[5]} for each in boxes]
     shown["pairs"] = pairs
     if len(target) > _PAIRS:
-        shown["notes"].append(f"{_PAIRS} of its {len(target)} annotated pairs are shown.")
+        shown["notes"].append(f"{_PAIRS} of {len(target)} annotated pairs are shown.")

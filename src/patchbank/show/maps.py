@@ -1,4 +1,4 @@
-"""Patch tokens as numbers that can be drawn: similarities, and principal components as colours. Imports no torch."""
+"""Patch tokens as values to draw: similarities, and principal components as colours. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-_NOISE = 0.01  # of all tokens' length: with less than this between them, a blank image's rounding would be drawn
-_EQUAL = 1e-6  # of the greatest: numbers that differ by less are taken for equal, since that is what rounding leaves
-_PERCENTILES = 1, 99  # of a component over the patches: they become 0 and 1, and what lies beyond is cut
+_NOISE = 0.01  # tokens that vary by less, of their norm, have no components: only rounding differs in a blank image
+_EQUAL = 1e-6  # values that differ by less, of the greatest, count as equal: that is rounding
+_PERCENTILES = 1, 99  # of a component over the patches; they become 0 and 1
 
 
 def unit(vectors: Floats) -> Floats:
-    """(..., D) vectors at unit length; zeros, and what is no number, stay as they are."""
+    """(..., D) vectors divided by their L2 norms, float32. Zero vectors stay zero, NaN stays NaN."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
 
@@ -28,13 +28,13 @@ def principal_colours(tokens: Floats, valid: NDArray[np.bool_] | None = None) ->
 
     Args:
         tokens: (N, D).
-        valid: (N,), the patches that count, and get a colour; None: all.
+        valid: (N,) bool, the patches to use; None: all.
 
     Returns:
-        (N, 3) from 0 to 1, NaN where a patch does not count; and (3,), each component's share of the variance. A
-        component's direction is the one in which its largest loading is positive, and components of equal variance
-        are chosen by the patches' order, so that a picture is the same whoever computes it. Components that there are
-        not are 0.5, as all are where the tokens are as good as the same.
+        (N, 3) float32 from 0 to 1, NaN for the other patches; and (3,) float32, each component's share of the variance.
+        The largest loading of a component is positive, and the patches' order decides between components of equal
+        variance: every machine gives the same colours. Missing components are 0.5: all are if the tokens are nearly
+        equal.
     """
     chosen = np.ones(len(tokens), bool) if valid is None else valid
     some = tokens[chosen].astype(np.float64)
@@ -44,7 +44,7 @@ def principal_colours(tokens: Floats, valid: NDArray[np.bool_] | None = None) ->
     colours[chosen] = 0.5
     if len(some) < 2 or not np.isfinite(centred).all() or np.linalg.norm(centred) <= _NOISE * np.linalg.norm(some):
         return colours, shares
-    squares, left = np.linalg.eigh(centred @ centred.T)  # faster than by the SVD
+    squares, left = np.linalg.eigh(centred @ centred.T)  # faster than an SVD
     squares, left = squares[::-1].clip(0), left[:, ::-1]  # the largest first
     count = min(3, int((squares > 1e-12 * squares[0]).sum()))
     for component, scores in enumerate(_definite(squares, left, count)):
@@ -58,15 +58,14 @@ def principal_colours(tokens: Floats, valid: NDArray[np.bool_] | None = None) ->
 
 
 def _definite(squares: NDArray[np.float64], vectors: NDArray[np.float64], count: int) -> list[NDArray[np.float64]]:
-    """The first `count` eigenvectors, whichever the processor's library happens to choose where values are equal.
+    """The first `count` eigenvectors, the same ones from every linear algebra library.
 
-    Eigenvectors of equal values are any orthonormal basis of the space they span. Here it is the one that pivoted
-    Gram-Schmidt gives of that space's projector, which is the same for all of them; of pivots that are equal but for
-    rounding, the first counts.
+    Eigenvectors of equal values may be any orthonormal basis of their space. This one comes from pivoted Gram-Schmidt
+    on the space's projector, which does not depend on the basis. The first of nearly equal pivots counts.
 
     Args:
         squares: eigenvalues, the largest first.
-        vectors: their eigenvectors, in columns.
+        vectors: their eigenvectors, as columns.
     """
     chosen: list[NDArray[np.float64]] = []
     while len(chosen) < count:
@@ -83,6 +82,6 @@ def _definite(squares: NDArray[np.float64], vectors: NDArray[np.float64], count:
 
 
 def _sign(loadings: NDArray[np.float64]) -> float:
-    """The sign of the largest loading; of those that are equal but for rounding, of the first."""
+    """The sign of the largest loading; the first of nearly equal ones counts."""
     sizes = np.abs(loadings)
     return float(np.sign(loadings[(sizes >= sizes.max() * (1 - _EQUAL)).argmax()]))

@@ -1,4 +1,4 @@
-"""What is written beside pictures: classes' names, and what the weights are."""
+"""Texts beside pictures: the names of classes, and of the weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from patchbank.bank.runs import Run
     from patchbank.datasets import Dataset
 
-_LONGEST = 400  # characters of a text of which nobody knows what it is
+_LONGEST = 400  # characters of a text from a file
 
 
 class Names(NamedTuple):
-    """The names of objects and verbs, as far as they are known.
+    """The names of objects and verbs.
 
     Attributes:
-        objects: COCO's 80.
-        verbs: those of the annotations, or HICO-DET's; empty where neither tells them.
+        objects: the annotations', or COCO's 80.
+        verbs: the annotations', or HICO-DET's; empty for other data sets.
     """
 
     objects: tuple[str, ...]
@@ -38,7 +38,7 @@ class Names(NamedTuple):
 
 
 def names_of(data: Dataset) -> Names:
-    """Those that the annotations tell; where they do not, COCO's of the objects, and of the verbs HICO-DET's."""
+    """The names in the annotations; if there are none, COCO's for objects and HICO-DET's for its verbs."""
     try:
         classes = data.classes
     except DatasetError:
@@ -47,24 +47,24 @@ def names_of(data: Dataset) -> Names:
 
 
 def plain(value: object, longest: int = _LONGEST) -> str:
-    """A text as it is, less what cannot be seen, and its end if it is long: a file name may hold anything."""
+    """A text with invisible characters escaped; only the end of a long one. A file name may contain anything."""
     text = str(value)
     shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[-longest:])
     return shown if max(len(text), len(shown)) <= longest else f"…{shown[1 - longest :]}"
 
 
 def is_unknown(bank: Manifest) -> bool:
-    """Whether the weights that the bank was made with are not known: it was imported."""
+    """Whether the bank does not name its weights: it was imported."""
     return bank.identity.get("weights") == UNKNOWN
 
 
 def is_untrained(runs: Sequence[Run]) -> bool:
-    """Whether the weights are known to be random numbers."""
+    """Whether a run says that the weights are random numbers."""
     return any(run.untrained for run in runs)
 
 
 def weights_text(bank: Manifest, runs: Sequence[Run]) -> str:
-    """What the weights are, for people."""
+    """The weights, in words."""
     if is_untrained(runs):
         return "UNTRAINED random weights: the patterns come from the pixels and the architecture, and mean nothing"
     if is_unknown(bank):
@@ -73,7 +73,7 @@ def weights_text(bank: Manifest, runs: Sequence[Run]) -> str:
 
 
 def official(bank: Manifest) -> str | None:
-    """Whose official weights a bank was made with; None where they are not known to be official."""
+    """The bank's weights, if they are an official file: ``OpenAI weights``; else None."""
     from patchbank.encoders import official_weights
 
     name = official_weights(bank.identity)

@@ -1,4 +1,4 @@
-"""The page: everything about a bank put into one file that a browser opens from the disk, with no network."""
+"""A bank's page: one file that a browser opens from the disk, without a network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset
 
 LARGEST = 25_000_000  # bytes of a page
-_IMAGE = 60_000  # bytes of an image in it, at most
+_IMAGE = 60_000  # bytes of one image, at most
 _REST = 1_000_000  # bytes for everything else
-_FAILURES, _REASONS, _RUNS = 100, 20, 20  # named; the rest is counted
-_VERSIONS = 12  # of libraries that a run used
+_FAILURES, _REASONS, _RUNS = 100, 20, 20  # listed; the rest is counted
+_VERSIONS = 12  # libraries of a run, at most
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Written:
     Attributes:
         path: the file.
         bytes: its size.
-        images: in its gallery.
-        asked: how many were asked for, as far as the bank has them.
-        error: the largest difference of a similarity in it from the stored tokens' own.
-        defects: images whose numbers cannot be right.
-        wrong: of what holds of every healthy bank, how much does not hold of this one.
+        images: the number of images in the gallery.
+        asked: the number of images asked for, or of the bank if that is smaller.
+        error: the largest error of a similarity.
+        defects: the number of invalid features.
+        wrong: the number of failed checks.
     """
 
     path: Path
@@ -70,23 +70,23 @@ def write_report(
     """Write a bank's page.
 
     Args:
-        bank: what `open_bank` gives.
-        path: the file; it is replaced if it is there.
-        dataset: the images that the bank is for, with their annotations if they have any; None: neither.
-        sample: images in the gallery; fewer where the page would be larger than 25 MB.
-        seed: which images; the same seed gives the same ones.
-        read: features that are looked at, chosen by chance; None: all.
-        progress: told how many features were read, of how many.
-        gallery_progress: the same of the gallery's images.
+        bank: from `open_bank`.
+        path: the file; an existing one is replaced.
+        dataset: the bank's images, and their annotations if any; None: the page shows no images.
+        sample: the number of images in the gallery; fewer if the page would exceed 25 MB.
+        seed: for the random choice of images; the same seed gives the same ones.
+        read: the number of random features to read for the statistics; None: all.
+        progress: called with (features read, total).
+        gallery_progress: called with (images of the gallery, total).
 
-    Raises OSError where the file cannot be written.
+    Raises OSError if the file cannot be written.
     """
     keys = list(bank)
     chosen = keys if read is None or read >= len(keys) else sorted(gallery.choose(keys, [], read, seed))
-    seen = statistics.look(bank, chosen, len(chosen), progress)
+    seen = statistics.collect(bank, chosen, len(chosen), progress)
     asked = min(sample, len(keys))
-    standing_out = [odd.key for odd in seen.odd]
-    images = _gallery(bank, dataset, gallery.choose(keys, standing_out, asked, seed), gallery_progress)
+    outliers = [each.key for each in seen.outliers]
+    images = _gallery(bank, dataset, gallery.choose(keys, outliers, asked, seed), gallery_progress)
     runs = read_runs(bank.path)
     checks = statistics.checks(seen)
     reasons = Counter(bank.failures.values()).most_common(_REASONS)
@@ -104,7 +104,7 @@ def write_report(
         "failures": list(bank.failures.items())[:_FAILURES],
         "reasons": reasons,
         "more_reasons": len(bank.failures) - sum(count for _, count in reasons),
-        "coverage": _coverage(bank, dataset),
+        "completeness": _completeness(bank, dataset),
         "runs": [replace(run, versions=dict(list(run.versions.items())[:_VERSIONS])) for run in runs[-_RUNS:]],
         "earlier": len(runs) > _RUNS,
         "seen": seen,
@@ -117,7 +117,7 @@ def write_report(
         "least": statistics.LEAST,
         "image_bytes": len(data) // max(1, len(images)),
         "asked": asked,
-        "standing_out": len(set(standing_out) & {image["key"] for image in images}),
+        "outliers": len(set(outliers) & {image["key"] for image in images}),
         "error": error,
         "typical_error": typical,
         "box_error": of_boxes,
@@ -137,7 +137,7 @@ def write_report(
 def _gallery(
     bank: Bank, dataset: Dataset | None, keys: Sequence[str], progress: Progress | None
 ) -> list[dict[str, Any]]:
-    """What the page holds of these images, in order; of the first of them, where all are too much for one page."""
+    """The data of these images, sorted by key; of the first ones if all exceed the page's size."""
     samples = {sample.key: sample for sample in dataset.samples} if dataset else {}
     annotated = _annotated(dataset)
     names = names_of(annotated) if annotated else None
@@ -147,7 +147,7 @@ def _gallery(
         size = len(_json([image]))
         for name in ("pairs", "boxes", "picture"):
             if size > _IMAGE and image.pop(name, None):
-                image["notes"].append(f"There was no room for its {name}.")
+                image["notes"].append(f"The page has no room for the {name}.")
                 size = len(_json([image]))
         room -= size
         if room < 0:
@@ -163,7 +163,7 @@ def _annotated(dataset: Dataset | None) -> Dataset | None:
 
 
 def _plain_all(value: Any) -> Any:
-    """The same for all texts in a JSON value."""
+    """`plain` for all texts in a JSON value."""
     if isinstance(value, str):
         return plain(value)
     if isinstance(value, dict):
@@ -174,7 +174,7 @@ def _plain_all(value: Any) -> Any:
 
 
 def _json(images: Sequence[dict[str, Any]]) -> str:
-    """As a script element may hold it, which only a "<" could end, or begin a comment in."""
+    """JSON for a script element: without a "<", which could end the element or begin a comment."""
     shortened = [
         {name: each if name in gallery.BYTES else _plain_all(each) for name, each in image.items()} for image in images
     ]
@@ -198,7 +198,7 @@ def _rendered(context: dict[str, Any], data: str) -> bytes:
     script, style = (_file(name) for name in ("report.js", "report.css"))
     page = environment.get_template("report.html").render(
         **context,
-        # These are files of this package, and JSON without a "<": nothing of a bank's.
+        # Files of this package, and JSON without a "<".
         script=Markup(script),
         style=Markup(style),
         data=Markup(data),
@@ -213,12 +213,12 @@ def _file(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """As a Content-Security-Policy names what may run."""
+    """A hash for the Content-Security-Policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """What the bank is, in the order in which one asks."""
+    """What the bank is."""
     made = bank.manifest
     tokens, dim = made.shape
     rows, columns = made.grid
@@ -232,7 +232,7 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("On disk", f"{bytes_text(bank.bytes_on_disk())}, layout {made.layout}"),
         ("Resize", made.input.resize),
         ("Made on", f"{made.device}, batches of {made.batch_size}{', compiled' if made.compiled else ''}"),
-        ("Begun with", ", ".join(f"{name} {version}" for name, version in made.versions.items()) or "not known"),
+        ("Begun with", ", ".join(f"{name} {version}" for name, version in made.versions.items()) or "unknown"),
     ]
     if runs:
         if len(runs) < MOST_RUNS:
@@ -252,8 +252,8 @@ def _identity(values: dict[str, str]) -> list[tuple[str, str]]:
     ]
 
 
-def _coverage(bank: Bank, dataset: Dataset | None) -> dict[str, Any] | None:
-    """How many of the listed images have a feature, failed, or are left."""
+def _completeness(bank: Bank, dataset: Dataset | None) -> dict[str, Any] | None:
+    """How many of the data set's images have a feature, failed, or are missing."""
     if dataset is None:
         return None
     keys = [sample.key for sample in dataset.samples]
@@ -269,8 +269,3 @@ def _coverage(bank: Bank, dataset: Dataset | None) -> dict[str, Any] | None:
         "extra": len(bank) + len(bank.failures) - done - failed,
         "source": (dataset.annotations or dataset.images).name,
     }
-
-
-def to_json(written: Written) -> dict[str, Any]:
-    """For ``--json``."""
-    return asdict(written) | {"path": str(written.path)}

@@ -1,4 +1,4 @@
-"""An image's patch tokens in few bytes, so that a browser can compute every similarity among them."""
+"""Patch tokens quantised into few bytes. A browser computes every similarity from them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 from patchbank.show.maps import Floats, unit
 
 _LEVELS = 127
-_STEPS = 12  # halvings of the interval in which the step is sought
+_HALVINGS = 12  # of the interval in the search for the step
 
 
 @dataclass(frozen=True)
 class Packed:
     """Patch tokens (N, D), quantised.
 
-    Unit tokens are turned into the axes of their own singular vectors, which changes no similarity and puts what
-    matters first; each coordinate is rounded to a multiple of one step; what is rounded to 0 throughout is left out.
+    Unit tokens are rotated to the axes of their own singular vectors. That changes no similarity and puts the largest
+    coordinates first. Each coordinate is rounded to a multiple of one step; the last axes, all zero, are dropped.
 
     Attributes:
         levels: (N, K) int8: coordinates in steps.
-        norms: (N,) float32: the tokens' lengths.
+        norms: (N,) float32: the tokens' L2 norms.
         deflated: `levels`, component by component, deflated.
-        error: the largest difference of any two patches' cosine similarity from the stored tokens' own.
-        typical_error: the root mean square of these differences.
+        error: the largest error of the cosine similarity of two patches.
+        typical_error: the root mean square of these errors.
     """
 
     levels: NDArray[np.int8]
@@ -39,7 +39,7 @@ class Packed:
 
     @property
     def units(self) -> Floats:
-        """(N, K): the tokens at unit length, as the browser has them."""
+        """(N, K): the unit tokens that the browser computes."""
         return unit(self.levels.astype(np.float32))
 
     def pooled_similarities(self, weights: Floats) -> Floats:
@@ -50,7 +50,7 @@ class Packed:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """As the page holds it."""
+        """In the form of the page's data."""
         return {
             "components": self.levels.shape[1],
             "levels": base64.b64encode(self.deflated).decode(),
@@ -66,14 +66,14 @@ def pack(tokens: Floats, most: int) -> Packed:
     lengths = np.linalg.norm(exact, axis=1)
     units = exact / np.where(lengths > 0, lengths, 1)[:, None]
     cosines = units @ units.T
-    values, vectors = np.linalg.eigh(cosines)  # left singular vectors, the largest last; faster than by the SVD
+    values, vectors = np.linalg.eigh(cosines)  # left singular vectors, the largest last; faster than an SVD
     coordinates = (vectors * np.sqrt(values.clip(0)))[:, ::-1]
     finest = float(np.abs(coordinates).max()) / _LEVELS or 1.0
     low, high = np.log(finest), np.log(finest * _LEVELS)
     best = _deflated(coordinates, finest)
     if len(best[1]) > most:
         best = _deflated(coordinates, float(np.exp(high)))
-        for _ in range(_STEPS):
+        for _ in range(_HALVINGS):
             middle = (low + high) / 2
             tried = _deflated(coordinates, float(np.exp(middle)))
             if len(tried[1]) <= most:

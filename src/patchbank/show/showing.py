@@ -1,4 +1,4 @@
-"""What `show` puts into a figure: the image, its annotated pairs, and the maps that were asked for."""
+"""The parts of a figure: the image, its annotated pairs, and the maps that the user asks for."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from patchbank.show.maps import Floats, similarities
 from patchbank.show.names import names_of, plain
 from patchbank.transform import ImageTransform
 
-_LONGEST = 6000  # pixels a side of an image as it is drawn; a figure has no room for more
-_TOUCH = 1e-6  # of a box's area: a box that only touches what the model saw has less
+_LONGEST = 6000  # pixels a side; a figure needs no more
+_TOUCH = 1e-6  # visible fraction of a box that only touches the visible part of the image
 
 
 def image_of(key: str, file: Path | None, data: Dataset | None, transform: ImageTransform) -> Image.Image | None:
-    """The image; None where nothing says where it lies.
+    """The image from the file or the data set; None if neither has it.
 
-    Raises DatasetError where it cannot be opened, or is another one than that which was encoded.
+    Raises DatasetError if it cannot be opened, or has another size than the encoded one.
     """
     content: Any
     if file is not None:
@@ -54,26 +54,26 @@ def image_of(key: str, file: Path | None, data: Dataset | None, transform: Image
         raise DatasetError(f"{name} cannot be opened: {reason}.") from error
     if image.size != (transform.width, transform.height):
         raise DatasetError(
-            f"{name} is {image.width} x {image.height} pixels, and the bank's {key!r} was "
-            f"{transform.width} x {transform.height}: it is another image."
+            f"{name} is another image: it has {image.width} x {image.height} pixels, and the bank's {key!r} has "
+            f"{transform.width} x {transform.height}."
         )
     image.thumbnail((_LONGEST, _LONGEST))
     return image
 
 
 def box_of(kind: str, xyxy: Sequence[float], label: str = "") -> Box:
-    """A box to be drawn, of any four numbers."""
+    """A box to draw, from any four numbers."""
     x1, y1, x2, y2 = map(float, xyxy)
     return Box(kind, (x1, y1, x2, y2), label)
 
 
 def is_seen(box: Box, transform: ImageTransform) -> bool:
-    """Whether the model saw any of a box, and not only touched it."""
+    """Whether any part of a box is visible to the model."""
     return bool(transform.visible_fraction([box.xyxy])[0] > _TOUCH)
 
 
 def pairs_of(key: str, data: Dataset | None) -> list[Box]:
-    """Human, object and union of each annotated pair, one after the other; none where there are no annotations."""
+    """Human, object and union of each annotated pair, in a row; empty without annotations."""
     if data is None or data.annotations is None or all(sample.key != key for sample in data.samples):
         return []
     target = data.target(key)
@@ -89,19 +89,18 @@ def pairs_of(key: str, data: Dataset | None) -> list[Box]:
 
 
 def first_pair(pairs: Sequence[Box], transform: ImageTransform) -> Sequence[Box]:
-    """Human, object and union of the first pair of which the model saw any; of the first, where it saw none."""
+    """Human, object and union of the first visible pair; of the first pair if none is visible."""
     triples = [pairs[start : start + 3] for start in range(0, len(pairs), 3)]
     return next((each for each in triples if any(is_seen(box, transform) for box in each)), pairs[:3])
 
 
 def at_point(tokens: Floats, transform: ImageTransform, point: Sequence[float]) -> Map:
-    """Similarities to the patch at a point. Raises ConfigError where the model did not see it."""
+    """Similarities to the patch at a point (x, y) in original pixels. Raises ConfigError if it is not visible."""
     x, y = point
     x1, y1, x2, y2 = transform.visible
     if not (x1 <= x <= x2 and y1 <= y <= y2):
         raise ConfigError(
-            f"--at {x:g},{y:g} is not in what the model saw of the image: x {x1:.0f} to {x2:.0f}, "
-            f"y {y1:.0f} to {y2:.0f}."
+            f"--at {x:g},{y:g} is outside the part that the model saw: x {x1:.0f} to {x2:.0f}, y {y1:.0f} to {y2:.0f}."
         )
     rows, columns = transform.grid
     column, row = (int(each) for each in transform.points_to_grid([x, y]))
@@ -111,26 +110,19 @@ def at_point(tokens: Floats, transform: ImageTransform, point: Sequence[float]) 
 
 
 def in_boxes(tokens: Tensor, transform: ImageTransform, boxes: Sequence[Box]) -> list[Map]:
-    """Similarities to what is pooled in boxes. Raises ConfigError where the model saw nothing of one."""
+    """Similarities to the tokens pooled in boxes. Raises ConfigError if a box is not visible."""
     maps = []
     for box in boxes:
+        numbers = ",".join(f"{each:g}" for each in box.xyxy)
         if not is_seen(box, transform):
-            raise ConfigError(f"--box {','.join(f'{each:g}' for each in box.xyxy)}: the model saw nothing of it.")
+            raise ConfigError(f"--box {numbers} is outside the part that the model saw.")
         pooled = pool_regions(tokens, torch.tensor([box.xyxy]), transform)[0].numpy()
-        coverage = float(transform.visible_fraction([box.xyxy])[0])
-        share = f"{coverage:.0%}" if coverage >= 0.01 else "less than 1%"
-        seen = "" if coverage > 0.995 else f"{share} of the box seen by the model"
-        what = "the pooled box" if box.kind == "box" else f"the pooled {box.kind}"
-        label = f" ({box.label})" if box.label else ""
-        if box.kind == "box":
-            label = f" {','.join(f'{each:g}' for each in box.xyxy)}{label}"
-        maps.append(
-            Map(
-                f"Similarity to {what}{label}\n{seen}".rstrip(),
-                similarities(tokens.numpy(), pooled),
-                box=replace(box, label=""),
-            )
-        )
+        fraction = float(transform.visible_fraction([box.xyxy])[0])
+        share = f"{fraction:.0%}" if fraction >= 0.01 else "less than 1%"
+        seen = "" if fraction > 0.995 else f"{share} of the box visible"
+        label = f"{f' {numbers}' * (box.kind == 'box')}{f' ({box.label})' * bool(box.label)}"
+        title = f"Similarity to the pooled {box.kind}{label}\n{seen}".rstrip()
+        maps.append(Map(title, similarities(tokens.numpy(), pooled), box=replace(box, label="")))
     return maps
 
 
@@ -145,8 +137,8 @@ def to_texts(
 ) -> list[Map]:
     """Similarities to texts.
 
-    Raises what `encode_texts` does, ConfigError where the model has no text tower, and WeightsError on other weights
-    than the bank's.
+    Raises as `encode_texts` does; ConfigError if the model has no text tower, WeightsError on other weights than the
+    bank's.
     """
     if bank.manifest.identity.get("family", "openai") != "openai":
         raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {bank.manifest.model} has none.")
@@ -163,7 +155,7 @@ def to_texts(
 
 
 def middle(transform: ImageTransform) -> tuple[float, float]:
-    """The centre of the patch in the middle of those that show the image, in original pixels."""
+    """The centre of the middle patch that shows the image, (x, y) in original pixels."""
     rows, columns = (np.flatnonzero(transform.valid.any(axis)) for axis in (1, 0))
     x, y = transform.points_from_grid([columns[len(columns) // 2] + 0.5, rows[len(rows) // 2] + 0.5]).tolist()
     x1, y1, x2, y2 = transform.visible

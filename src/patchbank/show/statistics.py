@@ -1,4 +1,4 @@
-"""Statistics of a bank's numbers, and which images stand out. One pass, and memory of a few numbers an image."""
+"""Statistics of a bank's features, and its outliers. One pass; memory for a few numbers an image."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from patchbank.show.maps import Floats, unit
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
 
-Progress = Callable[[int, int], None]  # done, of how many
+Progress = Callable[[int, int], None]  # done, total
 
 _NORM_EDGES = np.logspace(-4, 5, 1801)  # 200 bins a decade
 _COSINE_EDGES = np.linspace(-1, 1, 201)
-_FAR = 6.0  # robust standard deviations from the median, beyond which an image stands out
+_FAR = 6.0  # an outlier's distance from the median, in robust standard deviations
 _BLANK = 0.9999  # mean similarity of neighbours
-LEAST = 8  # images, below which nothing can be said to stand out
-_NAMED = 12  # images that stand out, of each kind
+LEAST = 8  # images; fewer have no outliers
+_NAMED = 12  # defects, and outliers, that are named
 
 
 @dataclass
 class Histogram:
-    """Counts between edges; beyond the outermost ones the outermost bins count."""
+    """Counts between edges. The outermost bins count the values beyond them too."""
 
     edges: NDArray[np.float64]
     counts: NDArray[np.int64] = field(init=False)
@@ -36,128 +36,116 @@ class Histogram:
         self.counts = np.zeros(len(self.edges) - 1, np.int64)
 
     def add(self, values: Floats) -> None:
-        """Count finite values."""
+        """Count the finite values."""
         inside = values[np.isfinite(values)].clip(self.edges[0], self.edges[-1])
         self.counts += np.histogram(inside, self.edges)[0]
 
     def quantile(self, share: float) -> float:
-        """That below which so much lies, as if values lay evenly within their bin; NaN where nothing was counted."""
-        total = self.counts.sum()
-        if not total:
+        """The value with this share of all counts below it, interpolated within its bin; NaN if nothing is counted."""
+        if not self.counts.any():
             return float("nan")
-        return float(np.interp(share * total, np.concatenate([[0], self.counts.cumsum()]), self.edges))
+        below = np.concatenate([[0], self.counts.cumsum()])
+        return float(np.interp(share * below[-1], below, self.edges))
 
 
 @dataclass(frozen=True)
-class Odd:
-    """An image that is not like the others.
+class Outlier:
+    """An image unlike the others.
 
     Attributes:
         key: its name.
-        why: in what.
-        wrong: whether that is a defect, and not only rare.
+        why: the difference.
+        defect: whether its feature is invalid, and not only rare.
     """
 
     key: str
     why: str
-    wrong: bool
+    defect: bool = False
 
 
 @dataclass
-class Soundness:
-    """What was seen in a bank's numbers.
+class Statistics:
+    """Statistics of a bank's features.
 
     Attributes:
-        looked_at: images.
-        norms: of tokens.
+        images: the number of features that were read.
+        norms: L2 norms of tokens.
         neighbours: cosine similarities of patches beside and below each other.
-        distant: of patches half a grid apart, in one image.
-        strangers: of patches at one place in two images.
-        odd: images that stand out, the defective ones first.
-        defects: how many images are defective; the first of them are named.
+        distant: of patches half a grid apart in one image.
+        other_images: of patches at one place in two images.
+        outliers: the defects first.
+        defects: the number of invalid features; the first ones are in `outliers`.
     """
 
-    looked_at: int = 0
+    images: int = 0
     norms: Histogram = field(default_factory=lambda: Histogram(_NORM_EDGES))
     neighbours: Histogram = field(default_factory=lambda: Histogram(_COSINE_EDGES))
     distant: Histogram = field(default_factory=lambda: Histogram(_COSINE_EDGES))
-    strangers: Histogram = field(default_factory=lambda: Histogram(_COSINE_EDGES))
-    odd: list[Odd] = field(default_factory=list)
+    other_images: Histogram = field(default_factory=lambda: Histogram(_COSINE_EDGES))
+    outliers: list[Outlier] = field(default_factory=list)
     defects: int = 0
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that holds of every healthy bank.
+    """One property of every healthy bank.
 
     Attributes:
-        state: ``good``, ``bad``, or ``open`` where it cannot be told.
-        says: what, in a sentence.
+        state: ``good``, ``bad``, or ``open`` if it cannot be checked.
+        says: the result, as a sentence.
     """
 
     state: str
     says: str
 
 
-def look(bank: Bank, keys: Iterable[str], total: int, progress: Progress | None = None) -> Soundness:
-    """Read features, and count. An image that cannot be read is a defect and is named."""
-    found = Soundness()
+def collect(bank: Bank, keys: Iterable[str], total: int, progress: Progress | None = None) -> Statistics:
+    """Read features and count. A feature that cannot be read is a defect."""
+    found = Statistics()
     names: list[str] = []
     figures: list[tuple[float, float]] = []
-    defects: list[Odd] = []
+    defects: list[Outlier] = []
     before: Floats | None = None
     for number, key in enumerate(keys, 1):
         try:
             tokens = bank[key].float().numpy()
+            reason = _defect(tokens)
         except (BankError, OSError) as error:
-            defects.append(Odd(key, f"cannot be read: {error}", wrong=True))
-            continue
-        finally:
-            found.looked_at += 1
-            if progress:
-                progress(number, total)
-        if reason := _defect(tokens):
-            defects.append(Odd(key, reason, wrong=True))
-            continue
-        valid = _valid(bank, key)
-        figure = _count(found, tokens, valid, bank.manifest.grid, before)
-        before = unit(tokens)
-        names.append(key)
-        figures.append(figure)
+            reason = f"cannot be read: {error}"
+        if reason:
+            defects.append(Outlier(key, reason, defect=True))
+        else:
+            grid = bank.manifest.grid
+            valid = np.ones(grid, bool) if bank.size(key) is None else bank.transform(key).valid
+            figures.append(_count(found, tokens, valid, grid, before))
+            names.append(key)
+            before = unit(tokens)
+        found.images += 1
+        if progress:
+            progress(number, total)
     found.defects = len(defects)
-    found.odd = defects[:_NAMED] + _standing_out(names, np.array(figures, np.float64).reshape(-1, 2))
+    found.outliers = defects[:_NAMED] + _outliers(names, np.array(figures, np.float64).reshape(-1, 2))
     return found
 
 
-def _named(defects: int) -> str:
-    return "named below" if defects <= _NAMED else f"the first {_NAMED} are named below"
-
-
 def _defect(tokens: Floats) -> str | None:
-    """What is wrong with an image's numbers by themselves."""
+    """Why a feature is invalid; None if it is not."""
     bad = int((~np.isfinite(tokens)).any(1).sum())
     if bad:
         what = "NaN" if np.isnan(tokens).any() else "infinite"
-        return f"{bad:,} of {len(tokens):,} tokens hold {what} numbers"
+        return f"{bad:,} of {len(tokens):,} tokens have {what} values"
     zero = int((~tokens.any(1)).sum())
     if zero:
-        return "all its tokens are zero" if zero == len(tokens) else f"{zero:,} of {len(tokens):,} tokens are zero"
+        return "all tokens are zero" if zero == len(tokens) else f"{zero:,} of {len(tokens):,} tokens are zero"
     if len(tokens) > 1 and (tokens == tokens[0]).all():
-        return "all its tokens are the same"
+        return "all tokens are equal"
     return None
 
 
-def _valid(bank: Bank, key: str) -> NDArray[np.bool_]:
-    """(Gh, Gw): the patches that show the image, where its size is known; else all."""
-    if bank.size(key) is None:
-        return np.ones(bank.manifest.grid, bool)
-    return bank.transform(key).valid
-
-
 def _count(
-    found: Soundness, tokens: Floats, valid: NDArray[np.bool_], grid: tuple[int, int], before: Floats | None
+    found: Statistics, tokens: Floats, valid: NDArray[np.bool_], grid: tuple[int, int], before: Floats | None
 ) -> tuple[float, float]:
-    """Count one image's numbers; its median norm, and its mean similarity of neighbours."""
+    """Count one image's numbers. Returns its median norm, and the mean similarity of neighbours."""
     rows, columns = grid
     norms = np.linalg.norm(tokens, axis=1)
     found.norms.add(norms[valid.flatten()])
@@ -168,76 +156,78 @@ def _count(
         values: Floats = np.einsum("ijd,ijd->ij", picture[first], picture[second])[both]
         return values
 
-    beside = between(np.s_[:, :-1], np.s_[:, 1:]), between(np.s_[:-1], np.s_[1:])
-    neighbours = np.concatenate([each.ravel() for each in beside])
+    beside, below = between(np.s_[:, :-1], np.s_[:, 1:]), between(np.s_[:-1], np.s_[1:])
+    neighbours = np.concatenate([beside.ravel(), below.ravel()])
     found.neighbours.add(neighbours)
     if rows > 3 and columns > 3:
         found.distant.add(between(np.s_[: rows // 2, : columns // 2], np.s_[-(rows // 2) :, -(columns // 2) :]))
     if before is not None:
-        found.strangers.add(np.einsum("nd,nd->n", picture.reshape(len(tokens), -1), before)[valid.flatten()])
+        found.other_images.add(np.einsum("nd,nd->n", picture.reshape(len(tokens), -1), before)[valid.flatten()])
     return float(np.median(norms)), float(neighbours.mean()) if len(neighbours) else float("nan")
 
 
-def _standing_out(names: list[str], figures: NDArray[np.float64]) -> list[Odd]:
-    """Blank images, and those whose figures are far from those of the others, the farthest first."""
+def _outliers(names: list[str], figures: NDArray[np.float64]) -> list[Outlier]:
+    """Blank images, then images with figures far from the others', the farthest first."""
     blank = [name for name, (_, neighbours) in zip(names, figures, strict=True) if neighbours > _BLANK]
-    odd = [Odd(name, "all its patches are as good as the same: is it a blank image?", wrong=False) for name in blank]
+    found = [Outlier(name, "all patches are nearly equal: a blank image?") for name in blank]
     if len(names) < LEAST:
-        return odd[:_NAMED]
-    found: dict[str, tuple[float, str]] = {}
-    for column, what in ((0, "median token norm"), (1, "mean similarity of neighbours")):
-        values = figures[:, column]
+        return found[:_NAMED]
+    far: dict[str, tuple[float, str]] = {}
+    for values, what in zip(figures.T, ("median token norm", "mean similarity of neighbours"), strict=True):
         median = np.nanmedian(values)
-        # Where most are as good as equal, a thousandth counts as the usual difference.
+        # If most images are nearly equal, a thousandth counts as the usual difference.
         spread = max(1.4826 * np.nanmedian(np.abs(values - median)), 1e-3 * abs(median))
         distance = np.abs(values - median) / (spread or 1)
         for place in np.argsort(-np.nan_to_num(distance))[:_NAMED]:
-            if distance[place] > _FAR and distance[place] > found.get(names[place], (0.0, ""))[0]:
-                why = f"{what} {values[place]:.3g}; of the others, {median:.3g} in the middle"
-                found[names[place]] = float(distance[place]), why
-    ordered = sorted(found.items(), key=lambda item: -item[1][0])
-    return [*odd, *(Odd(key, why, wrong=False) for key, (_, why) in ordered if key not in blank)][:_NAMED]
+            if distance[place] > max(_FAR, far.get(names[place], (0.0,))[0]):
+                why = f"{what} {values[place]:.3g}; the median of all images is {median:.3g}"
+                far[names[place]] = float(distance[place]), why
+    ordered = sorted(far.items(), key=lambda item: -item[1][0])
+    return [*found, *(Outlier(key, why) for key, (_, why) in ordered if key not in blank)][:_NAMED]
 
 
-def checks(found: Soundness) -> list[Check]:
-    """What holds of every healthy bank of CLIP's patch tokens, and whether it holds of this one."""
-    norms, near, far, others = found.norms, found.neighbours, found.distant, found.strangers
+def checks(found: Statistics) -> list[Check]:
+    """The properties of every healthy bank of patch tokens, checked on this one."""
+    norms, near, far, others = found.norms, found.neighbours, found.distant, found.other_images
+    named = "listed below" if found.defects <= _NAMED else f"the first {_NAMED} are listed below"
     results = [
-        Check(
-            "bad",
-            f"Numbers that cannot be right: {found.defects:,} of {found.looked_at:,} images; {_named(found.defects)}.",
+        _check(
+            not found.defects,
+            "All values are finite, and no token is zero.",
+            f"{found.defects:,} of {found.images:,} features are invalid; {named}.",
         )
-        if found.defects
-        else Check("good", "Every number is finite, and no token is zero.")
     ]
-    if not norms.counts.sum():
-        return [*results, Check("open", "There are no numbers to look at.")]
+    if not norms.counts.any():
+        return [*results, Check("open", "The bank has no valid feature to check.")]
     low, high = norms.quantile(0.001), norms.quantile(0.999)
     results.append(
-        Check("bad", "Every token has the length 1: the features were normalised before they were stored.")
-        if low > 0.97 and high < 1.04
-        else Check("good", f"Tokens are not normalised: their lengths are {low:.3g} to {high:.3g} (99.8% of them).")
+        _check(
+            low <= 0.97 or high >= 1.04,
+            f"Tokens are not normalised: 99.8% of the norms are between {low:.3g} and {high:.3g}.",
+            "All tokens have norm 1: they were normalised before they were stored.",
+        )
     )
-    if far.counts.sum():
+    if far.counts.any():
         close, apart = near.quantile(0.5), far.quantile(0.5)
         results.append(
-            Check("good", f"Neighbours are more alike ({close:.2f}) than patches half a grid apart ({apart:.2f}).")
-            if close > apart
-            else Check(
-                "bad",
-                f"Neighbours are no more alike ({close:.2f}) than patches half a grid apart ({apart:.2f}): are the "
-                "tokens in another order than the grid's?",
+            _check(
+                close > apart,
+                f"Neighbours are more similar ({close:.2f}) than patches half a grid apart ({apart:.2f}).",
+                f"Neighbours are no more similar ({close:.2f}) than patches half a grid apart ({apart:.2f}): the "
+                "tokens may not be in the grid's order.",
             )
         )
-    if others.counts.sum():
-        same = others.quantile(0.1) > 0.985
-        results.append(
-            Check(
-                "bad", "Different images have nearly the same tokens at the same places: was one image stored for many?"
-            )
-            if same
-            else Check("good", f"Different images differ: {others.quantile(0.5):.2f} at the same place.")
-        )
-    else:
-        results.append(Check("open", "One image alone cannot be compared with others."))
-    return results
+    if not others.counts.any():
+        return [*results, Check("open", "There is only one image: it cannot be compared with others.")]
+    return [
+        *results,
+        _check(
+            others.quantile(0.1) <= 0.985,
+            f"Images differ: at the same place, their median similarity is {others.quantile(0.5):.2f}.",
+            "Different images have nearly equal tokens: one image may be stored for many.",
+        ),
+    ]
+
+
+def _check(passed: bool, good: str, bad: str) -> Check:
+    return Check("good", good) if passed else Check("bad", bad)

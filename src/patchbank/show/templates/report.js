@@ -4,7 +4,7 @@
   if (!images.length) return;
   const $ = (id) => document.getElementById(id);
 
-  // cividis at even steps (Nuñez, Anderton and Renslow 2018): even in lightness, also in grey and to the colour-blind.
+  // cividis at even steps (Nuñez, Anderton and Renslow 2018): its lightness is even, in grey and for the colour-blind too.
   const CIVIDIS = [
     [0, 34, 78], [0, 48, 111], [39, 63, 108], [60, 77, 110], [82, 92, 109], [102, 105, 112], [121, 119, 119], [140, 135, 121],
     [162, 151, 119], [184, 168, 112], [207, 186, 99], [230, 205, 80], [254, 232, 56],
@@ -13,9 +13,9 @@
   const STYLES = { human: "#0072b2", object: "#d55e00", union: "#cc79a7" };
   const BINS = 7; // a side of a box, as the library's pool_regions has them
   const TAG = 18; // CSS pixels a side of a box's number
-  const LEAST = 0.01; // that the colours reach over: less is noise
-  const NEAR = 4; // CSS pixels from a box's outline that still count as on it
-  const CROWD = 8; // boxes, beyond which outlines are everywhere and only numbers count
+  const LEAST = 0.01; // the smallest range that the colours span: less is rounding
+  const NEAR = 4; // CSS pixels: a point this near is on a box's outline
+  const CROWD = 8; // with more boxes, only their numbers can be clicked
 
   // Numbers.
 
@@ -75,7 +75,7 @@
     return weights;
   }
 
-  /** The patches' shares in what is pooled in a box of original pixels, as far as the model saw it. */
+  /** The patches' weights when tokens are pooled in the visible part of a box of original pixels. */
   function boxWeights(image, box) {
     const [x1, y1, x2, y2] = image.frame, [rows, columns] = image.grid, [width, height] = image.size;
     const seen = [Math.max(x1, 0), Math.max(y1, 0), Math.min(x2, width), Math.min(y2, height)];
@@ -88,8 +88,7 @@
 
   const union = (boxes) => [0, 1, 2, 3].map((side) => (side < 2 ? Math.min : Math.max)(...boxes.map((each) => each.box[side])));
 
-  // What is shown: an image; the patch or the boxes that its patches are compared with; the patch that is read out while
-  // that is held.
+  // The shown image, the query (a patch, or boxes), and the patch to read out while the query is held.
 
   const state = { image: null, tokens: null, element: null, token: 0, reading: null, chosen: [], held: false, serial: 0 };
   const isFixed = () => state.held || state.chosen.length > 0;
@@ -106,7 +105,7 @@
     return row >= first && row < last && column >= left && column < right;
   }
 
-  /** Image and input together, x1, y1, x2, y2 in original pixels, but of a long image only what is near the input. */
+  /** Image and input together, x1, y1, x2, y2 in original pixels; only the part of a long image near the input. */
   function limits() {
     const [x1, y1, x2, y2] = state.image.frame, [width, height] = state.image.size, [across, down] = [x2 - x1, y2 - y1];
     return [Math.min(x1, Math.max(0, x1 - across)), Math.min(y1, Math.max(0, y1 - down)), Math.max(x2, Math.min(width, x2 + across)), Math.max(y2, Math.min(height, y2 + down))];
@@ -114,10 +113,10 @@
 
   // Drawing, in original pixels.
 
-  /** A canvas's context, and how many original pixels a CSS pixel is. */
+  /** A canvas's context, and the size of a CSS pixel in original pixels. */
   function prepare(canvas) {
     const [left, top, right, bottom] = limits(), aspect = (bottom - top) / (right - left);
-    canvas.style.width = `${Math.min(100, 160 / aspect)}%`; // what is high becomes narrow
+    canvas.style.width = `${Math.min(100, 160 / aspect)}%`; // a tall image becomes narrow
     const finer = Math.min(devicePixelRatio || 1, 2);
     const width = Math.max(16, Math.round(canvas.clientWidth * finer)), height = Math.max(1, Math.round(width * aspect));
     if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
@@ -223,7 +222,7 @@
     drawMarks(context, pixel);
   }
 
-  /** The patches in colours, `shade(token)` of each: beside what the model did not see, or over the image. */
+  /** Draw each patch in `shade(token)`: on the faint image, or over it. */
   function drawPatches(id, shade) {
     const image = state.image, [context, pixel] = prepare($(id)), over = $("over").checked && state.element;
     if (state.element) {
@@ -246,13 +245,13 @@
 
   async function draw() {
     const image = state.image, serial = ++state.serial;
-    if (!image.frame) return; // what cannot be read; a note says so
+    if (!image.frame) return; // an unreadable feature; a note says so
     if (image.levels && state.tokens === null) {
       const tokens = await unpacked(image);
       if (image !== state.image) return;
       state.tokens = tokens;
     }
-    if (serial !== state.serial) return; // something else is to be drawn by now
+    if (serial !== state.serial) return; // a later call draws
     const boxes = state.chosen.map((each) => image.boxes[each]), tokens = state.tokens;
     let values = null, low = 0, high = 1;
     if (tokens) {
@@ -272,7 +271,7 @@
     $("scale").hidden = !values;
     $("low").textContent = number(low);
     $("high").textContent = number(high);
-    $("readout").textContent = tell(values, low, high);
+    $("readout").textContent = describe(values, low, high);
     window.patchbank = { image: image.key, token: state.token, reading: state.reading, chosen: [...state.chosen], values: values && Array.from(values) };
   }
 
@@ -283,23 +282,23 @@
     return `row ${Math.floor(token / columns)}, column ${token % columns} (x ${Math.round(x + width / 2)}, y ${Math.round(y + height / 2)})`;
   }
 
-  /** The share of a box's area that the model saw. */
-  function coverage([x1, y1, x2, y2]) {
+  /** The visible fraction of a box. */
+  function visibleFraction([x1, y1, x2, y2]) {
     const [left, top, right, bottom] = state.image.frame, [width, height] = state.image.size;
     const across = Math.min(x2, right, width) - Math.max(x1, left, 0), down = Math.min(y2, bottom, height) - Math.max(y1, top, 0);
     return (Math.max(across, 0) * Math.max(down, 0)) / ((x2 - x1) * (y2 - y1) || 1);
   }
 
-  function tell(values, low, high) {
-    if (!state.image.levels) return "No similarity can be computed for this image.";
+  function describe(values, low, high) {
+    if (!state.image.levels) return "This image has no similarities.";
     const names = state.chosen.map((index) => `“${label(index)}”`).join(" and ");
     const what = state.chosen.length === 2 ? `the union of ${names}` : `the box ${names}`;
-    if (!values) return `The model saw nothing of ${what}.`;
-    const seen = state.chosen.length ? coverage(union(state.chosen.map((index) => state.image.boxes[index]))) : 1;
-    const partly = seen > 0.995 ? "" : `, of which the model saw ${seen < 0.01 ? "less than 1" : Math.round(100 * seen)}%`;
-    const range = `Similarities go from ${number(low)} to ${number(high)}.`;
-    const query = state.chosen.length ? `Compared with what is pooled in ${what}${partly}.` : `Compared with the patch in ${place(state.token)}${state.held ? ", held" : ""}.`;
-    const read = isFixed() && state.reading !== null ? `${number(values[state.reading])} in ${place(state.reading)}. ` : "";
+    if (!values) return `The model does not see ${what}.`;
+    const seen = state.chosen.length ? visibleFraction(union(state.chosen.map((index) => state.image.boxes[index]))) : 1;
+    const partly = seen > 0.995 ? "" : ` (${seen < 0.01 ? "less than 1" : Math.round(100 * seen)}% visible)`;
+    const range = `Similarities range from ${number(low)} to ${number(high)}.`;
+    const query = state.chosen.length ? `Compared with the tokens pooled in ${what}${partly}.` : `Compared with the patch at ${place(state.token)}${state.held ? ", held" : ""}.`;
+    const read = isFixed() && state.reading !== null ? `${number(values[state.reading])} at ${place(state.reading)}. ` : "";
     return `${read}${query} ${range}`;
   }
 
@@ -319,7 +318,7 @@
   const toggle = (index) =>
     change({ held: false, reading: null, chosen: state.chosen.includes(index) ? state.chosen.filter((other) => other !== index) : [...state.chosen, index].slice(-2) });
 
-  /** A place on a canvas in original pixels, and how many of them a CSS pixel is. */
+  /** An event's place in original pixels, and the size of a CSS pixel in them. */
   function placeOf(event) {
     const area = event.currentTarget.getBoundingClientRect(), [left, top, right, bottom] = limits();
     const x = left + ((event.clientX - area.left) / area.width) * (right - left);
@@ -333,7 +332,7 @@
     return row >= 0 && row < rows && column >= 0 && column < columns && isValid(token) ? token : null;
   }
 
-  /** The box whose number or outline is at a place of the image; null where there is none. */
+  /** The box with its number or outline at a place; null if there is none. */
   function boxAt([x, y, pixel]) {
     if (!$("show-boxes").checked || !state.image.levels) return null;
     const tag = tags(pixel).findIndex((each) => each && x >= each[0] && x <= each[0] + each[2] && y >= each[1] && y <= each[1] + each[2]);
@@ -356,7 +355,7 @@
       canvas.style.cursor = on === null ? "" : "pointer";
       canvas.title = on === null ? "" : label(on);
       if (!state.image.levels) return;
-      if (token === null) return void (isFixed() || ($("readout").textContent = "The model did not see this place."));
+      if (token === null) return void (isFixed() || ($("readout").textContent = "This place is not visible to the model."));
       if (isFixed()) token !== state.reading && change({ reading: token });
       else token !== state.token && change({ token });
     });
@@ -365,7 +364,7 @@
       if (on !== null) return toggle(on);
       if (token === null || !state.image.levels) return;
       const again = state.held && token === state.token, touch = event.pointerType === "touch";
-      if (touch && isFixed() && !again) return change({ reading: token }); // a finger has no hover to read with
+      if (touch && isFixed() && !again) return change({ reading: token }); // touch has no hover
       change({ token, chosen: [], reading: null, held: !touch && !again });
     });
   }
@@ -397,7 +396,7 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   window.addEventListener("resize", draw);
 
-  // An image is opened.
+  // Opening an image.
 
   function item(text) {
     const element = document.createElement("li");
@@ -442,7 +441,7 @@
       ),
     );
     $("notes").replaceChildren(...image.notes.map(item));
-    const none = "No principal components: the tokens are as good as the same.";
+    const none = "No principal components: all tokens are nearly equal.";
     $("shares").textContent = (image.shares || []).every((share) => share === 0) ? none : shares.length ? `Principal components 1, 2, 3 as red, green, blue: ${shares.join(", ")} of the variance.` : "";
     const panels = document.querySelector(".panels");
     panels.classList.toggle("broad", Boolean(image.frame) && image.size[0] > 1.8 * image.size[1]);
@@ -456,7 +455,7 @@
     $("name").focus();
   }
 
-  // The list, and searching in it.
+  // The list and its search.
 
   const thumbnails = images.map((image, index) => {
     const entry = document.createElement("li"), button = document.createElement("button");

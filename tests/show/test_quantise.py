@@ -1,4 +1,4 @@
-"""Tokens in few bytes: the error that is stated is that which is made, and there is room for it."""
+"""Tokens in few bytes: the stated error is the largest one, and the size fits."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_stated_error_of_boxes_is_that_of_the_worst_union() -> None:
         for second in range(3):
             one, other = torch.tensor([boxes[first]]), torch.tensor([boxes[second]])
             box = union_boxes(one, other)
-            if transform.coverage(box)[0] > 0:
+            if transform.visible_fraction(box)[0] > 0:
                 weights = pooling_weights(box, transform).numpy()
                 pooled = pool_regions(torch.from_numpy(some), box, transform)[0].numpy()
                 errors = packed.pooled_similarities(weights)[0] - similarities(some, pooled)
