@@ -482,13 +482,17 @@ def test_a_bank_of_other_features(tmp_path: Path, tiny_config: ExtractConfig) ->
     assert "--resize squash" in report.commands[0]
 
 
-def test_a_damaged_manifest(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+def test_a_bank_whose_index_is_damaged_is_made_again(tmp_path: Path, tiny_config: ExtractConfig) -> None:
     hico_root(tmp_path, 2)
     out = tmp_path / "hicodet_pkl_files" / BANK
     extract(load_dataset("hicodet", tmp_path, "train"), out, tiny_config)
-    (out / "bank.json").write_text("{")
-    found = problem(look(tmp_path, tiny_config.weights), "Banks and disk")
-    assert "not JSON" in found.text and "Restore it" in found.text
+    [part] = (out / "index").iterdir()
+    part.write_text("{")
+    report = look(tmp_path, tiny_config.weights)
+    assert not report.problems
+    assert finding(report, "Banks and disk", BANK).data["todo"] == 2
+    assert part.exists()  # looking changes nothing
+    assert extract(load_dataset("hicodet", tmp_path, "train"), out, tiny_config).images == 2
 
 
 def test_a_file_where_a_bank_should_be(tmp_path: Path, tiny_weights: Path) -> None:
