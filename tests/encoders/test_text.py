@@ -27,6 +27,17 @@ def test_texts_are_encoded_as_by_openais_package(full_size_weights: Path) -> Non
     assert relative_error(found[0], expected[1]) > 1e-2
 
 
+def test_the_activation_is_the_checkpoints(full_size_weights: Path) -> None:
+    quick, erf = (encode_texts(full_size_weights, TEXTS, each) for each in ("quickgelu", "gelu"))
+    model, _ = clip.load(str(full_size_weights), device="cpu", jit=False)
+    for block in model.transformer.resblocks:
+        block.mlp.gelu = torch.nn.GELU()
+    with torch.inference_mode():
+        expected = model.float().encode_text(clip.tokenize(TEXTS))
+    assert all(relative_error(mine, theirs) < 1e-5 for mine, theirs in zip(erf, expected, strict=True))
+    assert all(relative_error(mine, theirs) > 1e-4 for mine, theirs in zip(quick, expected, strict=True))
+
+
 def test_texts_that_cannot_be_encoded(
     full_size_weights: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,11 @@ from patchbank.errors import ConfigError, WeightsError
 INSTALL = 'pip install "patchbank[show]"'
 
 
-def encode_texts(path: Path, texts: Sequence[str]) -> Tensor:
+def encode_texts(path: Path, texts: Sequence[str], activation: str = "quickgelu") -> Tensor:
     """The texts' features, as OpenAI's ``encode_text`` gives them on the CPU.
+
+    Args:
+        activation: of the checkpoint's MLPs, in both towers.
 
     Returns:
         (T, D) float32 on the CPU, not normalised to unit length.
@@ -43,7 +46,7 @@ def encode_texts(path: Path, texts: Sequence[str]) -> Tensor:
                 f"--text {text[:40]!r}... is {count} tokens long, and the text tower takes {longest - 2}."
             )
     try:
-        model = build_model_from_openai_state_dict(state, cast_dtype=torch.float32).float()
+        model = build_model_from_openai_state_dict(state, activation == "quickgelu", torch.float32).float()
         with torch.inference_mode():
             features: Tensor = model.encode_text(tokenizer(list(texts)))
     except (KeyError, RuntimeError, IndexError) as error:

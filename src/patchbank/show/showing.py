@@ -144,7 +144,7 @@ def to_texts(
         raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {bank.manifest.model} has none.")
     config = ExtractConfig(weights=weights, checkpoints=checkpoints)
     spec = spec_of(bank.manifest, config, data.root if data else None).obtain()
-    features = encode_texts(Path(spec.weights or ""), texts)
+    features = encode_texts(Path(spec.weights or ""), texts, spec.identity["activation"])
     every = [similarities(tokens, feature) for feature in features.numpy()]
     shown = np.stack(every)[:, bank.transform(key).valid.flatten()]
     finite = shown[np.isfinite(shown)]
