@@ -94,6 +94,14 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         load_dataset("coco", tmp_path, "val")
 
 
+def test_an_image_whose_name_is_too_long_is_not_there(tmp_path: Path) -> None:
+    path = hico_root(tmp_path, 1, splits=["train"]) / "hicodet/trainval_hico.json"
+    names = json.loads(path.read_text())
+    write_json(path, [{**names[0], "file_name": "a" * 300 + ".jpg"}, *names])
+    first, *others = load_dataset("hicodet", tmp_path, "train").samples
+    assert not first.exists() and all(sample.exists() for sample in others)
+
+
 def test_a_folder_takes_what_pillow_opens(tmp_path: Path) -> None:
     photographs(tmp_path / "a/b", 2)
     (tmp_path / "link").symlink_to(tmp_path / "a")  # the same directory: entered once

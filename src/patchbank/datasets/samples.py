@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -101,7 +102,12 @@ class Directory:
 
     def exists(self, sample: Sample) -> bool:
         """As `Source` says."""
-        return sample.path.exists()
+        try:
+            return sample.path.exists()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # no file has such a name
+                return False
+            raise
 
     def require(self) -> None:
         """As `Source` says."""
