@@ -51,10 +51,11 @@ def test_a_folder_takes_the_same_less_what_it_has_not() -> None:
 
 def test_the_defaults_are_extract_configs() -> None:
     config = ExtractConfig()
-    for name in ("precision", "dtype", "resize", "decode", "device", "compile"):
+    for name in ("precision", "dtype", "decode", "device", "compile"):
         default = getattr(config, name)
         assert options("hicodet")[f"--{name}"] == default
         assert re.search(rf"^\| `--{name} .*` \| {default} \|", OPTIONS, flags=re.MULTILINE)
+    assert config.resize is None and "| `--resize RESIZE` | the model's own: " in OPTIONS
 
 
 def test_the_commands_that_are_promised() -> None:
