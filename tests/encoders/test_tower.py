@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from patchbank.config import Activation
-from patchbank.encoders.openai import tower
+from patchbank.encoders.openai import OpenAISpec, tower
 from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual, resolve_activation
 from patchbank.encoders.openai.registry import MEAN, MODELS, STD, Model
 from patchbank.encoders.openai.untrained import untrained_state
@@ -27,9 +27,7 @@ BOUND = 2e-6
 def photograph_pixels(directory: Path, model: Model, count: int) -> Tensor:
     """(count, n, n, 3) uint8."""
     images = [Image.open(directory / name) for name in photographs(directory, count)]
-    return torch.stack(
-        [torch.from_numpy(preprocess(image, "center-crop", model.input_size).copy()) for image in images]
-    )
+    return torch.stack([torch.from_numpy(preprocess(image, OpenAISpec(model).input).copy()) for image in images])
 
 
 def peer(model: Model, act_layer: type[nn.Module]) -> VisionTransformer:

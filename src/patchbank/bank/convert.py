@@ -230,9 +230,11 @@ def _transfer(
     _check_disk(target, len({*keys} - there), wanted)
     with BankWriter(target, wanted, keys, overwrite=overwrite) as writer:
         # What the target holds is read again too, last: the source may have changed since.
-        missing = [key for key in keys if key not in writer.done]
+        known = writer.state.failed.keys() | writer.done
+        missing = [key for key in keys if key not in known]
+        retried = [key for key in keys if key in known and key not in writer.done]
         again = [key for key in keys if key in writer.done and key not in failed]
-        todo = missing + again
+        todo = missing + retried + again
         done = Converted(target, writer.manifest, already_done=len(again))
         refused: list[Failure] = []
         with ThreadPoolExecutor(thread_name_prefix="read") as threads:
