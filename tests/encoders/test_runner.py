@@ -232,6 +232,7 @@ def test_a_compiler_that_fails_is_noted_in_a_line_and_the_bank_says_so(
     assert contents(tmp_path / "bank") == contents(tmp_path / "expected")
 
 
+@pytest.mark.full
 def test_without_a_cpp_compiler(tmp_path: Path, tiny_weights: Path) -> None:
     photographs(tmp_path / "images", 3)
     done = patchbank(
@@ -245,6 +246,7 @@ def test_without_a_cpp_compiler(tmp_path: Path, tiny_weights: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.full
 def test_a_compiled_run_that_is_interrupted_goes_on_compiled_to_the_same_bytes(
     tmp_path: Path, tiny_weights: Path
 ) -> None:

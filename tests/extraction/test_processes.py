@@ -133,7 +133,16 @@ def test_told_to_stop_while_its_workers_begin(moment: str, images: Path, tiny_we
     assert no_leftovers(tmp_path / "bank")
 
 
-def test_a_script_without_a_guard_is_told_of_it(images: Path, tiny_weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("guard", "code", "words"),
+    [
+        ("", 1, "under `if __name__"),
+        pytest.param("if __name__ == '__main__': ", 0, "40\n", marks=pytest.mark.full),
+    ],
+)
+def test_a_script_without_a_guard_is_told_of_it(
+    guard: str, code: int, words: str, images: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
     call = (
         "from patchbank import extract, load_dataset\n"
         "from patchbank.config import ExtractConfig\n"
@@ -146,11 +155,10 @@ def test_a_script_without_a_guard_is_told_of_it(images: Path, tiny_weights: Path
     given = str(images), str(tmp_path / "bank"), str(tiny_weights)
     script = tmp_path / "script.py"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    for guard, code, words in (("", 1, "under `if __name__"), ("if __name__ == '__main__': ", 0, "40\n")):
-        script.write_text(call.format(guard, *given))
-        done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stderr
-        assert words in done.stdout + done.stderr
+    script.write_text(call.format(guard, *given))
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
 
 
 def _workers(run: Run) -> list[int]:
