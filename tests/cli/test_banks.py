@@ -13,13 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from patchbank import PatchEncoder, extract, load_dataset, open_bank
+from patchbank import extract, load_dataset, load_encoder, open_bank
 from patchbank.config import ExtractConfig, Partition
 from patchbank.encoders.openai.untrained import write_untrained
 from patchbank.extraction.plan import make_plan
-from patchbank.preprocess import preprocess
+from patchbank.features import CLS, GRID
 from tests.reference.original import Original
-from tests.strangers import DEFECTS, write_bank
 from tests.support import (
     REPOSITORY,
     TINY,
@@ -29,8 +28,8 @@ from tests.support import (
     patchbank,
     photographs,
     relative_error,
-    shards_in,
 )
+from tests.third_party import DEFECTS, write_bank
 
 BANK = "hicodet_pkl_files/cliptiny_img_hicodet_test"
 
@@ -40,24 +39,22 @@ def root(tmp_path: Path, tiny_weights: Path) -> Path:
     """An EZ-HOI root whose test bank has every defect; two are sound, one is missing."""
     hico_root(tmp_path / "root", len(DEFECTS) + 3, splits=["test"])
     dataset = load_dataset("hicodet", tmp_path / "root", "test")
-    encoder = PatchEncoder.load("tiny", weights=tiny_weights)
     keys = [sample.key for sample in dataset.samples]
-    pixels = [
-        torch.from_numpy(preprocess(Image.open(sample.path), "center-crop", 32).copy()) for sample in dataset.samples
-    ]
-    tokens = dict(zip(keys[:-1], encoder.all_tokens(torch.stack(pixels)), strict=False))
+    made = load_encoder("tiny", weights=tiny_weights).encode([Image.open(sample.path) for sample in dataset.samples])
+    tokens = dict(zip(keys[:-1], torch.cat([made[CLS][:, None], made[GRID]], 1), strict=False))
     # Names from one on, so that EZ-HOI's first is sound.
     write_bank(tmp_path / "root" / BANK, tokens, dict(zip(keys[1:], DEFECTS, strict=False)))
     return tmp_path / "root"
 
 
-def test_a_strangers_bank_is_verified_repaired_and_sound(root: Path, tiny_weights: Path) -> None:
+def test_third_party_pickles_are_verified_and_imported(root: Path, tiny_weights: Path) -> None:
     """The whole way, as a user goes it: the list and the images are found by where the bank lies."""
     before = contents(root)
     done = patchbank("verify", root / BANK, check=1)
     assert contents(root) == before
+    lacking: list[str] = []
     for words in (
-        "13 features read: pickles that patchbank did not make, tiny by their shapes",
+        "13 features read",
         "compared with the 14 images",
         "would run code",
         "cut short",
@@ -72,10 +69,10 @@ def test_a_strangers_bank_is_verified_repaired_and_sound(root: Path, tiny_weight
         "a view",
         "gradients",
         "12 of 14 are not as they should be",
-        f"patchbank repair {root / BANK}",
-        "--extract",
+        f"patchbank import {root / BANK}",
     ):
-        assert words in done.stdout, words
+        lacking += [words] * (words not in done.stdout)
+    assert not lacking, done.stdout
     assert not (REPOSITORY / "patchbank-was-run").exists()  # where the process ran
 
     report = json.loads(patchbank("verify", root / BANK, "--json", check=1).stdout)
@@ -84,43 +81,29 @@ def test_a_strangers_bank_is_verified_repaired_and_sound(root: Path, tiny_weight
     assert report["problems"] == 12
     assert report["list"].endswith("test_hico.json")
 
-    done = patchbank("repair", root / BANK, check=1)
-    assert "adopted" in done.stdout
-    assert "7 to extract again: --extract does it" in done.stdout
-    weights = "--weights", tiny_weights
-    done = patchbank("repair", root / BANK, "--extract", *weights, "--json", check=0)
+    new, weights = root / "new", ("--weights", tiny_weights)
+    named = "--model", "tiny", *weights, "--root", root, "--dataset", "hicodet", "--split", "test"
+    done = patchbank("import", root / BANK, new, *named, "--sample", 3, "--json", check=1)
     result = json.loads(done.stdout)
-    assert result["extracted"][0]["images"] == len(result["repaired"]["to_extract"]) == 7
-    done = patchbank("verify", root / BANK, "--sample", 5, *weights, check=0)
-    assert "Sound." in done.stdout
-    assert "5 computed anew from their pixels: relative error at most" in done.stdout
-
+    assert len(result["left_out"]) == 7
+    assert "3 features agree with a fresh extraction" in result["imported"]
+    assert contents(root / BANK) == {name[len(BANK) + 1 :]: each for name, each in before.items() if BANK in name}
     original = Original(tiny_weights)
-    for sample in load_dataset("hicodet", root, "test").samples:
-        with open(root / BANK / f"{sample.key.split('.')[0]}_clip.pkl", "rb") as file:
-            tokens = pickle.load(file)
-        assert relative_error(tokens, original(sample.path)) <= 3e-4  # one was stored as float16
-    info = patchbank("info", root / BANK, check=0).stdout
-    assert "adopted" in info
-    assert "computed anew from their pixels agree" in info
-    # The bank is one of patchbank's now: extraction finds nothing left to do.
-    extract = "extract", "hicodet", "--root", root, "--split", "test", "--model", "tiny"
-    assert "14 already there" in patchbank(*extract, *weights, check=0).stdout
+    bank = open_bank(new)
+    images = {sample.key: sample.path for sample in load_dataset("hicodet", root, "test").samples}
+    assert len(bank) == 7
+    for key in bank:
+        assert relative_error(bank[key], original(images[key])) <= 3e-4  # one was stored as float16
+    assert "agree with a fresh extraction" in patchbank("info", new, check=0).stdout
 
 
-def test_repair_and_extract_in_one_go(root: Path, tiny_weights: Path) -> None:
-    patchbank("repair", root / BANK, "--extract", "--weights", tiny_weights, check=0)
-    assert "Sound." in patchbank("verify", root / BANK, check=0).stdout
-
-
-def test_features_of_other_weights_are_not_mixed(root: Path, tiny_weights: Path) -> None:
+def test_features_of_other_weights_are_not_imported(root: Path, tiny_weights: Path) -> None:
     for path in (root / BANK).iterdir():
-        tokens = torch.randn(16, 32)
-        path.write_bytes(pickle.dumps(tokens))
-    done = patchbank("repair", root / BANK, "--extract", "--weights", tiny_weights, check=2)
-    assert "are not what tiny with" in done.stderr
-    assert "relative error" in done.stderr
-    assert len(open_bank(root / BANK)) == 13
+        path.write_bytes(pickle.dumps(torch.randn(16, 32)))
+    named = "--model", "tiny", "--weights", tiny_weights, "--root", root, "--dataset", "hicodet", "--split", "test"
+    done = patchbank("import", root / BANK, root / "new", *named, "--sample", 3, check=2)
+    assert "differ from a fresh extraction" in done.stderr
+    assert not (root / "new").exists()
 
 
 def test_weights_that_are_not_the_banks(root: Path, tiny_weights: Path, tmp_path: Path) -> None:
@@ -130,8 +113,8 @@ def test_weights_that_are_not_the_banks(root: Path, tiny_weights: Path, tmp_path
     patchbank(*sample, "--weights", tiny_weights, check=0)
     done = patchbank(*sample, "--weights", tmp_path / "other.pt", check=2)
     assert "made with other weights than" in done.stderr
-    assert "Sound." in done.stdout  # what was found all the same
-    assert "give it with --weights" in patchbank(*sample, check=2).stderr
+    assert "No problems found." in done.stdout  # what was found all the same
+    assert "give the file with --weights" in patchbank(*sample, check=2).stderr
     before = contents(tmp_path / "bank")
     mend = "repair", tmp_path / "bank", "--extract", "--images", root / "hicodet"
     assert "give the file with --weights" in patchbank(*mend, check=2).stderr
@@ -150,10 +133,9 @@ def test_pickles_that_are_only_saved_badly_are_compared_with_pixels_too(root: Pa
     images = root / "hicodet/hico_20160224_det/images/test2015"
     tokens = {key: torch.cat([torch.ones(1, 32), original(images / key)]) for key in keys[:3]}
     write_bank(root / BANK, tokens, dict(zip(tokens, ("view", "cls", "dtype"), strict=True)))
-    sample = "verify", root / BANK, "--sample", 3, "--weights", tiny_weights, "--json"
-    report = json.loads(patchbank(*sample, check=1).stdout)
-    assert sorted(report["sample"]) == keys[:3]
-    assert max(report["sample"].values()) < 1e-3
+    named = "--model", "tiny", "--weights", tiny_weights, "--root", root, "--dataset", "hicodet", "--split", "test"
+    done = patchbank("import", root / BANK, root / "new", *named, "--sample", 3, "--json", check=1)
+    assert "3 features agree with a fresh extraction" in json.loads(done.stdout)["imported"]
 
 
 def test_images_that_changed_since_are_found(tmp_path: Path, tiny_weights: Path) -> None:
@@ -166,7 +148,7 @@ def test_images_that_changed_since_are_found(tmp_path: Path, tiny_weights: Path)
     for layout in ("ezhoi", "shards"):
         sample = "--images", tmp_path / "images", "--sample", 4, "--weights", tiny_weights
         done = patchbank("verify", tmp_path / layout, *sample, check=1)
-        assert "not what the image's pixels give\n  photo_0002.jpg: relative error" in done.stdout
+        assert "differs from a fresh extraction\n  photo_0002.jpg: relative error" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -182,7 +164,7 @@ def test_images_that_changed_since_are_found(tmp_path: Path, tiny_weights: Path)
         (("verify", "EMPTY", "--dataset", "vcoco"), "Say which --split of vcoco: train or val"),
         (("verify", "EMPTY", "--dataset", "folder"), "--images"),
         (("verify", "EMPTY", "--root", "."), "Say which --dataset"),
-        (("repair", "nowhere"), "There is no directory nowhere"),
+        (("repair", "nowhere"), "nowhere is not a bank of patchbank"),
         (("repair", "EMPTY", "--extract"), "--extract needs the images"),
         (("convert", "nowhere", "x", "--layout", "shards"), "There is no bank nowhere"),
         (("convert", "EMPTY", "x", "--layout", "shards"), "is not a bank"),
@@ -200,7 +182,7 @@ def test_a_size_that_is_none(tmp_path: Path, tiny_weights: Path) -> None:
     run = "extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights)
     assert "'many' is no size in bytes" in patchbank(*run, "--shard-size", "many", check=2).stderr
     patchbank(*run, "--shard-size", "1.5 MiB", check=0)
-    assert open_bank(tmp_path / "bank").manifest.shard_images == 1_572_864 // 2176
+    assert open_bank(tmp_path / "bank").manifest.part_size == 1_572_864 // 2176
 
 
 def test_converting_as_a_user_does(tmp_path: Path, tiny_weights: Path) -> None:
@@ -216,7 +198,7 @@ def test_converting_as_a_user_does(tmp_path: Path, tiny_weights: Path) -> None:
         patchbank("convert", tmp_path / "bank", tmp_path / "pickles", "--layout", "ezhoi", "--json", check=0).stdout
     )
     assert (result["features"], result["already_done"], result["layout"]) == (0, 5, "ezhoi")
-    shard = shards_in(tmp_path / "bank")[0]
+    shard = sorted((tmp_path / "bank").glob("*.safetensors"))[0]
     content = bytearray(shard.read_bytes())
     content[-3] ^= 1
     shard.write_bytes(content)
