@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchbank.bank.pickles import pickle_bytes, read_own, to_pickle
+from patchbank.bank.pickling import pickle_bytes, read_own, to_pickle
 from patchbank.bank.unpickling import read_pickle
 from patchbank.errors import BankError
 
@@ -67,7 +67,7 @@ def test_a_slice_is_written_without_the_rest_of_its_batch() -> None:
 
 def test_two_processes_write_the_same_bytes() -> None:
     program = (
-        "import sys, torch; from patchbank.bank.pickles import to_pickle;"
+        "import sys, torch; from patchbank.bank.pickling import to_pickle;"
         "junk = [torch.zeros(int(sys.argv[1]))];"
         "sys.stdout.buffer.write(b''.join(to_pickle(torch.arange(600.).view(20, 30))))"
     )
