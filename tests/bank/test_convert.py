@@ -177,7 +177,7 @@ def test_what_cannot_be_converted(banks: Path, tmp_path: Path, monkeypatch: pyte
     converted(banks / "ezhoi", tmp_path / "half", "shards", "float16")
     with pytest.raises(BankError, match="dtype: the bank has float16, this run float32"):
         converted(banks / "ezhoi", tmp_path / "half", "shards")
-    monkeypatch.setattr("patchbank.bank.convert.free_bytes", lambda _: 100)
+    monkeypatch.setattr("patchbank.bank.writer.free_bytes", lambda _: 100)
     with pytest.raises(BankError, match="Not enough disk"):
         converted(banks / "ezhoi", tmp_path / "full", "shards")
     assert not (tmp_path / "full").exists()

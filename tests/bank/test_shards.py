@@ -30,7 +30,7 @@ from patchbank.bank import storage
 from patchbank.bank import writer as writing
 from patchbank.bank.index import Entry, Part
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.parts import PartDamagedError, name_part, payload_of
+from patchbank.bank.parts import PartDamagedError, name_part, payload_of, read_parts
 from patchbank.bank.payload import Feature
 from patchbank.bank.shard import Shards
 from patchbank.bank.writer import BankWriter, revoke
@@ -500,7 +500,8 @@ def test_a_new_reason_counts_and_not_the_old_one(tmp_path: Path) -> None:
 
 
 def test_what_is_revoked_leaves_the_others_where_they_are(bank: Path, tmp_path: Path) -> None:
-    revoke(payload_of(bank, "shards"), {KEYS[0]: "damaged", KEYS[6]: "damaged"}, tmp_path)
+    payload = payload_of(bank, "shards")
+    revoke(payload, read_parts(payload), {KEYS[0]: "damaged", KEYS[6]: "damaged"}, tmp_path)
     opened = open_bank(bank)
     assert opened.failures == {KEYS[0]: "damaged", KEYS[5]: "missing", KEYS[6]: "damaged"}
     for key in opened:

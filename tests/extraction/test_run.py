@@ -312,7 +312,7 @@ def _no_images(plan: dict[str, object], tmp_path: Path) -> None:
 
 
 def _full_disk(plan: dict[str, object], tmp_path: Path) -> None:
-    plan["monkeypatch"].setattr("patchbank.extraction.plan.free_bytes", lambda _: 1_000)  # type: ignore[attr-defined]
+    plan["monkeypatch"].setattr("patchbank.bank.writer.free_bytes", lambda _: 1_000)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_banks_must_fit_on_the_disk_together(
     one = make_plan(dataset, tmp_path / "one", tiny_config)
     other = make_plan(dataset, tmp_path / "other", tiny_config)
     assert one.bytes_needed >= 3 * 4096
-    monkeypatch.setattr("patchbank.extraction.plan.free_bytes", lambda _: one.bytes_needed)
+    monkeypatch.setattr("patchbank.bank.writer.free_bytes", lambda _: one.bytes_needed)
     check_disk([one])
     check_disk([other])
     with pytest.raises(BankError, match="Not enough disk"):
@@ -439,7 +439,7 @@ def test_banks_must_fit_on_the_disk_together(
     extract(dataset, tmp_path / "one", tiny_config)
     again = make_plan(dataset, tmp_path / "one", replace(tiny_config, overwrite=True))
     assert again.bytes_freed == 3 * (tmp_path / "one/photo_0000_clip.pkl").stat().st_size
-    monkeypatch.setattr("patchbank.extraction.plan.free_bytes", lambda _: again.bytes_needed - again.bytes_freed)
+    monkeypatch.setattr("patchbank.bank.writer.free_bytes", lambda _: again.bytes_needed - again.bytes_freed)
     check_disk([again])
 
 
@@ -456,7 +456,7 @@ def test_a_resumed_run_reads_the_bank_once(
     images: Path, tiny_config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each part once, but for one that says what the bank is."""
-    monkeypatch.setattr("patchbank.extraction.plan.PART_SIZE", 2)
+    monkeypatch.setattr("patchbank.bank.parts.PART_SIZE", 2)
     dataset, config = load_dataset("folder", images), replace(tiny_config, limit=9)
     extract(dataset, tmp_path, config)
     read: list[str] = []

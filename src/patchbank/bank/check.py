@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from patchbank.bank.index import Entry
+from patchbank.bank.index import Entry, Part, failures_of
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.parts import PartDamagedError, find_payload, part_names, read_part
 from patchbank.bank.pickles import SUFFIX, check_names, key_of, pickle_name, pickles_in
@@ -23,6 +23,7 @@ from patchbank.bank.reader import Store
 from patchbank.bank.unpickling import UnsafePickleError, parse_pickle, read_pickle
 from patchbank.config import ARCHIVES
 from patchbank.errors import BankError
+from patchbank.features import GRID
 from patchbank.files import DAMAGED
 from patchbank.locations import is_remote
 
@@ -203,27 +204,25 @@ def verify(
 def _verify_bank(bank: Path, progress: Progress, gaps: bool) -> Report:
     payload = find_payload(bank)
     assert payload is not None
-    damaged, numbers = [], set()
+    damaged, numbers, parts = [], set(), list[Part]()
     for name in part_names(payload):
         numbers.add(int(name.split("-")[1]))
         try:
-            read_part(payload, name)
+            parts.append(read_part(payload, name))
         except FileNotFoundError:
             continue  # a run has put another in its place
         except PartDamagedError as error:
             path = payload.parts.directory / name
             damaged.append(Finding("damaged-part", name, str(error).removeprefix(f"{path} is damaged: ")))
     try:
-        store = Store(bank, damaged="skip")
+        store = Store(bank, damaged="skip", known=parts)
     except BankError:
         if not damaged:
             raise
         return Report(bank, payload.layout, None, findings=damaged)
     manifest = store.manifest
     report = Report(bank, payload.layout, manifest, manifest.shape, findings=damaged)
-    report.findings += [
-        Finding("failed", entry.key, entry.failure) for entry in store.entries.values() if entry.failure is not None
-    ]
+    report.findings += [Finding("failed", key, reason) for key, reason in failures_of(store.entries).items()]
     features = [entry for entry in store.entries.values() if entry.failure is None]
     look = _look_at_pickle if payload.layout == "ezhoi" else _look_at_row
     for entry, defects in _in_threads(partial(look, store), features, progress):
@@ -325,17 +324,23 @@ def is_square(count: int) -> bool:
 
 def look_at(path: Path, dtype: torch.dtype = torch.float32) -> Look:
     """Everything that one pickle shows by itself; whether its shape is right, the others decide."""
+    tensor, defects = examined(path, dtype)
+    return Look(tuple(defects), None if tensor is None else tuple(tensor.shape))
+
+
+def examined(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Tensor | None, Defects]:
+    """The tensor in a pickle, as it is stored, and its defects; None where there is no tensor of floats."""
     try:
         found = parse_pickle(path.read_bytes())
     except (OSError, MemoryError) as error:  # nothing is known of the file
-        return Look((("unread", getattr(error, "strerror", None) or "out of memory"),))
+        return None, [("unread", getattr(error, "strerror", None) or "out of memory")]
     except UnsafePickleError as error:
-        return Look((("unsafe", str(error)),))
+        return None, [("unsafe", str(error))]
     except BankError as error:
-        return Look((("unreadable", str(error)),))
-    if not found.tensor.is_floating_point():
-        return Look((("unreadable", f"it holds {str(found.tensor.dtype).removeprefix('torch.')} numbers"),))
+        return None, [("unreadable", str(error))]
     tensor = found.tensor
+    if not tensor.is_floating_point():
+        return None, [("unreadable", f"it holds {str(tensor.dtype).removeprefix('torch.')} numbers")]
     defects: list[tuple[str, str]] = []
     if found.location != "cpu":
         defects.append(("cuda", found.location))
@@ -347,7 +352,7 @@ def look_at(path: Path, dtype: torch.dtype = torch.float32) -> Look:
         defects.append(("view", f"strides {tuple(tensor.stride())}"))
     if found.requires_grad:
         defects.append(("gradient", ""))
-    return Look((*defects, *look_into(tensor)), tuple(tensor.shape))
+    return tensor, [*defects, *look_into(tensor)]
 
 
 def look_into(values: Tensor) -> list[tuple[str, str]]:
@@ -404,7 +409,7 @@ def reader(report: Report) -> Callable[[str], Tensor]:
     """Reads a feature of a bank that was verified, as float32 and without [CLS]."""
     if report.layout is not None:
         store = Store(report.bank, damaged="skip")
-        return lambda key: store.output(key, "patch_tokens").float()
+        return lambda key: store.output(key, GRID).float()
 
     def read(key: str) -> Tensor:
         tokens = read_pickle(report.bank / pickle_name(key)).float()

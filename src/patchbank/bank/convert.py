@@ -11,21 +11,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 
-from patchbank.bank.check import KINDS, Finding, Progress, Report, look_at, shape_defect, verify
+from patchbank.bank.check import KINDS, Finding, Progress, Report, examined, shape_defect, verify
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.packing import NotFiniteError, samples_a_shard
-from patchbank.bank.parts import find_payload
+from patchbank.bank.packing import NotFiniteError
+from patchbank.bank.parts import find_payload, part_size
 from patchbank.bank.payload import Feature
-from patchbank.bank.pickles import PART_SIZE, check_names, key_of, pickle_name
+from patchbank.bank.pickles import check_names, key_of, pickle_name
 from patchbank.bank.reader import Bank
 from patchbank.bank.runs import copy_runs
-from patchbank.bank.unpickling import read_pickle
-from patchbank.bank.writer import BankWriter, bank_state, disk_bytes, existing_manifest
+from patchbank.bank.writer import BankWriter, bank_state, check_room, disk_bytes, existing_manifest
 from patchbank.config import Layout, StoredDtype, check_dtype
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
 from patchbank.features import GRID
-from patchbank.files import bytes_text, free_bytes
 from patchbank.locations import is_remote
 
 _AT_ONCE = 64  # features read before they are handed on
@@ -87,7 +85,8 @@ def convert(
     _refuse_inside(source.path, target)
     dtype = dtype or ("float32" if layout == "ezhoi" else source.manifest.dtype)
     check_dtype(layout, dtype)
-    wanted = sized(source.manifest.stored_as(layout, dtype), shard_size)
+    wanted = source.manifest.stored_as(layout, dtype)
+    wanted = replace(wanted, part_size=part_size(layout, wanted.outputs, shard_size))
 
     def read(key: str) -> Feature | Failure:
         if key in source.failures:
@@ -180,13 +179,12 @@ def import_pickles(
     def read(key: str) -> Feature | Failure:
         if key in reasons:
             return Failure(key, reasons[key].reason)
-        path = source / files[key]
-        look = look_at(path)  # again: the file may have changed since
-        if look.shape is None or any(KINDS[kind].fix == "extract" for kind, _ in look.defects):
-            return Failure(key, "; ".join(detail or kind for kind, detail in look.defects))
-        if (wrong := shape_defect(look.shape, wanted.shape)) and wrong[0] != "cls":
+        tokens, defects = examined(source / files[key])  # again: the file may have changed since
+        if tokens is None or any(KINDS[kind].fix == "extract" for kind, _ in defects):
+            return Failure(key, "; ".join(detail or kind for kind, detail in defects))
+        if (wrong := shape_defect(tuple(tokens.shape), wanted.shape)) and wrong[0] != "cls":
             return Failure(key, wrong[1])
-        tokens = read_pickle(path).float()
+        tokens = tokens.float()
         return Feature(key, {GRID: tokens[1:] if wrong else tokens}, size_of(key))
 
     keys = sorted(files)
@@ -195,12 +193,6 @@ def import_pickles(
         finding for finding in report.findings if KINDS[finding.kind].fix == "import" and finding.name not in useless
     ]
     return Imported(report, written, fixed, [replace(finding, name=key) for key, finding in sorted(reasons.items())])
-
-
-def sized(manifest: Manifest, shard_size: int) -> Manifest:
-    """With the number of samples that a part of its index is made for."""
-    size = PART_SIZE if manifest.layout == "ezhoi" else samples_a_shard(manifest.outputs, shard_size)
-    return replace(manifest, part_size=size)
 
 
 def _refuse_inside(source: Path, target: Path) -> None:
@@ -226,9 +218,10 @@ def _transfer(
         check_names(keys)
     stop = stop or Event()
     existing = existing_manifest(target, overwrite=overwrite)
-    there = bank_state(target, existing).done if existing else set()
-    _check_disk(target, len({*keys} - there), wanted)
-    with BankWriter(target, wanted, keys, overwrite=overwrite) as writer:
+    state = bank_state(target, existing) if existing else None
+    if not is_remote(target):
+        check_room(target, disk_bytes(len({*keys} - (state.done if state else set())), wanted), "directory")
+    with BankWriter(target, wanted, keys, overwrite=overwrite, known=state) as writer:
         # What the target holds is read again too, last: the source may have changed since.
         known = writer.state.failed.keys() | writer.done
         missing = [key for key in keys if key not in known]
@@ -265,14 +258,3 @@ def _has(writer: BankWriter, feature: Feature) -> bool:
         return feature.key in writer.done and writer.has(feature)
     except NotFiniteError:
         return False  # adding it will say so
-
-
-def _check_disk(target: Path, count: int, wanted: Manifest) -> None:
-    if is_remote(target):
-        return
-    needed, free = disk_bytes(count, wanted), free_bytes(target)
-    if needed > free:
-        raise BankError(
-            f"Not enough disk: the features need {bytes_text(needed)} and {target} has {bytes_text(free)} free. "
-            "Free some space, choose another directory, or store them in half the space with --dtype float16."
-        )

@@ -2,15 +2,14 @@
 
 It lies in parts, each a header document that never changes and is named by its hash. In shards the features lie behind
 the document in the same file; in ``ezhoi`` they lie beside it, as pickles. A bank is the union of its parts, and of
-each
-key the greatest entry counts: whoever joins the same parts gets the same result, in any order. So any number of
+each key the greatest entry counts: whoever joins the same parts gets the same result, in any order. So any number of
 processes can write one bank without a lock.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -112,6 +111,11 @@ def joined(parts: Iterable[Part]) -> dict[str, Entry]:
         join(entries, part.features)
         join(entries, part.failures)
     return entries
+
+
+def failures_of(entries: Mapping[str, Entry]) -> dict[str, str]:
+    """key -> reason, of those without features."""
+    return {key: entry.failure for key, entry in entries.items() if entry.failure is not None}
 
 
 @without_collection()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from math import prod
@@ -12,7 +13,7 @@ import msgspec
 
 from patchbank import __version__
 from patchbank.config import Layout, StoredDtype
-from patchbank.features import GRID, Input, Output, differences
+from patchbank.features import GRID, UNKNOWN, Input, Output, differences
 from patchbank.transform import ImageTransform
 
 _LARGEST = 1 << 31  # no size in a manifest is near it
@@ -27,6 +28,11 @@ def library_versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "pillow")},
     }
+
+
+def stored_outputs(outputs: Mapping[str, Output], layout: Layout, dtype: StoredDtype) -> dict[str, Output]:
+    """What a layout stores of an encoder's or a bank's outputs: a pickle holds one tensor, the patch tokens."""
+    return {name: each.stored_as(dtype) for name, each in outputs.items() if layout == "shards" or name == GRID}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +72,7 @@ class Manifest:
     @property
     def model(self) -> str:
         """The model's name, as ``--model`` takes it."""
-        return self.identity.get("model", "unknown")
+        return self.identity.get("model", UNKNOWN)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -107,10 +113,7 @@ class Manifest:
         chain = [each for each in (*self.rounded, self.dtype) if each != "float32"]
         if chain[-1:] == [dtype]:
             chain.pop()
-        outputs = {
-            name: each.stored_as(dtype) for name, each in self.outputs.items() if layout == "shards" or name == GRID
-        }
-        return replace(self, layout=layout, outputs=outputs, rounded=tuple(chain))
+        return replace(self, layout=layout, outputs=stored_outputs(self.outputs, layout, dtype), rounded=tuple(chain))
 
     def differences(self, other: Manifest) -> list[tuple[str, object, object]]:
         """(field, own value, other's value) for each field in which two banks' features differ, or how they lie."""

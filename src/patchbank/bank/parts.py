@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from patchbank.bank.index import Part, read_document, write_document
 from patchbank.bank.manifest import Manifest
+from patchbank.bank.packing import samples_a_shard
 from patchbank.bank.payload import Payload
-from patchbank.bank.pickles import INDEX, Pickles, pickles_in
+from patchbank.bank.pickles import INDEX, PART_SIZE, Pickles, pickles_in
 from patchbank.bank.shard import Shards
 from patchbank.bank.storage import storage_of
 from patchbank.budget import without_collection
 from patchbank.config import Layout
 from patchbank.errors import BankError
+from patchbank.features import Output
 from patchbank.locations import is_remote
 
 _ATTEMPTS = 100  # at reading what others are writing
@@ -31,6 +33,15 @@ def payload_of(bank: Path, layout: Layout) -> Payload:
     if layout == "shards":
         return Shards(bank, storage_of(bank))
     return Pickles(bank, storage_of(bank / INDEX))
+
+
+def part_size(layout: Layout, outputs: Mapping[str, Output], shard_size: int) -> int:
+    """The number of samples that a part of the index is made for.
+
+    Args:
+        shard_size: approximate bytes of a shard.
+    """
+    return samples_a_shard(outputs, shard_size) if layout == "shards" else PART_SIZE
 
 
 def layout_in(bank: Path) -> Layout | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchbank.bank.index import Entry, Part, Row, joined, rows_of
+from patchbank.bank.index import Entry, Part, Row, failures_of, joined, rows_of
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import SCALE, unpack
 from patchbank.bank.parts import find_payload, read_parts
@@ -88,20 +88,26 @@ class Store:
         manifest: what the bank is.
     """
 
-    def __init__(self, bank: Path, damaged: Literal["raise", "skip"] = "raise", cache: Path | None = None) -> None:
-        """Raises BankError where there is no bank, or it is damaged."""
+    def __init__(
+        self,
+        bank: Path,
+        damaged: Literal["raise", "skip"] = "raise",
+        cache: Path | None = None,
+        known: Iterable[Part] = (),
+    ) -> None:
+        """Raises BankError where there is no bank, or it is damaged. Parts that are `known` are not read again."""
         if (payload := find_payload(bank)) is None:
             raise BankError(_no_bank(bank))
         self.payload = payload
         self._cache = cache
         self._damaged = damaged
-        self._state = self._load()
+        self._state = self._load(known)
         if not self._state.parts:
             raise BankError(f"{bank} is not a bank: no part of its index is sound.")
         self.manifest: Manifest = self._state.parts[0].manifest
 
-    def _load(self) -> _State:
-        parts = read_parts(self.payload, self._damaged)
+    def _load(self, known: Iterable[Part] = ()) -> _State:
+        parts = read_parts(self.payload, self._damaged, known)
         entries = joined(parts)
         return _State(parts, entries, rows_of(parts, entries), [None] * len(parts))
 
@@ -185,9 +191,9 @@ class Bank(Mapping[str, "Tensor"]):
         self._store = Store(path, cache=cache)
         self.manifest = self._store.manifest
         entries = self._store.entries
-        failed = {key for key, entry in entries.items() if entry.failure is not None}
-        self._entries = {key: entries[key] for key in sorted(entries.keys() - failed if failed else entries)}
-        self.failures = {key: entries[key].failure or "" for key in sorted(failed)}
+        failed = failures_of(entries)
+        self._entries = {key: entries[key] for key in sorted(entries.keys() - failed.keys() if failed else entries)}
+        self.failures = dict(sorted(failed.items()))
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -251,7 +257,8 @@ class Bank(Mapping[str, "Tensor"]):
 
     def check(self, key: str) -> None:
         """Raise BankError where the key's feature is not what was written, by its checksum; or KeyNotInBank."""
-        if self._store.checksum(self._entry(key).key) != self.sha256(key):
+        wanted = self.sha256(key)
+        if self._store.checksum(key) != wanted:
             raise BankError(
                 f"{self._store.file(key)} is damaged: the feature of {key!r} is not what was written. "
                 f"`patchbank repair {self.path}` says what to do."

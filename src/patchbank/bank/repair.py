@@ -62,7 +62,8 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
         )
     report = verify(bank, listed, progress)
     done = Repaired(report)
-    entries = joined(read_parts(payload, "skip"))
+    parts = read_parts(payload, "quarantine")
+    entries = joined(parts)
     lost: list[Finding] = []  # features that the index lists, and that cannot be used
     for finding in {each.name: each for each in reversed(report.problems)}.values():
         entry = entries.get(finding.name)
@@ -73,7 +74,6 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
         else:
             lost.append(finding)
     with scratch_directory(bank) as scratch:
-        read_parts(payload, "quarantine")
         done.quarantined += [each.name + DAMAGED for each in report.findings if each.kind == "damaged-part"]
         if payload.layout == "ezhoi" and report.manifest:
             for each in [each for each in lost if each.kind == "checksum"]:
@@ -82,7 +82,7 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
                     done.fixed.append(each)
                     lost.remove(each)
         # First the index: a reader must not look for what is about to be renamed.
-        revoke(payload, {each.name: f"{each.reason}; {_AGAIN}" for each in lost}, scratch)
+        revoke(payload, parts, {each.name: f"{each.reason}; {_AGAIN}" for each in lost}, scratch)
         if payload.layout == "ezhoi":
             for each in lost:
                 if (path := bank / pickle_name(each.name)).exists():

@@ -18,16 +18,16 @@ from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchbank.bank.index import Entry, Part, join, joined, rows_of
+from patchbank.bank.index import Entry, Part, Row, failures_of, join, joined, rows_of
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import NotFiniteError, sample_bytes
 from patchbank.bank.parts import manifest_in, name_part, payload_of, read_parts, third_party
-from patchbank.bank.payload import Feature, Kept, Payload
+from patchbank.bank.payload import Feature, Kept, Payload, Rows
 from patchbank.bank.pickles import file_bytes
 from patchbank.bank.removal import remove_bank
 from patchbank.bank.storage import storage_of
@@ -103,13 +103,21 @@ def disk_bytes(count: int, like: Manifest) -> int:
     return count * (sample_bytes(like.outputs) + _ENTRY)
 
 
+def check_room(place: Path, needed: int, elsewhere: str) -> None:
+    """Raise BankError where a disk has not so many bytes free. `elsewhere`: what a user chooses another of."""
+    if needed > (free := free_bytes(place)):
+        raise BankError(
+            f"Not enough disk: the features need {bytes_text(needed)} and {place} has {bytes_text(free)} free. "
+            f"Free some space, choose another {elsewhere}, or store them in half the space with --dtype float16."
+        )
+
+
 def bank_state(bank: Path, like: Manifest) -> BankState:
     """What a bank holds. Writes nothing."""
     payload = payload_of(bank, like.layout)
     parts = read_parts(payload, "skip")
     entries = joined(parts)
-    failed = {key: entry.failure for key, entry in entries.items() if entry.failure is not None}
-    return BankState(payload.present(entries, like), failed, parts)
+    return BankState(payload.present(entries, like), failures_of(entries), parts)
 
 
 class BankWriter:
@@ -250,8 +258,7 @@ class BankWriter:
     @property
     def state(self) -> BankState:
         """What the bank holds, as far as this writer knows."""
-        failed = {key: entry.failure for key, entry in self._entries.items() if entry.failure is not None}
-        return BankState(self.done, failed, self._parts)
+        return BankState(self.done, failures_of(self._entries), self._parts)
 
     def has(self, feature: Feature) -> bool:
         """Whether the bank lists exactly this feature. Raises NotFiniteError as `packing.pack` does."""
@@ -345,13 +352,8 @@ class BankWriter:
         path = payload.parts.directory / name
         known = next((each for each in replaced if each.path == path), None)
         if known is None:
-            columns = [payload.columns(each) for each in replaced]
             kept = {key: each for key, each in self._kept.items() if entries[key] == self._new[key]}
-
-            def old(key: str, field: str) -> NDArray[np.uint8]:
-                place, row = rows[key]
-                return columns[place][field][row]
-
+            old = _numbers_of(payload, replaced, rows)
             temporary = self._scratch / name
             write_and_sync(temporary, chain([start], payload.body(self.manifest, features, kept, old)))
             known = Part(path, self.manifest, number, features, failures, temporary.stat().st_size, len(start))
@@ -394,15 +396,28 @@ class BankWriter:
             ) from error
 
 
-def revoke(payload: Payload, reasons: Mapping[str, str], scratch: Path) -> None:
-    """Write the parts that list features which cannot be used again without them; the reasons stand in their place."""
-    parts = read_parts(payload, "skip")
+def _numbers_of(payload: Payload, parts: Sequence[Part], rows: Mapping[str, Row]) -> Rows:
+    """A function that reads the features which lie in these parts."""
+    columns = [payload.columns(each) for each in parts]
+
+    def old(key: str, field: str) -> NDArray[np.uint8]:
+        part, row = rows[key]
+        return columns[part][field][row]
+
+    return old
+
+
+def revoke(payload: Payload, parts: Sequence[Part], reasons: Mapping[str, str], scratch: Path) -> None:
+    """Write the parts that list features which cannot be used again without them; the reasons stand in their place.
+
+    Args:
+        parts: all of the bank's that are sound.
+    """
     entries = joined(parts)
     for part in parts:
         if not any(entry.key in reasons for entry in part.features):
             continue
         features = tuple(entry for entry in part.features if entry.key not in reasons)
-        rows = {entry.key: row for row, entry in enumerate(part.features)}
         lost = tuple(
             Entry(entry.key, failure=reasons[entry.key]).after(entries[entry.key])
             for entry in part.features
@@ -410,12 +425,7 @@ def revoke(payload: Payload, reasons: Mapping[str, str], scratch: Path) -> None:
         )
         fewer = Part(part.path, part.manifest, part.number, features, part.failures + lost, 0, 0)
         start, name = name_part(payload, fewer)
-        columns = payload.columns(part)
-
-        def old(key: str, field: str, columns: Any = columns, rows: Any = rows) -> NDArray[np.uint8]:
-            numbers: NDArray[np.uint8] = columns[field][rows[key]]
-            return numbers
-
+        old = _numbers_of(payload, [part], {entry.key: Row(0, row) for row, entry in enumerate(part.features)})
         write_and_sync(scratch / name, chain([start], payload.body(part.manifest, features, {}, old)))
         payload.parts.commit(scratch / name, name)
         payload.parts.delete(part.path.name)

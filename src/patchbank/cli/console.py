@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
@@ -51,6 +51,14 @@ def _harmless(text: str) -> str:
 def count_text(count: int, what: str) -> str:
     """``1 file``, ``2,000 files``."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def show_failures(state: str, reasons: Mapping[str, str], where: str) -> None:
+    """The first of some failures, key and reason, and how many more there are; `where`: what names them all."""
+    for key, reason in list(reasons.items())[:FAILURES_SHOWN]:
+        say(f"  {state}: {key}: {reason}", "red")
+    if (more := len(reasons) - FAILURES_SHOWN) > 0:
+        say(f"  and {more:,} more{where}", "red")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, say, show_json, show_note
+from patchbank.cli.console import busy, count_text, say, show_failures, show_json, show_note
 from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig, Layout, StoredDtype
@@ -77,11 +77,7 @@ def _show(done: Converted) -> None:
         facts.append(f"{done.remaining:,} left to do")
     say(str(done.bank), "bold")
     say(f"  {', '.join(facts)}")
-    wrong = [*done.damaged.items(), *done.refused.items()]
-    for key, reason in wrong[:FAILURES_SHOWN]:
-        say(f"  not converted: {key}: {reason}", "red")
-    if (more := len(wrong) - FAILURES_SHOWN) > 0:
-        say(f"  and {more:,} more: --json names them all", "red")
+    show_failures("not converted", done.damaged | done.refused, ": --json names them all")
 
 
 def _converted_dict(done: Converted) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """``patchbank extract hicodet | vcoco | folder | tar | parquet``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,12 +12,12 @@ from patchbank import encoders
 from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
 from patchbank.cli.console import (
-    FAILURES_SHOWN,
     busy,
     count_text,
     duration_text,
     results_alone_on_stdout,
     say,
+    show_failures,
     show_json,
     show_note,
 )
@@ -275,7 +275,7 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         if plan.failed_before:
             say(f"  {plan.failed_before:,} of those failed before: patchbank info {plan.out} --failures")
         if plan.dataset.damaged:
-            _show_failures("damaged", plan.dataset.damaged)
+            show_failures("damaged", plan.dataset.damaged, "")
         if plan.to_delete:
             say(f"  {len(plan.to_delete):,} existing features will be deleted ({bytes_text(plan.bytes_freed)})")
         say(f"  weights: {weights}")
@@ -323,14 +323,7 @@ def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
         say(f"  {what} is complete: {count_text(summary.settled - summary.failed, 'image')}{failed}")
     if summary.advice:
         say(f"  {summary.times.bound}-bound; faster with {summary.advice}")
-    _show_failures("failed", summary.failures, f": patchbank info {summary.bank} --failures")
-
-
-def _show_failures(state: str, reasons: Mapping[str, str], where: str = "") -> None:
-    for key, reason in list(reasons.items())[:FAILURES_SHOWN]:
-        say(f"  {state}: {key}: {reason}", "red")
-    if (more := len(reasons) - FAILURES_SHOWN) > 0:
-        say(f"  and {more:,} more{where}", "red")
+    show_failures("failed", summary.failures, f": patchbank info {summary.bank} --failures")
 
 
 def _identity(plan: "ExtractPlan") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, say, show_json, show_note
+from patchbank.cli.console import busy, count_text, say, show_failures, show_json, show_note
 from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
 from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
@@ -91,41 +90,40 @@ def import_(
 
 def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> Manifest:
     """What the new bank is: the shapes and input of a model, and unknown what made the numbers."""
-    from patchbank.bank.convert import sized
     from patchbank.bank.manifest import Manifest
+    from patchbank.bank.parts import part_size
 
     known = {name: spec.identity[name] for name in ("family", "model") if name in spec.identity}
-    made = Manifest(
-        layout=config.layout or "ezhoi",
+    layout = config.layout or "ezhoi"
+    outputs = {GRID: spec.outputs[GRID]}
+    return Manifest(
+        layout=layout,
         dataset=(found.dataset if found else None) or UNKNOWN,
         split=found.split if found else None,
-        outputs={GRID: spec.outputs[GRID]},
+        outputs=outputs,
         identity={name: known.get(name, UNKNOWN) for name in spec.identity},
         input=replace(spec.input, resize=config.resize or spec.input.resize),
-        part_size=1,
+        part_size=part_size(layout, outputs, config.shard_size),
         batch_size=1,
         device=UNKNOWN,
         versions={},
         imported="from pickles of other code",
     )
-    return sized(made, config.shard_size)
 
 
 def _confirmed(
     report: Report, wanted: Manifest, spec: EncoderSpec, config: ExtractConfig, found: Listing, count: int
 ) -> Manifest:
     """The manifest with the model's identity, if features agree with a fresh extraction. Raises BankError if not."""
-    from patchbank.bank.check import compare_with_pixels
     from patchbank.encoders.device import resolve_device
     from patchbank.encoders.runner import Runner
-    from patchbank.extraction.recompute import recompute
+    from patchbank.extraction.recompute import compare_sample
 
     dataset = found.load()
     with busy(f"Extracting {count} images again"):
         spec = spec.obtain()
         runner = Runner(spec, resolve_device(config.device, config.precision))
-        keys = [each.key for each in dataset.samples if each.exists()]
-        compare_with_pixels(report, keys, count, recompute(dataset, runner, wanted.input))
+        compare_sample(report, dataset, runner, wanted.input, count)
     different = [finding for finding in report.findings if finding.kind == "pixels"]
     if different:
         raise BankError(
@@ -157,8 +155,7 @@ def _sizes(found: Listing | None) -> SizeOf:
         except Exception:  # missing, or damaged in one of the many ways in which an image can be
             return None
 
-    lookup: Callable[[str], tuple[int, int] | None] = size_of
-    return lookup
+    return size_of
 
 
 def _show(done: Imported) -> None:
@@ -179,11 +176,8 @@ def _show(done: Imported) -> None:
     for kind in KINDS:
         if count := sum(finding.kind == kind for finding in done.fixed):
             say(f"  fixed: {count:,} {KINDS[kind].says}", "green")
-    wrong = [(finding.name, finding.reason) for finding in done.left_out] + list(written.damaged.items())
-    for key, reason in wrong[:FAILURES_SHOWN]:
-        say(f"  left out: {key}: {reason}", "red")
-    if (more := len(wrong) - FAILURES_SHOWN) > 0:
-        say(f"  and {more:,} more: patchbank info {written.bank} --failures", "red")
+    left_out = {finding.name: finding.reason for finding in done.left_out}
+    show_failures("left out", left_out | written.damaged, f": patchbank info {written.bank} --failures")
 
 
 def _imported_dict(done: Imported) -> dict[str, Any]:

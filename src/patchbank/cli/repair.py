@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, interruptible, say, show_json
+from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, interruptible, say, show_failures, show_json
 from patchbank.cli.extract import run_jobs
 from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
 from patchbank.cli.options import RunOptions
@@ -99,10 +99,8 @@ def show_repaired(done: Repaired, found: Listing | None, *, extracting: bool) ->
         )
     for finding in done.unread[:FAILURES_SHOWN]:
         say(f"  left as it is: {finding.name}: {KINDS[finding.kind].says} ({finding.detail})", "red")
-    for finding in done.to_extract[:FAILURES_SHOWN]:
-        say(f"  to extract: {finding.name}: {finding.detail if finding.kind == 'failed' else finding.reason}", "red")
-    if (more := len(done.to_extract) - FAILURES_SHOWN) > 0:
-        say(f"  and {more:,} more to extract: --json names them all", "red")
+    reasons = {each.name: each.detail if each.kind == "failed" else each.reason for each in done.to_extract}
+    show_failures("to extract", reasons, " to extract: --json names them all")
     if done.to_extract and not extracting:
         needed = found.options if found else options_needed(report.manifest)
         say(f"  {len(done.to_extract):,} to extract again: add --extract{needed}")

@@ -78,15 +78,13 @@ def verify(
 
 def _sample(report: Report, dataset: Dataset, count: int, config: ExtractConfig) -> None:
     """Compare with pixels. Raises PatchbankError where the model or its weights are not to be had."""
-    from patchbank.bank.check import compare_with_pixels
-    from patchbank.extraction.recompute import recompute, runner_of
+    from patchbank.extraction.recompute import compare_sample, runner_of
 
     if report.manifest is None:
         raise BankError(f"{report.bank} says of no model: nothing can be extracted to compare with.")
     with busy(f"Extracting {count} images again"):
         runner = runner_of(report.manifest, config, dataset.root)
-        keys = [sample.key for sample in dataset.samples if sample.exists()]
-        compare_with_pixels(report, keys, count, recompute(dataset, runner, report.manifest.input))
+        compare_sample(report, dataset, runner, report.manifest.input, count)
 
 
 def _command_options(report: Report, found: Listing | None, weights: Path | None) -> str:

@@ -70,7 +70,6 @@ class EncoderSpec(Protocol):
 
     Attributes:
         name: the model's, as ``--model`` takes it.
-        bank_prefix: what EZ-HOI's bank names begin with for this model.
         input, outputs, identity: as the encoder's.
         weights: where they lie, for people; None where they have to be downloaded first.
         untrained: whether the weights are known to be random numbers.
@@ -80,8 +79,6 @@ class EncoderSpec(Protocol):
 
     @property
     def name(self) -> str: ...
-    @property
-    def bank_prefix(self) -> str: ...
     @property
     def input(self) -> Input: ...
     @property

@@ -29,7 +29,6 @@ class Runner:
         encoder: the encoder.
         device: where it computes.
         batch_size: samples of a forward pass that it is tuned for; it takes any number.
-        compiled: whether `torch.compile` made what batches of that size pass through.
         largest_batch: samples that fit into the device's memory at once, as far as is known.
         notes: what a user should know of how it computes, a sentence each.
     """
@@ -45,7 +44,6 @@ class Runner:
             check_memory(spec, self.batch_size)
         self.largest_batch = self.batch_size
         self.notes: list[str] = []
-        self.compiled = False
         self._copies: torch.cuda.Stream | None = None
         self._tf32 = spec.identity.get("precision") == "tf32"
         self.encoder: Encoder = spec.load(device, self.batch_size)
@@ -62,11 +60,15 @@ class Runner:
         blank = torch.zeros(self.batch_size, *self.spec.input.size, 3, dtype=torch.uint8, device=self.device)
         with self._products():
             forward, failure = compile_forward(self.encoder, blank)
-        self.compiled = failure is None
         if failure:
             self.notes.append(failure)
         else:
             self._compiled = forward
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `torch.compile` made what batches of `batch_size` pass through."""
+        return self._compiled is not None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process gets what it was made from, and not the weights as this machine has packed them."""

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from patchbank import encoders
-from patchbank.bank.manifest import Manifest
-from patchbank.bank.packing import samples_a_shard
-from patchbank.bank.pickles import PART_SIZE, check_names
+from patchbank.bank.manifest import Manifest, stored_outputs
+from patchbank.bank.parts import part_size
+from patchbank.bank.pickles import check_names
 from patchbank.bank.removal import removable
 from patchbank.bank.writer import (
     BankState,
     bank_state,
     check_location,
+    check_room,
     check_same,
     disk_bytes,
     existing_manifest,
@@ -31,7 +32,7 @@ from patchbank.encoders.device import auto_batch_size
 from patchbank.errors import BankError, ConfigError, DatasetError
 from patchbank.extraction.devices import Devices, decide
 from patchbank.features import GRID
-from patchbank.files import bytes_text, free_bytes, live_scratches, nearest_existing
+from patchbank.files import live_scratches, nearest_existing
 from patchbank.locations import is_remote
 
 
@@ -147,11 +148,7 @@ def describe(
     """What a bank is that a run begins."""
     listed = len(dataset) * dataset.part.count
     made = replace(encoder.input, resize=config.resize or encoder.input.resize, decoder=config.decode)
-    outputs = {
-        name: each.stored_as(config.dtype)
-        for name, each in encoder.outputs.items()
-        if layout == "shards" or name == GRID  # a pickle holds one tensor
-    }
+    outputs = stored_outputs(encoder.outputs, layout, config.dtype)
     return Manifest(
         layout=layout,
         dataset=dataset.name,
@@ -159,7 +156,7 @@ def describe(
         outputs=outputs,
         identity=dict(encoder.identity),
         input=made,
-        part_size=PART_SIZE if layout == "ezhoi" else samples_a_shard(outputs, config.shard_size),
+        part_size=part_size(layout, outputs, config.shard_size),
         batch_size=config.batch_size or auto_batch_size(made.grid, devices.first),
         device=devices.kind,
         # By the whole run, whatever part of it is left or this process's: all must make the same bytes. Where only a
@@ -247,8 +244,4 @@ def check_disk(plans: Sequence[ExtractPlan]) -> None:
         before = needed[disk][0] if disk in needed else 0
         needed[disk] = (before + plan.bytes_needed - plan.bytes_freed, plan.out)
     for size, place in needed.values():
-        if size > (free := free_bytes(place)):
-            raise BankError(
-                f"Not enough disk: the features need {bytes_text(size)} and {place} has {bytes_text(free)} free. "
-                "Free some space, choose another --out, or store them in half the space with --dtype float16."
-            )
+        check_room(place, size, "--out")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from patchbank import encoders
+from patchbank.bank.check import Report, compare_with_pixels
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import sample_bytes
 from patchbank.budget import ByteBudget
@@ -37,6 +38,12 @@ def recompute(dataset: Dataset, runner: Runner, wanted: Input) -> Callable[[str]
         return runner(torch.from_numpy(image.pixels.copy())[None])[GRID][0].cpu()
 
     return function
+
+
+def compare_sample(report: Report, dataset: Dataset, runner: Runner, wanted: Input, count: int) -> None:
+    """Extract `count` of a verified bank's sound features again, and note in the report which differ."""
+    keys = [sample.key for sample in dataset.samples if sample.exists()]
+    compare_with_pixels(report, keys, count, recompute(dataset, runner, wanted))
 
 
 def config_of(bank: Manifest, config: ExtractConfig) -> ExtractConfig:

@@ -72,11 +72,6 @@ class OpenAISpec:
         return self.model.name
 
     @property
-    def bank_prefix(self) -> str:
-        """As EZ-HOI's directories call the model."""
-        return self.model.bank_prefix
-
-    @property
     def input(self) -> Input:
         """CLIP's: bicubic, centre crop, CLIP's mean and std."""
         n = self.model.input_size
