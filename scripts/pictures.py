@@ -1,4 +1,4 @@
-"""Make docs/images anew from a fresh demo: a figure of `patchbank show`, and a page in Debian's Chromium.
+"""Make docs/images from a fresh demo: a figure of `patchbank show`, and a page in Debian's Chromium.
 
 python scripts/pictures.py        in an environment with ".[test]"; look at both before you commit them
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import pickletools
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +23,36 @@ class Call:
 
     def __reduce__(self) -> Any:
         return self._call[0], self._call[1:]
+
+
+# (size, stride, offset) of tensors that do not lie within a storage of twelve numbers.
+BEYOND_TWELVE_NUMBERS = [
+    ((1000, 1000), (1000, 1), 0),
+    ((3, 4), (-4, 1), 8),
+    ((3, 4), (4, 1), -4),
+    ((3, 4), (4, 1), 1),
+    ((3, 4), (4,), 0),
+    ((-3, 4), (4, 1), 0),
+    ((3, 4), (2**62, 2**62), 0),
+    ((196, 512), (0, 0), 0),
+    ((2**62 + 1, 1), (4, 1), 0),
+    ((True, 4), (4, 1), 0),
+    ((3, 4), (4, 2**100), 0),
+    ((1,) * 9, (1,) * 9, 0),
+    ([3, 4], (4, 1), 0),
+]
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    """Have the disk fail at files of such names."""
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.match(pattern):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
 
 
 def dumped(every: Tensor) -> bytes:

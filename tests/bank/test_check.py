@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.check import KINDS, Report, compare_with_pixels, tolerance, verify
 from patchbank.errors import BankError
 from tests.support import contents, parts_in, photographs, tiny_manifest
-from tests.third_party import DEFECTS, Call, write_bank
+from tests.third_party import DEFECTS, Call, unreadable, write_bank
 
 KEYS = [f"photo_{number:02}.jpg" for number in range(len(DEFECTS) + 4)]
 DEFECT_OF = dict(zip(KEYS, DEFECTS, strict=False))
@@ -201,14 +200,7 @@ def test_what_can_never_be_read_does_not_hang(tmp_path: Path, tiny_config: Extra
 def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(
     third_party: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Path.read_bytes
-
-    def failing(path: Path) -> bytes:
-        if path.name == "photo_12_clip.pkl":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    unreadable(monkeypatch, "photo_12_clip.pkl")
     assert kinds(verify(third_party, KEYS))["photo_12.jpg"] == "unread"
 
 

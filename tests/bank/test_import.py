@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from patchbank.errors import BankError
 from patchbank.features import UNKNOWN
 from tests.bank.test_check import KEYS, kinds, tokens_of
 from tests.support import contents, no_leftovers, tiny_manifest
-from tests.third_party import DEFECTS, FIXED_BY_IMPORT, write_bank
+from tests.third_party import DEFECTS, FIXED_BY_IMPORT, unreadable, write_bank
 
 TOKENS = tokens_of(KEYS)
 DEFECT_OF = dict(zip(KEYS, DEFECTS, strict=False))
@@ -114,14 +112,7 @@ def test_pickles_of_another_model_are_left_out(tmp_path: Path) -> None:
 
 
 def test_an_error_that_may_pass_writes_nothing(pickles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Path.read_bytes
-
-    def failing(path: Path) -> bytes:
-        if path.name == "photo_12_clip.pkl":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    unreadable(monkeypatch, "photo_12_clip.pkl")
     with pytest.raises(BankError, match=r"could not be read.*Nothing was written"):
         imported(pickles, tmp_path / "bank", listed=KEYS)
     assert not (tmp_path / "bank").exists()

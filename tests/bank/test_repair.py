@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 import shutil
@@ -18,7 +17,7 @@ from patchbank.bank.repair import repair
 from patchbank.errors import BankError
 from tests.bank.test_check import damage_numbers, kinds
 from tests.support import contents, no_leftovers, parts_in, photographs
-from tests.third_party import DEFECTS
+from tests.third_party import DEFECTS, unreadable
 
 LAYOUTS = ["ezhoi", "shards"]
 
@@ -105,14 +104,7 @@ def test_an_error_that_may_pass_takes_nothing(
 ) -> None:
     bank = extracted(tmp_path, tiny_config, 2)
     before = contents(bank)
-    read = Path.read_bytes
-
-    def failing(path: Path) -> bytes:
-        if path.suffix == ".pkl":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    unreadable(monkeypatch, "*.pkl")
     done = repair(bank)
     monkeypatch.undo()
     assert len(done.unread) == 2

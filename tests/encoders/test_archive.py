@@ -19,6 +19,7 @@ from patchbank.encoders.openai.archive import Archive
 from patchbank.encoders.openai.untrained import untrained_state
 from patchbank.errors import WeightsError
 from tests.support import TINY, TINY_VOCABULARY
+from tests.third_party import BEYOND_TWELVE_NUMBERS, Call
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -125,14 +126,6 @@ def test_tensors_of_a_gpu_are_read_on_the_cpu(tmp_path: Path, tiny_weights: Path
     assert_same(read(path), scripted(tiny_weights))
 
 
-class Call:
-    def __init__(self, *call: object) -> None:
-        self._call = call
-
-    def __reduce__(self) -> object:
-        return self._call[0], self._call[1:]
-
-
 def test_a_pickle_that_names_other_functions(tmp_path: Path, tiny_weights: Path) -> None:
     trace = tmp_path / "trace"
     program = f"__import__('os').mkdir({str(trace)!r})"
@@ -223,24 +216,7 @@ def state_of(path: Path, *arguments: object, numbers: bytes = bytes(48)) -> Path
     return write(path, {"x/data.pkl": stream.getvalue(), "x/data/0": numbers, "x/byteorder": b"little"})
 
 
-@pytest.mark.parametrize(
-    ("size", "stride", "offset"),
-    [
-        ((1000, 1000), (1000, 1), 0),
-        ((3, 4), (-4, 1), 8),
-        ((3, 4), (4, 1), -4),
-        ((3, 4), (4, 1), 1),
-        ((3, 4), (4,), 0),
-        ((-3, 4), (4, 1), 0),
-        ((3, 4), (2**62, 2**62), 0),
-        ((196, 512), (0, 0), 0),
-        ((2**62 + 1, 1), (4, 1), 0),
-        ((True, 4), (4, 1), 0),
-        ((3, 4), (4, 2**100), 0),
-        ((1,) * 9, (1,) * 9, 0),
-        ([3, 4], (4, 1), 0),
-    ],
-)
+@pytest.mark.parametrize(("size", "stride", "offset"), BEYOND_TWELVE_NUMBERS)
 def test_a_tensor_cannot_reach_beyond_its_storage(
     tmp_path: Path, size: tuple[int, ...], stride: tuple[int, ...], offset: int
 ) -> None:

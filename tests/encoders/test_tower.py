@@ -19,6 +19,7 @@ from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual, resol
 from patchbank.encoders.openai.registry import MEAN, MODELS, STD, Model
 from patchbank.encoders.openai.untrained import untrained_state
 from patchbank.preprocess import preprocess
+from tests.reference.open_clip_tower import open_clip_tower
 from tests.support import TINY, TINY_VOCABULARY, photographs, relative_error
 
 BOUND = 2e-6
@@ -34,16 +35,7 @@ def peer(model: Model, act_layer: type[nn.Module]) -> VisionTransformer:
     """open_clip's image tower; ViT-B/16 by its name there, which means GELU."""
     if model.name == "ViT-B/16":
         return open_clip.create_model("ViT-B-16", pretrained=None).visual
-    return VisionTransformer(
-        image_size=model.input_size,
-        patch_size=model.patch_size,
-        width=model.width,
-        layers=model.layers,
-        heads=model.heads,
-        mlp_ratio=4,
-        output_dim=model.output_dim,
-        act_layer=act_layer,
-    )
+    return open_clip_tower(model, act_layer)
 
 
 def peer_tokens(visual: VisionTransformer, pixels: Tensor) -> Tensor:
