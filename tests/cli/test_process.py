@@ -15,6 +15,7 @@ import pytest
 
 from patchbank import ExtractConfig, __version__, extract, load_dataset, open_bank
 from patchbank.encoders.openai.registry import MODELS
+from patchbank.extraction.devices import Devices
 from tests.faults.processes import run
 from tests.support import (
     REPOSITORY,
@@ -60,6 +61,20 @@ def test_extraction_does_not_import_the_compiler(many: Path, tiny_weights: Path,
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program, many, tiny_weights, tmp_path / "bank"], cwd=REPOSITORY, check=True)
+
+
+def test_what_ray_prints_is_not_among_the_results(
+    many: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def talkative(config: ExtractConfig) -> Devices:
+        print("a word of a library")
+        return Devices(("cpu",), 1)
+
+    monkeypatch.setattr("patchbank.extraction.devices.decide", talkative)
+    run = "extract", "folder", many, "--out", tmp_path / "bank", *tiny(tiny_weights), "--dry-run", "--json"
+    done = patchbank(*run, "--engine", "ray", check=0)
+    assert [plan["todo"] for plan in json.loads(done.stdout)] == [5]
+    assert "a word of a library" in done.stderr
 
 
 def test_hicodet_makes_every_split_under_the_original_names(tmp_path: Path, tiny_weights: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import typer
@@ -71,12 +71,10 @@ def interruptible(text: str) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-@contextmanager
-def results_alone_on_stdout() -> Iterator[None]:
-    """Within the block, what libraries print on standard output goes to standard error; our own results do not."""
+def results_alone_on_stdout() -> None:
+    """From now on, what libraries print on standard output goes to standard error; our own results do not."""
     stdout.file = sys.stdout
-    with redirect_stdout(sys.stderr):
-        yield
+    sys.stdout = sys.stderr
 
 
 def show_json(value: Any) -> None:

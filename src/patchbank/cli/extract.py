@@ -1,7 +1,6 @@
 """``patchbank extract hicodet | vcoco | folder | tar | parquet``."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -199,8 +198,7 @@ def run_jobs(
     """
     keep_freed_memory()
     if any(config.engine == "ray" for _, _, config in jobs):
-        # What Ray says of its workers. Until the process ends, for it may say so at any time.
-        ExitStack().enter_context(results_alone_on_stdout())
+        results_alone_on_stdout()  # until the process ends: Ray may speak of its workers at any time
     with busy("Looking at data set, weights and bank"):
         from patchbank.extraction.devices import decide
         from patchbank.extraction.plan import check_disk, make_plan
