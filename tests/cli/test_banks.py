@@ -81,7 +81,7 @@ def test_third_party_pickles_are_verified_and_imported(root: Path, tiny_weights:
     assert report["problems"] == 12
     assert report["list"].endswith("test_hico.json")
 
-    new, weights = root / "new", ("--weights", tiny_weights)
+    new, weights = root / "new" / BANK.rpartition("/")[2], ("--weights", tiny_weights)
     named = "--model", "tiny", *weights, "--root", root, "--dataset", "hicodet", "--split", "test"
     done = patchbank("import", root / BANK, new, *named, "--sample", 3, "--json", check=1)
     result = json.loads(done.stdout)
@@ -95,6 +95,12 @@ def test_third_party_pickles_are_verified_and_imported(root: Path, tiny_weights:
     for key in bank:
         assert relative_error(bank[key], original(images[key])) <= 3e-4  # one was stored as float16
     assert "agree with a fresh extraction" in patchbank("info", new, check=0).stdout
+    # What agrees is completed by the extraction that would have made it.
+    extract = "extract", "hicodet", "--root", root, "--split", "test", "--out", root / "new"
+    done = patchbank(*extract, "--model", "tiny", *weights, check=0)
+    assert "7 features written" in done.stdout and "7 already there" in done.stdout
+    listed = "--root", root, "--dataset", "hicodet", "--split", "test"
+    assert "No problems found." in patchbank("verify", new, *listed, "--sample", 3, *weights, check=0).stdout
 
 
 def test_features_of_other_weights_are_not_imported(root: Path, tiny_weights: Path) -> None:
