@@ -289,7 +289,7 @@ def test_a_compiled_forward_may_give_the_same_memory_each_time(
         sizes.append(len(batch))
         return {name: memory[name].copy_(value) for name, value in forward(batch).items()}
 
-    runner.batch_size, runner.compiled, runner._compiled = 4, True, compiled
+    runner.batch_size, runner._compiled = 4, compiled
     found = runner(pixels), runner(pixels.flip(0))
     assert all(equal(*pair) for pair in zip(found, expected, strict=True))
     runner(pixels[:3])
