@@ -1,4 +1,4 @@
-"""What must hold of a bank after any fault, before anything has mended it."""
+"""What must hold for a bank after any fault, before anything fixes it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def sound_keys(bank: Path, expected: dict[str, str], broken: set[str]) -> set[st
     """Assert that a bank is a sound part of the one expected; the keys of its features.
 
     No partial file has a final name: every pickle has the bytes of the uninterrupted run, and so has every shard of
-    the same name; any other shard is whole, and its features are by their checksums what was written. The ledger lists
-    nothing that is not there. Nobody failed but who fails in an uninterrupted run.
+    the same name; any other shard is whole, and its features have their checksums. The index lists no missing feature.
+    Only images that fail in an uninterrupted run have failed.
 
     Args:
         expected: the uninterrupted bank's `contents`.
@@ -25,7 +25,7 @@ def sound_keys(bank: Path, expected: dict[str, str], broken: set[str]) -> set[st
         if name in expected:
             assert sha256 == expected[name], f"{name} is partial"
         else:
-            assert name.startswith((".patchbank-tmp-", "index/", "shard-")), f"{name} is nobody's"
+            assert name.startswith((".patchbank-tmp-", "index/", "shard-")), f"{name} is unknown"
     layout = layout_in(bank)
     if layout is None:
         return set()
