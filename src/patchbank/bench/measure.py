@@ -1,4 +1,4 @@
-"""Everything measured in turn, and what follows: the options to choose on this machine."""
+"""Measure every stage in turn, and choose the options for this machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from patchbank.encoders.device import has_bfloat16, resolve_device
 from patchbank.encoders.openai.random import random_spec
 from patchbank.extraction.advice import auto_workers
 
-_PRODUCTS = 64  # images whose products are measured: more are no faster, and need much memory
+_PRODUCTS = 64  # largest batch for measuring products: larger ones are no faster, and need much memory
 _NOISE = 1.03
-_ENOUGH = 0.97  # a smaller batch that is nearly as fast as the fastest is to be preferred
+_ENOUGH = 0.97  # of the fastest batch's speed: the smallest batch that reaches it is chosen
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Report:
 
     @property
     def steady(self) -> bool:
-        """Whether nothing was faster than the limit that was measured a moment before."""
+        """Whether no measure exceeds its limit, which was measured just before it."""
         return all(each.limit is None or each.rate <= _NOISE * each.limit for each in self.measures)
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,11 +84,11 @@ def run(
     Args:
         dataset: the images to decode.
         config: model, precision, layout, dtype, resize, device and workers of the extraction end to end.
-        place: a directory on the disk that is to be written to.
-        precisions: that the encoder is measured in.
-        now: told what is being measured.
+        place: a directory on the disk to measure.
+        precisions: of the encoder.
+        now: called with what is being measured.
 
-    Raises PatchbankError where the device is not there, or none of the images can be decoded.
+    Raises PatchbankError if there is no such device, or no image can be decoded.
     """
     device = resolve_device(config.device, config.precision)
     spec = random_spec(config.model, config.precision)
@@ -125,7 +125,7 @@ def run(
 
 
 def precisions_of(device: torch.device) -> list[Precision]:
-    """Those that are worth trying on a device."""
+    """The precisions worth trying on a device."""
     if device.type == "cuda":
         return ["fp32", "tf32", "fp16", "bf16"]
     return ["fp32", "bf16"] if has_bfloat16() else ["fp32"]
@@ -136,7 +136,7 @@ def _batch_sizes(device: torch.device) -> list[int]:
 
 
 def _options(measures: list[Measure], best: tuple[int, float], workers: int) -> dict[str, str]:
-    """What to give ``patchbank extract``: the batch size, and as many decode threads as feed the encoder."""
+    """The batch size for ``patchbank extract``, and as many decode threads as feed the encoder."""
     batch_size, rate = best
     one = next(each.rate for each in measures if each.what == "exact, 1 thread")
     needed = ceil(rate / one)
