@@ -16,9 +16,11 @@ from patchbank.cli.console import (
     duration_text,
     results_alone_on_stdout,
     say,
+    show_facts,
     show_failures,
     show_json,
     show_note,
+    some,
 )
 from patchbank.cli.help import Group, add_command
 from patchbank.cli.listing import ListingOptions
@@ -222,28 +224,25 @@ def run_jobs(
     order = list(dict.fromkeys(plan.encoder.name for plan in plans))
     plans.sort(key=lambda plan: order.index(plan.encoder.name))
     summaries: list[ExtractSummary] = []
-    runner, exit_code = None, None
+    runner, signals = None, StopOnSignal()
     for plan in plans:
         with busy(f"Loading {plan.encoder.name}"):
             runner = load_runner(plan, runner) or runner
         title = f"{plan.dataset.title}, {plan.encoder.name}"
-        with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
+        with signals, ImageProgress(title, len(plan.todo)) as progress:
             summary = execute(
                 plan, runner if plan.todo else None, on_progress=progress.advance, stop=signals.stop, say=show_note
             )
         summaries.append(summary)
         if not run.json:
             show_summary(plan, summary)
-        if (exit_code := signals.exit_code) is not None:
-            show_note("stopped; what is committed is safe, and the same command goes on from here.")
+        if signals.exit_code is not None:
             break
     if run.json:
         show_json(report([_summary_dict(*pair) for pair in zip(plans, summaries, strict=False)]))
-    if run.report and exit_code is None:
+    if run.report and signals.exit_code is None:
         _write_pages(plans, json=run.json)
-    if exit_code is None:
-        exit_code = 1 if any(summary.failures for summary in summaries) else 0
-    raise typer.Exit(exit_code)
+    signals.end(1 if any(summary.failures for summary in summaries) else 0)
 
 
 def _write_pages(plans: list["ExtractPlan"], *, json: bool) -> None:
@@ -302,17 +301,14 @@ def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
     """What a run did, for people: notes first, then the figures, then what failed."""
     for note in summary.notes:
         show_note(note)
-    facts = [f"{count_text(summary.images, 'feature')} written ({bytes_text(summary.bytes_written)})"]
-    if summary.already_done:
-        facts.append(f"{summary.already_done:,} already there")
-    if summary.failures:
-        facts.append(f"{len(summary.failures):,} failed")
-    if summary.remaining:
-        facts.append(f"{summary.remaining:,} left to do")
-    if summary.images:
-        facts.append(f"{summary.images_per_second:.1f} images/s for {duration_text(summary.seconds)}")
-    say(str(summary.bank), "bold")
-    say(f"  {', '.join(facts)}")
+    show_facts(
+        summary.bank,
+        f"{count_text(summary.images, 'feature')} written ({bytes_text(summary.bytes_written)})",
+        some(summary.already_done, "already there"),
+        some(len(summary.failures), "failed"),
+        some(summary.remaining, "left to do"),
+        f"{summary.images_per_second:.1f} images/s for {duration_text(summary.seconds)}" if summary.images else "",
+    )
     what = "the bank" if plan.dataset.part == WHOLE else f"part {plan.dataset.part}"
     failed = f", {summary.failed:,} failed" if summary.failed else ""
     if summary.settled < summary.listed:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, count_text, say, show_failures, show_json, show_note
-from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
+from patchbank.cli.console import busy, count_text, say, show_facts, show_failures, show_json, show_note, some
+from patchbank.cli.listing import Listing, ListingOptions, find_listing
 from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
-from patchbank.config import ExtractConfig, option
-from patchbank.errors import BankError, ConfigError, PatchbankError
+from patchbank.config import ExtractConfig, as_path, option
+from patchbank.errors import BankError, PatchbankError
 from patchbank.features import GRID, UNKNOWN
 from patchbank.files import bytes_text
 from patchbank.locations import locate
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @options.takes(config=("weights", "checkpoints", "resize", "shard_size", "device", "overwrite"))
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="PICKLES", help="Directory of EZ-HOI's pickles.")],
+    source: Annotated[Path, typer.Argument(parser=as_path, metavar="PICKLES", help="Directory of EZ-HOI's pickles.")],
     target: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="New bank's directory or URL.")],
     *,
     model: str = options.like("model", ...),
@@ -41,7 +41,7 @@ def import_(
     """Make a bank of pickles that other code wrote. Each is checked without executing it; PICKLES is not changed.
 
     GPU tensors become CPU tensors, views shrink to their own storage, a [CLS] row is dropped, half precision becomes
-    float32. Pickles of no use are left out and listed as failures, so that `patchbank extract` makes them. If the
+    float32. Unusable pickles are left out and listed as failures, so that `patchbank extract` makes them. If the
     features of --sample agree with a fresh extraction, `patchbank extract` can complete the bank.
 
     Exit codes: 0 all pickles are imported, 1 some are left out.
@@ -52,10 +52,7 @@ def import_(
         from patchbank import encoders
         from patchbank.bank.convert import import_pickles
 
-        source = source.expanduser()
-        found = find_listing(source, None, asked)
-        if sample and found is None:
-            raise ConfigError(f"--sample needs the images: add{options_needed(None)}.")
+        found = find_listing(source, None, asked, "--sample" if sample else None)
         keys = found.keys() if found else None
         made = replace(config, model=model, layout=layout)  # type: ignore[arg-type]
         spec = encoders.find(made, found.root if found else None, rounding=True)
@@ -78,18 +75,12 @@ def import_(
             writing=writing,
             stop=signals.stop,
         )
-    if json:
-        show_json(_imported_dict(done))
-    else:
-        _show(done)
-    if signals.exit_code is not None:
-        show_note("stopped; what is committed is safe, and the same command continues.")
-        raise typer.Exit(signals.exit_code)
-    raise typer.Exit(1 if done.left_out or done.written.damaged else 0)
+    show_json(_imported_dict(done)) if json else _show(done)
+    signals.end(1 if done.left_out or done.written.damaged else 0)
 
 
 def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> Manifest:
-    """What the new bank is: the shapes and input of a model, and unknown what made the numbers."""
+    """The new bank's manifest: the model's shapes and input; the rest of its identity is unknown."""
     from patchbank.bank.manifest import Manifest
     from patchbank.bank.parts import part_size
 
@@ -139,7 +130,7 @@ def _confirmed(
 
 
 def _sizes(found: Listing | None) -> SizeOf:
-    """A function that looks up an image's size where the image is at hand; of any other it gives None."""
+    """A function of a key that gives the image's size; None if the image cannot be read."""
     from PIL import Image
 
     try:
@@ -162,15 +153,13 @@ def _show(done: Imported) -> None:
     from patchbank.bank.check import KINDS
 
     written = done.written
-    facts = [f"{count_text(written.features, 'feature')} written ({bytes_text(written.bytes_written)})"]
-    if written.already_done:
-        facts.append(f"{written.already_done:,} already there")
-    if done.left_out:
-        facts.append(f"{len(done.left_out):,} left out")
-    if written.remaining:
-        facts.append(f"{written.remaining:,} left to do")
-    say(str(written.bank), "bold")
-    say(f"  {', '.join(facts)}")
+    show_facts(
+        written.bank,
+        f"{count_text(written.features, 'feature')} written ({bytes_text(written.bytes_written)})",
+        some(written.already_done, "already there"),
+        some(len(done.left_out), "left out"),
+        some(written.remaining, "left to do"),
+    )
     if written.manifest.imported:
         say(f"  {written.manifest.imported}")
     for kind in KINDS:

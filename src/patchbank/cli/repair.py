@@ -13,7 +13,7 @@ from patchbank.cli.extract import run_jobs
 from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
 from patchbank.cli.options import RunOptions
 from patchbank.cli.progress import CountProgress
-from patchbank.config import ARCHIVES, ExtractConfig, option
+from patchbank.config import ExtractConfig, option
 from patchbank.errors import BankError, ConfigError
 from patchbank.locations import is_remote
 
@@ -47,14 +47,7 @@ def repair(
                 "names, and extract again."
             )
         before = manifest_in(bank)
-        found = find_listing(bank, before, asked)
-        if extract and before is not None and before.dataset in ARCHIVES:
-            raise ConfigError(
-                f"--extract does not read {before.dataset} files. `patchbank extract {before.dataset}` with the same "
-                "files extracts what is missing."
-            )
-        if extract and found is None:
-            raise ConfigError(f"--extract needs the images: add{options_needed(before)}.")
+        found = find_listing(bank, before, asked, "--extract" if extract else None)
         loaded = found.load() if found and extract else None
         keys = found.keys() if found else None
         if loaded is not None and before is not None:

@@ -14,8 +14,8 @@ from patchbank.cli import options
 from patchbank.cli.console import busy, interruptible, plain_table, say, show_json, show_note, stdout
 from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
 from patchbank.cli.progress import CountProgress
-from patchbank.config import ARCHIVES, ExtractConfig, option
-from patchbank.errors import BankError, ConfigError, PatchbankError
+from patchbank.config import ExtractConfig, option
+from patchbank.errors import BankError, PatchbankError
 
 if TYPE_CHECKING:
     from patchbank.bank.check import Finding, Report
@@ -44,17 +44,9 @@ def verify(
         from patchbank.bank.check import verify
         from patchbank.bank.parts import manifest_in
 
-        bank = bank.expanduser()
         manifest = manifest_in(bank)
-        found = find_listing(bank, manifest, asked)
+        found = find_listing(bank, manifest, asked, "--sample" if sample else None)
         keys = found.keys() if found else None
-        if sample and manifest is not None and manifest.dataset in ARCHIVES:
-            raise ConfigError(
-                f"--sample does not read {manifest.dataset} files. "
-                f"What is missing, `patchbank extract {manifest.dataset}` makes, given the files again."
-            )
-        if sample and found is None:
-            raise ConfigError(f"--sample needs the images: add{options_needed(manifest)}.")
         images_there = found.load() if found and sample else None
     with interruptible("nothing was changed."), CountProgress(f"Verifying {bank.name}") as progress:
         report = verify(bank, keys, progress)
@@ -100,7 +92,7 @@ def _command_options(report: Report, found: Listing | None, weights: Path | None
 
 
 def show_report(report: Report, found: Listing | None, options: str, names: int | None = _NAMED) -> None:
-    """For people: what is wrong, the worst first, each with names and what mends it; then one line that sums it up."""
+    """For people: what is wrong, the worst first, each with names and its fix; then one line that sums it up."""
     from patchbank.bank.check import KINDS
 
     say(str(report.bank), "bold")
