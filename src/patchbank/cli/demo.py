@@ -57,6 +57,7 @@ def demo(
     from patchbank.datasets.example import write_sample
     from patchbank.encoders.openai.checkpoints import find_checkpoint
     from patchbank.encoders.openai.untrained import write_untrained
+    from patchbank.extraction.devices import Devices, decide
     from patchbank.extraction.plan import check_disk, make_plan
     from patchbank.extraction.run import execute, load_runner
 
@@ -75,11 +76,12 @@ def demo(
                 write_untrained(model, weights)
 
     config = ExtractConfig(model=_MODEL, weights=weights, checkpoints=checkpoints, overwrite=True)
+    device = Devices(decide(config).names[:1])  # one, so that the encoder runs in this process
     plans = []
     for name, splits in SPLITS.items():
         for split in splits:
             out = bank_directory(root, name) / bank_name(model.bank_prefix, name, split)
-            plans.append(make_plan(load_dataset(name, root, split), out, config))
+            plans.append(make_plan(load_dataset(name, root, split), out, config, device))
     check_disk(plans)
 
     table = plain_table("bank", ">features", ">shape", ">bytes", ">recomputed")
@@ -88,21 +90,16 @@ def demo(
     for plan in plans:
         with busy(f"Loading {_MODEL}"):
             runner = load_runner(plan, runner)
-        assert runner is not None  # overwrite: everything is to do
+        assert runner is not None  # with overwrite, every image is to do
         title = f"{plan.dataset.title}, {_MODEL}"
         with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
             execute(plan, runner, on_progress=progress.advance, stop=signals.stop)
         if signals.exit_code is not None:
             signals.end(0)
         bank = open_bank(plan.out)
-        difference = check(bank, plan.dataset, runner)
-        table.add_row(
-            plan.out.name,
-            str(len(bank)),
-            str(bank.manifest.shape),
-            bytes_text(bank.bytes_on_disk()),
-            f"{difference:.0e}",
-        )
+        error = check(bank, plan.dataset, runner)
+        size = bytes_text(bank.bytes_on_disk())
+        table.add_row(plan.out.name, str(len(bank)), str(bank.manifest.shape), size, f"{error:.0e}")
         pages.append(report.write(bank, report.beside(plan.out), plan.dataset))
         first = first or (bank, next(sample.key for sample in plan.dataset.with_pairs().samples))
     say(f"\nBanks in {bank_directory(root, 'hicodet')} and {bank_directory(root, 'vcoco')}:\n")
