@@ -30,7 +30,7 @@ from patchbank.cli.signals import StopOnSignal
 from patchbank.config import WHOLE, ExtractConfig, option
 from patchbank.encoders.openai.registry import EZHOI_MODELS
 from patchbank.errors import ConfigError
-from patchbank.files import bytes_text
+from patchbank.files import bytes_text, free_bytes
 from patchbank.locations import is_remote, locate
 
 if TYPE_CHECKING:
@@ -112,10 +112,7 @@ def _folder(
 
     patchbank extract folder IMAGES --out BANK --dtype float16
     """
-    from patchbank.datasets import load_dataset
-
-    config = _of_one_model(run, config)
-    run_jobs([(load_dataset("folder", images), out, config)], run)
+    _run_one(run, config, out, "folder", images)
 
 
 @_command("tar")
@@ -134,12 +131,7 @@ def _tar(
 
     patchbank extract tar 'shards/{000..099}.tar' --out BANK
     """
-    from patchbank.datasets import load_dataset
-
-    config = _of_one_model(run, config)
-    with busy("Reading the tars' headers"):
-        dataset = load_dataset("tar", tars, partition=config.partition, prefix=prefix)
-    run_jobs([(dataset, out, config)], run)
+    _run_one(run, config, out, "tar", tars, partition=config.partition, prefix=prefix)
 
 
 @_command("parquet")
@@ -160,23 +152,13 @@ def _parquet(
 
     patchbank extract parquet '*.parquet' --key-column name --out BANK
     """
+    columns = {"image_column": image_column, "key_column": key_column}
+    _run_one(run, config, out, "parquet", files, partition=config.partition, prefix=prefix, **columns)
+
+
+def _run_one(run: RunOptions, config: ExtractConfig, out: Path, kind: str, place: Any, **details: Any) -> None:
+    """Load a data set of one bank, and make the bank. Raises ConfigError on several models."""
     from patchbank.datasets import load_dataset
-
-    config = _of_one_model(run, config)
-    with busy("Reading the files' keys"):
-        dataset = load_dataset(
-            "parquet",
-            files,
-            partition=config.partition,
-            prefix=prefix,
-            image_column=image_column,
-            key_column=key_column,
-        )
-    run_jobs([(dataset, out, config)], run)
-
-
-def _of_one_model(run: RunOptions, config: ExtractConfig) -> ExtractConfig:
-    """The configuration of a bank that --out names. Raises ConfigError on several models."""
     from patchbank.encoders.openai.checkpoints import CHECKPOINTS
 
     models = run.models(config, [DEFAULTS.model])
@@ -185,7 +167,9 @@ def _of_one_model(run: RunOptions, config: ExtractConfig) -> ExtractConfig:
     config = replace(config, model=models[0])
     if config.checkpoints is None and CHECKPOINTS.is_dir():  # in an EZ-HOI checkout
         config = replace(config, checkpoints=CHECKPOINTS)
-    return config
+    with busy("Looking for the images"):
+        dataset = load_dataset(kind, place, **details)
+    run_jobs([(dataset, out, config)], run)
 
 
 def run_jobs(
@@ -193,14 +177,14 @@ def run_jobs(
     run: RunOptions,
     report: Callable[[list[dict[str, Any]]], Any] = lambda summaries: summaries,
 ) -> None:
-    """Plan every bank, then make them one after the other. Raises typer.Exit with the command's code.
+    """Plan every bank, then make one after the other. Raises typer.Exit with the command's code.
 
     Args:
-        report: what ``--json`` prints, of the banks' summaries.
+        report: makes what ``--json`` prints from the banks' summaries.
     """
     keep_freed_memory()
     if any(config.engine == "ray" for _, _, config in jobs):
-        results_alone_on_stdout()  # until the process ends: Ray may speak of its workers at any time
+        results_alone_on_stdout()  # until the process ends: Ray may print at any time
     with busy("Looking at data set, weights and bank"):
         from patchbank.extraction.devices import decide
         from patchbank.extraction.plan import check_disk, make_plan
@@ -214,7 +198,7 @@ def run_jobs(
     if run.dry_run:
         raise typer.Exit(0)
 
-    # All weights before the first feature, and model by model, so that each is loaded once.
+    # All weights before the first feature; then model by model, so that each is loaded once.
     for number, plan in enumerate(plans):
         with DownloadProgress(f"Downloading {plan.encoder.name}") as downloading:
             plans[number] = obtain_weights(plan, downloading)
@@ -246,7 +230,7 @@ def run_jobs(
 
 
 def _write_pages(plans: list["ExtractPlan"], *, json: bool) -> None:
-    """A page about each bank, beside it."""
+    """Write a page about each bank beside it."""
     from patchbank.bank.reader import open_bank
     from patchbank.cli import report
 
@@ -257,8 +241,6 @@ def _write_pages(plans: list["ExtractPlan"], *, json: bool) -> None:
 
 
 def _show_plans(plans: list["ExtractPlan"]) -> None:
-    from patchbank.files import free_bytes
-
     for plan in plans:
         done = len(plan.selected) - len(plan.todo)
         part = "" if plan.config.partition == WHOLE else f"part {plan.config.partition}: "
@@ -266,8 +248,7 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         say(str(plan.out), "bold")
         say(
             f"  {plan.encoder.name}, {part}{count_text(len(plan.selected), 'image')}, {done:,} done, "
-            f"{len(plan.todo):,} to do, "
-            f"{bytes_text(plan.bytes_needed)}"
+            f"{len(plan.todo):,} to do, {bytes_text(plan.bytes_needed)}"
         )
         if plan.failed_before:
             say(f"  {plan.failed_before:,} of those failed before: patchbank info {plan.out} --failures")
@@ -282,8 +263,6 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
 
 
 def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
-    from patchbank.files import free_bytes
-
     return {
         **_identity(plan),
         "done": len(plan.selected) - len(plan.todo),
@@ -298,7 +277,7 @@ def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
 
 
 def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
-    """What a run did, for people: notes first, then the figures, then what failed."""
+    """Print what a run did: notes, figures, failures."""
     for note in summary.notes:
         show_note(note)
     show_facts(

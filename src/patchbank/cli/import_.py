@@ -57,7 +57,7 @@ def import_(
         made = replace(config, model=model, layout=layout)  # type: ignore[arg-type]
         spec = encoders.find(made, found.root if found else None, rounding=True)
         wanted = _wanted(spec, made, found)
-    confirm = (lambda report: _confirmed(report, wanted, spec, made, found, sample)) if sample and found else None
+    confirm = (lambda report: _confirmed(report, wanted, made, found, sample)) if sample and found else None
     with (
         StopOnSignal() as signals,
         CountProgress(f"Checking {source.name}") as progress,
@@ -102,31 +102,26 @@ def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> 
     )
 
 
-def _confirmed(
-    report: Report, wanted: Manifest, spec: EncoderSpec, config: ExtractConfig, found: Listing, count: int
-) -> Manifest:
+def _confirmed(report: Report, wanted: Manifest, config: ExtractConfig, found: Listing, count: int) -> Manifest:
     """The manifest with the model's identity, if features agree with a fresh extraction. Raises BankError if not."""
-    from patchbank.encoders.device import resolve_device
-    from patchbank.encoders.runner import Runner
-    from patchbank.extraction.recompute import compare_sample
+    from patchbank.extraction.recompute import compare_sample, runner_of
 
     dataset = found.load()
     with busy(f"Extracting {count} images again"):
-        spec = spec.obtain()
-        runner = Runner(spec, resolve_device(config.device, config.precision))
+        runner = runner_of(wanted, config, found.root)
         compare_sample(report, dataset, runner, wanted.input, count)
     different = [finding for finding in report.findings if finding.kind == "pixels"]
     if different:
         raise BankError(
-            f"The pickles in {report.bank} differ from a fresh extraction with {spec.weights}: {different[0].name} has "
-            f"a {different[0].detail}. Were they made with other weights (--weights) or another --resize? Nothing was "
-            "written."
+            f"The pickles in {report.bank} differ from a fresh extraction with {runner.spec.weights}: "
+            f"{different[0].name} has a {different[0].detail}. Were they made with other weights (--weights) or "
+            "another --resize? Nothing was written."
         )
     if not report.sample:
         raise BankError("--sample found no image to extract: none of those at hand has a sound pickle.")
     worst = max(report.sample.values())
     evidence = f"{len(report.sample)} features agree with a fresh extraction to a relative error of {worst:.1e}"
-    return replace(wanted, identity=dict(spec.identity), imported=f"{wanted.imported}; {evidence}")
+    return replace(wanted, identity=dict(runner.spec.identity), imported=f"{wanted.imported}; {evidence}")
 
 
 def _sizes(found: Listing | None) -> SizeOf:
