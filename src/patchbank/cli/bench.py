@@ -1,4 +1,4 @@
-"""``patchbank bench``: how fast each stage is on this machine, how near the limit, and which options to choose."""
+"""``patchbank bench``: the speed of each stage on this machine, its distance to the limit, and the best options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from patchbank.errors import ConfigError
 if TYPE_CHECKING:
     from patchbank.bench.measure import Report
 
-_PICTURES = {"cpu": 48, "cuda": 1024}  # some batches of them
+_PICTURES = {"cpu": 48, "cuda": 1024}  # several batches
 
 
 _CONFIG = ("precision", "layout", "dtype", "resize", "decode", "device", "batch_size", "compile", "workers", "limit")
@@ -97,7 +97,7 @@ def _show(report: Report, config: ExtractConfig) -> None:
         before = each.stage
     stdout.print(table)
     if not report.steady:
-        show_note("this machine's speed changed meanwhile: the encoder was faster than its limit. Measure again.")
+        show_note("this machine's speed changed meanwhile: the encoder exceeded its limit. Measure again.")
     chosen = " ".join(f"{name} {value}" for name, value in report.options.items())
     say(f"\nEnd to end is {report.bound}-bound. For {config.precision}: {chosen}")
 

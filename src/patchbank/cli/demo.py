@@ -1,4 +1,4 @@
-"""``patchbank demo``: the whole job on a handful of public-domain photographs."""
+"""``patchbank demo``: a full run on a few public-domain photographs."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def demo(
 
     table = plain_table("bank", ">features", ">shape", ">bytes", ">recomputed")
     runner, pages = None, []
-    first: tuple[Bank, str] | None = None  # with an image to look at
+    first: tuple[Bank, str] | None = None  # a bank, and the key of an image with pairs
     for plan in plans:
         with busy(f"Loading {_MODEL}"):
             runner = load_runner(plan, runner)

@@ -190,7 +190,7 @@ def run_jobs(
         from patchbank.extraction.plan import check_disk, make_plan
         from patchbank.extraction.run import execute, load_runner, obtain_weights
 
-        devices = decide(jobs[0][2])  # every job's: they differ in the model alone
+        devices = decide(jobs[0][2])  # the same for every job: they differ in the model alone
         plans = [make_plan(*job, devices) for job in jobs]
     if run.dry_run:
         show_json([_plan_dict(plan) for plan in plans]) if run.json else _show_plans(plans)

@@ -118,7 +118,7 @@ def _confirmed(report: Report, wanted: Manifest, config: ExtractConfig, found: L
             "another --resize? Nothing was written."
         )
     if not report.sample:
-        raise BankError("--sample found no image to extract: none of those at hand has a sound pickle.")
+        raise BankError("--sample found no image to extract: none of the available ones has a sound pickle.")
     worst = max(report.sample.values())
     evidence = f"{len(report.sample)} features agree with a fresh extraction to a relative error of {worst:.1e}"
     return replace(wanted, identity=dict(runner.spec.identity), imported=f"{wanted.imported}; {evidence}")
@@ -138,7 +138,7 @@ def _sizes(found: Listing | None) -> SizeOf:
         try:
             with Image.open((sample := samples[key]).source.content(sample)) as image:
                 return image.size
-        except Exception:  # missing, or damaged in one of the many ways in which an image can be
+        except Exception:  # missing or damaged: decoders raise anything
             return None
 
     return size_of

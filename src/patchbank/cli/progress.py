@@ -26,9 +26,9 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class CountProgress:
-    """Counts images: call it with (done, total). It begins with the first call and ends when all are done.
+    """Counts images: call it with (done, total). It starts with the first call and ends when all are done.
 
-    A context manager, so that no bar is left where the work stops early.
+    A context manager: no bar is left if the work stops early.
     """
 
     def __init__(self, title: str) -> None:
@@ -45,7 +45,7 @@ class CountProgress:
         )
         self._bar.add_task(title, start=False, total=None, rate="", failed="")
         [self._task] = self._bar.tasks
-        self._said = time.monotonic(), 0.0  # when the last line was written, and how much was done
+        self._said = time.monotonic(), 0.0  # of the last line: its time, and the number done
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +57,7 @@ class CountProgress:
             self._say_state()
 
     def __call__(self, done: int, total: int) -> None:
-        """Set how many are done, of how many; 0 if the total is not known."""
+        """Set the number done, and the total; 0 if the total is unknown."""
         if not self._task.started:
             self._start(total)
         self._update(done)
@@ -106,7 +106,7 @@ class CountProgress:
 
 
 class ImageProgress(CountProgress):
-    """Counts a run's images, the failed ones too."""
+    """Counts a run's images, failed ones included."""
 
     def __init__(self, title: str, total: int) -> None:
         super().__init__(title)
@@ -117,7 +117,7 @@ class ImageProgress(CountProgress):
         return self
 
     def advance(self, written: int, failed: Sequence[object]) -> None:
-        """Count images that are done: with features, and failed."""
+        """Add images with features, and failed ones."""
         self._failed += len(failed)
         self._update(int(self._task.completed) + written + len(failed), self._failed)
 

@@ -1,4 +1,4 @@
-"""``patchbank repair BANK``: put what is damaged in quarantine, and extract it again if asked to."""
+"""``patchbank repair BANK``: put damaged files in quarantine; with --extract, extract them again."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def repair(
         loaded = found.load() if found and extract else None
         keys = found.keys() if found else None
         if loaded is not None and before is not None:
-            spec_of(before, config, loaded.root)  # other weights are refused before anything changes
+            spec_of(before, config, loaded.root)  # refuses other weights before anything changes
     with (
         interruptible("nothing is lost: the same command continues."),
         CountProgress(f"Verifying {bank.name}") as progress,
@@ -65,7 +65,7 @@ def repair(
         raise typer.Exit(1 if done.to_extract or done.unread else 0)
     if before is None:
         raise BankError(
-            f"No part of {bank} is sound, so nothing says what it was. Extract it again with `patchbank extract`."
+            f"No part of {bank} is sound: its model and options are unknown. Extract it again with `patchbank extract`."
         )
     made = config_of(before, config)
     run_jobs(
@@ -76,7 +76,7 @@ def repair(
 
 
 def show_repaired(done: Repaired, found: Listing | None, *, extracting: bool) -> None:
-    """For people: what was fixed, what is in quarantine, what is left to extract."""
+    """Print what was fixed, what is in quarantine, what is left to extract."""
     from patchbank.bank.check import KINDS
 
     report = done.before

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _NUMBER = r"\s*(-?(?:\d{1,9}(?:\.\d*)?|\.\d+))\s*"
 _LONGEST_NAME = 200  # bytes; file systems allow 255
-_COMPARED = 20_000  # keys at most, for the closest match: it takes a second
+_COMPARED = 20_000  # largest number of keys searched for the closest match: a second
 _PAIRS = 8  # drawn without --all-pairs
 _FORMATS = ("png", "pdf", "svg")
 _MARK = "patchbank show"  # in every picture: only marked files are replaced
