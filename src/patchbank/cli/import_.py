@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from patchbank.encoders.base import EncoderSpec
 
 
-@options.takes(config=("weights", "checkpoints", "resize", "shard_size", "device", "overwrite"))
+@options.takes(
+    {"layout": "ezhoi"}, config=("weights", "checkpoints", "layout", "shard_size", "resize", "device", "overwrite")
+)
 def import_(
     source: Annotated[Path, typer.Argument(parser=as_path, metavar="PICKLES", help="Directory of EZ-HOI's pickles.")],
     target: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="New bank's directory or URL.")],
     *,
     model: str = options.like("model", ...),
-    layout: str = options.like("layout", "ezhoi"),
     asked: ListingOptions,
     sample: int = option(0, "First compare N features with a fresh extraction of their images.", minimum=0),
     config: ExtractConfig,
@@ -54,7 +55,7 @@ def import_(
 
         found = find_listing(source, None, asked, "--sample" if sample else None)
         keys = found.keys() if found else None
-        made = replace(config, model=model, layout=layout)  # type: ignore[arg-type]
+        made = replace(config, model=model)
         spec = encoders.find(made, found.root if found else None, rounding=True)
         wanted = _wanted(spec, made, found)
     confirm = (lambda report: _confirmed(report, wanted, made, found, sample)) if sample and found else None
