@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,11 @@ def count_text(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def show_failures(state: str, reasons: Mapping[str, str], where: str) -> None:
-    """Print the first failures with their reasons, and the number of the others with `where`: what lists all."""
-    for key, reason in list(reasons.items())[:FAILURES_SHOWN]:
+def show_failures(state: str, reasons: Mapping[str, str], where: str, count: int | None = FAILURES_SHOWN) -> None:
+    """Print the first `count` failures with their reasons (None: all), and the number of the others with `where`."""
+    for key, reason in islice(reasons.items(), count):
         say(f"  {state}: {key}: {reason}", "red")
-    if (more := len(reasons) - FAILURES_SHOWN) > 0:
+    if count is not None and (more := len(reasons) - count) > 0:
         say(f"  and {more:,} more{where}", "red")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, say, show_json, some, stdout
+from patchbank.cli.console import FAILURES_SHOWN, say, show_failures, show_json, some, stdout
 from patchbank.cli.listing import ListingOptions, find_listing
 from patchbank.config import Partition, option
 from patchbank.errors import ConfigError
@@ -129,8 +129,4 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
         add("made on", f"{manifest.device}, batch size {manifest.batch_size}{compiled}")
     if manifest.versions:
         add("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
-    shown = list(bank.failures.items())[: None if all_failures else FAILURES_SHOWN]
-    for key, reason in shown:
-        say(f"failed: {key}: {reason}", "red")
-    if (more := len(bank.failures) - len(shown)) > 0:
-        say(f"and {more:,} more: --failures lists all", "red")
+    show_failures("failed", bank.failures, ": --failures lists all", None if all_failures else FAILURES_SHOWN)
