@@ -76,16 +76,13 @@ class Report:
         }
 
 
-def run(
-    dataset: Dataset, config: ExtractConfig, place: Path, precisions: list[Precision], now: Callable[[str], None]
-) -> Report:
+def run(dataset: Dataset, config: ExtractConfig, place: Path, now: Callable[[str], None]) -> Report:
     """Measure everything, a minute or so.
 
     Args:
         dataset: the images to decode.
         config: model, precision, layout, dtype, resize, device and workers of the extraction end to end.
         place: a directory on the disk to measure.
-        precisions: of the encoder.
         now: called with what is being measured.
 
     Raises PatchbankError if there is no such device, or no image can be decoded.
@@ -100,23 +97,22 @@ def run(
             measures.append(stages.decode(dataset, spec, config, how, threads))
 
     limits: dict[Precision, Limit] = {}
-    best: dict[Precision, tuple[int, float]] = {}
     sizes = [config.batch_size] if config.batch_size else _batch_sizes(device)
-    for precision in precisions:
+    best = sizes[0], 0.0
+    for precision in dict.fromkeys((*_precisions(device), config.precision)):
         now(f"matrix products, {precision}")
         each = random_spec(config.model, precision)
         limit = limits[precision] = product_rate(each, precision, device, min(sizes[-1], _PRODUCTS))
-        rates: list[tuple[int, float]] = []
         now(f"encoding, {precision}")
-        for size, measure in stages.encode(each, device, sizes, limit.images_per_second, config.compile == "on"):
-            measures.append(measure)
-            rates.append((size, measure.rate))
-        fastest = max((rate for _, rate in rates), default=0.0)
-        best[precision] = next((pair for pair in rates if pair[1] >= _ENOUGH * fastest), (sizes[0], 0.0))
+        encoded = list(stages.encode(each, device, sizes, limit.images_per_second, config.compile == "on"))
+        measures += [measure for _, measure in encoded]
+        if precision == config.precision:
+            fastest = max((measure.rate for _, measure in encoded), default=0.0)
+            best = next(((size, one.rate) for size, one in encoded if one.rate >= _ENOUGH * fastest), best)
 
     now("writing and reading")
     measures += stages.write_and_read(dataset, spec, config, place)
-    options = _options(measures, best[config.precision], workers)
+    options = _options(measures, best, workers)
     now("images to files")
     chosen = replace(config, batch_size=int(options["--batch-size"]))
     whole, times = stages.end_to_end(dataset, spec, chosen, place)
@@ -124,7 +120,7 @@ def run(
     return Report(machine(device), spec.name, limits, measures, times.bound, options)
 
 
-def precisions_of(device: torch.device) -> list[Precision]:
+def _precisions(device: torch.device) -> list[Precision]:
     """The precisions worth trying on a device."""
     if device.type == "cuda":
         return ["fp32", "tf32", "fp16", "bf16"]
