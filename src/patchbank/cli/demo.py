@@ -95,7 +95,7 @@ def demo(
         with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
             execute(plan, runner, on_progress=progress.advance, stop=signals.stop)
         if signals.exit_code is not None:
-            signals.end(0)
+            raise typer.Exit(signals.exit_code)
         bank = open_bank(plan.out)
         error = check(bank, plan.dataset, runner)
         size = bytes_text(bank.bytes_on_disk())
