@@ -130,12 +130,19 @@ def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) 
     from patchbank.datasets import SPLITS
 
     dataset, split, images, annotations = asked.dataset, asked.split, asked.images, asked.annotations
-    name, own_split = _own_dataset(bank, manifest)
     if dataset not in (None, *SPLITS, "folder"):
         raise ConfigError(f"There is no dataset {dataset!r}. Choose from: {', '.join([*SPLITS, 'folder'])}.")
+    name: str | None = None
+    own_split: str | None = None
+    if manifest is not None and manifest.dataset != UNKNOWN:
+        name, own_split = manifest.dataset, manifest.split
+        for what, value, own in (("dataset", dataset, name), ("split", split, own_split)):
+            if value not in (None, own):
+                raise ConfigError(f"{bank} is a bank of {manifest.title}, and --{what} says {value}: leave it out.")
+    elif match := _BANK_NAME.fullmatch(bank.resolve().name):
+        name, own_split = match.groups()
     if dataset is None and name is None and images is not None and annotations is None:
         dataset = "folder"
-    _refuse_contradiction(bank, manifest, dataset, split)
     chosen = dataset or name
     if chosen == "folder" and images is None:
         if asked.given:
@@ -172,14 +179,6 @@ def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) 
     return listing
 
 
-def _refuse_contradiction(bank: Path, manifest: Manifest | None, dataset: str | None, split: str | None) -> None:
-    if manifest is None or manifest.dataset == UNKNOWN:
-        return
-    for what, asked, own in (("dataset", dataset, manifest.dataset), ("split", split, manifest.split)):
-        if asked is not None and asked != own:
-            raise ConfigError(f"{bank} is a bank of {manifest.title}, and --{what} says {asked}: leave it out.")
-
-
 def options_needed(manifest: Manifest | None) -> str:
     """For a message: the options that would name the images, for the user to fill in."""
     if manifest is not None and manifest.dataset == "folder":
@@ -194,10 +193,3 @@ def _there(listing: Listing) -> bool:
         return listing.source.exists()
     except DatasetError:
         return False
-
-
-def _own_dataset(bank: Path, manifest: Manifest | None) -> tuple[str | None, str | None]:
-    if manifest is not None and manifest.dataset != UNKNOWN:
-        return manifest.dataset, manifest.split
-    match = _BANK_NAME.fullmatch(bank.resolve().name)
-    return (match[1], match[2]) if match else (None, None)
