@@ -147,6 +147,11 @@ def test_the_commands_that_it_and_the_readme_propose_run_on_it(demonstrated: Dem
     assert (place / "out.png").exists() and (place / "HICO_train2015_00000002-features.png").exists()
 
 
+def test_a_machine_with_several_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchbank.extraction.devices.resolve_devices", lambda *_: ["cpu", "cpu"])
+    assert "relative error" in run_demo(tmp_path / "patchbank-demo", "tiny").stdout
+
+
 def test_a_second_run_is_harmless_and_a_directory_with_other_files_is_not_touched(
     demonstrated: Demo, tmp_path: Path
 ) -> None:
