@@ -11,7 +11,7 @@ from rich.panel import Panel
 
 from patchbank.cli import report
 from patchbank.cli.console import busy, plain_table, say, stderr, stdout
-from patchbank.cli.progress import ImageProgress
+from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig
 from patchbank.encoders.openai.registry import get_model
@@ -92,7 +92,7 @@ def demo(
             runner = load_runner(plan, runner)
         assert runner is not None  # with overwrite, every image is to do
         title = f"{plan.dataset.title}, {_MODEL}"
-        with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
+        with StopOnSignal() as signals, CountProgress(title, len(plan.todo)) as progress:
             execute(plan, runner, on_progress=progress.advance, stop=signals.stop)
         if signals.exit_code is not None:
             raise typer.Exit(signals.exit_code)

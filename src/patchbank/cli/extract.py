@@ -25,7 +25,7 @@ from patchbank.cli.console import (
 from patchbank.cli.help import Group, add_command
 from patchbank.cli.listing import ListingOptions
 from patchbank.cli.options import DEFAULTS, RunOptions
-from patchbank.cli.progress import DownloadProgress, ImageProgress
+from patchbank.cli.progress import CountProgress, DownloadProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import WHOLE, ExtractConfig, option
 from patchbank.encoders.openai.registry import EZHOI_MODELS
@@ -213,7 +213,7 @@ def run_jobs(
         with busy(f"Loading {plan.encoder.name}"):
             runner = load_runner(plan, runner) or runner
         title = f"{plan.dataset.title}, {plan.encoder.name}"
-        with signals, ImageProgress(title, len(plan.todo)) as progress:
+        with signals, CountProgress(title, len(plan.todo)) as progress:
             summary = execute(
                 plan, runner if plan.todo else None, on_progress=progress.advance, stop=signals.stop, say=show_note
             )
