@@ -1,4 +1,4 @@
-"""The doctor's findings on made-up roots, each fault once."""
+"""The doctor's findings on generated roots, each fault once."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ BANK = "cliptiny_img_hicodet_train"
 
 
 def look(root: Path, weights: Path, **config: Any) -> Report:
-    """The tiny model's report, nothing measured."""
+    """The tiny model's report, without measurements."""
     return examine(root, ["tiny"], ExtractConfig(model="tiny", weights=weights, **config), timing=False)
 
 
 def problem(report: Report, section: str = "Data") -> Finding:
-    """The only problem, which is in this section."""
+    """The only problem; it must be in this section."""
     [finding] = report.problems
     assert finding in report.sections[section]
     return finding
 
 
 def apply(finding: Finding) -> None:
-    """Run a fix's commands, as a shell does what is pasted into it."""
+    """Run a fix's commands in a shell."""
     commands = [line.removeprefix("$ ") for line in (finding.fix or "").splitlines() if line.startswith("$ ")]
     assert commands
     subprocess.run(["bash", "-e"], input="\n".join(commands), text=True, check=True)
@@ -282,7 +282,7 @@ def test_images_whose_names_differ_by_case(tmp_path: Path, tiny_weights: Path, l
     ],
 )
 def test_places_that_may_not_be_read(tmp_path: Path, place: str, section: str) -> None:
-    """In a process without the right to pass over permissions, which a superuser has."""
+    """In a process that cannot override permissions, as a superuser can."""
     hico_root(tmp_path, 2)
     if not (tmp_path / place).exists():
         (tmp_path / place).mkdir(parents=True)
@@ -364,7 +364,7 @@ def test_no_checkpoint_that_can_be_downloaded(tmp_path: Path) -> None:
     assert found.fix == "Give one with --weights."
 
 
-def test_a_checkpoint_of_ones_own_that_is_another_models(tmp_path: Path, tiny_weights: Path) -> None:
+def test_a_users_checkpoint_of_another_model(tmp_path: Path, tiny_weights: Path) -> None:
     hico_root(tmp_path, 1)
     config = ExtractConfig(weights=tiny_weights)
     found = problem(examine(tmp_path, ["ViT-B/16"], config, timing=False), "Checkpoints")
@@ -385,7 +385,7 @@ def test_a_stock_clip_package(tmp_path: Path, tiny_weights: Path, monkeypatch: p
     hico_root(tmp_path / "root", 1)
     package = clip_package(tmp_path / "site", stock=True)
     monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setitem(sys.modules, "clip", type(sys)("clip"))  # what this process has loaded does not count
+    monkeypatch.setitem(sys.modules, "clip", type(sys)("clip"))  # modules that this process has loaded do not count
     found = finding(look(tmp_path / "root", tiny_weights), "Environment", "clip")
     assert found.level == "note"
     assert found.data["location"] == str(package)
@@ -423,7 +423,7 @@ def test_a_clip_package_in_the_root_comes_first(
     assert finding(look(tmp_path, tiny_weights), "Environment", "clip").data["location"] == str(package)
 
 
-def test_a_bank_that_is_partly_there_and_one_that_is_complete(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+def test_a_partial_bank_and_a_complete_one(tmp_path: Path, tiny_config: ExtractConfig) -> None:
     hico_root(tmp_path, 5)
     dataset = load_dataset("hicodet", tmp_path, "train")
     out = tmp_path / "hicodet_pkl_files" / BANK
@@ -446,8 +446,8 @@ def test_a_bank_that_is_partly_there_and_one_that_is_complete(tmp_path: Path, ti
     assert len(report.commands) == 1
     extract(load_dataset("hicodet", tmp_path, "test"), out.with_name("cliptiny_img_hicodet_test"), tiny_config)
     assert look(tmp_path, tiny_config.weights).commands == ()
-    anew = finding(look(tmp_path, tiny_config.weights, overwrite=True), "Banks and disk", BANK)
-    assert "not begun; 5 to do" in anew.text and "Deletes 5 features first" in anew.text
+    again = finding(look(tmp_path, tiny_config.weights, overwrite=True), "Banks and disk", BANK)
+    assert "not begun; 5 to do" in again.text and "Deletes 5 features first" in again.text
 
 
 def test_a_bank_that_another_run_extracts_at_this_moment(tmp_path: Path, tiny_weights: Path) -> None:
@@ -491,7 +491,7 @@ def test_a_bank_whose_index_is_damaged_is_made_again(tmp_path: Path, tiny_config
     report = look(tmp_path, tiny_config.weights)
     assert not report.problems
     assert finding(report, "Banks and disk", BANK).data["todo"] == 2
-    assert part.exists()  # looking changes nothing
+    assert part.exists()  # the doctor changes nothing
     assert extract(load_dataset("hicodet", tmp_path, "train"), out, tiny_config).images == 2
 
 
@@ -581,7 +581,7 @@ def test_a_time_is_a_span(tmp_path: Path) -> None:
     assert checks.duration([3.0, 80.0]) == "under two minutes"
 
 
-def test_images_that_cannot_be_decoded_are_found_out(tmp_path: Path, tiny_weights: Path) -> None:
+def test_images_that_cannot_be_decoded_are_found(tmp_path: Path, tiny_weights: Path) -> None:
     hico_root(tmp_path, 2)
     for path in (tmp_path / HICO / "test2015").iterdir():
         path.write_bytes(b"no image")
@@ -602,7 +602,7 @@ def test_a_device_without_memory(tmp_path: Path, tiny_weights: Path, monkeypatch
     assert finding(report, "Banks and disk", BANK).data["seconds"] == []
 
 
-def test_a_device_that_is_not_there(tmp_path: Path, tiny_weights: Path) -> None:
+def test_a_missing_device(tmp_path: Path, tiny_weights: Path) -> None:
     hico_root(tmp_path, 1)
     report = look(tmp_path, tiny_weights, device="cuda:99")
     assert "cuda:99" in problem(report, "This machine").text

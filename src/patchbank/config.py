@@ -1,12 +1,13 @@
-"""What a run is asked to do: `ExtractConfig`. Each option is one field, with its default, its help and its limits.
+"""The configuration of a run: `ExtractConfig`. Each option is one field, with its default, its help and its limits.
 
-The command line, its help, docs/options.md and the errors are made of these fields, so that nothing is stated twice.
+The command line, its help, docs/options.md and the errors are made from these fields: nothing is stated twice.
 Nothing here imports torch: ``patchbank --help`` stays fast.
 """
 
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -25,23 +26,23 @@ Compile = Literal["auto", "on", "off"]
 Engine = Literal["local", "ray"]
 Activation = Literal["quickgelu", "gelu"]
 
-PAGE_IMAGES = 24  # of a bank, in the gallery of a page about it
+PAGE_IMAGES = 24  # in the gallery of a bank's page
 
-# Data sets of files that hold many images each. Their images' positions, and so a bank's shards, have gaps in between.
+# Data sets of files with many images each. Their images' positions have gaps, and so the numbers of a bank's shards.
 ARCHIVES = ("tar", "parquet")
 
 
 @dataclass(frozen=True)
 class Option:
-    """What a field says of itself as an option.
+    """A field's description as an option.
 
     Attributes:
-        help: what it does, in one sentence. Names every choice, where the field's type is a `Literal`.
-        panel: the heading that it stands under; None is that of all others.
+        help: what it does, in one sentence. Names every choice if the field's type is a `Literal`.
+        panel: its heading in the help; None is the common one.
         metavar: the word for its value; None is N for a number, else the field's name.
         short: its short name, with the dash.
-        default_text: the default in words, or a function that makes them of the value; None is the value itself.
-        parse: makes the value of text or a path. Raises ValueError where it cannot.
+        default_text: the default in words, or a function of the default that returns them; None is the value itself.
+        parse: text or a path -> the value. Raises ValueError.
         minimum, maximum: the least and the greatest value.
     """
 
@@ -56,27 +57,27 @@ class Option:
 
     @classmethod
     def of(cls, each: dataclasses.Field[Any]) -> "Option":
-        """The field's."""
+        """The description in a field's metadata."""
         return cast(Option, each.metadata["option"])
 
 
 def option(default: Any, help: str, panel: str | None = None, **details: Any) -> Any:
-    """A dataclass field that is an option; the rest of its attributes are `Option`'s. A default of ... is none."""
+    """A dataclass field that is an option; `details`: `Option`'s other attributes. A default of ... means required."""
     return field(default=default, metadata={"option": Option(help, panel, **details)})
 
 
 def choices(kind: Any) -> tuple[str, ...]:
-    """The values that a type allows, where it is a `Literal` or one of a union; else none."""
+    """The values of a `Literal`, or of those in a union; none for other types."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     return tuple(value for part in get_args(kind) for value in choices(part))
 
 
 def checked(each: dataclasses.Field[Any], value: Any, name: str) -> Any:
-    """`value`, parsed where it is text, as the field takes it.
+    """The field's value: parsed if it is text, and checked.
 
     Args:
-        name: what an error calls it: ``batch_size`` in Python, ``--batch-size`` on the command line.
+        name: its name in errors: ``batch_size`` in Python, ``--batch-size`` on the command line.
 
     Raises:
         ConfigError: it is not one of the choices, too small, too large, or cannot be parsed.
@@ -99,7 +100,7 @@ def checked(each: dataclasses.Field[Any], value: Any, name: str) -> Any:
 
 
 def as_path(text: str | PurePath) -> Path:
-    """A path of this machine; ``~`` is the home directory."""
+    """A local path; ``~`` is the home directory."""
     return Path(text).expanduser()
 
 
@@ -117,16 +118,12 @@ class Partition:
 
     @classmethod
     def parse(cls, text: str) -> "Partition":
-        """``"0/4"`` -> ``Partition(0, 4)``; ``"auto"`` -> what the environment says, by `partition_of_environment`.
-
-        Raises ConfigError on anything else.
-        """
+        """``"0/4"`` -> ``Partition(0, 4)``; ``"auto"`` -> `partition_of_environment`. Raises ConfigError otherwise."""
         if text == "auto":
             return partition_of_environment(os.environ)
-        first, slash, second = text.partition("/")
-        if not (slash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
+        if (match := re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)) is None:
             raise ConfigError(f"--partition takes I/N, such as 0/4 (the first of four), not {text!r}.")
-        return cls(int(first), int(second))
+        return cls(int(match[1]), int(match[2]))
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -138,12 +135,12 @@ class Partition:
             )
 
     def of(self, total: int) -> range:
-        """Which of `total` things are this part's."""
+        """The indices of this part, of `total` things."""
         first, last = (part * total // self.count for part in (self.index, self.index + 1))
         return range(first, last)
 
     def overlaps(self, other: "Partition") -> bool:
-        """Whether the two have things in common, of a set of any size."""
+        """Whether two parts share things in a set of any size."""
         first, second = (Fraction(part.index, part.count) for part in (self, other))
         return first < second + Fraction(1, other.count) and second < first + Fraction(1, self.count)
 
@@ -153,7 +150,7 @@ class Partition:
 
 WHOLE = Partition(0, 1)
 
-# (index, count, what else is needed) of a job array's tasks, of torchrun's processes, and of a job's tasks.
+# (index, count, other variables) of a job array's tasks, of torchrun's processes, and of a job's tasks.
 _FIRST, _STEP = "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"
 _VARIABLES = (
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", _FIRST, _STEP),
@@ -165,8 +162,8 @@ _VARIABLES = (
 def partition_of_environment(environment: Mapping[str, str]) -> Partition:
     """This process's part, as a job array, torchrun or `srun` numbers it.
 
-    Where a job array's tasks run several processes each, every process gets a part. Raises ConfigError where the
-    environment does not number this process.
+    If a job array's tasks run several processes each, every process gets a part. Raises ConfigError if the environment
+    does not number this process.
     """
     parts: list[Partition] = []
     for index, count, *others in _VARIABLES:
@@ -212,7 +209,7 @@ _MODEL, _BANK, _MACHINE, _CLUSTER = "Model", "Bank", "Machine", "Several machine
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """What one extraction does. Raises ConfigError on values that cannot be."""
+    """The configuration of one extraction. Raises ConfigError on invalid values."""
 
     model: str = option("ViT-B/16", "Model that encodes the images.", _MODEL)
     weights: Path | None = option(
@@ -310,7 +307,7 @@ class ExtractConfig:
             )
 
     def arguments(self) -> tuple[str, ...]:
-        """The options, as ``patchbank extract`` takes them, that make this configuration; less the model."""
+        """The options of ``patchbank extract`` that give this configuration, without the model."""
         words: list[str] = []
         for each in fields(self)[1:]:
             value = getattr(self, each.name)
@@ -325,6 +322,6 @@ ExtractConfig.__doc__ = f"{ExtractConfig.__doc__}\n\n    Attributes:\n" + "\n".j
 
 
 def check_dtype(layout: str, dtype: str) -> None:
-    """Raise ConfigError where a layout cannot hold a stored dtype."""
+    """Raise ConfigError if a layout cannot hold a stored dtype."""
     if layout == "ezhoi" and dtype == "int8":
         raise ConfigError("--dtype int8 is for --layout shards: a pickle holds one tensor and no scales.")

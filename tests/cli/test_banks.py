@@ -48,7 +48,7 @@ def root(tmp_path: Path, tiny_weights: Path) -> Path:
 
 
 def test_third_party_pickles_are_verified_and_imported(root: Path, tiny_weights: Path) -> None:
-    """The whole way, as a user goes it: the list and the images are found by where the bank lies."""
+    """The whole way of a user: the list and the images are found by the path of the bank."""
     before = contents(root)
     done = patchbank("verify", root / BANK, check=1)
     assert contents(root) == before
@@ -95,7 +95,7 @@ def test_third_party_pickles_are_verified_and_imported(root: Path, tiny_weights:
     for key in bank:
         assert relative_error(bank[key], original(images[key])) <= 3e-4  # one was stored as float16
     assert "agree with a fresh extraction" in patchbank("info", new, check=0).stdout
-    # What agrees is completed by the extraction that would have made it.
+    # Where features agree, `extract` completes the bank.
     extract = "extract", "hicodet", "--root", root, "--split", "test", "--out", root / "new"
     done = patchbank(*extract, "--model", "tiny", *weights, check=0)
     assert "7 features written" in done.stdout and "7 already there" in done.stdout
@@ -119,11 +119,11 @@ def test_weights_that_are_not_the_banks(root: Path, tiny_weights: Path, tmp_path
     patchbank(*sample, "--weights", tiny_weights, check=0)
     done = patchbank(*sample, "--weights", tmp_path / "other.pt", check=2)
     assert "made with other weights than" in done.stderr
-    assert "No problems found." in done.stdout  # what was found all the same
+    assert "No problems found." in done.stdout  # the report comes first
     assert "give the file with --weights" in patchbank(*sample, check=2).stderr
     before = contents(tmp_path / "bank")
-    mend = "repair", tmp_path / "bank", "--extract", "--images", root / "hicodet"
-    assert "give the file with --weights" in patchbank(*mend, check=2).stderr
+    repair = "repair", tmp_path / "bank", "--extract", "--images", root / "hicodet"
+    assert "give the file with --weights" in patchbank(*repair, check=2).stderr
     assert contents(tmp_path / "bank") == before
 
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, arguments: tuple[str, ...],
     assert words in done.stderr
 
 
-def test_a_size_that_is_none(tmp_path: Path, tiny_weights: Path) -> None:
+def test_an_invalid_size(tmp_path: Path, tiny_weights: Path) -> None:
     photographs(tmp_path / "images", 1)
     run = "extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights)
     assert "'many' is no size in bytes" in patchbank(*run, "--shard-size", "many", check=2).stderr
@@ -230,7 +230,7 @@ def test_a_bank_of_fast_decoding_is_verified_and_repaired_as_one(tmp_path: Path,
     assert contents(bank)["photo_0001_clip.pkl"] == feature
 
 
-def test_info_tells_how_complete_each_partition_is(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+def test_info_prints_how_complete_each_partition_is(tmp_path: Path, tiny_config: ExtractConfig) -> None:
     photographs(tmp_path / "images", 10)
     (tmp_path / "images/broken.jpg").write_bytes(b"no picture")
     part = replace(tiny_config, partition=Partition(0, 3))
@@ -248,7 +248,7 @@ def test_info_tells_how_complete_each_partition_is(tmp_path: Path, tiny_config: 
     assert "Say which images" in patchbank("info", tmp_path / "bank", "--partitions", "2", check=2).stderr
 
 
-def test_a_run_is_told_of_another_one_of_the_same_images(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+def test_a_plan_notes_another_run_of_the_same_images(tmp_path: Path, tiny_config: ExtractConfig) -> None:
     photographs(tmp_path / "images", 8)
     dataset, bank = load_dataset("folder", tmp_path / "images"), tmp_path / "bank"
     notes: dict[str, tuple[str, ...]] = {}

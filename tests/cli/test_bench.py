@@ -33,7 +33,7 @@ def test_every_stage_is_measured_and_nothing_is_left(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_the_table_and_the_options_that_it_ends_in(tmp_path: Path) -> None:
+def test_the_table_and_the_options_below_it(tmp_path: Path) -> None:
     done = patchbank("bench", "--model", "tiny", "--limit", "4", "--batch-size", "2", "--out", tmp_path, check=0)
     for words in ("fp32, batches of 2", "exact, 1 thread", "shards, float16, at random", "-bound. For fp32:"):
         assert words in done.stdout
@@ -42,7 +42,7 @@ def test_the_table_and_the_options_that_it_ends_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_it_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_stopped_run_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
     with subprocess.Popen(
         command("bench", "--model", "tiny", "--limit", "2000", "--out", tmp_path),
         stdout=subprocess.PIPE,

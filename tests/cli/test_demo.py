@@ -23,13 +23,13 @@ README = (REPOSITORY / "README.md").read_text()
 
 @dataclass(frozen=True)
 class Demo:
-    """What `patchbank demo` has left.
+    """What `patchbank demo` wrote.
 
     Attributes:
-        root: its directory; the home directory is the one above.
-        prefix: what the names of its banks begin with.
+        root: its directory; the home directory is its parent.
+        prefix: of the names of its banks.
         shape: of its features.
-        done: how it ended, and what it printed.
+        done: its exit code and output.
     """
 
     root: Path
@@ -39,7 +39,7 @@ class Demo:
 
 
 def run_demo(directory: Path, model: str) -> Done:
-    """With ViT-B/16 as a process, as it is; with the tiny model within this one."""
+    """With ViT-B/16 in its own process; with the tiny model in this one."""
     if model != "tiny":
         environment = os.environ | {"HOME": str(directory.parent)}
         return patchbank_process("demo", directory, tiny=False, check=0, env=environment)
@@ -51,7 +51,7 @@ def run_demo(directory: Path, model: str) -> Done:
 
 @pytest.fixture(scope="module", params=["tiny", pytest.param("ViT-B/16", marks=pytest.mark.full)])
 def demonstrated(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Demo:
-    """The demo, having run."""
+    """The finished demo."""
     root = tmp_path_factory.mktemp("demo") / "patchbank-demo"
     done = run_demo(root, request.param)
     return Demo(root, *(("cliptiny", (16, 32)) if request.param == "tiny" else ("clipbase", (196, 512))), done)
@@ -147,7 +147,12 @@ def test_the_commands_that_it_and_the_readme_propose_run_on_it(demonstrated: Dem
     assert (place / "out.png").exists() and (place / "HICO_train2015_00000002-features.png").exists()
 
 
-def test_once_more_is_harmless_and_a_directory_of_somebodys_own_is_not_touched(
+def test_a_machine_with_several_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchbank.extraction.devices.resolve_devices", lambda *_: ["cpu", "cpu"])
+    assert "relative error" in run_demo(tmp_path / "patchbank-demo", "tiny").stdout
+
+
+def test_a_second_run_is_harmless_and_a_directory_with_other_files_is_not_touched(
     demonstrated: Demo, tmp_path: Path
 ) -> None:
     run_demo(demonstrated.root, "tiny" if demonstrated.prefix == "cliptiny" else "ViT-B/16")

@@ -150,7 +150,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, tiny_weights: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_a_dry_run_tells_of_failures_and_deletions(tmp_path: Path, tiny_weights: Path) -> None:
+def test_a_dry_run_prints_failures_and_deletions(tmp_path: Path, tiny_weights: Path) -> None:
     photographs(tmp_path / "images", 3)
     (tmp_path / "images/broken.jpg").write_bytes(b"")
     arguments = ("extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights))
@@ -166,7 +166,7 @@ def test_a_dry_run_tells_of_failures_and_deletions(tmp_path: Path, tiny_weights:
 
 
 def test_file_names_must_be_utf8_here(tmp_path: Path) -> None:
-    """In another locale names would not be those of the bank, and done work would be taken for lost."""
+    """In another locale names would not be those of the bank, and finished work would seem lost."""
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     assert "PYTHONUTF8=1" in patchbank("info", tmp_path, tiny=False, check=2, env=environment).stderr
 
@@ -261,7 +261,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, tiny_weights: Path
         check=2,
     )
     assert "By its shapes it is a tiny" in done.stderr
-    dry = patchbank(*done.args[3:], "--dry-run", check=2)  # it finds out the same
+    dry = patchbank(*done.args[3:], "--dry-run", check=2)  # it finds the same
     assert dry.stderr == done.stderr
     assert contents(tmp_path) == before
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from patchbank.cli import progress
-from patchbank.cli.progress import CountProgress, DownloadProgress, ImageProgress
+from patchbank.cli.progress import CountProgress, DownloadProgress
 
 
 @pytest.fixture(params=[True, False], ids=["terminal", "file"])
@@ -25,7 +25,7 @@ def said(console: Console) -> str:
 
 
 def test_images_with_rate_time_left_and_failures(stderr: Console) -> None:
-    with ImageProgress("[red]photos[/red], {tiny}", 2000) as bar:
+    with CountProgress("[red]photos[/red], {tiny}", 2000) as bar:
         bar.advance(3, [])
         bar._bar.refresh()
         bar.advance(0, ["a.jpg"])
@@ -43,10 +43,10 @@ def test_images_with_rate_time_left_and_failures(stderr: Console) -> None:
 def test_nothing_is_said_twice(stderr: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last state has one line, also where the lines between are too frequent to be written."""
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 1e9)
-    with ImageProgress("photos", 3) as bar:
+    with CountProgress("photos", 3) as bar:
         for _ in range(3):
             bar.advance(1, [])
-    with ImageProgress("nothing", 0):
+    with CountProgress("nothing", 0):
         pass
     if not stderr.is_terminal:
         first, second, third = said(stderr).splitlines()

@@ -1,4 +1,4 @@
-"""Everything measured in turn, and what follows: the options to choose on this machine."""
+"""Measure every stage in turn, and choose the options for this machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from patchbank.encoders.device import has_bfloat16, resolve_device
 from patchbank.encoders.openai.random import random_spec
 from patchbank.extraction.advice import auto_workers
 
-_PRODUCTS = 64  # images whose products are measured: more are no faster, and need much memory
+_PRODUCTS = 64  # largest batch for measuring products: larger ones are no faster, and need much memory
 _NOISE = 1.03
-_ENOUGH = 0.97  # a smaller batch that is nearly as fast as the fastest is to be preferred
+_ENOUGH = 0.97  # of the fastest batch's speed: the smallest batch that reaches it is chosen
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Report:
 
     @property
     def steady(self) -> bool:
-        """Whether nothing was faster than the limit that was measured a moment before."""
+        """Whether no measure exceeds its limit, which was measured just before it."""
         return all(each.limit is None or each.rate <= _NOISE * each.limit for each in self.measures)
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,19 +76,16 @@ class Report:
         }
 
 
-def run(
-    dataset: Dataset, config: ExtractConfig, place: Path, precisions: list[Precision], now: Callable[[str], None]
-) -> Report:
+def run(dataset: Dataset, config: ExtractConfig, place: Path, now: Callable[[str], None]) -> Report:
     """Measure everything, a minute or so.
 
     Args:
         dataset: the images to decode.
         config: model, precision, layout, dtype, resize, device and workers of the extraction end to end.
-        place: a directory on the disk that is to be written to.
-        precisions: that the encoder is measured in.
-        now: told what is being measured.
+        place: a directory on the disk to measure.
+        now: called with what is being measured.
 
-    Raises PatchbankError where the device is not there, or none of the images can be decoded.
+    Raises PatchbankError if there is no such device, or no image can be decoded.
     """
     device = resolve_device(config.device, config.precision)
     spec = random_spec(config.model, config.precision)
@@ -100,23 +97,22 @@ def run(
             measures.append(stages.decode(dataset, spec, config, how, threads))
 
     limits: dict[Precision, Limit] = {}
-    best: dict[Precision, tuple[int, float]] = {}
     sizes = [config.batch_size] if config.batch_size else _batch_sizes(device)
-    for precision in precisions:
+    best = sizes[0], 0.0
+    for precision in dict.fromkeys((*_precisions(device), config.precision)):
         now(f"matrix products, {precision}")
         each = random_spec(config.model, precision)
         limit = limits[precision] = product_rate(each, precision, device, min(sizes[-1], _PRODUCTS))
-        rates: list[tuple[int, float]] = []
         now(f"encoding, {precision}")
-        for size, measure in stages.encode(each, device, sizes, limit.images_per_second, config.compile == "on"):
-            measures.append(measure)
-            rates.append((size, measure.rate))
-        fastest = max((rate for _, rate in rates), default=0.0)
-        best[precision] = next((pair for pair in rates if pair[1] >= _ENOUGH * fastest), (sizes[0], 0.0))
+        encoded = list(stages.encode(each, device, sizes, limit.images_per_second, config.compile == "on"))
+        measures += [measure for _, measure in encoded]
+        if precision == config.precision:
+            fastest = max((measure.rate for _, measure in encoded), default=0.0)
+            best = next(((size, one.rate) for size, one in encoded if one.rate >= _ENOUGH * fastest), best)
 
     now("writing and reading")
     measures += stages.write_and_read(dataset, spec, config, place)
-    options = _options(measures, best[config.precision], workers)
+    options = _options(measures, best, workers)
     now("images to files")
     chosen = replace(config, batch_size=int(options["--batch-size"]))
     whole, times = stages.end_to_end(dataset, spec, chosen, place)
@@ -124,8 +120,8 @@ def run(
     return Report(machine(device), spec.name, limits, measures, times.bound, options)
 
 
-def precisions_of(device: torch.device) -> list[Precision]:
-    """Those that are worth trying on a device."""
+def _precisions(device: torch.device) -> list[Precision]:
+    """The precisions worth trying on a device."""
     if device.type == "cuda":
         return ["fp32", "tf32", "fp16", "bf16"]
     return ["fp32", "bf16"] if has_bfloat16() else ["fp32"]
@@ -136,7 +132,7 @@ def _batch_sizes(device: torch.device) -> list[int]:
 
 
 def _options(measures: list[Measure], best: tuple[int, float], workers: int) -> dict[str, str]:
-    """What to give ``patchbank extract``: the batch size, and as many decode threads as feed the encoder."""
+    """The batch size for ``patchbank extract``, and as many decode threads as feed the encoder."""
     batch_size, rate = best
     one = next(each.rate for each in measures if each.what == "exact, 1 thread")
     needed = ceil(rate / one)

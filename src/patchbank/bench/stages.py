@@ -1,4 +1,4 @@
-"""Each stage of an extraction measured by itself, on this machine, and then all of them together."""
+"""Each stage of an extraction, measured alone on this machine; then all of them together."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from timeit import repeat
 
 import torch
 
@@ -41,7 +42,7 @@ class Measure:
         stage: ``decode``, ``encode``, ``write``, ``read`` or ``end to end``.
         what: how.
         rate: images per second.
-        limit: images per second that the encoder's matrix products alone would allow; None where that says nothing.
+        limit: images per second that the encoder's matrix products alone would allow; None for other stages.
     """
 
     stage: str
@@ -51,7 +52,7 @@ class Measure:
 
 
 def decode(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, how: Decode, threads: int) -> Measure:
-    """Images decoded and resized. Raises PatchbankError where none can be."""
+    """Measure decoding and resizing. Raises PatchbankError if no image can be decoded."""
     budget = ByteBudget(2 << 30)
     wanted = replace(spec.input, resize=config.resize or spec.input.resize, decoder=how)
 
@@ -69,12 +70,12 @@ def decode(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, how: Deco
 def encode(
     spec: EncoderSpec, device: torch.device, batch_sizes: list[int], limit: float, compiled: bool
 ) -> Iterator[tuple[int, Measure]]:
-    """(batch size, images encoded per second), from the smallest; ends where the device's memory does."""
+    """(batch size, images encoded per second), from the smallest on; ends when the device is out of memory."""
     for batch_size in batch_sizes:
         try:
             runner = Runner(spec, device, batch_size=batch_size, compiled=compiled)
             pixels = torch.randint(0, 256, (batch_size, *spec.input.size, 3), dtype=torch.uint8)
-            runner.submit(pixels)()  # what is prepared once
+            runner.submit(pixels)()  # prepares the encoder
             if runner.largest_batch < batch_size:
                 return
             seconds = _median(lambda runner=runner, pixels=pixels: runner.submit(pixels)())  # type: ignore[misc]
@@ -85,7 +86,7 @@ def encode(
 
 
 def write_and_read(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, place: Path) -> Iterator[Measure]:
-    """Features written durably, and read again at random, of random numbers, in each form that they are stored in."""
+    """Features of random numbers, written durably and read at random, in each layout and dtype of `_STORED`."""
     keys = [f"picture_{number:05}.jpg" for number in range(128)]
     outputs = {name: torch.randn(len(keys), *each.shape) for name, each in spec.outputs.items()}
     features = [
@@ -102,13 +103,13 @@ def write_and_read(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, p
                     writer.add(features[first : first + 32], ())
             yield Measure("write", f"{layout}, {dtype}", len(keys) / (time.perf_counter() - began))
             opened = open_bank(bank)
-            _read(opened, chosen)  # maps what there is to map
+            _read(opened, chosen)  # opens the memory maps
             seconds = _median(partial(_read, opened, chosen))
             yield Measure("read", f"{layout}, {dtype}, at random", len(keys) / seconds)
 
 
 def end_to_end(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, place: Path) -> tuple[Measure, StageTimes]:
-    """An extraction as it is; only the weights are random numbers. And where the time went."""
+    """A real extraction with random weights, and the seconds spent waiting for each stage."""
     with TemporaryDirectory(dir=place, prefix=".patchbank-bench-") as directory:
         plan = make_plan(dataset, Path(directory, "bank"), config, encoder=spec)
         runner = load_runner(plan)
@@ -126,9 +127,4 @@ def _read(bank: Bank, keys: list[str]) -> None:
 
 def _median(function: Callable[[], object]) -> float:
     """Seconds, of some repetitions."""
-    seconds = []
-    for _ in range(_ROUNDS):
-        began = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - began)
-    return median(seconds)
+    return median(repeat(function, number=1, repeat=_ROUNDS))

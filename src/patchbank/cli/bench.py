@@ -1,4 +1,4 @@
-"""``patchbank bench``: how fast each stage is on this machine, how near the limit, and which options to choose."""
+"""``patchbank bench``: the speed of each stage on this machine, its distance to the limit, and the best options."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from patchbank.errors import ConfigError
 if TYPE_CHECKING:
     from patchbank.bench.measure import Report
 
-_PICTURES = {"cpu": 48, "cuda": 1024}  # some batches of them
-
-
+_PICTURES = {"cpu": 48, "cuda": 1024}  # several batches
 _CONFIG = ("precision", "layout", "dtype", "resize", "decode", "device", "batch_size", "compile", "workers", "limit")
 
 
@@ -52,16 +50,12 @@ def bench(
         raise ConfigError(f"--out {out}: there is no such directory.")
     keep_freed_memory()
     with busy("Getting ready"):
-        from patchbank.bench.measure import precisions_of, run
+        from patchbank.bench.measure import run
         from patchbank.bench.pictures import write_pictures
         from patchbank.datasets import load_dataset
         from patchbank.encoders.device import resolve_device
 
-        kind = resolve_device(config.device, config.precision)
-        precisions = precisions_of(kind)
-        count = limit or _PICTURES[kind.type]
-    if config.precision not in precisions:
-        precisions.append(config.precision)
+        count = limit or _PICTURES[resolve_device(config.device, config.precision).type]
     with (
         exit_on_signal() as check,
         TemporaryDirectory(prefix="patchbank-bench-") as made,
@@ -77,7 +71,7 @@ def bench(
             write_pictures(images, count)
         dataset = load_dataset("folder", images)
         dataset = replace(dataset, samples=dataset.samples[:count])
-        report = run(dataset, config, out, precisions, now)
+        report = run(dataset, config, out, now)
     show_json(report.to_dict()) if json else _show(report, config)
 
 
@@ -97,7 +91,7 @@ def _show(report: Report, config: ExtractConfig) -> None:
         before = each.stage
     stdout.print(table)
     if not report.steady:
-        show_note("this machine's speed changed meanwhile: the encoder was faster than its limit. Measure again.")
+        show_note("this machine's speed changed meanwhile: the encoder exceeded its limit. Measure again.")
     chosen = " ".join(f"{name} {value}" for name, value in report.options.items())
     say(f"\nEnd to end is {report.bound}-bound. For {config.precision}: {chosen}")
 

@@ -1,4 +1,4 @@
-"""What the commands print with: results to standard output, progress and errors to standard error."""
+"""Printing: results to standard output, progress and errors to standard error."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -20,7 +22,7 @@ stderr = Console(highlight=False, stderr=True)
 
 
 def say(text: str, style: str = "") -> None:
-    """A line of the result, as it is: no markup in it is interpreted, and paths are not broken."""
+    """Print a line of the result: markup is not interpreted, paths are not broken."""
     stdout.print(Text(_harmless(text), style=style), soft_wrap=True)
 
 
@@ -30,22 +32,33 @@ def busy(text: str) -> AbstractContextManager[object]:
 
 
 def show_error(message: str) -> None:
-    """Why a command ends, on standard error."""
-    _tell("error: ", "bold red", message)
+    """Print to standard error why a command ends."""
+    _print_labelled("error: ", "bold red", message)
 
 
 def show_note(message: str) -> None:
-    """Something a user should know, on standard error."""
-    _tell("note: ", "bold yellow", message)
+    """Print to standard error what a user should know."""
+    _print_labelled("note: ", "bold yellow", message)
 
 
-def _tell(label: str, style: str, message: str) -> None:
+def _print_labelled(label: str, style: str, message: str) -> None:
     stderr.print(Text.assemble((label, style), _harmless(message)), soft_wrap=True)
 
 
 def _harmless(text: str) -> str:
-    """Without the control characters with which a file name could write to the terminal as it likes."""
+    """The text with control characters escaped: file names must not control the terminal."""
     return "".join(each if each in "\n\t" or each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def show_facts(place: Path, *facts: str) -> None:
+    """What was done at a place; empty facts are left out."""
+    say(str(place), "bold")
+    say(f"  {', '.join(filter(None, facts))}")
+
+
+def some(count: int, what: str) -> str:
+    """``2,000 failed``; empty if the count is 0."""
+    return f"{count:,} {what}" if count else ""
 
 
 def count_text(count: int, what: str) -> str:
@@ -53,17 +66,17 @@ def count_text(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def show_failures(state: str, reasons: Mapping[str, str], where: str) -> None:
-    """The first of some failures, key and reason, and how many more there are; `where`: what names them all."""
-    for key, reason in list(reasons.items())[:FAILURES_SHOWN]:
+def show_failures(state: str, reasons: Mapping[str, str], where: str, count: int | None = FAILURES_SHOWN) -> None:
+    """Print the first `count` failures with their reasons (None: all), and the number of the others with `where`."""
+    for key, reason in islice(reasons.items(), count):
         say(f"  {state}: {key}: {reason}", "red")
-    if (more := len(reasons) - FAILURES_SHOWN) > 0:
+    if count is not None and (more := len(reasons) - count) > 0:
         say(f"  and {more:,} more{where}", "red")
 
 
 @contextmanager
 def interruptible(text: str) -> Iterator[None]:
-    """Where Ctrl-C ends the block, say what that means; exit code 130."""
+    """If Ctrl-C ends the block, print a note and exit with code 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -72,18 +85,18 @@ def interruptible(text: str) -> Iterator[None]:
 
 
 def results_alone_on_stdout() -> None:
-    """From now on, what libraries print on standard output goes to standard error; our own results do not."""
+    """From now on, what libraries print to standard output goes to standard error; our own results do not."""
     stdout.file = sys.stdout
     sys.stdout = sys.stderr
 
 
 def show_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document to standard output."""
     print(json.dumps(value, indent=2), file=stdout.file)
 
 
 def plain_table(*columns: str) -> Table:
-    """A table without frames; columns whose name begins with ``>`` are set flush right. Long values are folded."""
+    """A table without frames; a name that begins with ``>`` aligns its column right. Long values are folded."""
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
         justify: JustifyMethod = "right" if column.startswith(">") else "left"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, count_text, say, show_failures, show_json, show_note
+from patchbank.cli.console import busy, count_text, show_facts, show_failures, show_json, some
 from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig, Layout, StoredDtype
@@ -20,17 +20,13 @@ if TYPE_CHECKING:
     from patchbank.bank.convert import Converted
 
 
-_LAYOUT = options.like("layout", ...)
-_DTYPE = options.like("dtype", None, "SRC's; float32 for ezhoi, as EZ-HOI reads")
-
-
 @options.takes(config=("shard_size", "overwrite"))
 def convert(
     source: Annotated[Path, typer.Argument(parser=locate, metavar="SRC", help="Bank directory or URL.")],
     target: Annotated[Path, typer.Argument(parser=locate, metavar="DST", help="New bank's directory or URL.")],
     *,
-    layout: Layout = _LAYOUT,
-    dtype: StoredDtype | None = _DTYPE,
+    layout: Layout = options.like("layout", ...),
+    dtype: StoredDtype | None = options.like("dtype", None, "SRC's; float32 for ezhoi, as EZ-HOI reads"),
     config: ExtractConfig,
     json: bool = options.JSON,
 ) -> None:
@@ -49,7 +45,7 @@ def convert(
     with StopOnSignal() as signals, CountProgress(f"Converting {bank.path.name}") as progress:
         done = convert(
             bank,
-            target.expanduser(),
+            target,
             layout,
             dtype,
             shard_size=config.shard_size,
@@ -57,26 +53,18 @@ def convert(
             progress=progress,
             stop=signals.stop,
         )
-    if json:
-        show_json(_converted_dict(done))
-    else:
-        _show(done)
-    if signals.exit_code is not None:
-        show_note("stopped; what is committed is safe, and the same command goes on from here.")
-        raise typer.Exit(signals.exit_code)
-    raise typer.Exit(1 if done.damaged or done.refused else 0)
+    show_json(_converted_dict(done)) if json else _show(done)
+    signals.end(1 if done.damaged or done.refused else 0)
 
 
 def _show(done: Converted) -> None:
-    facts = [f"{count_text(done.features, 'feature')} written ({bytes_text(done.bytes_written)})"]
-    if done.already_done:
-        facts.append(f"{done.already_done:,} already there")
-    if done.failures:
-        facts.append(f"{count_text(done.failures, 'failure')} carried over")
-    if done.remaining:
-        facts.append(f"{done.remaining:,} left to do")
-    say(str(done.bank), "bold")
-    say(f"  {', '.join(facts)}")
+    show_facts(
+        done.bank,
+        f"{count_text(done.features, 'feature')} written ({bytes_text(done.bytes_written)})",
+        some(done.already_done, "already there"),
+        f"{count_text(done.failures, 'failure')} carried over" if done.failures else "",
+        some(done.remaining, "left to do"),
+    )
     show_failures("not converted", done.damaged | done.refused, ": --json names them all")
 
 

@@ -1,4 +1,4 @@
-"""``patchbank demo``: the whole job on a handful of public-domain photographs."""
+"""``patchbank demo``: a full run on a few public-domain photographs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from rich.panel import Panel
 
 from patchbank.cli import report
 from patchbank.cli.console import busy, plain_table, say, stderr, stdout
-from patchbank.cli.progress import ImageProgress
+from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig
 from patchbank.encoders.openai.registry import get_model
 from patchbank.errors import BankError
-from patchbank.features import GRID
 from patchbank.files import bytes_text
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ def demo(
     from patchbank.datasets.example import write_sample
     from patchbank.encoders.openai.checkpoints import find_checkpoint
     from patchbank.encoders.openai.untrained import write_untrained
+    from patchbank.extraction.devices import Devices, decide
     from patchbank.extraction.plan import check_disk, make_plan
     from patchbank.extraction.run import execute, load_runner
 
@@ -76,41 +76,37 @@ def demo(
                 write_untrained(model, weights)
 
     config = ExtractConfig(model=_MODEL, weights=weights, checkpoints=checkpoints, overwrite=True)
+    device = Devices(decide(config).names[:1])  # one, so that the encoder runs in this process
     plans = []
     for name, splits in SPLITS.items():
         for split in splits:
             out = bank_directory(root, name) / bank_name(model.bank_prefix, name, split)
-            plans.append(make_plan(load_dataset(name, root, split), out, config))
+            plans.append(make_plan(load_dataset(name, root, split), out, config, device))
     check_disk(plans)
 
     table = plain_table("bank", ">features", ">shape", ">bytes", ">recomputed")
     runner, pages = None, []
-    first: tuple[Bank, str] | None = None  # with an image to look at
+    first: tuple[Bank, str] | None = None  # a bank, and the key of an image with pairs
     for plan in plans:
         with busy(f"Loading {_MODEL}"):
             runner = load_runner(plan, runner)
-        assert runner is not None  # overwrite: everything is to do
+        assert runner is not None  # with overwrite, every image is to do
         title = f"{plan.dataset.title}, {_MODEL}"
-        with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
+        with StopOnSignal() as signals, CountProgress(title, len(plan.todo)) as progress:
             execute(plan, runner, on_progress=progress.advance, stop=signals.stop)
         if signals.exit_code is not None:
             raise typer.Exit(signals.exit_code)
         bank = open_bank(plan.out)
-        difference = check(bank, plan.dataset, runner)
-        table.add_row(
-            plan.out.name,
-            str(len(bank)),
-            str(bank.manifest.shape),
-            bytes_text(bank.bytes_on_disk()),
-            f"{difference:.0e}",
-        )
+        error = check(bank, plan.dataset, runner)
+        size = bytes_text(bank.bytes_on_disk())
+        table.add_row(plan.out.name, str(len(bank)), str(bank.manifest.shape), size, f"{error:.0e}")
         pages.append(report.write(bank, report.beside(plan.out), plan.dataset))
         first = first or (bank, next(sample.key for sample in plan.dataset.with_pairs().samples))
     say(f"\nBanks in {bank_directory(root, 'hicodet')} and {bank_directory(root, 'vcoco')}:\n")
     stdout.print(table)
     say(
-        "\nChecked: every file's checksum and numbers, and one image of each bank, recomputed from its pixels\n"
-        "(the relative difference is the last column)."
+        "\nChecked: every file's checksum and numbers, and one image of each bank, extracted again\n"
+        "(the last column is the relative error)."
     )
     assert first is not None
     bank, key = first
@@ -129,23 +125,15 @@ def demo(
 
 
 def check(bank: Bank, dataset: Dataset, runner: Runner) -> float:
-    """Read everything back, and extract one image again.
+    """Verify every feature, and extract one image again: the relative error. Raises BankError on any problem."""
+    from patchbank.bank.check import verify
+    from patchbank.extraction.recompute import compare_sample
 
-    Returns the relative difference of that image's tokens. Raises BankError where anything is not as it should be.
-    """
-    import torch
-    from PIL import Image
-
-    if missing := [sample.key for sample in dataset.samples if sample.key not in bank]:
-        raise BankError(f"{bank.path} lacks {len(missing)} images, {missing[0]} for one: {bank.failures}.")
-    for key, tokens in bank.items():
-        bank.check(key)
-        if not torch.isfinite(tokens).all():
-            raise BankError(f"{bank.file(key)} is damaged.")
-    sample = dataset.samples[-1]
-    with Image.open(sample.path) as image:
-        again = runner.encode([image], bank.manifest.input.resize)[GRID][0]
-    difference = float((bank[sample.key] - again).norm() / again.norm())
-    if difference > 2e-6:
-        raise BankError(f"{bank.file(sample.key)} differs from the pixels' features by {difference:.1e}.")
-    return difference
+    report = verify(bank.path, [sample.key for sample in dataset.samples])
+    compare_sample(report, dataset, runner, bank.manifest.input, 1)
+    for finding in report.problems:
+        raise BankError(f"{bank.path}: {finding.name}: {finding.reason}.")
+    [(key, error)] = report.sample.items()
+    if error > 2e-6:
+        raise BankError(f"{bank.file(key)} differs from a fresh extraction: relative error {error:.1e}.")
+    return error

@@ -1,4 +1,4 @@
-"""``patchbank doctor``: the plans of an EZ-HOI root's banks, and what stands in their way."""
+"""``patchbank doctor``: the plans of an EZ-HOI root's banks, and the problems on the way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MARKS = {"ok": ("ok", "green"), "note": ("note", "bold yellow"), "problem": ("PROBLEM", "bold red")}
 _MARK_WIDTH = 11
-_WIDTH = 78  # of a finding's text at most
+_WIDTH = 78  # largest width of a finding's text
 
 
 @options.takes({"root": Path()}, asked=("root",), run=("model", "json"), config=options.BANK)
@@ -75,7 +75,7 @@ def _notes(report: Report) -> str:
 
 
 def _show_finding(finding: Finding, widest: int) -> None:
-    """Mark, thing and text side by side; below them the fix. Commands are not broken, so that they can be copied."""
+    """Print mark, thing and text side by side; below them the fix. Commands are not broken: they can be copied."""
     mark, style = _MARKS[finding.level]
     _say_wrapped(Text.assemble((f"  {mark}".ljust(_MARK_WIDTH), style), f"{finding.what:{widest}}  "), finding.text)
     for number, line in enumerate((finding.fix or "").splitlines()):
@@ -87,7 +87,7 @@ def _show_finding(finding: Finding, widest: int) -> None:
 
 
 def _say_wrapped(head: Text, text: str) -> None:
-    """`head`, and `text` beside it, in lines of a readable length."""
+    """Print `head`, and `text` beside it in lines of a readable length."""
     width = min(stdout.width - head.cell_len, _WIDTH)
     for number, line in enumerate(Text(text).wrap(stdout, max(20, width))):
         line.rstrip()

@@ -16,19 +16,21 @@ from patchbank.cli.console import (
     duration_text,
     results_alone_on_stdout,
     say,
+    show_facts,
     show_failures,
     show_json,
     show_note,
+    some,
 )
 from patchbank.cli.help import Group, add_command
 from patchbank.cli.listing import ListingOptions
 from patchbank.cli.options import DEFAULTS, RunOptions
-from patchbank.cli.progress import DownloadProgress, ImageProgress
+from patchbank.cli.progress import CountProgress, DownloadProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import WHOLE, ExtractConfig, option
 from patchbank.encoders.openai.registry import EZHOI_MODELS
 from patchbank.errors import ConfigError
-from patchbank.files import bytes_text
+from patchbank.files import bytes_text, free_bytes
 from patchbank.locations import is_remote, locate
 
 if TYPE_CHECKING:
@@ -110,10 +112,7 @@ def _folder(
 
     patchbank extract folder IMAGES --out BANK --dtype float16
     """
-    from patchbank.datasets import load_dataset
-
-    config = _of_one_model(run, config)
-    run_jobs([(load_dataset("folder", images), out, config)], run)
+    _run_one(run, config, out, "folder", images)
 
 
 @_command("tar")
@@ -132,12 +131,7 @@ def _tar(
 
     patchbank extract tar 'shards/{000..099}.tar' --out BANK
     """
-    from patchbank.datasets import load_dataset
-
-    config = _of_one_model(run, config)
-    with busy("Reading the tars' headers"):
-        dataset = load_dataset("tar", tars, partition=config.partition, prefix=prefix)
-    run_jobs([(dataset, out, config)], run)
+    _run_one(run, config, out, "tar", tars, partition=config.partition, prefix=prefix)
 
 
 @_command("parquet")
@@ -158,23 +152,13 @@ def _parquet(
 
     patchbank extract parquet '*.parquet' --key-column name --out BANK
     """
+    columns = {"image_column": image_column, "key_column": key_column}
+    _run_one(run, config, out, "parquet", files, partition=config.partition, prefix=prefix, **columns)
+
+
+def _run_one(run: RunOptions, config: ExtractConfig, out: Path, kind: str, place: Any, **details: Any) -> None:
+    """Load a data set of one bank, and make the bank. Raises ConfigError on several models."""
     from patchbank.datasets import load_dataset
-
-    config = _of_one_model(run, config)
-    with busy("Reading the files' keys"):
-        dataset = load_dataset(
-            "parquet",
-            files,
-            partition=config.partition,
-            prefix=prefix,
-            image_column=image_column,
-            key_column=key_column,
-        )
-    run_jobs([(dataset, out, config)], run)
-
-
-def _of_one_model(run: RunOptions, config: ExtractConfig) -> ExtractConfig:
-    """The configuration of a bank that --out names. Raises ConfigError on several models."""
     from patchbank.encoders.openai.checkpoints import CHECKPOINTS
 
     models = run.models(config, [DEFAULTS.model])
@@ -183,7 +167,9 @@ def _of_one_model(run: RunOptions, config: ExtractConfig) -> ExtractConfig:
     config = replace(config, model=models[0])
     if config.checkpoints is None and CHECKPOINTS.is_dir():  # in an EZ-HOI checkout
         config = replace(config, checkpoints=CHECKPOINTS)
-    return config
+    with busy("Looking for the images"):
+        dataset = load_dataset(kind, place, **details)
+    run_jobs([(dataset, out, config)], run)
 
 
 def run_jobs(
@@ -191,20 +177,20 @@ def run_jobs(
     run: RunOptions,
     report: Callable[[list[dict[str, Any]]], Any] = lambda summaries: summaries,
 ) -> None:
-    """Plan every bank, then make them one after the other. Raises typer.Exit with the command's code.
+    """Plan every bank, then make one after the other. Raises typer.Exit with the command's code.
 
     Args:
-        report: what ``--json`` prints, of the banks' summaries.
+        report: makes what ``--json`` prints from the banks' summaries.
     """
     keep_freed_memory()
     if any(config.engine == "ray" for _, _, config in jobs):
-        results_alone_on_stdout()  # until the process ends: Ray may speak of its workers at any time
+        results_alone_on_stdout()  # until the process ends: Ray may print at any time
     with busy("Looking at data set, weights and bank"):
         from patchbank.extraction.devices import decide
         from patchbank.extraction.plan import check_disk, make_plan
         from patchbank.extraction.run import execute, load_runner, obtain_weights
 
-        devices = decide(jobs[0][2])  # every job's: they differ in the model alone
+        devices = decide(jobs[0][2])  # the same for every job: they differ in the model alone
         plans = [make_plan(*job, devices) for job in jobs]
     if run.dry_run:
         show_json([_plan_dict(plan) for plan in plans]) if run.json else _show_plans(plans)
@@ -212,7 +198,7 @@ def run_jobs(
     if run.dry_run:
         raise typer.Exit(0)
 
-    # All weights before the first feature, and model by model, so that each is loaded once.
+    # All weights before the first feature; then model by model, so that each is loaded once.
     for number, plan in enumerate(plans):
         with DownloadProgress(f"Downloading {plan.encoder.name}") as downloading:
             plans[number] = obtain_weights(plan, downloading)
@@ -222,32 +208,29 @@ def run_jobs(
     order = list(dict.fromkeys(plan.encoder.name for plan in plans))
     plans.sort(key=lambda plan: order.index(plan.encoder.name))
     summaries: list[ExtractSummary] = []
-    runner, exit_code = None, None
+    runner, signals = None, StopOnSignal()
     for plan in plans:
         with busy(f"Loading {plan.encoder.name}"):
             runner = load_runner(plan, runner) or runner
         title = f"{plan.dataset.title}, {plan.encoder.name}"
-        with StopOnSignal() as signals, ImageProgress(title, len(plan.todo)) as progress:
+        with signals, CountProgress(title, len(plan.todo)) as progress:
             summary = execute(
                 plan, runner if plan.todo else None, on_progress=progress.advance, stop=signals.stop, say=show_note
             )
         summaries.append(summary)
         if not run.json:
             show_summary(plan, summary)
-        if (exit_code := signals.exit_code) is not None:
-            show_note("stopped; what is committed is safe, and the same command goes on from here.")
+        if signals.exit_code is not None:
             break
     if run.json:
         show_json(report([_summary_dict(*pair) for pair in zip(plans, summaries, strict=False)]))
-    if run.report and exit_code is None:
+    if run.report and signals.exit_code is None:
         _write_pages(plans, json=run.json)
-    if exit_code is None:
-        exit_code = 1 if any(summary.failures for summary in summaries) else 0
-    raise typer.Exit(exit_code)
+    signals.end(1 if any(summary.failures for summary in summaries) else 0)
 
 
 def _write_pages(plans: list["ExtractPlan"], *, json: bool) -> None:
-    """A page about each bank, beside it."""
+    """Write a page about each bank beside it."""
     from patchbank.bank.reader import open_bank
     from patchbank.cli import report
 
@@ -258,8 +241,6 @@ def _write_pages(plans: list["ExtractPlan"], *, json: bool) -> None:
 
 
 def _show_plans(plans: list["ExtractPlan"]) -> None:
-    from patchbank.files import free_bytes
-
     for plan in plans:
         done = len(plan.selected) - len(plan.todo)
         part = "" if plan.config.partition == WHOLE else f"part {plan.config.partition}: "
@@ -267,8 +248,7 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         say(str(plan.out), "bold")
         say(
             f"  {plan.encoder.name}, {part}{count_text(len(plan.selected), 'image')}, {done:,} done, "
-            f"{len(plan.todo):,} to do, "
-            f"{bytes_text(plan.bytes_needed)}"
+            f"{len(plan.todo):,} to do, {bytes_text(plan.bytes_needed)}"
         )
         if plan.failed_before:
             say(f"  {plan.failed_before:,} of those failed before: patchbank info {plan.out} --failures")
@@ -283,8 +263,6 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
 
 
 def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
-    from patchbank.files import free_bytes
-
     return {
         **_identity(plan),
         "done": len(plan.selected) - len(plan.todo),
@@ -299,20 +277,17 @@ def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
 
 
 def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
-    """What a run did, for people: notes first, then the figures, then what failed."""
+    """Print what a run did: notes, figures, failures."""
     for note in summary.notes:
         show_note(note)
-    facts = [f"{count_text(summary.images, 'feature')} written ({bytes_text(summary.bytes_written)})"]
-    if summary.already_done:
-        facts.append(f"{summary.already_done:,} already there")
-    if summary.failures:
-        facts.append(f"{len(summary.failures):,} failed")
-    if summary.remaining:
-        facts.append(f"{summary.remaining:,} left to do")
-    if summary.images:
-        facts.append(f"{summary.images_per_second:.1f} images/s for {duration_text(summary.seconds)}")
-    say(str(summary.bank), "bold")
-    say(f"  {', '.join(facts)}")
+    show_facts(
+        summary.bank,
+        f"{count_text(summary.images, 'feature')} written ({bytes_text(summary.bytes_written)})",
+        some(summary.already_done, "already there"),
+        some(len(summary.failures), "failed"),
+        some(summary.remaining, "left to do"),
+        f"{summary.images_per_second:.1f} images/s for {duration_text(summary.seconds)}" if summary.images else "",
+    )
     what = "the bank" if plan.dataset.part == WHOLE else f"part {plan.dataset.part}"
     failed = f", {summary.failed:,} failed" if summary.failed else ""
     if summary.settled < summary.listed:

@@ -1,4 +1,4 @@
-"""How ``--help`` looks: no Python types, defaults within the text, an example at the end."""
+"""The look of ``--help``: no Python types, defaults within the text, an example at the end."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class _Plain:
-    """What `Command` and `Group` do otherwise than typer's."""
+    """The difference of `Command` and `Group` from typer's."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for each in params:
             if each.param_type_name == "argument":
-                vars(each)["display_type_rich"] = lambda **_: None  # the name says it
+                vars(each)["display_type_rich"] = lambda **_: None  # the name is enough
                 continue
             if each.is_flag:
                 each.metavar = ""
@@ -44,7 +44,7 @@ class Group(_Plain, TyperGroup):
 
 
 def add_command(app: typer.Typer, name: str, command: Callable[..., None], text: str | None) -> None:
-    """Add a command. The last paragraph of `text`, its help, is an example of its use."""
+    """Add a command. `text` is its help; the last paragraph is an example."""
     # typer would keep the line breaks of the source.
     *about, example = (" ".join(each.split()) for each in (text or "").split("\n\n"))
     app.command(name, cls=Command, help="\n\n".join(about), epilog=f"Example: {escape(example)}")(command)

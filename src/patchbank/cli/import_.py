@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, count_text, say, show_failures, show_json, show_note
-from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
+from patchbank.cli.console import busy, count_text, say, show_facts, show_failures, show_json, show_note, some
+from patchbank.cli.listing import Listing, ListingOptions, find_listing
 from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
-from patchbank.config import ExtractConfig, option
-from patchbank.errors import BankError, ConfigError, PatchbankError
+from patchbank.config import ExtractConfig, as_path, option
+from patchbank.errors import BankError, PatchbankError
 from patchbank.features import GRID, UNKNOWN
 from patchbank.files import bytes_text
 from patchbank.locations import locate
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from patchbank.encoders.base import EncoderSpec
 
 
-@options.takes(config=("weights", "checkpoints", "resize", "shard_size", "device", "overwrite"))
+@options.takes(
+    {"layout": "ezhoi"}, config=("weights", "checkpoints", "layout", "shard_size", "resize", "device", "overwrite")
+)
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="PICKLES", help="Directory of EZ-HOI's pickles.")],
+    source: Annotated[Path, typer.Argument(parser=as_path, metavar="PICKLES", help="Directory of EZ-HOI's pickles.")],
     target: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="New bank's directory or URL.")],
     *,
     model: str = options.like("model", ...),
-    layout: str = options.like("layout", "ezhoi"),
     asked: ListingOptions,
     sample: int = option(0, "First compare N features with a fresh extraction of their images.", minimum=0),
     config: ExtractConfig,
@@ -41,7 +42,7 @@ def import_(
     """Make a bank of pickles that other code wrote. Each is checked without executing it; PICKLES is not changed.
 
     GPU tensors become CPU tensors, views shrink to their own storage, a [CLS] row is dropped, half precision becomes
-    float32. Pickles of no use are left out and listed as failures, so that `patchbank extract` makes them. If the
+    float32. Unusable pickles are left out and listed as failures, so that `patchbank extract` makes them. If the
     features of --sample agree with a fresh extraction, `patchbank extract` can complete the bank.
 
     Exit codes: 0 all pickles are imported, 1 some are left out.
@@ -52,15 +53,12 @@ def import_(
         from patchbank import encoders
         from patchbank.bank.convert import import_pickles
 
-        source = source.expanduser()
-        found = find_listing(source, None, asked)
-        if sample and found is None:
-            raise ConfigError(f"--sample needs the images: add{options_needed(None)}.")
+        found = find_listing(source, None, asked, "--sample" if sample else None)
         keys = found.keys() if found else None
-        made = replace(config, model=model, layout=layout)  # type: ignore[arg-type]
+        made = replace(config, model=model)
         spec = encoders.find(made, found.root if found else None, rounding=True)
         wanted = _wanted(spec, made, found)
-    confirm = (lambda report: _confirmed(report, wanted, spec, made, found, sample)) if sample and found else None
+    confirm = (lambda report: _confirmed(report, wanted, made, found, sample)) if sample and found else None
     with (
         StopOnSignal() as signals,
         CountProgress(f"Checking {source.name}") as progress,
@@ -78,18 +76,12 @@ def import_(
             writing=writing,
             stop=signals.stop,
         )
-    if json:
-        show_json(_imported_dict(done))
-    else:
-        _show(done)
-    if signals.exit_code is not None:
-        show_note("stopped; what is committed is safe, and the same command continues.")
-        raise typer.Exit(signals.exit_code)
-    raise typer.Exit(1 if done.left_out or done.written.damaged else 0)
+    show_json(_imported_dict(done)) if json else _show(done)
+    signals.end(1 if done.left_out or done.written.damaged else 0)
 
 
 def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> Manifest:
-    """What the new bank is: the shapes and input of a model, and unknown what made the numbers."""
+    """The new bank's manifest: the model's shapes and input; the rest of its identity is unknown."""
     from patchbank.bank.manifest import Manifest
     from patchbank.bank.parts import part_size
 
@@ -111,35 +103,30 @@ def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> 
     )
 
 
-def _confirmed(
-    report: Report, wanted: Manifest, spec: EncoderSpec, config: ExtractConfig, found: Listing, count: int
-) -> Manifest:
+def _confirmed(report: Report, wanted: Manifest, config: ExtractConfig, found: Listing, count: int) -> Manifest:
     """The manifest with the model's identity, if features agree with a fresh extraction. Raises BankError if not."""
-    from patchbank.encoders.device import resolve_device
-    from patchbank.encoders.runner import Runner
-    from patchbank.extraction.recompute import compare_sample
+    from patchbank.extraction.recompute import compare_sample, runner_of
 
     dataset = found.load()
     with busy(f"Extracting {count} images again"):
-        spec = spec.obtain()
-        runner = Runner(spec, resolve_device(config.device, config.precision))
+        runner = runner_of(wanted, config, found.root)
         compare_sample(report, dataset, runner, wanted.input, count)
     different = [finding for finding in report.findings if finding.kind == "pixels"]
     if different:
         raise BankError(
-            f"The pickles in {report.bank} differ from a fresh extraction with {spec.weights}: {different[0].name} has "
-            f"a {different[0].detail}. Were they made with other weights (--weights) or another --resize? Nothing was "
-            "written."
+            f"The pickles in {report.bank} differ from a fresh extraction with {runner.spec.weights}: "
+            f"{different[0].name} has a {different[0].detail}. Were they made with other weights (--weights) or "
+            "another --resize? Nothing was written."
         )
     if not report.sample:
-        raise BankError("--sample found no image to extract: none of those at hand has a sound pickle.")
+        raise BankError("--sample found no image to extract: none of the available ones has a sound pickle.")
     worst = max(report.sample.values())
     evidence = f"{len(report.sample)} features agree with a fresh extraction to a relative error of {worst:.1e}"
-    return replace(wanted, identity=dict(spec.identity), imported=f"{wanted.imported}; {evidence}")
+    return replace(wanted, identity=dict(runner.spec.identity), imported=f"{wanted.imported}; {evidence}")
 
 
 def _sizes(found: Listing | None) -> SizeOf:
-    """A function that looks up an image's size where the image is at hand; of any other it gives None."""
+    """A function of a key that gives the image's size; None if the image cannot be read."""
     from PIL import Image
 
     try:
@@ -152,7 +139,7 @@ def _sizes(found: Listing | None) -> SizeOf:
         try:
             with Image.open((sample := samples[key]).source.content(sample)) as image:
                 return image.size
-        except Exception:  # missing, or damaged in one of the many ways in which an image can be
+        except Exception:  # missing or damaged: decoders raise anything
             return None
 
     return size_of
@@ -162,15 +149,13 @@ def _show(done: Imported) -> None:
     from patchbank.bank.check import KINDS
 
     written = done.written
-    facts = [f"{count_text(written.features, 'feature')} written ({bytes_text(written.bytes_written)})"]
-    if written.already_done:
-        facts.append(f"{written.already_done:,} already there")
-    if done.left_out:
-        facts.append(f"{len(done.left_out):,} left out")
-    if written.remaining:
-        facts.append(f"{written.remaining:,} left to do")
-    say(str(written.bank), "bold")
-    say(f"  {', '.join(facts)}")
+    show_facts(
+        written.bank,
+        f"{count_text(written.features, 'feature')} written ({bytes_text(written.bytes_written)})",
+        some(written.already_done, "already there"),
+        some(len(done.left_out), "left out"),
+        some(written.remaining, "left to do"),
+    )
     if written.manifest.imported:
         say(f"  {written.manifest.imported}")
     for kind in KINDS:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, say, show_json, stdout
+from patchbank.cli.console import FAILURES_SHOWN, say, show_failures, show_json, some, stdout
 from patchbank.cli.listing import ListingOptions, find_listing
 from patchbank.config import Partition, option
 from patchbank.errors import ConfigError
@@ -49,35 +49,23 @@ def info(
         found = find_listing(bank, opened.manifest, asked)
         if found is None:
             raise ConfigError("Say which images the bank is of: --images DIR, or --dataset, --split and --root.")
-    parts = _coverage(opened, found.load(), partitions or 1) if found else []
+    parts = _parts(opened, found.load(), partitions or 1) if found else []
     if json:
-        show_json(_facts(opened) | ({"partitions": [asdict(part) for part in parts]} if parts else {}))
+        show_json(_facts(opened) | ({"partitions": parts} if parts else {}))
         return
     _show(opened, all_failures=failures)
     for part in parts:
-        left = f", {part.left:,} left" if part.left else ""
-        failed = f", {part.failed:,} failed" if part.failed else ""
-        name = "coverage" if part.partition == "0/1" else f"part {part.partition}"
-        say(f"{name:16}{part.done:,} of {part.listed:,} images{failed}{left}")
+        name = "coverage" if len(parts) == 1 else f"part {part['partition']}"
+        facts = (
+            f"{part['done']:,} of {part['listed']:,} images",
+            some(part["failed"], "failed"),
+            some(part["left"], "left"),
+        )
+        say(f"{name:16}{', '.join(filter(None, facts))}")
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How far one partition is.
-
-    Attributes:
-        listed: its images.
-        done, failed, left: of these, with a feature, with a reason why there is none, with neither.
-    """
-
-    partition: str
-    listed: int
-    done: int
-    failed: int
-    left: int
-
-
-def _coverage(bank: Bank, dataset: Dataset, count: int) -> list[Coverage]:
+def _parts(bank: Bank, dataset: Dataset, count: int) -> list[dict[str, Any]]:
+    """How complete each of `count` partitions is: the numbers of images listed, done, failed, and left to do."""
     from patchbank.extraction.plan import share_of
 
     parts = []
@@ -85,7 +73,8 @@ def _coverage(bank: Bank, dataset: Dataset, count: int) -> list[Coverage]:
         part = Partition(index, count)
         keys = [sample.key for sample in share_of(dataset.samples, part, bank.manifest)]
         done, failed = (sum(key in some for key in keys) for some in (bank, bank.failures))
-        parts.append(Coverage(str(part), len(keys), done, failed, len(keys) - done - failed))
+        left = len(keys) - done - failed
+        parts.append({"partition": str(part), "listed": len(keys), "done": done, "failed": failed, "left": left})
     return parts
 
 
@@ -140,8 +129,4 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
         add("made on", f"{manifest.device}, batch size {manifest.batch_size}{compiled}")
     if manifest.versions:
         add("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
-    shown = list(bank.failures.items())[: None if all_failures else FAILURES_SHOWN]
-    for key, reason in shown:
-        say(f"failed: {key}: {reason}", "red")
-    if (more := len(bank.failures) - len(shown)) > 0:
-        say(f"and {more:,} more: --failures lists all", "red")
+    show_failures("failed", bank.failures, ": --failures lists all", None if all_failures else FAILURES_SHOWN)

@@ -1,16 +1,17 @@
-"""Which images a bank should hold: from the command's options, from what the bank says, from where it lies."""
+"""Which images a bank should hold: by the command's options, the bank's manifest, or its place in a checkout."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchbank.config import ARCHIVES, as_path, option
-from patchbank.errors import ConfigError, DatasetError
+from patchbank.errors import ConfigError, DatasetError, PatchbankError
 from patchbank.features import UNKNOWN
 from patchbank.locations import locate
 
@@ -23,7 +24,7 @@ _DATA = "Data"
 
 @dataclass(frozen=True, kw_only=True)
 class ListingOptions:
-    """Which images a command works on, as its options say."""
+    """The options that name the images of a command."""
 
     dataset: str | None = option(None, "hicodet, vcoco or folder.", _DATA, metavar="NAME")
     split: str | None = option(None, "train or test (hicodet), train or val (vcoco).", _DATA)
@@ -47,27 +48,19 @@ class ListingOptions:
 _BANK_NAME = re.compile(r".*_img_(hicodet|vcoco)_(train|test|val)")
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The images that a bank should hold.
+@dataclass(frozen=True, kw_only=True)
+class Listing(ListingOptions):
+    """The images that a bank should hold; ``dataset`` is None where only an annotation file is known.
 
     Attributes:
-        dataset: ``hicodet``, ``vcoco``, ``folder``; None where only an annotation file is known.
-        split: the split's name, if it has any.
-        root, images, annotations: where they lie, as far as that is known.
-        options: the command's options that led here, as one gives them; empty if none were needed.
+        options: the command's options that name these images; empty if none were needed.
     """
 
-    dataset: str | None
-    split: str | None
-    root: Path | None
-    images: Path | None
-    annotations: Path | None
     options: str = ""
 
     @property
     def source(self) -> Path:
-        """What the names are read from."""
+        """The file or directory that lists the images."""
         from patchbank.datasets import find_annotations
 
         if self.annotations is not None:
@@ -85,34 +78,71 @@ class Listing:
         return list(dict.fromkeys(read_file_names(self.source)))
 
     def load(self) -> Dataset:
-        """The data set with its images. Raises DatasetError where they are not there, ConfigError on a wrong split."""
+        """The data set with its images. Raises DatasetError if they do not exist, ConfigError on a wrong split."""
         from patchbank.datasets import load_dataset
 
         if self.dataset == "folder":
             return load_dataset("folder", self.images or Path())
         if self.dataset is None:
-            raise ConfigError("An annotation file alone says which images there are and not where: add --dataset.")
+            raise ConfigError("An annotation file alone does not say where the images are: add --dataset.")
         return load_dataset(
             self.dataset, self.root or Path(), self.split, images=self.images, annotations=self.annotations
         )
 
 
-def find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) -> Listing | None:
-    """The images that a bank should hold; None where neither the options nor the bank say.
+def find_listing(
+    bank: Path, manifest: Manifest | None, asked: ListingOptions, needed_by: str | None = None
+) -> Listing | None:
+    """The images that a bank should hold; None if neither the options nor the bank say.
 
-    Without options, the data set and split are those that the bank says it is of, or that its directory is named
-    for, and the root is the EZ-HOI checkout that it lies in. Raises ConfigError on options that do not go together.
+    Without options, the data set and split are those that the bank names, or its directory's name, and the root is the
+    EZ-HOI checkout around it. Raises ConfigError on options that do not go together.
+
+    Args:
+        needed_by: an option that needs the images. Raises ConfigError if they are not known.
     """
+    found = _find_listing(bank, manifest, asked)
+    if needed_by and manifest is not None and manifest.dataset in ARCHIVES:
+        raise ConfigError(
+            f"{needed_by} does not read {manifest.dataset} files. `patchbank extract {manifest.dataset}` with the same "
+            "files extracts what is missing."
+        )
+    if needed_by and found is None:
+        raise ConfigError(f"{needed_by} needs the images: add{options_needed(manifest)}.")
+    return found
+
+
+def load_if_found(found: Listing | None, note: Callable[[str], None] = lambda _: None) -> Dataset | None:
+    """The listing's data set. Raises PatchbankError if the options name one that cannot be loaded.
+
+    A listing that no option names is a guess: where it cannot be loaded, `note` is called with the reason.
+    """
+    try:
+        return found.load() if found else None
+    except PatchbankError as error:
+        if found and found.options:
+            raise
+        note(str(error))
+        return None
+
+
+def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) -> Listing | None:
     from patchbank.datasets import SPLITS
 
-    dataset, split, root = asked.dataset, asked.split, asked.root
-    images, annotations = asked.images, asked.annotations
-    name, own_split = _own_dataset(bank, manifest)
+    dataset, split, images, annotations = asked.dataset, asked.split, asked.images, asked.annotations
     if dataset not in (None, *SPLITS, "folder"):
         raise ConfigError(f"There is no dataset {dataset!r}. Choose from: {', '.join([*SPLITS, 'folder'])}.")
+    name: str | None = None
+    own_split: str | None = None
+    if manifest is not None and manifest.dataset != UNKNOWN:
+        name, own_split = manifest.dataset, manifest.split
+        for what, value, own in (("dataset", dataset, name), ("split", split, own_split)):
+            if value not in (None, own):
+                raise ConfigError(f"{bank} is a bank of {manifest.title}, and --{what} says {value}: leave it out.")
+    elif match := _BANK_NAME.fullmatch(bank.resolve().name):
+        name, own_split = match.groups()
     if dataset is None and name is None and images is not None and annotations is None:
         dataset = "folder"
-    _refuse_contradiction(bank, manifest, dataset, split)
     chosen = dataset or name
     if chosen == "folder" and images is None:
         if asked.given:
@@ -126,7 +156,7 @@ def find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) -
     if chosen in ARCHIVES:
         if annotations is None and not asked.given:
             return None
-        if annotations is None or images is not None or root is not None:
+        if annotations is None or images is not None or asked.root is not None:
             raise ConfigError(
                 f"{bank} was made of {chosen} files, which are not read here: give a list of its keys with "
                 "--annotations, or leave the options out. `patchbank extract` with the files makes what is missing."
@@ -136,10 +166,11 @@ def find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) -
         if asked.given:
             raise ConfigError("Say which --dataset and --split it is of, or give the --annotations.")
         return None
-    given = vars(replace(asked, dataset=dataset, split=split)) if asked.given else {}
+    given = vars(asked) | {"dataset": dataset, "split": split} if asked.given else {}
     options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
-    listing = Listing(chosen, split if chosen in SPLITS else None, root, images, annotations, options)
-    if root is None and chosen in SPLITS:
+    chosen_split = split if chosen in SPLITS else None
+    listing = Listing(**vars(asked) | {"dataset": chosen, "split": chosen_split, "options": options})
+    if asked.root is None and chosen in SPLITS:
         listing = replace(listing, root=Path(os.path.relpath(bank.absolute().parent.parent)))
         if annotations is None and not _there(listing):
             listing = replace(listing, root=Path())
@@ -148,16 +179,8 @@ def find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) -
     return listing
 
 
-def _refuse_contradiction(bank: Path, manifest: Manifest | None, dataset: str | None, split: str | None) -> None:
-    if manifest is None or manifest.dataset == UNKNOWN:
-        return
-    for what, asked, own in (("dataset", dataset, manifest.dataset), ("split", split, manifest.split)):
-        if asked is not None and asked != own:
-            raise ConfigError(f"{bank} is a bank of {manifest.title}, and --{what} says {asked}: leave it out.")
-
-
 def options_needed(manifest: Manifest | None) -> str:
-    """The options to name a list with, where none is found, for a message: the user has to fill them in."""
+    """For a message: the options that would name the images, for the user to fill in."""
     if manifest is not None and manifest.dataset == "folder":
         return " --images DIR"
     if manifest is not None and manifest.dataset in ARCHIVES:
@@ -170,10 +193,3 @@ def _there(listing: Listing) -> bool:
         return listing.source.exists()
     except DatasetError:
         return False
-
-
-def _own_dataset(bank: Path, manifest: Manifest | None) -> tuple[str | None, str | None]:
-    if manifest is not None and manifest.dataset != UNKNOWN:
-        return manifest.dataset, manifest.split
-    match = _BANK_NAME.fullmatch(bank.resolve().name)
-    return (match[1], match[2]) if match else (None, None)

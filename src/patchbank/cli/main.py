@@ -1,4 +1,4 @@
-"""The application: its commands, and what errors and signals do outside a run."""
+"""The application: its commands, and its handling of errors and signals outside a run."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def _root(
 def main() -> None:
     """Run the command line. Exits with 0, 1 (some images failed), 2 (the setup is wrong), 130 or 143 (stopped)."""
     for stream in (sys.stdout, sys.stderr):
-        # A file name may hold what the terminal cannot show.
+        # A file name may hold characters that the terminal cannot show.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
         show_error("File names are not decoded as UTF-8. Set PYTHONUTF8=1, or a UTF-8 locale.")
         sys.exit(2)
-    # At once, outside a run: an import may swallow an exception, and the next run tidies up all that needs it.
+    # Exit at once outside a run: an import may swallow an exception, and the next run cleans up.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     try:
         app(prog_name="patchbank")
@@ -69,7 +69,7 @@ def main() -> None:
         show_error("stopped.")
         sys.exit(130)
     except BrokenPipeError:
-        # Nobody reads the output any more: `patchbank info BANK | head`.
+        # The reader is gone: `patchbank info BANK | head`.
         sys.stderr.close()
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
@@ -80,7 +80,7 @@ def main() -> None:
             "--workers."
         )
         sys.exit(2)
-    except OSError as error:  # of the disk or of permissions, without a message of ours
+    except OSError as error:  # of the disk or permissions, without a message of ours
         reason = error.strerror or str(error)
         show_error(f"{error.filename}: {reason}." if error.filename else reason)
         sys.exit(2)

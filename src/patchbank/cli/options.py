@@ -1,4 +1,4 @@
-"""Typer's options, made of the fields of dataclasses: `ExtractConfig` and what else several commands share."""
+"""Typer options made from dataclass fields: `ExtractConfig`, and what else several commands share."""
 
 import copy
 import functools
@@ -18,7 +18,7 @@ from patchbank.locations import locate
 
 DEFAULTS = ExtractConfig()
 
-# Fields of ExtractConfig: all but the model (extract takes several: RunOptions.model), and those that plan a bank.
+# Fields of ExtractConfig: all but the model (RunOptions.model takes several), and those that describe a bank.
 CONFIG = tuple(each.name for each in fields(ExtractConfig) if each.name != "model")
 BANK = CONFIG[: CONFIG.index("engine")]
 
@@ -28,7 +28,7 @@ JSON = option(False, "Print the result as JSON.")
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What is asked of a run beside the configuration of its banks."""
+    """The options of a run beside the configuration of its banks."""
 
     model: list[str] | None = option(None, f"{', '.join(MODELS)}; repeatable for hicodet and vcoco.", "Model")
     dry_run: bool = option(False, "Print what would be done, and stop.")
@@ -36,7 +36,7 @@ class RunOptions:
     json: bool = JSON
 
     def models(self, config: ExtractConfig, default: Sequence[str]) -> list[str]:
-        """The models' names, as given or by default. Raises ConfigError on unknown ones, or several with --weights."""
+        """The models' names, given or default. Raises ConfigError on unknown ones, or several with --weights."""
         names = list(dict.fromkeys(self.model or default))
         for name in names:
             encoders.check_model(name)
@@ -48,14 +48,14 @@ class RunOptions:
 def takes(
     defaults: Mapping[str, Any] | None = None, **chosen: Sequence[str]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command's options of its parameters.
+    """Make a command's options from its parameters.
 
-    A parameter with an `option(...)` as its default is that option. One that is annotated with a dataclass of options
-    stands for all of these, and the command gets an instance of it. All values are checked.
+    A parameter with an `option(...)` as its default becomes that option. One annotated with a dataclass of options
+    becomes all of these, and the command gets an instance of the dataclass. All values are checked.
 
     Args:
-        defaults: of fields, where they are others than the dataclass's.
-        chosen: parameter -> the names of the fields that the command takes, where it does not take all.
+        defaults: of fields, instead of the dataclass's.
+        chosen: parameter -> the names of the fields that the command takes; all if absent.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -91,13 +91,13 @@ def takes(
 
 
 def like(name: str, default: Any, default_text: str | None = None) -> Any:
-    """An `option(...)` that says what a field of `ExtractConfig` says, with another default."""
+    """The `option(...)` of a field of `ExtractConfig`, with another default."""
     stated = Option.of(ExtractConfig.__dataclass_fields__[name])
     return field(default=default, metadata={"option": replace(stated, default_text=default_text)})
 
 
 def _changed(each: Field[Any], **attributes: Any) -> Field[Any]:
-    """A copy of a field. Another default is shown as it is."""
+    """A copy of a field. A new default replaces the old one's text."""
     changed = copy.copy(each)
     if attributes.get("default", each.default) != each.default:
         attributes["metadata"] = {"option": replace(Option.of(each), default_text=None)}
@@ -111,12 +111,12 @@ def _value(each: Field[Any], given: Any) -> Any:
 
 
 def _parameter(each: Field[Any]) -> inspect.Parameter:
-    """The parameter of a command that typer makes an option of."""
+    """The command's parameter, from which typer makes an option."""
     stated, allowed, kind, default = Option.of(each), choices(each.type), each.type, each.default
     shown = stated.default_text
     if shown is None:
         shown = "" if default is None or default is False or default is ... else str(default)
-    if allowed or stated.parse:  # text, until it is checked
+    if allowed or stated.parse:  # text until checked
         kind, default = str | None, default if allowed or default is ... else None
     number = {int, float} & {kind, *get_args(kind)}
     info = typer.Option(

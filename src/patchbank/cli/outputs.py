@@ -1,4 +1,4 @@
-"""Files that a command writes where the user says: never over a third-party file."""
+"""Files that a command writes to the user's path: it never replaces a third-party file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from pathlib import Path
 
 from patchbank.errors import ConfigError
 
-_LOOKED_AT = 1 << 24  # bytes of a file, within which its mark stands
+_LOOKED_AT = 1 << 24  # bytes at a file's start, searched for the mark
 
 
 def require_own(target: Path, mark: str, what: str) -> None:
-    """Raise ConfigError where something lies at `target` that does not hold the mark of this program's files.
-
-    An empty file is nobody's.
-    """
+    """Raise ConfigError if `target` exists without the mark of this program's files. An empty file may be replaced."""
     try:
         if not target.exists():
             return

@@ -19,19 +19,20 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from patchbank.cli.console import count_text, duration_text, stderr
+from patchbank.cli.console import count_text, duration_text, some, stderr
 from patchbank.files import bytes_text
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 class CountProgress:
-    """Counts images: call it with (done, total). It begins with the first call and ends when all are done.
+    """Counts images: call it with (done, total), which starts it; or give it the total, and `advance` it.
 
-    A context manager, so that no bar is left where the work stops early.
+    A context manager: no bar is left if the work stops early.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, total: int | None = None) -> None:
+        self._total, self._failed = total, 0
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),  # a file name may look like markup
             BarColumn(bar_width=None),
@@ -45,9 +46,11 @@ class CountProgress:
         )
         self._bar.add_task(title, start=False, total=None, rate="", failed="")
         [self._task] = self._bar.tasks
-        self._said = time.monotonic(), 0.0  # when the last line was written, and how much was done
+        self._said = time.monotonic(), 0.0  # of the last line: its time, and the number done
 
     def __enter__(self) -> Self:
+        if self._total is not None:
+            self._start(self._total)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,12 +60,17 @@ class CountProgress:
             self._say_state()
 
     def __call__(self, done: int, total: int) -> None:
-        """Set how many are done, of how many; 0 if the total is not known."""
+        """Set the number done, and the total; 0 if the total is unknown."""
         if not self._task.started:
             self._start(total)
         self._update(done)
         if done == total:  # another bar can take its place
             self.__exit__()
+
+    def advance(self, written: int, failed: Sequence[object]) -> None:
+        """Add images with features, and failed ones."""
+        self._failed += len(failed)
+        self._update(int(self._task.completed) + written + len(failed))
 
     def _columns(self) -> Sequence[ProgressColumn]:
         return MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
@@ -75,8 +83,8 @@ class CountProgress:
         else:
             self._say(self._begin(total))
 
-    def _update(self, done: int, failed: int = 0) -> None:
-        self._bar.update(self._task.id, completed=done, failed=f"{failed:,} failed" if failed else "")
+    def _update(self, done: int) -> None:
+        self._bar.update(self._task.id, completed=done, failed=some(self._failed, "failed"))
         self._bar.update(self._task.id, rate=f"{self._per_second():.1f} images/s")
         if not stderr.is_terminal and time.monotonic() - self._said[0] >= _SECONDS_BETWEEN_LINES:
             self._say_state()
@@ -103,23 +111,6 @@ class CountProgress:
 
     def _say(self, text: str) -> None:
         stderr.print(Text(f"{self._task.description}: {text}"), soft_wrap=True)
-
-
-class ImageProgress(CountProgress):
-    """Counts a run's images, the failed ones too."""
-
-    def __init__(self, title: str, total: int) -> None:
-        super().__init__(title)
-        self._total, self._failed = total, 0
-
-    def __enter__(self) -> Self:
-        self._start(self._total)
-        return self
-
-    def advance(self, written: int, failed: Sequence[object]) -> None:
-        """Count images that are done: with features, and failed."""
-        self._failed += len(failed)
-        self._update(int(self._task.completed) + written + len(failed), self._failed)
 
 
 class DownloadProgress(CountProgress):

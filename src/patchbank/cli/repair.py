@@ -1,4 +1,4 @@
-"""``patchbank repair BANK``: put what is damaged in quarantine, and extract it again if asked to."""
+"""``patchbank repair BANK``: put damaged files in quarantine; with --extract, extract them again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patchbank.cli.extract import run_jobs
 from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
 from patchbank.cli.options import RunOptions
 from patchbank.cli.progress import CountProgress
-from patchbank.config import ARCHIVES, ExtractConfig, option
+from patchbank.config import ExtractConfig, option
 from patchbank.errors import BankError, ConfigError
 from patchbank.locations import is_remote
 
@@ -47,18 +47,11 @@ def repair(
                 "names, and extract again."
             )
         before = manifest_in(bank)
-        found = find_listing(bank, before, asked)
-        if extract and before is not None and before.dataset in ARCHIVES:
-            raise ConfigError(
-                f"--extract does not read {before.dataset} files. `patchbank extract {before.dataset}` with the same "
-                "files extracts what is missing."
-            )
-        if extract and found is None:
-            raise ConfigError(f"--extract needs the images: add{options_needed(before)}.")
+        found = find_listing(bank, before, asked, "--extract" if extract else None)
         loaded = found.load() if found and extract else None
         keys = found.keys() if found else None
         if loaded is not None and before is not None:
-            spec_of(before, config, loaded.root)  # other weights are refused before anything changes
+            spec_of(before, config, loaded.root)  # refuses other weights before anything changes
     with (
         interruptible("nothing is lost: the same command continues."),
         CountProgress(f"Verifying {bank.name}") as progress,
@@ -72,7 +65,7 @@ def repair(
         raise typer.Exit(1 if done.to_extract or done.unread else 0)
     if before is None:
         raise BankError(
-            f"No part of {bank} is sound, so nothing says what it was. Extract it again with `patchbank extract`."
+            f"No part of {bank} is sound: its model and options are unknown. Extract it again with `patchbank extract`."
         )
     made = config_of(before, config)
     run_jobs(
@@ -83,7 +76,7 @@ def repair(
 
 
 def show_repaired(done: Repaired, found: Listing | None, *, extracting: bool) -> None:
-    """For people: what was fixed, what is in quarantine, what is left to extract."""
+    """Print what was fixed, what is in quarantine, what is left to extract."""
     from patchbank.bank.check import KINDS
 
     report = done.before

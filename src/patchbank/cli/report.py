@@ -9,11 +9,11 @@ import typer
 
 from patchbank.cli import options
 from patchbank.cli.console import busy, count_text, interruptible, say, show_json, show_note
-from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
+from patchbank.cli.listing import ListingOptions, find_listing, load_if_found, options_needed
 from patchbank.cli.outputs import require_own
 from patchbank.cli.progress import CountProgress
 from patchbank.config import PAGE_IMAGES, as_path, option
-from patchbank.errors import ConfigError, PatchbankError
+from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
 from patchbank.locations import is_remote
 
@@ -57,7 +57,10 @@ def report(
 
         opened = open_bank(bank)
         found = find_listing(bank, opened.manifest, asked)
-        data = _loaded(found, opened)
+        data = load_if_found(found, lambda why: show_note(f"the gallery shows no images and annotations: {why}"))
+        if found is None:
+            needed = options_needed(opened.manifest)
+            show_note(f"the page shows no images and cannot list missing ones: add{needed}.")
     if data is not None and len(opened) and not any(sample.key in opened for sample in data.samples):
         show_note(f"{data.annotations or data.images} lists none of the bank's images.")
     written = write(opened, target, data, sample=sample, seed=seed, read=read)
@@ -68,21 +71,6 @@ def report(
     if opened.failures and not json:
         show_note(f"{count_text(len(opened.failures), 'image')} failed; the page lists the reasons.")
     raise typer.Exit(1 if written.wrong or opened.failures else 0)
-
-
-def _loaded(found: Listing | None, bank: Bank) -> Dataset | None:
-    """The bank's data set, if it exists. Raises PatchbankError if the user named one that does not."""
-    if found is None:
-        needed = options_needed(bank.manifest)
-        show_note(f"the page shows no images and cannot list missing ones: add{needed}.")
-        return None
-    try:
-        return found.load()
-    except PatchbankError as error:
-        if found.options:
-            raise
-        show_note(f"the gallery shows no images and annotations: {error}")
-        return None
 
 
 def write(opened: Bank, target: Path, data: Dataset | None, **options: int | None) -> Written:

@@ -13,19 +13,18 @@ import typer
 
 from patchbank.cli import options
 from patchbank.cli.console import busy, interruptible, say, show_note
-from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
+from patchbank.cli.listing import ListingOptions, find_listing, load_if_found, options_needed
 from patchbank.cli.outputs import require_own
 from patchbank.config import ExtractConfig, as_path, option
-from patchbank.errors import ConfigError, KeyNotInBank, PatchbankError
+from patchbank.errors import ConfigError, KeyNotInBank
 from patchbank.files import whole_file
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
-    from patchbank.datasets import Dataset
 
 _NUMBER = r"\s*(-?(?:\d{1,9}(?:\.\d*)?|\.\d+))\s*"
 _LONGEST_NAME = 200  # bytes; file systems allow 255
-_COMPARED = 20_000  # keys at most, for the closest match: it takes a second
+_COMPARED = 20_000  # largest number of keys searched for the closest match: a second
 _PAIRS = 8  # drawn without --all-pairs
 _FORMATS = ("png", "pdf", "svg")
 _MARK = "patchbank show"  # in every picture: only marked files are replaced
@@ -85,8 +84,7 @@ def show(
             raise KeyNotInBank(f"The bank {opened.path} has no {key!r}. Did you mean {like!r}?")
         tokens, transform = opened[key].float(), opened.transform(key)
         array = tokens.numpy()
-        found = find_listing(bank, opened.manifest, asked)
-        data = _dataset_of(found)
+        data = load_if_found(find_listing(bank, opened.manifest, asked))
         if data is not None and all(sample.key != key for sample in data.samples):
             notes.append(f"{data.title} at {data.annotations or data.images} does not list this image.")
         drawn = showing.image_of(key, image, data, transform)
@@ -162,16 +160,6 @@ def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
     if count == 4 and not (values[0] < values[2] and values[1] < values[3]):
         raise ConfigError(f"{option} {text}: X2 must be greater than X1, and Y2 greater than Y1.")
     return values
-
-
-def _dataset_of(found: Listing | None) -> Dataset | None:
-    """The listing's data set; None if it was only guessed and does not exist."""
-    try:
-        return found.load() if found else None
-    except PatchbankError:
-        if found and found.options:
-            raise
-        return None
 
 
 def _footnote(bank: Bank) -> str:

@@ -7,8 +7,10 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from threading import Event
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
+from typing import NoReturn, Self
+
+import typer
 
 from patchbank.cli.console import show_error, show_note
 
@@ -16,12 +18,22 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
+
+
+@contextlib.contextmanager
 def exit_on_signal() -> Iterator[Callable[[], None]]:
-    """Within the block, a signal ends the program, and what it holds is tidied up on the way.
+    """Within the block, a signal ends the program after the block's clean-up.
 
     Yields:
-        A function to call now and then. It ends the program if a signal has come and what it raised got lost:
-        modules that Cython made swallow it while they are imported.
+        A function to call now and then. It ends the program if a signal came and its exception was lost: modules
+        compiled by Cython swallow it while they are imported.
     """
     came: list[int] = []
 
@@ -33,41 +45,40 @@ def exit_on_signal() -> Iterator[Callable[[], None]]:
         if came:
             raise SystemExit(128 + came[0])
 
-    before = {number: signal.signal(number, leave) for number in _SIGNALS}
     try:
-        yield check
+        with _handling(leave):
+            yield check
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         if came:
             show_error("stopped.")
 
 
-class StopOnSignal:
+class StopOnSignal(contextlib.ExitStack):
     """While entered, the first signal sets `stop`. A context manager.
 
     Attributes:
-        stop: what a run watches.
-        exit_code: 130 or 143 once a signal has come; else None.
+        stop: the event that a run watches.
+        exit_code: 130 or 143 after a signal; else None.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.stop = Event()
         self.exit_code: int | None = None
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self.enter_context(_handling(self._handle))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def end(self, code: int) -> NoReturn:
+        """Raise typer.Exit: with the signal's code, after a note, or else with `code`."""
+        if self.exit_code is not None:
+            show_note("stopped; what is committed is safe, and the same command continues.")
+        raise typer.Exit(code if self.exit_code is None else self.exit_code)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.exit_code is not None:
-            os._exit(128 + number)  # nothing is lost: what is committed is durable, the rest was never promised
+            os._exit(128 + number)  # safe: what is committed is durable
         self.exit_code = 128 + number
         self.stop.set()
         show_note("stopping after the images in flight; once more to stop at once.")

@@ -1,4 +1,4 @@
-"""``patchbank verify BANK``: is it sound?"""
+"""``patchbank verify BANK``: read every feature and report problems."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from patchbank.cli import options
 from patchbank.cli.console import busy, interruptible, plain_table, say, show_json, show_note, stdout
 from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
 from patchbank.cli.progress import CountProgress
-from patchbank.config import ARCHIVES, ExtractConfig, option
-from patchbank.errors import BankError, ConfigError, PatchbankError
+from patchbank.config import ExtractConfig, option
+from patchbank.errors import BankError, PatchbankError
 
 if TYPE_CHECKING:
-    from patchbank.bank.check import Finding, Report
+    from patchbank.bank.check import Report
     from patchbank.datasets import Dataset
 
-_NAMED = 10  # findings of a kind; the rest are counted
+_NAMED = 10  # findings named for each kind; the rest are counted
 
 
 @options.takes(config=("weights", "device"))
@@ -44,17 +44,9 @@ def verify(
         from patchbank.bank.check import verify
         from patchbank.bank.parts import manifest_in
 
-        bank = bank.expanduser()
         manifest = manifest_in(bank)
-        found = find_listing(bank, manifest, asked)
+        found = find_listing(bank, manifest, asked, "--sample" if sample else None)
         keys = found.keys() if found else None
-        if sample and manifest is not None and manifest.dataset in ARCHIVES:
-            raise ConfigError(
-                f"--sample does not read {manifest.dataset} files. "
-                f"What is missing, `patchbank extract {manifest.dataset}` makes, given the files again."
-            )
-        if sample and found is None:
-            raise ConfigError(f"--sample needs the images: add{options_needed(manifest)}.")
         images_there = found.load() if found and sample else None
     with interruptible("nothing was changed."), CountProgress(f"Verifying {bank.name}") as progress:
         report = verify(bank, keys, progress)
@@ -64,7 +56,7 @@ def verify(
             with interruptible("nothing was changed."):
                 _sample(report, images_there, sample, config)
         except PatchbankError as error:
-            problem = error  # once what was found has been said
+            problem = error  # raised after the report
     if json:
         show_json(_report_dict(report, found))
     else:
@@ -77,18 +69,18 @@ def verify(
 
 
 def _sample(report: Report, dataset: Dataset, count: int, config: ExtractConfig) -> None:
-    """Compare with pixels. Raises PatchbankError where the model or its weights are not to be had."""
+    """Compare with a fresh extraction. Raises PatchbankError if the model or its weights are not available."""
     from patchbank.extraction.recompute import compare_sample, runner_of
 
     if report.manifest is None:
-        raise BankError(f"{report.bank} says of no model: nothing can be extracted to compare with.")
+        raise BankError(f"{report.bank} names no model: features cannot be extracted again.")
     with busy(f"Extracting {count} images again"):
         runner = runner_of(report.manifest, config, dataset.root)
         compare_sample(report, dataset, runner, report.manifest.input, count)
 
 
 def _command_options(report: Report, found: Listing | None, weights: Path | None) -> str:
-    """What the advised `repair --extract` must be given, beside the bank."""
+    """The options of the suggested `repair --extract`."""
     from patchbank.encoders import official_weights
 
     options = found.options if found else options_needed(report.manifest)
@@ -100,86 +92,59 @@ def _command_options(report: Report, found: Listing | None, weights: Path | None
 
 
 def show_report(report: Report, found: Listing | None, options: str, names: int | None = _NAMED) -> None:
-    """For people: what is wrong, the worst first, each with names and what mends it; then one line that sums it up."""
+    """Print the problems, worst first, each with names and its fix; then a summary."""
     from patchbank.bank.check import KINDS
 
     say(str(report.bank), "bold")
-    say(f"  {_what(report)}")
+    say(f"  {report.looked_at:,} features read: {_what(report)}")
     if found is not None and report.listed is not None:
         say(f"  compared with the {report.listed:,} images that {found.source} lists")
     else:
-        say(f"  compared with no list of images:{options_needed(report.manifest)} names one")
+        say(f"  not compared with a list of images:{options_needed(report.manifest)} names one")
     if report.sample:
         worst = max(report.sample, key=lambda key: report.sample[key])
         error = f"relative error at most {report.sample[worst]:.1e} ({worst})"
         say(f"  {len(report.sample):,} extracted again from their images: {error}")
-    by_kind = report.by_kind()
-    if by_kind:
-        stdout.print()
-        table = plain_table(">features", "what", "fix")
-        for kind, findings in by_kind.items():
-            style = "red" if KINDS[kind].fix else "dim"
-            fix = {
-                "import": "import",
-                "extract": "repair --extract" if report.layout else "import, extract",
-                "scratch": "extract --overwrite",
-            }.get(KINDS[kind].fix or "", "")
-            table.add_row(f"{len(findings):,}", Text(KINDS[kind].says, style), fix)
-        stdout.print(table)
-        for kind, findings in by_kind.items():
-            _show_names(kind, findings, names)
-    stdout.print()
+    table = plain_table(">features", "what", "fix")
+    extracting = "repair --extract" if report.layout else "import, extract"
+    fixes = {"import": "import", "extract": extracting, "scratch": "extract --overwrite"}
+    for kind, findings in report.by_kind().items():
+        style = "red" if KINDS[kind].fix else "dim"
+        table.add_row(f"{len(findings):,}", Text(KINDS[kind].says, style), fixes.get(KINDS[kind].fix or "", ""))
+    if table.row_count:
+        stdout.print("", table)
+    for kind, findings in report.by_kind().items():
+        say(f"\n{KINDS[kind].says}", "bold")
+        for finding in findings[:names]:
+            say(f"  {finding.name}" + (f": {finding.detail}" if finding.detail else ""))
+        if names is not None and (more := len(findings) - names) > 0:
+            say(f"  and {more:,} more: --all names them")
     if not report.problems:
-        say(
-            "No problems found."
-            if report.listed is not None
-            else "No problems found; completeness not checked (no image list).",
-            "bold green",
-        )
+        unlisted = "; completeness not checked (no image list)" if report.listed is None else ""
+        say(f"\nNo problems found{unlisted}.", "bold green")
         return
     count = len({finding.name for finding in report.problems})
-    verb = "is not as it" if count == 1 else "are not as they"
-    say(f"{count:,} of {_total(report):,} {verb} should be.", "bold red")
-    fixes = {KINDS[finding.kind].fix for finding in report.problems}
+    total = len({*report.sound, *(finding.name for finding in report.findings)})
+    say(f"\n{count:,} of {total:,} {'is not as it' if count == 1 else 'are not as they'} should be.", "bold red")
+    needed = {KINDS[finding.kind].fix for finding in report.problems}
     place = shlex.quote(str(report.bank))
     if report.layout is None:
-        say("Make a bank of them, which leaves out what is of no use, and extract that again:")
+        say("Import them into a bank, which leaves out the unusable ones, and extract those again:")
         say(f"  patchbank import {place} BANK --model MODEL{found.options if found else ''}", "cyan")
-    elif "extract" in fixes or "import" in fixes:
+    elif needed & {"extract", "import"}:
         say("Put these in quarantine and extract them again:")
         say(f"  patchbank repair {place} --extract{options}", "cyan")
-    if "scratch" in fixes:
-        say(
-            "Features differ from a fresh extraction: images, weights or preprocessing changed. If those of now are the"
-        )
-        say("right ones, extract all features from scratch: patchbank extract ... --overwrite")
-    if "look" in fixes:
-        say("Check the disk and the permissions of what could not be read; repair leaves it as it is.")
+    if "scratch" in needed:
+        say("Features differ from a fresh extraction: images, weights or preprocessing changed.")
+        say("If the change is intended, extract all features from scratch: patchbank extract ... --overwrite")
+    if "look" in needed:
+        say("Check the disk and the permissions of the files that could not be read; repair does not change them.")
 
 
 def _what(report: Report) -> str:
-    facts = [f"{report.looked_at:,} features read"]
-    if report.manifest is not None:
-        bank = report.manifest
-        facts.append(f"{bank.model}, {bank.shape} {bank.dtype}, layout {bank.layout}, {bank.title}")
-    else:
-        facts.append(f"third-party pickles, most of shape {report.shape}" if report.shape else "third-party pickles")
-    return ": ".join(facts)
-
-
-def _total(report: Report) -> int:
-    return len({*report.sound, *(finding.name for finding in report.findings)})
-
-
-def _show_names(kind: str, findings: list[Finding], names: int | None) -> None:
-    from patchbank.bank.check import KINDS
-
-    stdout.print()
-    say(KINDS[kind].says, "bold")
-    for finding in findings[:names]:
-        say(f"  {finding.name}" + (f": {finding.detail}" if finding.detail else ""))
-    if names is not None and (more := len(findings) - names) > 0:
-        say(f"  and {more:,} more: --all names them")
+    if (bank := report.manifest) is not None:
+        return f"{bank.model}, {bank.shape} {bank.dtype}, layout {bank.layout}, {bank.title}"
+    return f"third-party pickles, most of shape {report.shape}" if report.shape else "third-party pickles"
 
 
 def _report_dict(report: Report, found: Listing | None) -> dict[str, Any]:

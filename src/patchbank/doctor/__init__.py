@@ -1,6 +1,6 @@
-"""The state of an EZ-HOI root before hours are spent on it: the plan of every bank, and what plans cannot check.
+"""The state of an EZ-HOI root before a long extraction: the plan of every bank, and what plans do not check.
 
-`examine` calls the same `make_plan` as `extract`. What a plan refuses, its own error says: the cause and the fix.
+`examine` calls the same `make_plan` as `extract`. If there is no plan, its error names the cause and the fix.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from patchbank.files import bytes_text
 
 __all__ = ["Finding", "Level", "Report", "examine"]
 
-_USUAL = (0.9, 1.1)  # sizes of third-party pickles, of what patchbank writes
+_USUAL = (0.9, 1.1)  # sizes of third-party pickles, relative to patchbank's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class Report:
 
     Attributes:
         root: the EZ-HOI root.
-        sections: title -> findings, in the order in which they are shown.
-        commands: what to run once there is no problem; empty where every bank is complete.
+        sections: title -> findings, in the order of the output.
+        commands: what to run when there is no problem; empty if every bank is complete.
     """
 
     root: Path
@@ -62,11 +62,11 @@ class Report:
 def examine(
     root: Path, models: Sequence[str] = EZHOI_MODELS, config: ExtractConfig | None = None, *, timing: bool = True
 ) -> Report:
-    """Plan every bank of an EZ-HOI root, and check what plans cannot. Writes nothing.
+    """Plan every bank of an EZ-HOI root, and check what plans do not. Writes nothing.
 
     Args:
         root: the EZ-HOI checkout.
-        models: names of the models whose banks are planned.
+        models: names of the models.
         config: the extraction's configuration; its ``model`` is not used.
         timing: measure decoding and encoding, a few seconds a model.
 
@@ -99,9 +99,9 @@ def examine(
 def _plan(
     root: Path, dataset: Dataset, model: Model, config: ExtractConfig, known: dict[str, str]
 ) -> ExtractPlan | Finding:
-    """The plan of one bank, or the finding that says why there is none.
+    """The plan of one bank, or the finding that explains why there is none.
 
-    `known`: text of a problem -> what it is about. A bank with a known problem refers to it.
+    `known`: a problem's text -> the thing with the problem. A bank with a known problem refers to it.
     """
     out = bank_directory(root, dataset.name, config.layout or "ezhoi")
     out /= bank_name(model.bank_prefix, dataset.name, dataset.split or "")
@@ -112,7 +112,7 @@ def _plan(
     except (PatchbankError, OSError) as error:
         finding = refusal(out.name, error)
     if before := known.get(finding.text):
-        return Finding(what=out.name, level="note", text=f"no plan: see {before} above.")
+        return Finding(out.name, "note", f"no plan: see {before} above.")
     known[finding.text] = out.name
     return finding
 
@@ -121,7 +121,7 @@ def _bank(root: Path, plan: ExtractPlan, config: ExtractConfig, speeds: Mapping[
     """What a plan says.
 
     Args:
-        speeds: model -> least and most seconds an image takes.
+        speeds: model -> the least and the most seconds per image.
     """
     listed, todo = len(plan.selected), len(plan.todo)
     seconds = [todo * each for each in speeds.get(plan.config.model, ())]
@@ -137,9 +137,9 @@ def _bank(root: Path, plan: ExtractPlan, config: ExtractConfig, speeds: Mapping[
         text += f" {plan.failed_before:,} of these failed before."
         fix = f"{run(shell('patchbank', 'info', plan.out, '--failures'))}\nReplace these images, and run:\n{fix}"
     return Finding(
-        what=plan.out.name,
-        level="note" if fix or plan.notes else "ok",
-        text=" ".join((text, *plan.notes)),
+        plan.out.name,
+        "note" if fix or plan.notes else "ok",
+        " ".join((text, *plan.notes)),
         fix=fix,
         data={
             "bank": str(plan.out),
@@ -167,16 +167,16 @@ def _third_party(out: Path, dataset: Dataset, model: Model, pickles: Mapping[str
         )
     imported = shell("patchbank", "import", out, f"{out}_imported", "--model", model.name)
     return Finding(
-        what=out.name,
-        level="problem" if odd or done < len(names) else "note",
-        text=text,
+        out.name,
+        "problem" if odd or done < len(names) else "note",
+        text,
         fix=f"Look into it, then make a bank of it:\n{run(shell('patchbank', 'verify', out), imported)}",
         data={"bank": str(out), "third_party": True, "pickles": len(pickles), "done": done, "unusual": len(odd)},
     )
 
 
 def _commands(root: Path, plans: Sequence[ExtractPlan], config: ExtractConfig, models: Sequence[Model]) -> list[str]:
-    """A command a data set, or one a bank where some of its banks have no plan."""
+    """One command per data set, or one per bank if some of its banks have no plan."""
     commands: list[str] = []
     for name in SPLITS:
         own = [plan for plan in plans if plan.dataset.name == name]
@@ -191,6 +191,6 @@ def _commands(root: Path, plans: Sequence[ExtractPlan], config: ExtractConfig, m
 
 
 def _extract(root: Path, plan: ExtractPlan, config: ExtractConfig) -> str:
-    """The command that does what a plan says."""
+    """The command that executes a plan."""
     which = ("--split", plan.dataset.split, "--model", plan.config.model)
     return extract_command(root, plan.dataset.name, *which, *config.arguments())

@@ -1,4 +1,4 @@
-"""What a plan cannot check: missing images, checkpoints, `clip` packages, all disks together, the device's speed."""
+"""What a plan does not check: missing images, checkpoints, `clip` packages, all disks together, the device's speed."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError, PatchbankError
 from patchbank.extraction.advice import auto_workers
 from patchbank.extraction.devices import decide
-from patchbank.extraction.plan import ExtractPlan, check_disk
+from patchbank.extraction.plan import ExtractPlan, by_disk, check_disk
 from patchbank.files import bytes_text, free_bytes, nearest_existing
 from patchbank.preprocess import load
 
-# ok: as it should be. note: worth knowing, stops nothing. problem: an extraction would stop, or lack images.
+# ok: nothing to do. note: worth knowing, stops nothing. problem: an extraction would stop, or lack images.
 Level = Literal["ok", "note", "problem"]
 
 _LISTS = {
@@ -54,19 +54,20 @@ _SHOWN = 3  # names of missing images
 _DEPTH, _DIRECTORIES = 5, 200  # limits of the search for missing images
 _SAMPLED, _DECODE_SECONDS, _ENCODE_SECONDS = 16, 0.7, 2.0  # measured for each model: images, seconds
 _DATA = re.compile(r"(?i)(hico|coco)(?!.*_(pkl_files|shards)$)")  # directories of a root that may hold images
+_exists = os.path.exists  # Path.exists raises without permission to look, and on impossible names
 # OpenAI's forward keeps the [CLS] token alone; EZ-HOI's fork has this line as a comment.
 _STOCK = re.compile(rb"^\s*x = self\.ln_post\(x\[:, 0", re.MULTILINE)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One thing that was checked.
 
     Attributes:
         what: the thing, in a word or two: ``hicodet train``, ``ViT-B/16``, ``disk``.
         level: its state.
-        text: its state in words. An error's text has the cause and the fix.
-        fix: what to do, a step a line; a line that begins with ``$ `` is a command. None: nothing, or the text says it.
+        text: its state in words. An error's text names the cause and the fix.
+        fix: what to do, one step per line; a line that begins with ``$ `` is a command. None: nothing, or in the text.
         data: its state for programs, in JSON's types.
     """
 
@@ -83,15 +84,15 @@ def refusal(what: str, error: PatchbankError | OSError, fix: str | None = None) 
     if isinstance(cause, PermissionError) and (finding := denied(what, Path(cause.filename))):
         return finding
     text = f"{error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
-    return Finding(what=what, level="problem", text=text, fix=fix)
+    return Finding(what, "problem", text, fix=fix)
 
 
 def denied(what: str, path: Path) -> Finding | None:
-    """The problem that this user may not read or enter something on the way to `path`."""
+    """The problem that this user may not read or enter a part of `path`; None if all can be read."""
     for place in reversed((path, *path.parents)):
         if _exists(place) and not os.access(place, os.R_OK | (os.X_OK if place.is_dir() else 0)):
             fix = run(shell("chmod", "u+rX", place))
-            return Finding(what=what, level="problem", text=f"{place}: permission denied.", fix=fix)
+            return Finding(what, "problem", f"{place}: permission denied.", fix=fix)
     return None
 
 
@@ -112,14 +113,14 @@ def extract_command(root: Path, dataset: str, *options: object) -> str:
 
 
 def check_data(root: Path) -> tuple[list[Finding], list[Dataset]]:
-    """Lists and images of both data sets; and the splits with at least one image."""
+    """Check the lists and images of both data sets. Also returns the splits that have at least one image."""
     findings: list[Finding] = []
     datasets: list[Dataset] = []
     for name in SPLITS:
         if not _exists(root / name):
             alone, fix = not any(_exists(root / other) for other in SPLITS), _rename(root, name)
             text = f"{root} has no {name}/.{' Is --root an EZ-HOI checkout?' if alone else ''}"
-            findings.append(Finding(what=name, level="problem" if alone or fix else "note", text=text, fix=fix))
+            findings.append(Finding(name, "problem" if alone or fix else "note", text, fix=fix))
             continue
         if closed := denied(name, root / name):
             findings.append(closed)
@@ -139,7 +140,7 @@ def check_data(root: Path) -> tuple[list[Finding], list[Dataset]]:
 
 
 def _rename(root: Path, place: str) -> str | None:
-    """The command for a name on the way to `place` that exists in another case only."""
+    """The command that renames a part of `place` which exists in another case only; None if there is no such part."""
     here = root
     for part in Path(place).parts:
         if not _exists(here / part):
@@ -150,14 +151,14 @@ def _rename(root: Path, place: str) -> str | None:
 
 
 def _check_images(root: Path, dataset: Dataset) -> Finding:
-    """How many listed images exist; of the others the first names, and a hint where they are."""
-    with ThreadPoolExecutor(32) as pool:  # on a network, every look waits
+    """How many listed images exist; the first names of the others, and where they may be."""
+    with ThreadPoolExecutor(32) as pool:  # on a network file system, every look waits
         exist = pool.map(_exists, (sample.path for sample in dataset.samples))
         missing = [sample.key for sample, there in zip(dataset.samples, exist, strict=True) if not there]
     found, listed = len(dataset) - len(missing), f"{len(dataset):,} images in {dataset.annotations}"
     data = {"images": str(dataset.images), "listed": len(dataset), "found": found, "missing": missing[:_SHOWN]}
     if not missing:
-        return Finding(what=dataset.title, level="ok", text=f"all {listed} exist.", data=data)
+        return Finding(dataset.title, "ok", f"all {listed} exist.", data=data)
     names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
     text = f"{found:,} of the {listed} are in {dataset.images}"
     if not _exists(dataset.images):
@@ -180,13 +181,13 @@ def _check_images(root: Path, dataset: Dataset) -> Finding:
             fix = f"Rename them as they are listed, in {dataset.images}."
         else:
             text += f", COCO 2017's name of {name}."
-    return Finding(what=dataset.title, level="problem", text=text, fix=fix, data=data)
+    return Finding(dataset.title, "problem", text, fix=fix, data=data)
 
 
 def _elsewhere(root: Path, missing: Sequence[str]) -> list[tuple[Path, str]]:
-    """(file, key) of the missing images in that directory of the root's data sets that holds most of them.
+    """(file, key) of the missing images in the directory below the root that holds most of them.
 
-    Names may differ by case, or be COCO 2017's: ``COCO_train2014_000000000009.jpg`` is ``000000000009.jpg`` there.
+    Names may differ by case, or be COCO 2017's: there ``COCO_train2014_000000000009.jpg`` is ``000000000009.jpg``.
     """
     wanted = {key.rpartition("/")[2].lower(): key for key in missing}
     wanted |= {name.rpartition("_")[2]: key for name, key in wanted.items() if name.startswith("coco_")}
@@ -203,7 +204,7 @@ def _elsewhere(root: Path, missing: Sequence[str]) -> list[tuple[Path, str]]:
 
 
 def check_checkpoint(root: Path, model: Model, config: ExtractConfig) -> Finding:
-    """Where a model's weights are, or where they come from."""
+    """Where a model's weights are, or how to get them."""
     checkpoints = config.checkpoints or root / CHECKPOINTS
     looked = places(model, checkpoints)
     try:
@@ -215,17 +216,17 @@ def check_checkpoint(root: Path, model: Model, config: ExtractConfig) -> Finding
     if found:
         kind = "your own" if config.weights else "OpenAI's, SHA-256 checked"
         text = f"{found}, {kind} ({bytes_text(Path(found).stat().st_size)})."
-        return Finding(what=model.name, level="ok", text=text, data={"path": found})
+        return Finding(model.name, "ok", text, data={"path": found})
     text = f"none of {', '.join(map(str, looked))}." + (" `extract` downloads it." if model.url else "")
     fix = f"Without a network, put {model.url} at {looked[0]}." if model.url else "Give one with --weights."
-    return Finding(what=model.name, level="note" if model.url else "problem", text=text, fix=fix)
+    return Finding(model.name, "note" if model.url else "problem", text, fix=fix)
 
 
 def check_clip(root: Path) -> Finding:
-    """Which package `import clip` gives in a script of the root. Imports nothing."""
+    """The package that `import clip` gives in a script of the root. Imports nothing."""
     importlib.invalidate_caches()
     try:
-        # A script's own directory comes first. The second call knows what only an import hook finds.
+        # A script's own directory comes first. The second call also asks import hooks.
         spec = PathFinder.find_spec("clip", [str(root.absolute()), *sys.path]) or importlib.util.find_spec("clip")
     except (ImportError, ValueError, OSError):  # a loaded module without a spec
         spec = None
@@ -234,7 +235,7 @@ def check_clip(root: Path) -> Finding:
     data = {"location": found or None}
     if not found or os.path.realpath(found) == os.path.realpath(fork):
         text = "import clip gives EZ-HOI's fork, CLIP/clip." if found else "no clip package can be imported."
-        return Finding(what="clip", level="ok", text=f"{text} patchbank uses none.", data=data)
+        return Finding("clip", "ok", f"{text} patchbank uses none.", data=data)
     model = Path(found, "model.py")
     if _exists(model) and _STOCK.search(model.read_bytes()):
         effect = "OpenAI's stock package: EZ-HOI's own scripts write (511,) tensors with it, without an error"
@@ -246,16 +247,13 @@ def check_clip(root: Path) -> Finding:
     if _exists(fork):
         fix += f"\n{run(f'export PYTHONPATH={shlex.quote(str(fork.parent))}${{PYTHONPATH:+:$PYTHONPATH}}')}"
     text = f"import clip gives {found}, {effect}. patchbank uses none."
-    return Finding(what="clip", level="note", text=text, fix=fix, data=data)
+    return Finding("clip", "note", text, fix=fix, data=data)
 
 
 def check_disks(plans: Sequence[ExtractPlan]) -> list[Finding]:
-    """Whether each file system holds all banks that go to it, and may be written."""
-    disks: dict[int, list[ExtractPlan]] = {}
-    for plan in plans:
-        disks.setdefault(nearest_existing(plan.out).stat().st_dev, []).append(plan)
+    """Whether each file system has room for all its banks together, and is writable."""
     findings = []
-    for together in disks.values():
+    for together in by_disk(plans):
         needed, free = sum(each.bytes_needed - each.bytes_freed for each in together), free_bytes(together[0].out)
         directories = " and ".join(sorted({str(each.out.parent) for each in together}))
         data = {"bytes_needed": needed, "bytes_free": free}
@@ -265,18 +263,18 @@ def check_disks(plans: Sequence[ExtractPlan]) -> list[Finding]:
             findings.append(refusal("disk", error))
         else:
             text = f"{bytes_text(max(0, needed))} to write into {directories}, {bytes_text(free)} free."
-            findings.append(Finding(what="disk", level="ok", text=text, data=data))
+            findings.append(Finding("disk", "ok", text, data=data))
     for place in dict.fromkeys(nearest_existing(plan.out) for plan in plans if plan.todo):
         if not os.access(place, os.W_OK | os.X_OK):
             fix = run(shell("chmod", "u+rwx", place))
-            findings.append(Finding(what="disk", level="problem", text=f"{place} may not be written.", fix=fix))
+            findings.append(Finding("disk", "problem", f"{place} may not be written.", fix=fix))
     return findings
 
 
 def check_device(models: Sequence[Model], config: ExtractConfig) -> Finding:
-    """What an extraction computes on."""
+    """The devices that an extraction computes on."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of old drivers; the text below says that it sees no GPU
+        warnings.simplefilter("ignore")  # torch's, of old drivers: the text below says that it sees no GPU
         try:
             devices = decide(config)
         except PatchbankError as error:
@@ -291,16 +289,14 @@ def check_device(models: Sequence[Model], config: ExtractConfig) -> Finding:
     data = {"devices": [*devices.names], "batch_size": batches, "workers": workers, "versions": library_versions()}
     driver = _exists("/proc/driver/nvidia/version") or shutil.which("nvidia-smi")
     if first.type == "cuda" or config.device != "auto" or not driver:
-        return Finding(what="device", level="ok", text=text, data=data)
+        return Finding("device", "ok", text, data=data)
     why = "is built without CUDA" if torch.version.cuda is None else "does not see the GPU"
     fix = "Install torch's CUDA build for the driver (https://pytorch.org/get-started/locally)."
-    return Finding(
-        what="device", level="note", text=f"{text} There is an NVIDIA driver; torch {why}.", fix=fix, data=data
-    )
+    return Finding("device", "note", f"{text} There is an NVIDIA driver; torch {why}.", fix=fix, data=data)
 
 
 def measure(plans: Sequence[ExtractPlan]) -> tuple[dict[str, tuple[float, float]], list[Finding]]:
-    """Least and most seconds an image takes in a long run, of each model with images to do; and what to say of it."""
+    """The least and the most seconds per image in a long run, for each model with images to do; and the findings."""
     speeds: dict[str, tuple[float, float]] = {}
     findings: list[Finding] = []
     failures: dict[str, str] = {}
@@ -310,10 +306,10 @@ def measure(plans: Sequence[ExtractPlan]) -> tuple[dict[str, tuple[float, float]
         try:
             decode, failed = _decode(plan, todo[:: -(-len(todo) // _SAMPLED)])
             images, passes = _encode(plan)
-        except (PatchbankError, RuntimeError, MemoryError) as error:  # torch's out of memory is a RuntimeError
+        except (PatchbankError, RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            fix = "If memory is short: end what else uses the device, or extract with a smaller --batch-size."
-            findings.append(Finding(what=name, level="note", text=f"its speed is unknown: {reason}", fix=fix))
+            fix = "If memory is short: end other programs on the device, or extract with a smaller --batch-size."
+            findings.append(Finding(name, "note", f"its speed is unknown: {reason}", fix=fix))
             continue
         failures.update(failed)
         workers = plan.config.workers or auto_workers()
@@ -326,23 +322,23 @@ def measure(plans: Sequence[ExtractPlan]) -> tuple[dict[str, tuple[float, float]
             f"{_span([1000 * decode])} ms in each of {workers} threads. Rough: a short measurement."
         )
         data = {"encode_seconds": passes, "decode_seconds": decode, "images_a_pass": images}
-        findings.append(Finding(what=name, level="ok", text=text, data=data))
+        findings.append(Finding(name, "ok", text, data=data))
     for key, reason in islice(failures.items(), 1):
         text = f"{len(failures)} of the few images tried cannot be decoded: {key}: {reason}."
         fix = "Copy them again. `extract` lists each as failed."
-        findings.append(Finding(what="images", level="problem", text=text, fix=fix, data={"failures": failures}))
+        findings.append(Finding("images", "problem", text, fix=fix, data={"failures": failures}))
     return speeds, findings
 
 
 def _decode(plan: ExtractPlan, samples: Sequence[Sample]) -> tuple[float, list[Failure]]:
-    """Seconds an image takes to decode and resize in one thread (0: none can be), and those that cannot be decoded."""
+    """Seconds to decode and resize an image in one thread (0 if none can be decoded), and the failures."""
     budget, taken, failures = ByteBudget(1 << 30), list[float](), list[Failure]()
     ends = time.perf_counter() + _DECODE_SECONDS
     for sample in samples:
         began = time.perf_counter()
         if began > ends:
             break
-        if _exists(sample.path):  # else it is counted as missing
+        if _exists(sample.path):  # missing ones are counted elsewhere
             result = load(sample, plan.manifest.input, budget)
             if isinstance(result, Decoded):
                 taken.append(time.perf_counter() - began)
@@ -352,9 +348,9 @@ def _decode(plan: ExtractPlan, samples: Sequence[Sample]) -> tuple[float, list[F
 
 
 def _encode(plan: ExtractPlan) -> tuple[int, list[float]]:
-    """(images a pass, seconds an image in each pass): the plan's batch, or less where that takes seconds.
+    """(images per pass, seconds per image in each pass). A pass is the plan's batch, or less if that takes seconds.
 
-    The weights are random numbers: no checkpoint is needed. Raises RuntimeError where memory is short.
+    The weights are random: no checkpoint is needed. Raises RuntimeError if memory is short.
     """
     device, batch_size = plan.devices.first, plan.manifest.batch_size
     runner = Runner(random_spec(plan.encoder.name, plan.config.precision), device, batch_size=batch_size)
@@ -378,7 +374,7 @@ def _encode(plan: ExtractPlan) -> tuple[int, list[float]]:
 
 
 def duration(seconds: Sequence[float]) -> str:
-    """Least and most seconds for people: ``about 3.4 to 3.9 hours``."""
+    """The least and the most seconds, for people: ``about 3.4 to 3.9 hours``."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if max(seconds) >= 1.5 * size:
             return f"about {_span(each / size for each in seconds)} {unit}"
@@ -386,11 +382,6 @@ def duration(seconds: Sequence[float]) -> str:
 
 
 def _span(values: Iterable[float]) -> str:
-    """The least and the most of some numbers, two digits each: ``5.1 to 5.6``."""
+    """The least and the greatest number, two digits each: ``5.1 to 5.6``."""
     least, *_, most = (float(f"{each:.2g}") for each in sorted([*values] * 2))
     return " to ".join(dict.fromkeys(f"{each:,.0f}" if each >= 10 else f"{each:g}" for each in (least, most)))
-
-
-def _exists(path: str | Path) -> bool:
-    """Whether it exists; False where that cannot be seen (permissions) or the name is not possible."""
-    return os.path.exists(path)  # noqa: PTH110  # Path.exists raises

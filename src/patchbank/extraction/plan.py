@@ -236,12 +236,14 @@ def _check_images(dataset: Dataset) -> None:
 
 def check_disk(plans: Sequence[ExtractPlan]) -> None:
     """Raise BankError if the banks will not fit on their disks, taken together."""
-    needed: dict[int, tuple[int, Path]] = {}
+    for together in by_disk(plans):
+        check_room(together[0].out, sum(each.bytes_needed - each.bytes_freed for each in together), "--out")
+
+
+def by_disk(plans: Sequence[ExtractPlan]) -> list[list[ExtractPlan]]:
+    """The plans of local banks, grouped by file system."""
+    disks: dict[int, list[ExtractPlan]] = {}
     for plan in plans:
-        if is_remote(plan.out):
-            continue
-        disk = nearest_existing(plan.out).stat().st_dev
-        before = needed[disk][0] if disk in needed else 0
-        needed[disk] = (before + plan.bytes_needed - plan.bytes_freed, plan.out)
-    for size, place in needed.values():
-        check_room(place, size, "--out")
+        if not is_remote(plan.out):
+            disks.setdefault(nearest_existing(plan.out).stat().st_dev, []).append(plan)
+    return list(disks.values())
