@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from patchbank.files import bytes_text, whole_file
 from patchbank.locations import is_remote
 from patchbank.show import gallery, statistics
 from patchbank.show.charts import charts_of
-from patchbank.show.names import is_unknown, is_untrained, names_of, official, plain, weights_text
+from patchbank.show.names import plain, weights_of
 from patchbank.show.statistics import Progress
 
 if TYPE_CHECKING:
@@ -121,9 +120,7 @@ def write_report(
         "error": error,
         "typical_error": typical,
         "box_error": of_boxes,
-        "untrained": is_untrained(runs),
-        "official": official(bank.manifest) is not None,
-        "unknown": is_unknown(bank.manifest),
+        "weights": weights_of(bank.manifest, runs)[0],
         "annotated": _annotated(dataset) is not None,
         "version": __version__,
     }
@@ -140,10 +137,9 @@ def _gallery(
     """The data of these images, sorted by key; of the first ones if all exceed the page's size."""
     samples = {sample.key: sample for sample in dataset.samples} if dataset else {}
     annotated = _annotated(dataset)
-    names = names_of(annotated) if annotated else None
     images, room = [], LARGEST - _REST
     for number, key in enumerate(keys, 1):
-        image = gallery.show(bank, key, samples.get(key), annotated if key in samples else None, names)
+        image = gallery.show(bank, key, samples.get(key), annotated if key in samples else None)
         size = len(_json([image]))
         for name in ("pairs", "boxes", "picture"):
             if size > _IMAGE and image.pop(name, None):
@@ -175,11 +171,12 @@ def _plain_all(value: Any) -> Any:
 
 def _json(images: Sequence[dict[str, Any]]) -> str:
     """JSON for a script element: without a "<", which could end the element or begin a comment."""
+    from jinja2.utils import htmlsafe_json_dumps
+
     shortened = [
         {name: each if name in gallery.BYTES else _plain_all(each) for name, each in image.items()} for image in images
     ]
-    text = json.dumps(shortened, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return htmlsafe_json_dumps(shortened, separators=(",", ":"))
 
 
 def _rendered(context: dict[str, Any], data: str) -> bytes:
@@ -198,10 +195,9 @@ def _rendered(context: dict[str, Any], data: str) -> bytes:
     script, style = (_file(name) for name in ("report.js", "report.css"))
     page = environment.get_template("report.html").render(
         **context,
-        # Files of this package, and JSON without a "<".
         script=Markup(script),
         style=Markup(style),
-        data=Markup(data),
+        data=data,
         script_hash=_digest(script),
         style_hash=_digest(style),
     )
@@ -224,7 +220,7 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
     rows, columns = made.grid
     facts = [
         ("Model", made.model),
-        ("Weights", weights_text(made, runs)),
+        ("Weights", weights_of(made, runs)[1]),
         ("Data set", made.title),
         ("Features", f"{len(bank):,} x ({tokens}, {dim}) {made.dtype}, grid {rows} x {columns}"),
         ("[CLS] features", f"{len(bank):,} x ({dim},)" if "cls" in made.outputs else "none"),
@@ -241,13 +237,9 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
             facts.append(("Runs", f"{MOST_RUNS:,} or more, the last at {runs[-1].began}"))
     if made.imported:
         facts.append(("Imported", made.imported))
-    return facts + _identity(made.identity)
-
-
-def _identity(values: dict[str, str]) -> list[tuple[str, str]]:
-    return [
+    return facts + [
         (f"Identity: {name.replace('_', ' ').replace('sha256', 'SHA-256')}", value)
-        for name, value in values.items()
+        for name, value in made.identity.items()
         if name != "model"
     ]
 

@@ -22,7 +22,7 @@ from patchbank.extraction.recompute import spec_of
 from patchbank.pool import pool_regions
 from patchbank.show.figure import Box, Map
 from patchbank.show.maps import Floats, similarities
-from patchbank.show.names import names_of, plain
+from patchbank.show.names import named_pairs, plain
 from patchbank.transform import ImageTransform
 
 _LONGEST = 6000  # pixels a side; a figure needs no more
@@ -76,15 +76,10 @@ def pairs_of(key: str, data: Dataset | None) -> list[Box]:
     """Human, object and union of each annotated pair, in a row; empty without annotations."""
     if data is None or data.annotations is None or all(sample.key != key for sample in data.samples):
         return []
-    target = data.target(key)
-    names = names_of(data)
     boxes = []
-    unions = union_boxes(target.boxes_h, target.boxes_o)
-    rows = zip(target.boxes_h, target.boxes_o, unions, target.object.tolist(), target.verb.tolist(), strict=True)
-    for human, thing, union, category, verb in rows:
-        boxes.append(box_of("human", human.tolist()))
-        boxes.append(box_of("object", thing.tolist(), plain(names.object(category))))
-        boxes.append(box_of("union", union.tolist(), plain(names.verb(verb))))
+    for human, thing, name, verb in named_pairs(data, key):
+        union = union_boxes(torch.tensor(human), torch.tensor(thing)).tolist()
+        boxes += [box_of("human", human), box_of("object", thing, plain(name)), box_of("union", union, plain(verb))]
     return boxes
 
 
