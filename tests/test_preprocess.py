@@ -22,8 +22,9 @@ from PIL import Image
 from patchbank.budget import ByteBudget
 from patchbank.datasets.samples import Decoded, Failure
 from patchbank.encoders.openai.registry import MEAN, STD
+from patchbank.errors import first_line
 from patchbank.features import Input
-from patchbank.preprocess import _first_line, load, preprocess
+from patchbank.preprocess import load, preprocess
 from tests.support import every_kind, photograph, sample
 
 BUDGET = ByteBudget(1 << 30)
@@ -179,8 +180,8 @@ def test_a_picture_is_decoded_within_the_budget(tmp_path: Path) -> None:
 
 def test_reasons_hold_no_addresses_and_one_line() -> None:
     error = ValueError("cannot read <_io.BytesIO object at 0x7f3a5c1d2e30>: bad header\nand more")
-    assert _first_line(error) == "cannot read: bad header"
-    assert _first_line(ValueError()) == "ValueError"
+    assert first_line(error) == "cannot read: bad header"
+    assert first_line(ValueError()) == "ValueError"
 
 
 def test_fast_decoding_differs_by_little_and_only_of_rgb(tmp_path: Path) -> None:

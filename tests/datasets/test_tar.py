@@ -194,7 +194,7 @@ def test_two_tars_with_one_key(tmp_path: Path) -> None:
 
 
 def test_nothing_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DatasetError, match="is not there, nor is any other of the 3"):
+    with pytest.raises(DatasetError, match="does not exist, nor does any other of the 3"):
         load_dataset("tar", str(tmp_path / "{0..2}.tar"))
     with pytest.raises(DatasetError, match="No file matches"):
         load_dataset("tar", str(tmp_path / "*.tar"))
