@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from patchbank.budget import without_collection
 from patchbank.config import ARCHIVES, WHOLE, Partition
-from patchbank.datasets import folder, hicodet, parquet, tar, vcoco
+from patchbank.datasets import folder, parquet, tar
 from patchbank.datasets.annotations import read_file_names
 from patchbank.datasets.samples import Dataset, Sample, make_samples, require_directory
 from patchbank.datasets.several import expand, gather
@@ -26,9 +26,20 @@ __all__ = [
     "require_images",
 ]
 
-# The annotated datasets: image directory and possible annotation files of each split, in the original scripts' order.
-IMAGES = {"hicodet": hicodet.IMAGES, "vcoco": vcoco.IMAGES}
-ANNOTATIONS: dict[str, Mapping[str, tuple[str, ...]]] = {"hicodet": hicodet.ANNOTATIONS, "vcoco": vcoco.ANNOTATIONS}
+# The annotated datasets in an EZ-HOI checkout: each split's image directory, in the original scripts' order. V-COCO's
+# ``val`` is its test list, on the images of COCO's val2014.
+IMAGES = {
+    "hicodet": {split: f"hicodet/hico_20160224_det/images/{split}2015" for split in ("train", "test")},
+    "vcoco": {split: f"vcoco/mscoco2014/{split}2014" for split in ("train", "val")},
+}
+# The first existing file counts: the list that the original script reads, else that of UPT's `hicodet` repository.
+ANNOTATIONS = {
+    "hicodet": {
+        "train": ["hicodet/trainval_hico.json", "hicodet/instances_train2015.json"],
+        "test": ["hicodet/test_hico.json", "hicodet/instances_test2015.json"],
+    },
+    "vcoco": {"train": ["vcoco/instances_vcoco_trainval.json"], "val": ["vcoco/instances_vcoco_test.json"]},
+}
 SPLITS = {name: tuple(images) for name, images in IMAGES.items()}
 
 

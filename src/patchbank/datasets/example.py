@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchbank.datasets import coco, hicodet, vcoco
+from patchbank.datasets import ANNOTATIONS, IMAGES
+from patchbank.datasets.classes import ACTIONS, COCO_91_TO_80, OBJECTS
 from patchbank.errors import PatchbankError
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ def write_sample(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     (root / MARK).write_text("Made by `patchbank demo` from scikit-image's public-domain photographs.\n")
     photographs = _load_photographs()
-    for split in hicodet.IMAGES:
+    for split in IMAGES["hicodet"]:
         _write_hicodet(root, split, photographs)
-    for split in vcoco.IMAGES:
+    for split in IMAGES["vcoco"]:
         _write_vcoco(root, split, photographs)
 
 
@@ -130,7 +131,7 @@ def _write_hicodet(root: Path, split: str, photographs: dict[str, Image]) -> Non
     entries = []
     for number, scene in enumerate(_SCENES[split], start=1):
         file_name = f"HICO_{split}2015_{number:08}.jpg"
-        things = _compose(scene, photographs, root / hicodet.IMAGES[split] / file_name, mirrored=False)
+        things = _compose(scene, photographs, root / IMAGES["hicodet"][split] / file_name, mirrored=False)
         relations = []
         for target, thing in enumerate(things[1:], start=1):
             inspect, no_interaction = _HOIS[thing.name]
@@ -139,22 +140,22 @@ def _write_hicodet(root: Path, split: str, photographs: dict[str, Image]) -> Non
             if split == "train":  # as in the real lists
                 relation["hoi_category_id"] = inspect if known else no_interaction
             relations.append(relation)
-        numbers = list(coco.COCO_91_TO_80)
-        boxes = [{"bbox": list(thing.box), "category_id": numbers[coco.OBJECTS.index(thing.name)]} for thing in things]
+        numbers = list(COCO_91_TO_80)
+        boxes = [{"bbox": list(thing.box), "category_id": numbers[OBJECTS.index(thing.name)]} for thing in things]
         entry: dict[str, Any] = {"file_name": file_name, "annotations": boxes, "hoi_annotation": relations}
         if split == "train":
             entry["img_id"] = number
         entries.append(entry)
-    (root / hicodet.ANNOTATIONS[split][0]).write_text(json.dumps(entries) + "\n")
+    (root / ANNOTATIONS["hicodet"][split][0]).write_text(json.dumps(entries) + "\n")
 
 
 def _write_vcoco(root: Path, split: str, photographs: dict[str, Image]) -> None:
     annotations = []
-    names = ["background", *coco.OBJECTS]
+    names = ["background", *OBJECTS]
     for number, scene in enumerate(_SCENES[split], start=1):
         file_name = f"COCO_{split}2014_{number:012}.jpg"
         # In a mirror, so that the two data sets differ.
-        things = _compose(scene, photographs, root / vcoco.IMAGES[split] / file_name, mirrored=True)
+        things = _compose(scene, photographs, root / IMAGES["vcoco"][split] / file_name, mirrored=True)
         targets = things[1:] if scene[0] == "camera" else []
         annotations.append(
             {
@@ -167,19 +168,9 @@ def _write_vcoco(root: Path, split: str, photographs: dict[str, Image]) -> None:
         )
     content = {
         "annotations": annotations,
-        "classes": _VCOCO_ACTIONS,
+        "classes": ACTIONS,
         "objects": names,
         "images": list(range(1, len(annotations) + 1)),
-        "action_to_object": [list(range(1, 81)) for _ in _VCOCO_ACTIONS],
+        "action_to_object": [list(range(1, 81)) for _ in ACTIONS],
     }
-    (root / vcoco.ANNOTATIONS[split][0]).write_text(json.dumps(content) + "\n")
-
-
-# fmt: off
-_VCOCO_ACTIONS = [
-    "hold obj", "sit instr", "ride instr", "look obj", "hit instr", "hit obj", "eat obj", "eat instr", "jump instr",
-    "lay instr", "talk_on_phone instr", "carry obj", "throw obj", "catch obj", "cut instr", "cut obj",
-    "work_on_computer instr", "ski instr", "surf instr", "skateboard instr", "drink instr", "kick obj", "read obj",
-    "snowboard instr",
-]
-# fmt: on
+    (root / ANNOTATIONS["vcoco"][split][0]).write_text(json.dumps(content) + "\n")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchbank.datasets.annotations import read_annotations
-from patchbank.datasets.coco import COCO_91_TO_80
+from patchbank.datasets.classes import COCO_91_TO_80
 from patchbank.datasets.hoi import HICO_HOIS, HOIAnnotations, HOIClasses
 from patchbank.errors import DatasetError
 

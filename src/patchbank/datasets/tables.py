@@ -1,8 +1,9 @@
 """A Parquet file as a source of images, one a row.
 
-A row group's column can be read only from its beginning. So rows are read ahead in small batches and kept until they
-are asked for; decode threads ask nearly in order. The kept bytes are bounded. If a row was dropped, or is asked for a
-second time, its group is read again. A process never sends its open files to another one.
+A row group's column can be read only from its beginning, a page (of 1,024 rows or more, as pyarrow writes them) at a
+time. So rows are read ahead in small batches and kept until they are asked for; decode threads ask nearly in order. The
+kept bytes are bounded. If a row was dropped, or is asked for a second time, its group is read again. A process never
+sends its open files to another one.
 """
 
 from __future__ import annotations

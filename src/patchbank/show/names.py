@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from patchbank.datasets import coco, hicodet
+from patchbank.datasets.classes import OBJECTS, VERBS
 from patchbank.errors import DatasetError
 from patchbank.features import UNKNOWN
 
@@ -27,7 +27,7 @@ def named_pairs(data: Dataset, key: str) -> list[tuple[list[float], list[float],
     try:
         objects, verbs = data.classes[:2]
     except DatasetError:
-        objects, verbs = coco.OBJECTS, hicodet.VERBS if data.name == "hicodet" else ()
+        objects, verbs = OBJECTS, VERBS if data.name == "hicodet" else ()
 
     def name(names: tuple[str, ...], number: int, kind: str) -> str:
         return names[number].replace("_", " ") if number < len(names) else f"{kind} {number}"
