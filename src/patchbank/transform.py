@@ -105,7 +105,10 @@ class ImageTransform:
         return inside
 
     def points_to_input(self, points: Any) -> Any:
-        """Points (..., 2), (x, y) in original pixels, to the input in pixels; cropped ones are outside it."""
+        """Points (..., 2), (x, y), or boxes (..., 4), xyxy, in original pixels to the input in pixels.
+
+        Nothing is clipped: what is cropped is outside the input.
+        """
         points = _floats(points)
         return points * _like(points, self.scale) + _like(points, self.offset)
 
@@ -115,7 +118,7 @@ class ImageTransform:
         return (points - _like(points, self.offset)) / _like(points, self.scale)
 
     def points_to_grid(self, points: Any) -> Any:
-        """Points (..., 2) in original pixels to the patch grid.
+        """Points (..., 2) or boxes (..., 4) in original pixels to the patch grid; not clipped.
 
         Patch (row r, column c) covers x in [c, c + 1) and y in [r, r + 1).
         """
@@ -125,21 +128,9 @@ class ImageTransform:
         """The inverse of `points_to_grid`."""
         return self.points_from_input(_floats(points) * self.patch_size)
 
-    def boxes_to_input(self, boxes: Any) -> Any:
-        """Boxes (..., 4), xyxy in original pixels, to the model's input in pixels; not clipped to it."""
-        return _as_points(boxes, self.points_to_input)
-
-    def boxes_from_input(self, boxes: Any) -> Any:
-        """The inverse of `boxes_to_input`."""
-        return _as_points(boxes, self.points_from_input)
-
-    def boxes_to_grid(self, boxes: Any) -> Any:
-        """Boxes (..., 4), xyxy in original pixels, to the patch grid; not clipped to it."""
-        return _as_points(boxes, self.points_to_grid)
-
-    def boxes_from_grid(self, boxes: Any) -> Any:
-        """The inverse of `boxes_to_grid`."""
-        return _as_points(boxes, self.points_from_grid)
+    # A box is two points.
+    boxes_to_input, boxes_from_input = points_to_input, points_from_input
+    boxes_to_grid, boxes_from_grid = points_to_grid, points_from_grid
 
     def clip(self, boxes: Any) -> Any:
         """The visible part of boxes (..., 4), xyxy in original pixels; without area if nothing is visible."""
@@ -177,13 +168,9 @@ def _floats(values: Any) -> Any:
 
 
 def _like(values: Any, numbers: tuple[float, ...]) -> Any:
+    """The numbers as an array or a tensor, repeated up to the last dimension of `values`."""
+    numbers *= values.shape[-1] // len(numbers)
     return values.new_tensor(numbers) if hasattr(values, "new_tensor") else np.asarray(numbers)
-
-
-def _as_points(boxes: Any, function: Any) -> Any:
-    """Apply a function of points to the two corners of boxes."""
-    boxes = _floats(boxes)
-    return function(boxes.reshape(*boxes.shape[:-1], 2, 2)).reshape(boxes.shape)
 
 
 def _area(boxes: Any) -> Any:

@@ -10,15 +10,13 @@ from patchbank.datasets.several import LARGEST, Content, reason_of
 from patchbank.datasets.tables import Table, forget, open_table
 from patchbank.errors import ConfigError, DatasetError, first_line
 
-_INSTALL = 'pip install "patchbank[parquet]"'
-
 
 def reader(image_column: str, key_column: str | None) -> Callable[[Path], Content]:
     """`read_table` of these columns. Raises ConfigError if pyarrow is not installed."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise ConfigError(f"Parquet files are read by pyarrow: {_INSTALL}") from None
+        raise ConfigError('Parquet files are read by pyarrow: pip install "patchbank[parquet]"') from None
     return lambda place: read_table(place, image_column, key_column)
 
 

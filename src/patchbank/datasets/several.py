@@ -23,7 +23,6 @@ POSITIONS = 1_000_000  # for each file
 LARGEST = 900_000  # images a file: the shard of the last ones must not reach the next file's positions
 MISSING = "missing: there is no such file"
 
-_INSTALL = 'pip install "patchbank[tar]"'
 _AT_ONCE = 8  # files that are indexed
 _WILD = frozenset("*?[")
 
@@ -65,20 +64,21 @@ def expand(patterns: Iterable[str | PurePath]) -> list[Path]:
 
 
 def _braces(pattern: str) -> list[str]:
-    if pattern.startswith("pipe:"):
-        raise ConfigError(f"{pattern}: pipe: runs a command, which patchbank refuses. Name the files themselves.")
-    if "{" not in pattern and "::" not in pattern:
-        return [pattern]
-    try:
-        from webdataset.shardlists import expand_urls
-    except ImportError:
-        raise ConfigError(f"{pattern} is expanded by webdataset: {_INSTALL}, or name the files themselves.") from None
-    try:
-        expanded: list[str] = expand_urls(pattern)
-    except (ValueError, AssertionError) as error:
-        raise ConfigError(f"{pattern} cannot be expanded: {error}.") from None
+    expanded = [pattern]
+    if "{" in pattern or "::" in pattern:
+        try:
+            from webdataset.shardlists import expand_urls
+        except ImportError:
+            install = 'pip install "patchbank[tar]"'
+            raise ConfigError(
+                f"{pattern} is expanded by webdataset: {install}, or name the files themselves."
+            ) from None
+        try:
+            expanded = expand_urls(pattern)
+        except (ValueError, AssertionError) as error:
+            raise ConfigError(f"{pattern} cannot be expanded: {error}.") from None
     if any(each.startswith("pipe:") for each in expanded):
-        return _braces("pipe:...")
+        raise ConfigError(f"{pattern}: pipe: runs a command, which patchbank refuses. Name the files themselves.")
     return expanded
 
 

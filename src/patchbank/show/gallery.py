@@ -12,7 +12,7 @@ import numpy as np
 
 from patchbank.errors import PatchbankError
 from patchbank.show.maps import Floats, principal_colours, unit
-from patchbank.show.names import named_pairs
+from patchbank.show.names import named_pairs, plain
 from patchbank.show.quantise import Packed, pack
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ _FEATURES, _THUMBNAIL = 22_000, 16_000
 _SIDE = 360  # pixels: the longer side of its picture
 _QUALITIES = (82, 70, 55, 40, 25)
 _PAIRS = 24  # of an image
-BYTES = ("picture", "colours", "levels", "norms")  # fields in base64
 
 
 def choose(keys: Sequence[str], first: Iterable[str], count: int, seed: int) -> list[str]:
@@ -40,11 +39,11 @@ def choose(keys: Sequence[str], first: Iterable[str], count: int, seed: int) -> 
 
 def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None) -> dict[str, Any]:
     """The page's data for one image."""
-    shown: dict[str, Any] = {"key": key, "notes": []}
+    shown: dict[str, Any] = {"key": plain(key), "notes": []}
     try:
         tokens = bank[key].float().numpy()
     except (PatchbankError, OSError) as error:
-        return shown | {"notes": [f"The feature cannot be read: {error}"]}
+        return shown | {"notes": [plain(f"The feature cannot be read: {error}")]}
     rows, columns = bank.manifest.grid
     shown["grid"] = [rows, columns]
     transform = None
@@ -60,8 +59,8 @@ def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None) -
         shown["notes"].append("The image is not available.")
     elif transform is not None:
         _add_picture(shown, sample, transform)
-    if dataset is not None and transform is not None:
-        _add_pairs(shown, dataset)
+        if dataset is not None and dataset.annotations is not None:
+            _add_pairs(shown, dataset, key)
     if not np.isfinite(tokens).all():
         shown["notes"].append("The feature has values that are not finite: the page computes no similarity.")
         return shown
@@ -135,20 +134,20 @@ def _jpeg(image: Image) -> bytes:
         image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
 
 
-def _add_pairs(shown: dict[str, Any], dataset: Dataset) -> None:
+def _add_pairs(shown: dict[str, Any], dataset: Dataset, key: str) -> None:
     """Add the annotated pairs: each box once, and each pair as two boxes and a verb."""
     try:
-        annotated = named_pairs(dataset, shown["key"])
+        annotated = named_pairs(dataset, key)
     except PatchbankError as error:
-        shown["notes"].append(f"The annotations cannot be read: {error}")
+        shown["notes"].append(plain(f"The annotations cannot be read: {error}"))
         return
     boxes: dict[tuple[Any, ...], int] = {}
     pairs = []
     for human, thing, name, verb in annotated[:_PAIRS]:
         first = boxes.setdefault(("human", *(round(each, 2) for each in human), "person"), len(boxes))
         second = boxes.setdefault(("object", *(round(each, 2) for each in thing), name), len(boxes))
-        pairs.append([first, second, verb])
-    shown["boxes"] = [{"kind": each[0], "box": list(each[1:5]), "name": each[5]} for each in boxes]
+        pairs.append([first, second, plain(verb)])
+    shown["boxes"] = [{"kind": each[0], "box": list(each[1:5]), "name": plain(each[5])} for each in boxes]
     shown["pairs"] = pairs
     if len(annotated) > _PAIRS:
         shown["notes"].append(f"{_PAIRS} of {len(annotated)} annotated pairs are shown.")
