@@ -1,4 +1,4 @@
-"""Pixels: those of OpenAI's own preprocessing, bit for bit; and what unreadable files become."""
+"""Pixels equal OpenAI's own preprocessing, bit for bit; unreadable files become failures."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_whole_image_fits_in_the_other_modes(width: int, height: int, mode: 
 
 
 def _bomb() -> bytes:
-    """A PNG of a few bytes that says it has 40,000 x 40,000 pixels."""
+    """A PNG of a few bytes whose header claims 40,000 x 40,000 pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -96,7 +96,7 @@ def _jpeg() -> bytes:
 
 
 def broken_files(directory: Path) -> dict[str, str]:
-    """Files that cannot be extracted, and a word of each one's reason."""
+    """Files that cannot be extracted, and a word of each reason."""
     stream = io.BytesIO()
     photograph("astronaut").save(stream, "PNG")
     files = {
@@ -159,7 +159,7 @@ def test_the_budget_bounds_what_is_held_at_once() -> None:
     for thread in threads:
         thread.join()
     assert most <= 100
-    with budget.reserve(10**12):  # larger than everything: it goes alone
+    with budget.reserve(10**12):  # larger than the budget: it waits for all of it
         pass
 
 

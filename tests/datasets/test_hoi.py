@@ -1,4 +1,4 @@
-"""Human-object pairs: one form out of every annotation file, values read by hand, and errors that name the entry."""
+"""Human-object pairs: one form for every annotation file, values read by hand, errors that name the entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in Parquet files: the same features as of files, rows asked for in any order, and what wrong files give."""
+"""Images in Parquet files: features equal those of single files, rows in any order, errors of malformed files."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_two_files_with_one_key(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_while_rows_are_read_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for the last row first: the rows before it are dropped on the way, and read again when asked for."""
+    """Asking for the last row first drops the rows before it; they are read again when asked for."""
     monkeypatch.setattr(tables, "_KEPT_BYTES", 4000)
     count, largest = 1000, [0]
     drop = tables._Window._drop

@@ -1,4 +1,4 @@
-"""Images in WebDataset tars: which they are, the same features as of files, and what damaged tars give."""
+"""Images in WebDataset tars: listing, features equal those of single files, errors of damaged tars."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def tars(files: Mapping[str, bytes], tmp_path: Path) -> str:
-    """Three tars of four, four and three photographs, each with its text; a pattern that names them."""
+    """A pattern for three tars of four, four and three photographs, each with its text."""
     names = list(files)
     for number in range(3):
         members = []
