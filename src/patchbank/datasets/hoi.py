@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+_COLUMNS = ("boxes_h", "boxes_o", "object", "verb", "hoi")
 HICO_HOIS = 600  # HICO-DET's classes of verb and object together
 _BESIDE = (
     " For HICO-DET, put UPT's instances_train2015.json or instances_test2015.json beside it: they define the classes."
@@ -48,7 +49,7 @@ class HOITarget:
     boxes_o: Tensor
     object: Tensor
     verb: Tensor
-    hoi: Tensor | None
+    hoi: Tensor | None = None
     size: tuple[int, int] | None = None
     incomplete: int = 0
     transform: ImageTransform | None = None
@@ -67,9 +68,8 @@ class HOITarget:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> HOITarget:
         """The same with each tensor replaced."""
-        columns = ("boxes_h", "boxes_o", "object", "verb", "hoi")
         changed: dict[str, Any] = {
-            name: function(value) for name in columns if (value := getattr(self, name)) is not None
+            name: function(value) for name in _COLUMNS if (value := getattr(self, name)) is not None
         }
         return replace(self, **changed, regions={name: function(value) for name, value in self.regions.items()})
 
@@ -156,21 +156,12 @@ class HOIAnnotations:
         import torch
 
         rows = self.rows[key]
-        part = slice(rows.start, rows.stop)
-
-        def tensor(column: NDArray[Any]) -> Tensor:
-            return torch.from_numpy(column[part].copy())  # the caller's own
-
-        return HOITarget(
-            key=key,
-            boxes_h=tensor(self.boxes_h),
-            boxes_o=tensor(self.boxes_o),
-            object=tensor(self.object),
-            verb=tensor(self.verb),
-            hoi=None if self.hoi is None else tensor(self.hoi),
-            size=self.sizes.get(key),
-            incomplete=self.incomplete.get(key, 0),
-        )
+        columns: dict[str, Any] = {
+            name: torch.from_numpy(column[rows.start : rows.stop].copy())  # the caller's own
+            for name in _COLUMNS
+            if (column := getattr(self, name)) is not None
+        }
+        return HOITarget(key=key, size=self.sizes.get(key), incomplete=self.incomplete.get(key, 0), **columns)
 
     @property
     def known_classes(self) -> HOIClasses:
@@ -194,7 +185,7 @@ class HOIAnnotations:
             raise DatasetError(f"There is no hoi class {wrong[0]}: they are 0 to {HICO_HOIS - 1}.")
         before = np.concatenate([[0], np.cumsum(kept)])
         rows = {key: range(int(before[part.start]), int(before[part.stop])) for key, part in self.rows.items()}
-        columns = {name: getattr(self, name)[kept] for name in ("boxes_h", "boxes_o", "object", "verb", "hoi")}
+        columns = {name: getattr(self, name)[kept] for name in _COLUMNS}
         return replace(self, rows=rows, filtered=self.filtered or not bool(kept.all()), **columns)
 
     def _hois(self) -> NDArray[np.int64]:
