@@ -139,7 +139,7 @@ def horizontal_flip(patch_tokens: Tensor, target: HOITarget) -> Sample:
     """Flip an image's grid and boxes left to right, together.
 
     A flipped grid is not the grid of the flipped image: CLIP distinguishes left and right, by its position embeddings
-    and its learned filters. It has the same features at mirrored places, as an augmentation of where they are.
+    and its learned filters. It has the same features at mirrored places: an augmentation for models that pool boxes.
 
     Args:
         patch_tokens: (N, D), row-major.

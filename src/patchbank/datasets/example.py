@@ -1,6 +1,6 @@
 """A small EZ-HOI root made from scikit-image's public-domain photographs, with annotation files in the real formats.
 
-Each picture is one photograph, or a person's and then objects'. The man with the camera looks at the objects
+Each picture is one photograph, or a person's beside objects'. The man with the camera looks at the objects
 ("inspect" in HICO-DET, "look obj" in V-COCO); the astronaut does not ("no_interaction").
 """
 
