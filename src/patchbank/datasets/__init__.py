@@ -77,17 +77,16 @@ def load_dataset(
             ``Dataset.damaged`` lists files that are damaged or missing beside others.
         ConfigError: the dataset, split or column does not exist, or a package is not installed.
     """
+    if name in ("folder", *ARCHIVES) and (split or images or annotations):
+        given = "root" if name == "folder" else "files"
+        raise ConfigError(f"{name} has no splits, annotations or image directory: give only its {given}.")
     if name in ARCHIVES:
-        if split or images or annotations:
-            raise ConfigError(f"{name} has no splits, annotations or image directory: give only its files.")
         read = tar.read_tar if name == "tar" else parquet.reader(image_column, key_column)
         places = expand([root] if is_place(root) else root)  # type: ignore[arg-type]
         return gather(name, places, read, part=partition, prefix=prefix)
     if partition != WHOLE or prefix or not is_place(root):
-        raise ConfigError(f"{name} has one root, no prefix, and is parted by the run: ExtractConfig(partition=...).")
+        raise ConfigError(f"{name} has one root, no prefix, and no partition: use ExtractConfig(partition=...).")
     if name == "folder":
-        if split or images or annotations:
-            raise ConfigError("A folder has no splits, annotations or image directory: give only its root.")
         return folder.load(locate(root))
     if name not in SPLITS:
         raise ConfigError(f"There is no dataset {name!r}. Choose from: {', '.join([*SPLITS, 'folder', *ARCHIVES])}.")
@@ -135,5 +134,5 @@ def load_splits(
     """
     chosen = list(dict.fromkeys(splits)) or list(SPLITS[name])
     if len(chosen) != 1 and (images or annotations):
-        raise ConfigError("--images and --annotations stand for one split: say which with --split.")
+        raise ConfigError("--images and --annotations belong to one split: name it with --split.")
     return (load_dataset(name, root, split, images=images, annotations=annotations) for split in chosen)
