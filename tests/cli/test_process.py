@@ -214,7 +214,7 @@ LIST, IMAGES = "hicodet/test_hico.json", "hicodet/hico_20160224_det/images/test2
 @pytest.mark.parametrize(
     ("spoil", "options", "words"),
     [
-        (_without(LIST), [], "neither"),
+        (_without(LIST), [], "no annotation file"),
         (_without(IMAGES), [], "does not exist"),
         (_without("hicodet"), [], "--root"),
         (_replaced(LIST, {"rows": []}), [], "another structure"),
