@@ -37,7 +37,8 @@ from benchmarks.common import alternate, finish, hico_photographs, numbers, pars
 from patchbank.budget import ByteBudget
 from patchbank.config import Decode
 from patchbank.datasets import Sample
-from patchbank.datasets.samples import Decoded, Directory
+from patchbank.datasets.samples import Decoded
+from patchbank.datasets.sources import Directory
 from patchbank.encoders.openai.registry import MEAN, STD
 from patchbank.extraction.advice import auto_workers
 from patchbank.features import Input

@@ -32,7 +32,7 @@ from patchbank.bank.manifest import Manifest
 from patchbank.cli import console, main
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Dataset, Sample
-from patchbank.datasets.samples import Directory
+from patchbank.datasets.sources import Directory
 from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import MODELS, Model
 from patchbank.extraction.devices import Devices

@@ -1,4 +1,4 @@
-"""Pixels: those of OpenAI's own preprocessing, bit for bit; and what unreadable files become."""
+"""Pixels equal OpenAI's own preprocessing, bit for bit; unreadable files become failures."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from PIL import Image
 from patchbank.budget import ByteBudget
 from patchbank.datasets.samples import Decoded, Failure
 from patchbank.encoders.openai.registry import MEAN, STD
+from patchbank.errors import first_line
 from patchbank.features import Input
-from patchbank.preprocess import _first_line, load, preprocess
+from patchbank.preprocess import load, preprocess
 from tests.support import every_kind, photograph, sample
 
 BUDGET = ByteBudget(1 << 30)
@@ -79,7 +80,7 @@ def test_the_whole_image_fits_in_the_other_modes(width: int, height: int, mode: 
 
 
 def _bomb() -> bytes:
-    """A PNG of a few bytes that says it has 40,000 x 40,000 pixels."""
+    """A PNG of a few bytes whose header claims 40,000 x 40,000 pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -95,7 +96,7 @@ def _jpeg() -> bytes:
 
 
 def broken_files(directory: Path) -> dict[str, str]:
-    """Files that cannot be extracted, and a word of each one's reason."""
+    """Files that cannot be extracted, and a word of each reason."""
     stream = io.BytesIO()
     photograph("astronaut").save(stream, "PNG")
     files = {
@@ -158,7 +159,7 @@ def test_the_budget_bounds_what_is_held_at_once() -> None:
     for thread in threads:
         thread.join()
     assert most <= 100
-    with budget.reserve(10**12):  # larger than everything: it goes alone
+    with budget.reserve(10**12):  # larger than the budget: it waits for all of it
         pass
 
 
@@ -179,8 +180,8 @@ def test_a_picture_is_decoded_within_the_budget(tmp_path: Path) -> None:
 
 def test_reasons_hold_no_addresses_and_one_line() -> None:
     error = ValueError("cannot read <_io.BytesIO object at 0x7f3a5c1d2e30>: bad header\nand more")
-    assert _first_line(error) == "cannot read: bad header"
-    assert _first_line(ValueError()) == "ValueError"
+    assert first_line(error) == "cannot read: bad header"
+    assert first_line(ValueError()) == "ValueError"
 
 
 def test_fast_decoding_differs_by_little_and_only_of_rgb(tmp_path: Path) -> None:

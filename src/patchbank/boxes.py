@@ -19,7 +19,7 @@ class HumanObjectPairs(NamedTuple):
     """Pairs among the detections of one image.
 
     Attributes:
-        human, object: (P,) int64, positions among the detections that were given: ``boxes[pairs.human]`` are (P, 4).
+        human, object: (P,) int64, indices of the given detections: ``boxes[pairs.human]`` is (P, 4).
     """
 
     human: Tensor
@@ -42,18 +42,18 @@ def human_object_pairs(
     Humans come first, then objects, each by descending score; pairs are ordered by their human, then by their object.
 
     Args:
-        boxes: (M, 4) xyxy, of the detections in one image.
+        boxes: (M, 4) xyxy, the detections in one image.
         scores: (M,).
-        labels: (M,) whole numbers.
-        human_label: which of the labels is the person's.
-        score_threshold: detections of less are left out, but for the best `min_instances`.
-        nms_threshold: of two boxes of one label that overlap by more (intersection over union), only the better one
-            counts; None leaves them all.
-        min_instances, max_instances: how many of the humans, and how many of the objects, are kept at least, as far as
-            there are so many, and at most.
+        labels: (M,) integers.
+        human_label: the label of a person.
+        score_threshold: the least score, except for the best `min_instances`.
+        nms_threshold: of two boxes with one label and a greater overlap (intersection over union), only the better one
+            counts; None keeps all.
+        min_instances, max_instances: the least (if there are so many) and greatest number of humans to keep, and of
+            objects.
 
     Raises:
-        ValueError: the shapes do not fit together, or there is no such number of instances.
+        ValueError: the shapes do not match, a score is not finite, or `min_instances` is greater than `max_instances`.
     """
     if boxes.shape != (len(boxes), 4) or scores.shape != labels.shape or scores.shape != (len(boxes),):
         raise ValueError(

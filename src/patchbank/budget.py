@@ -1,4 +1,4 @@
-"""Memory: a bound on it in bytes, where who wants some waits until there is room; keeping what was freed; garbage."""
+"""Memory: a limit in bytes that threads share; freed memory; garbage collection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 
 class ByteBudget:
-    """Bytes that may be held at once, shared between threads."""
+    """A number of bytes that threads may hold together."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -19,9 +19,9 @@ class ByteBudget:
         self._changed = threading.Condition()
 
     def acquire(self, size: int) -> int:
-        """Wait until `size` bytes may be held, and hold them. One request larger than everything goes alone.
+        """Wait until `size` bytes are free, and hold them. A request larger than the budget waits for all of it.
 
-        Returns what `release` takes.
+        Returns the number to `release`.
         """
         size = min(size, self._capacity)
         with self._changed:
@@ -30,7 +30,7 @@ class ByteBudget:
         return size
 
     def release(self, size: int) -> None:
-        """Give back what `acquire` returned."""
+        """Give back the number that `acquire` returned."""
         with self._changed:
             self._held -= size
             self._changed.notify_all()
@@ -47,9 +47,9 @@ class ByteBudget:
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """Within the block, Python does not look for garbage in cycles: for where a million objects are made, and kept.
+    """Pause the garbage collector, while a million objects are made and kept.
 
-    It would look through all of them again and again, which doubles the time.
+    It would go through all of them again and again, which doubles the time.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -61,10 +61,10 @@ def without_collection() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep freed memory for itself, up to a gigabyte. For programs; a library has no business here.
+    """Have this process keep freed memory, up to a gigabyte. For programs: a library must not decide this.
 
-    The C library returns large blocks to the system as they are freed, and every batch gets them anew, page by page,
-    which the encoder waits for on the CPU. Does nothing where the C library is not GNU's.
+    Otherwise the C library returns large blocks to the system, and every batch requests them again, page by page, while
+    the encoder waits on the CPU. Does nothing if the C library is not GNU's.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,8 +1,12 @@
 """Every error patchbank raises for a cause it knows. Each message names the cause and what to do about it."""
 
+from __future__ import annotations
+
+import re
+
 
 class PatchbankError(Exception):
-    """The base of them all: the setup is wrong or the run cannot go on. The command line exits with code 2."""
+    """The base class: the setup is wrong, or the run cannot continue. The command line exits with code 2."""
 
 
 class ConfigError(PatchbankError):
@@ -10,7 +14,7 @@ class ConfigError(PatchbankError):
 
 
 class DatasetError(PatchbankError):
-    """Annotation files or image directories that are missing, of another structure, or not to be trusted."""
+    """Annotation files or image directories that are missing, of another structure, or unsafe."""
 
 
 class WeightsError(PatchbankError):
@@ -26,3 +30,9 @@ class KeyNotInBank(BankError, KeyError):
 
     def __str__(self) -> str:  # KeyError would show the message in quotes
         return Exception.__str__(self)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without addresses: the same file always fails with the same words."""
+    text = re.sub(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error)).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -1,6 +1,6 @@
 """What features are: the input they are computed from, the outputs of a sample, the identity that decides the numbers.
 
-Plain data without torch. An encoder states it, a bank stores it, and neither imports the other.
+Plain data without torch. An encoder states it, and a bank stores it; neither imports the other.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from patchbank.config import Decode, ResizeMode, StoredDtype
 if TYPE_CHECKING:
     from patchbank.transform import ImageTransform
 
-GRID = "patch_tokens"  # the output that is a grid: (N, D), row-major
-CLS = "cls"  # the output that stands for the whole image: (D,)
+GRID = "patch_tokens"  # the output of the grid: (N, D), row-major
+CLS = "cls"  # the output of the whole image: (D,)
 UNKNOWN = "unknown"  # a field of the identity of imported features
 
-# Named fields that decide the numbers: family, model, weights, activation, precision, and what a family adds. Two
+# Named fields that decide the numbers: family, model, weights, activation, precision, and others of a family. Two
 # encoders with equal identities and equal inputs give the same outputs.
 Identity = Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """What an encoder takes, and how an image becomes it.
+    """An encoder's input, and how an image becomes it.
 
     Attributes:
         size: (h, w) in pixels.
         patch: the side of a patch in pixels.
         mean, std: of RGB scaled to 0..1; the encoder subtracts and divides.
-        interpolation: Pillow's name of the filter that resizes.
+        interpolation: the resizing filter, by Pillow's name.
         resize: how an image of any shape becomes `size`.
         decoder: ``exact``: Pillow resizes; ``fast``: torch does.
     """
@@ -51,7 +51,7 @@ class Input:
 
     def transform(self, size: tuple[int, int]) -> ImageTransform:
         """How an image of (width, height) pixels becomes this input."""
-        from patchbank.transform import ImageTransform  # it needs numpy, which the command line does without
+        from patchbank.transform import ImageTransform  # it imports numpy, which the command line does not need
 
         return ImageTransform(*size, self.resize, self.size, self.patch)
 
@@ -61,11 +61,11 @@ class Output:
     """One tensor that an encoder gives for a sample.
 
     Attributes:
-        shape: of one sample's: (N, D) of patch tokens, (D,) of [CLS].
-        dtype: what it is stored as; ``int8`` has a float32 scale for each token beside it.
+        shape: of one sample: (N, D) for patch tokens, (D,) for [CLS].
+        dtype: as stored; ``int8`` is stored with a float32 scale for each token.
         block: the transformer block it comes from, counted from 1.
-        norm, projection: the layers applied to it after that block, by their names in the model; empty where none is.
-        variant: how the block was changed; empty where it was not.
+        norm, projection: the layers after that block, by their names in the model; empty if there is none.
+        variant: how the block was changed; empty if it was not.
     """
 
     shape: tuple[int, ...]
@@ -76,7 +76,7 @@ class Output:
     variant: str = ""
 
     def stored_as(self, dtype: StoredDtype) -> Output:
-        """The same in another stored dtype. A vector is small: ``int8`` makes it float16."""
+        """The same in another stored dtype. ``int8`` makes a vector float16, since it is small."""
         return replace(self, dtype="float16" if dtype == "int8" and len(self.shape) == 1 else dtype)
 
 

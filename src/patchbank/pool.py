@@ -20,25 +20,24 @@ def pool_regions(
 ) -> Tensor:
     """The features of boxes: RoIAlign (He et al. 2017) on the grid, as torchvision's with ``aligned=True``.
 
-    A box counts as far as the model saw it. A box that it did not see has the feature 0, and
-    ``transform.visible_fraction(boxes)`` is 0: leave it out. On a ``squash`` bank this is what EZ-HOI pools: boxes
-    brought to the input's size, and a `spatial_scale` of 14/224 or 24/336.
+    Only the visible part of a box counts. A box outside it has the feature 0, and ``transform.visible_fraction(boxes)``
+    is 0: leave it out. On a ``squash`` bank this equals EZ-HOI's pooling: boxes scaled to the input, and a
+    `spatial_scale` of 14/224 or 24/336.
 
     Args:
-        patch_tokens: (N, D) of one image, or (B, N, D) of several; on any device, of any float dtype. Gradients lead
+        patch_tokens: (N, D) of one image, or (B, N, D) of several; on any device, of any float dtype. Gradients flow
             back to them.
-        boxes: xyxy in original pixels: (K, 4) of one image; of several, B of them, (K_b, 4) each.
-        transform: how the image became the grid; of several, B of them.
+        boxes: xyxy in original pixels: (K, 4) for one image; for several, a sequence of B, (K_b, 4) each.
+        transform: how the image became the grid; for several, a sequence of B.
         output_size: bins a side, or (height, width).
-        reduce: ``mean`` or ``max`` over the bins; None leaves them.
+        reduce: ``mean`` or ``max`` over the bins; None keeps them.
 
     Returns:
-        (K, D), or (K, D, height, width) without `reduce`, in the tokens' dtype; K is that of all images together, in
+        (K, D), or (K, D, height, width) without `reduce`, in the tokens' dtype; K counts the boxes of all images, in
         order.
 
     Raises:
-        ValueError: the numbers of images, or the shapes, do not fit together; boxes that are no finite numbers, or not
-            xyxy.
+        ValueError: the numbers of images or the shapes do not match; boxes are not finite, or not xyxy.
     """
     if patch_tokens.ndim == 2:
         patch_tokens, boxes, transform = patch_tokens[None], [boxes], [transform]  # type: ignore[list-item]
@@ -53,7 +52,7 @@ def pool_regions(
     if not transforms:
         shape = () if reduce else size
         return patch_tokens.new_zeros(0, patch_tokens.shape[-1], *shape)
-    # In float32 at least: float16 has no room for pixels and their fractions, and roi_align takes no bfloat16.
+    # At least float32: float16 cannot represent fractions of pixels, and roi_align does not take bfloat16.
     exact = torch.promote_types(patch_tokens.dtype, torch.float32)
     tokens, grid = patch_tokens.to(exact), transforms[0].grid
     inside = [each.boxes_to_grid(each.clip(_boxes(box, tokens))) for each, box in zip(transforms, boxes, strict=True)]
@@ -63,7 +62,7 @@ def pool_regions(
 
 
 def _of_each(transform: ImageTransform | Sequence[ImageTransform], patch_tokens: Tensor) -> list[ImageTransform]:
-    """The transforms of (B, N, D) patch tokens. Raises ValueError where there are not as many, or they do not fit."""
+    """The transforms of (B, N, D) patch tokens. Raises ValueError if their number or their grid is another."""
     transforms = [transform] if isinstance(transform, ImageTransform) else list(transform)
     if (isinstance(transform, ImageTransform) and len(patch_tokens) != 1) or len(transforms) != len(patch_tokens):
         raise ValueError(f"of {len(patch_tokens)} images, as many transforms are needed, not {len(transforms)}")
@@ -106,7 +105,7 @@ def _pooled(
 
 
 def pooling_weights(boxes: Tensor, transform: ImageTransform) -> Tensor:
-    """(K, N): how much of each patch token is in the feature that `pool_regions` gives a box; rows sum to 1, or to 0.
+    """(K, N): the weight of each patch token in a box's feature from `pool_regions`; rows sum to 1, or to 0.
 
     Args:
         boxes: (K, 4), xyxy in original pixels.
@@ -117,13 +116,13 @@ def pooling_weights(boxes: Tensor, transform: ImageTransform) -> Tensor:
 
 
 def _mean_weights(boxes: Tensor, grid: tuple[int, int], bins: tuple[int, ...]) -> Tensor:
-    """(K, N): how much of each patch is in the mean over a box's RoIAlign bins.
+    """(K, N): the weight of each patch in the mean over a box's RoIAlign bins.
 
-    That mean is linear in the tokens, and the samples of a box are all pairs of a row and a column: so it is one
-    product with the weights of rows times those of columns, several times as fast as `roi_align`.
+    That mean is linear in the tokens, and a box's samples are all pairs of a row and a column. So it is one product
+    with the weights of rows times those of columns, several times as fast as `roi_align`.
 
     Args:
-        boxes: (K, 4) xyxy on the grid, and inside of it.
+        boxes: (K, 4) xyxy on the grid, inside it.
     """
     columns = _sample_weights(boxes[:, 0], boxes[:, 2], grid[1], bins[1])
     rows = _sample_weights(boxes[:, 1], boxes[:, 3], grid[0], bins[0])
@@ -132,30 +131,30 @@ def _mean_weights(boxes: Tensor, grid: tuple[int, int], bins: tuple[int, ...]) -
 
 def _sample_weights(first: Tensor, last: Tensor, cells: int, bins: int) -> Tensor:
     """(K, cells): the mean of linear interpolation's weights over RoIAlign's samples along one side of K boxes."""
-    first, last = first - 0.5, last - 0.5  # cells' centres are whole numbers now
-    count = bins * ((last - first) / bins).ceil().clamp(min=0)  # of all bins; none along a side without length
-    most = bins * (-(-cells // bins) + 1)  # one more, where rounding makes a box of all cells a bit longer
+    first, last = first - 0.5, last - 0.5  # cells' centres become whole numbers
+    count = bins * ((last - first) / bins).ceil().clamp(min=0)  # of all bins; 0 along a side without length
+    most = bins * (-(-cells // bins) + 1)  # one more: rounding may make a box of all cells longer
     sample = torch.arange(most, device=first.device, dtype=first.dtype)
     place = first[:, None] + (last - first)[:, None] * (sample + 0.5) / count.clamp(min=1)[:, None]
     centre = torch.arange(cells, device=first.device, dtype=first.dtype)
-    near = 1 - (place.clamp(0, cells - 1)[:, :, None] - centre).abs()  # beyond the outermost ones nothing changes
+    near = 1 - (place.clamp(0, cells - 1)[:, :, None] - centre).abs()  # constant beyond the outermost centres
     taken = (sample < count[:, None])[:, :, None]
     return (near.clamp(min=0) * taken).sum(1) / count.clamp(min=1)[:, None]
 
 
 def global_context(patch_tokens: Tensor, transform: ImageTransform | Sequence[ImageTransform] | None = None) -> Tensor:
-    """The mean over an image's patch tokens, as EZ-HOI takes it for the whole image.
+    """The mean over an image's patch tokens, EZ-HOI's feature of the whole image.
 
     Args:
         patch_tokens: (N, D), or (B, N, D).
-        transform: of the image, or B of them: patches that are mostly padding (`ImageTransform.valid`) do not count.
-            None: all count.
+        transform: of the image, or a sequence of B: patches that are mostly padding (`ImageTransform.valid`) do not
+            count. None: all count.
 
     Returns:
         (D,), or (B, D).
 
     Raises:
-        ValueError: the numbers of images, or the shapes, do not fit together.
+        ValueError: the numbers of images or the shapes do not match.
     """
     if transform is None:
         return patch_tokens.mean(dim=-2)

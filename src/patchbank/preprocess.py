@@ -3,12 +3,11 @@
 ``exact`` gives Pillow's pixels. ``fast`` resizes with torch in two thirds of the time (``python -m
 benchmarks.decode``); some values of a thousand differ from Pillow's by one, few by two.
 
-An image that cannot be read becomes a `Failure` with its reason; nothing is put in its place.
+An image that cannot be read becomes a `Failure` with its reason; nothing replaces it.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -18,16 +17,17 @@ from PIL import Image, UnidentifiedImageError
 from patchbank.budget import ByteBudget
 from patchbank.config import ResizeMode
 from patchbank.datasets.samples import Decoded, Failure, Sample
+from patchbank.errors import first_line
 from patchbank.features import Input
 
-# Pillow refuses to open pictures of more pixels; no resized picture may have more either.
+# Pillow does not open larger pictures; a resized one must not be larger either.
 MAX_PIXELS = 2 * int(Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 
 def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure:
     """Decode one image file and bring it to the input's size. Holds `budget` while pixels are large.
 
-    Raises DatasetError where not this image but all of them are gone.
+    Raises DatasetError if the whole source of the images is gone.
     """
     try:
         with Image.open(sample.source.content(sample)) as image:
@@ -35,7 +35,7 @@ def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure
             resized = wanted.transform(size).resized
             if resized[0] * resized[1] > MAX_PIXELS:
                 return Failure(sample.key, f"too elongated: {width} x {height} pixels")
-            # The picture and its resized form, at four bytes a pixel, and what decoder and resizer hold beside.
+            # The picture and its resized form, at four bytes a pixel, and as much again in decoder and resizer.
             bytes_a_pixel = 12 if wanted.decoder == "fast" else 8
             with budget.reserve(bytes_a_pixel * (width * height + resized[0] * resized[1])):
                 return Decoded(sample.key, preprocess(image, wanted), size)
@@ -49,11 +49,11 @@ def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure
     except MemoryError:
         return Failure(sample.key, "out of memory while decoding")
     except OSError as error:
-        if error.errno is not None:  # of the system, and not of Pillow
+        if error.errno is not None:  # the system's, not Pillow's
             sample.source.require()
-        return Failure(sample.key, error.strerror or _first_line(error))
-    except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
-        return Failure(sample.key, f"{type(error).__name__}: {_first_line(error)}")
+        return Failure(sample.key, error.strerror or first_line(error))
+    except Exception as error:  # on damaged files, Pillow's plugins raise many kinds
+        return Failure(sample.key, f"{type(error).__name__}: {first_line(error)}")
 
 
 def preprocess(image: Image.Image, wanted: Input, resize: ResizeMode | None = None) -> NDArray[np.uint8]:
@@ -63,7 +63,7 @@ def preprocess(image: Image.Image, wanted: Input, resize: ResizeMode | None = No
     then RGB, which matters for palette, CMYK and 1-bit images. EXIF rotation is not applied.
 
     Args:
-        resize: another mode than the input's.
+        resize: instead of the input's mode.
     """
     wanted = wanted if resize is None else replace(wanted, resize=resize)
     transform = wanted.transform(image.size)
@@ -88,15 +88,9 @@ def preprocess(image: Image.Image, wanted: Input, resize: ResizeMode | None = No
 
 def _resize_fast(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """An RGB picture, bicubic."""
-    import torch  # here, since the readers of a bank import this module's names alone
+    import torch  # here: not every importer of this module needs it
     from torch.nn.functional import interpolate
 
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), in memory as it was
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), a view
     resized = interpolate(pixels, size[::-1], mode="bicubic", antialias=True)
     return Image.fromarray(resized[0].permute(1, 2, 0).numpy())
-
-
-def _first_line(error: Exception) -> str:
-    """The message without addresses and line breaks, so that the same file always fails with the same words."""
-    text = re.sub(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error)).strip() or type(error).__name__
-    return text.splitlines()[0]

@@ -1,4 +1,4 @@
-"""A bank and its annotated pairs as a torch Dataset: what a training loop iterates over."""
+"""A bank and its annotated pairs as a torch Dataset, for training loops."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
     A DataLoader over it needs ``collate_fn=patchbank.collate``, since images differ in their number of pairs.
 
     Attributes:
-        bank: where the features come from.
-        dataset: whose images these are, in this order.
+        bank: of the features.
+        dataset: the images, in this order.
     """
 
     def __init__(
@@ -49,18 +49,18 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         """
         Args:
             bank: an open one, or its directory; of either layout.
-            dataset: `load_dataset`'s; ``.with_pairs()`` leaves out images without pairs.
-            regions: which boxes of each pair are pooled: of ``human,object,union``; None for none.
-            transform: called with tokens and target before regions are pooled; `RandomHorizontalFlip` is one.
-            dtype: of the tokens; None leaves the one that the bank stores.
-            output_size: bins a side that regions are pooled from, as in `pool_regions`.
-            missing: what to do about images without a feature: raise, or leave them out.
+            dataset: from `load_dataset`; ``.with_pairs()`` leaves out images without pairs.
+            regions: the boxes of each pair to pool: some of ``human,object,union``; None for none.
+            transform: called with tokens and target before regions are pooled, such as `RandomHorizontalFlip`.
+            dtype: of the tokens; None keeps the bank's.
+            output_size: bins a side of a region, as in `pool_regions`.
+            missing: whether to raise on images without a feature, or to skip them.
 
         Raises:
-            DatasetError: the bank is of another split or data set; or lacks features, which `missing` does not allow;
-                or the annotations are malformed.
-            BankError: there is no such bank.
-            ConfigError: there is no such region.
+            DatasetError: the bank is of another split or data set; or lacks features and `missing` is ``raise``; or the
+                annotations are malformed.
+            BankError: the bank does not exist.
+            ConfigError: a region does not exist.
         """
         self.bank = bank if isinstance(bank, Bank) else open_bank(bank)
         names = [name.strip() for name in (regions.split(",") if isinstance(regions, str) else regions or ())]
@@ -74,13 +74,13 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             why = f" ({self.bank.failures[lacking[0]]})" if lacking[0] in self.bank.failures else ""
             raise DatasetError(
                 f"The bank {self.bank.path} lacks {len(lacking):,} of the {len(dataset):,} images of {dataset.title}, "
-                f'{lacking[0]}{why} for one. Extract them, or pass missing="skip" to do without them.'
+                f'{lacking[0]}{why} for one. Extract them, or pass missing="skip" to leave them out.'
             )
         if lacking:
             without = set(lacking)
             dataset = dataset.of(each for each in dataset.samples if each.key not in without)
         self.dataset = dataset
-        self._pairs = dataset.pairs  # read now, so that data-loader workers need not
+        self._pairs = dataset.pairs  # read now, so that data-loader workers do not read it
         self._regions = [name for name in REGIONS if name in names]
         self._transform = transform
         self._dtype = dtype
@@ -92,8 +92,8 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Patch tokens (N, D) on the CPU, not normalised, and the image's pairs.
 
-        Raises DatasetError where the image's size is another in the bank than in the annotations, so that boxes would
-        lie elsewhere; BankError where it is not known, and regions are asked for.
+        Raises DatasetError if bank and annotations have different sizes of the image, so that boxes would be misplaced;
+        BankError if the size is unknown and there are regions to pool.
         """
         key = self.dataset.samples[index].key
         tokens = self.bank[key]
@@ -107,20 +107,20 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         return tokens, target
 
     def _located(self, target: HOITarget) -> HOITarget:
-        """The target, with what the bank knows of the image's geometry."""
-        known, told = self.bank.size(target.key), target.size
-        if known is not None and told not in (None, known):
+        """The target with its size and transform from the bank."""
+        encoded, annotated = self.bank.size(target.key), target.size
+        if encoded is not None and annotated not in (None, encoded):
             raise DatasetError(
-                f"{self.dataset.annotations} says that {target.key} is of {told} pixels, and the bank {self.bank.path} "
-                f"was made of an image of {known}: its boxes would lie elsewhere."
+                f"{self.dataset.annotations} says that {target.key} has {annotated} pixels, and the bank "
+                f"{self.bank.path} was made of an image of {encoded}: its boxes would be misplaced."
             )
-        size = known or told
+        size = encoded or annotated
         if size is None:
             return target
         return replace(target, size=size, transform=self.bank.manifest.transform(size))
 
     def _pooled(self, tokens: Tensor, target: HOITarget) -> HOITarget:
-        transform = target.transform or self.bank.transform(target.key)  # which says what to do where it is not known
+        transform = target.transform or self.bank.transform(target.key)  # whose error says what to do
         boxes = {"human": target.boxes_h, "object": target.boxes_o}
         boxes["union"] = union_boxes(target.boxes_h, target.boxes_o)
         together = torch.cat([boxes[name] for name in self._regions])
@@ -130,24 +130,23 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[HOITarget]]:
-    """Samples to a batch: tokens (B, N, D), and a list of B targets. A DataLoader's `collate_fn`."""
-    tokens: Tensor = default_collate([tokens for tokens, _ in samples])  # in a worker, right into shared memory
+    """Make a batch: tokens (B, N, D), and a list of B targets. A DataLoader's `collate_fn`."""
+    tokens: Tensor = default_collate([tokens for tokens, _ in samples])  # in a worker, directly in shared memory
     return tokens, [target for _, target in samples]
 
 
 def horizontal_flip(patch_tokens: Tensor, target: HOITarget) -> Sample:
-    """Turn an image's grid and boxes left to right together.
+    """Flip an image's grid and boxes left to right, together.
 
-    A flipped grid is not the grid of the flipped image: CLIP sees left and right differently, through its position
-    embeddings and its learned filters. It holds the same features in mirrored places, which is what a model that reads
-    boxes off the grid is to become indifferent to.
+    A flipped grid is not the grid of the flipped image: CLIP distinguishes left and right, by its position embeddings
+    and its learned filters. It has the same features at mirrored places: an augmentation for models that pool boxes.
 
     Args:
         patch_tokens: (N, D), row-major.
-        target: with its `transform`, as `FeatureDataset` gives it.
+        target: with its `transform`, as from `FeatureDataset`.
 
     Raises:
-        ValueError: the target has no transform, so that neither the grid nor the image's width is known.
+        ValueError: the target has no transform, so that the grid and the image's width are unknown.
     """
     if target.transform is None:
         raise ValueError(f"the size of {target.key!r} is not known, so that its boxes cannot be flipped")
@@ -162,16 +161,16 @@ def horizontal_flip(patch_tokens: Tensor, target: HOITarget) -> Sample:
 
 
 class RandomHorizontalFlip:
-    """`horizontal_flip` with a probability, by torch's random numbers: a `transform` of `FeatureDataset`."""
+    """`horizontal_flip` with a probability, from torch's random numbers. A `transform` of `FeatureDataset`."""
 
     def __init__(self, probability: float = 0.5) -> None:
-        """Raises ValueError where it is no probability."""
+        """Raises ValueError if it is not a probability."""
         if not 0 <= probability <= 1:
             raise ValueError(f"a probability is from 0 to 1, not {probability}")
         self.probability = probability
 
     def __call__(self, patch_tokens: Tensor, target: HOITarget) -> Sample:
-        """The sample, flipped or as it is."""
+        """The sample, flipped or unchanged."""
         if float(torch.rand(())) < self.probability:
             return horizontal_flip(patch_tokens, target)
         return patch_tokens, target
@@ -183,7 +182,7 @@ def _mirrored(boxes: Tensor, width: int) -> Tensor:
 
 
 def _require_same(bank: Bank, dataset: Dataset) -> None:
-    """Raise DatasetError where a bank says that it is of other images."""
+    """Raise DatasetError if the bank is of another data set or split."""
     made_of = bank.manifest.dataset, bank.manifest.split
     if made_of[0] in ("folder", *ARCHIVES, UNKNOWN) or made_of == (dataset.name, dataset.split):
         return

@@ -1,11 +1,10 @@
-"""ImageTransform: how one image became an encoder's input, in numbers. Original pixels -> input -> patch grid, and
-back.
+"""The geometry of one image: original pixels -> encoder's input -> patch grid, and back.
 
 Coordinates are continuous: pixel (column 0, row 0) covers [0, 1) x [0, 1) and its centre is at (0.5, 0.5). In that
 convention a resize is a pure scale, which is how PIL and torchvision sample. Boxes are xyxy.
 
-Points and boxes are arrays of numpy, or tensors of torch on any device; what goes in decides what comes out. (Nothing
-here imports torch, so that a bank's description can be read without it.)
+Points and boxes are numpy arrays, or torch tensors on any device; the result is of the same kind. (This module does not
+import torch, so that a bank's description can be read without it.)
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from patchbank.config import ResizeMode
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """The way of one image of `width` x `height` pixels into an input of `input_size` pixels.
+    """How one image of `width` x `height` pixels becomes an input of `input_size` pixels.
 
     Attributes:
         width, height: the original image's size in pixels, as Pillow opens it (no EXIF rotation).
@@ -29,7 +28,7 @@ class ImageTransform:
             ``pad``: resized to fit into the input, centred, the rest in the mean colour.
         input_size: (h, w) of the encoder's input in pixels.
         patch_size: the side of a patch in pixels; the grid is ``h // patch_size`` x ``w // patch_size``.
-        mirrored: whether the grid is turned left to right, and with it the image that coordinates are of.
+        mirrored: whether the grid, and the image that coordinates refer to, are flipped left to right.
     """
 
     width: int
@@ -48,8 +47,7 @@ class ImageTransform:
     def resized(self) -> tuple[int, int]:
         """(width, height) after resizing, before cropping or padding, in pixels.
 
-        ``center-crop`` follows torchvision's ``Resize``: the side that is longer than the input is ``int(n * long /
-        short)``.
+        ``center-crop`` follows torchvision's ``Resize``: the side longer than the input is ``int(n * long / short)``.
         """
         h, w = self.input_size
         if self.mode == "squash":
@@ -65,7 +63,7 @@ class ImageTransform:
 
     @property
     def offset(self) -> tuple[int, int]:
-        """(x, y) of the resized image's top-left corner in the input, in pixels: negative where it is cropped.
+        """(x, y) of the resized image's top-left corner in the input, in pixels; negative if it is cropped.
 
         ``center-crop`` follows torchvision's ``CenterCrop``: ``int(round((size - n) / 2))`` is cut off.
         """
@@ -79,7 +77,7 @@ class ImageTransform:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """(x, y): input pixels an original pixel."""
+        """(x, y): input pixels per original pixel."""
         width, height = self.resized
         return width / self.width, height / self.height
 
@@ -90,15 +88,15 @@ class ImageTransform:
 
     @property
     def visible(self) -> tuple[float, float, float, float]:
-        """What the model saw of the image: xyxy in original pixels, within the image."""
+        """The part of the image that the model saw: xyxy in original pixels, within the image."""
         x1, y1, x2, y2 = self.boxes_from_input([0, 0, self.input_size[1], self.input_size[0]]).tolist()
         return max(x1, 0.0), max(y1, 0.0), min(x2, float(self.width)), min(y2, float(self.height))
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """(Gh, Gw): the patches that show the image by half or more. All do but those of ``pad``'s borders.
+        """(Gh, Gw): the patches of which the image covers half or more: all, except in the borders of ``pad``.
 
-        Of an image so elongated that none does, those that show any of it.
+        If there is none, because the image is very elongated: the patches that it touches.
         """
         if self.mirrored:
             return self.mirror().valid[:, ::-1]
@@ -107,7 +105,10 @@ class ImageTransform:
         return inside
 
     def points_to_input(self, points: Any) -> Any:
-        """Points (..., 2), (x, y) in original pixels, to the input in pixels; cropped ones land outside it."""
+        """Points (..., 2), (x, y), or boxes (..., 4), xyxy, in original pixels to the input in pixels.
+
+        Nothing is clipped: what is cropped is outside the input.
+        """
         points = _floats(points)
         return points * _like(points, self.scale) + _like(points, self.offset)
 
@@ -117,7 +118,7 @@ class ImageTransform:
         return (points - _like(points, self.offset)) / _like(points, self.scale)
 
     def points_to_grid(self, points: Any) -> Any:
-        """Points (..., 2) in original pixels to the patch grid.
+        """Points (..., 2) or boxes (..., 4) in original pixels to the patch grid; not clipped.
 
         Patch (row r, column c) covers x in [c, c + 1) and y in [r, r + 1).
         """
@@ -127,65 +128,49 @@ class ImageTransform:
         """The inverse of `points_to_grid`."""
         return self.points_from_input(_floats(points) * self.patch_size)
 
-    def boxes_to_input(self, boxes: Any) -> Any:
-        """Boxes (..., 4), xyxy in original pixels, to the model's input in pixels; not clipped to it."""
-        return _as_points(boxes, self.points_to_input)
-
-    def boxes_from_input(self, boxes: Any) -> Any:
-        """The inverse of `boxes_to_input`."""
-        return _as_points(boxes, self.points_from_input)
-
-    def boxes_to_grid(self, boxes: Any) -> Any:
-        """Boxes (..., 4), xyxy in original pixels, to the patch grid; not clipped to it."""
-        return _as_points(boxes, self.points_to_grid)
-
-    def boxes_from_grid(self, boxes: Any) -> Any:
-        """The inverse of `boxes_to_grid`."""
-        return _as_points(boxes, self.points_from_grid)
+    # A box is two points.
+    boxes_to_input, boxes_from_input = points_to_input, points_from_input
+    boxes_to_grid, boxes_from_grid = points_to_grid, points_from_grid
 
     def clip(self, boxes: Any) -> Any:
-        """The part of boxes (..., 4), xyxy in original pixels, that the model saw; without area where it saw none."""
+        """The visible part of boxes (..., 4), xyxy in original pixels; without area if nothing is visible."""
         boxes = _floats(boxes)
         x1, y1, x2, y2 = self.visible
         return boxes.clip(_like(boxes, (x1, y1, x1, y1)), _like(boxes, (x2, y2, x2, y2)))
 
     def visible_fraction(self, boxes: Any) -> Any:
-        """How much of each box (..., 4), xyxy in original pixels, the model saw: (...), 0 to 1 of its area.
+        """The visible fraction of each box (..., 4), xyxy in original pixels: (...), 0 to 1 of its area.
 
-        1 with ``squash`` and ``pad``, but for the part of a box outside the image. 0 for a box without area, or with
-        corners in the wrong order.
+        With ``squash`` and ``pad`` it is 1, unless a part of the box is outside the image. A box without area, or with
+        corners in the wrong order, has 0.
         """
         boxes = _floats(boxes)
         area, seen = _area(boxes), _area(self.clip(boxes))
         return seen / (area + (area == 0))
 
     def mirror(self) -> ImageTransform:
-        """That of the grid turned left to right: for boxes in the mirrored image, ``(W - x2, y1, W - x1, y2)``."""
+        """The transform of the flipped grid, for boxes in the flipped image: ``(W - x2, y1, W - x1, y2)``."""
         return replace(self, mirrored=not self.mirrored)
 
 
 def _shown(first: float, last: float, cells: int) -> NDArray[np.bool_]:
-    """Along one side: the cells whose centre is in [first, last); where there is none, those that it touches."""
+    """Along one side: the cells with their centre in [first, last); if there is none, those that it touches."""
     starts = np.arange(cells)
     half: NDArray[np.bool_] = (starts + 0.5 >= first) & (starts + 0.5 < last)
     return half if half.any() else (starts + 1 > first) & (starts < last)
 
 
 def _floats(values: Any) -> Any:
-    """A tensor in float32 at least, since halves have no room for pixels; anything else as an array of float64."""
+    """A tensor in float32 at least, since halves are too coarse for pixels; anything else as an array of float64."""
     if hasattr(values, "new_tensor"):
         return values if values.is_floating_point() and values.itemsize >= 4 else values.float()
     return np.asarray(values, dtype=np.float64)
 
 
 def _like(values: Any, numbers: tuple[float, ...]) -> Any:
+    """The numbers as an array or a tensor, repeated up to the last dimension of `values`."""
+    numbers *= values.shape[-1] // len(numbers)
     return values.new_tensor(numbers) if hasattr(values, "new_tensor") else np.asarray(numbers)
-
-
-def _as_points(boxes: Any, function: Any) -> Any:
-    """A function of points, of boxes: of their two corners."""
-    boxes = _floats(boxes)
-    return function(boxes.reshape(*boxes.shape[:-1], 2, 2)).reshape(boxes.shape)
 
 
 def _area(boxes: Any) -> Any:

@@ -107,7 +107,7 @@ def test_other_places_for_one_split(tmp_path: Path, tiny_weights: Path) -> None:
     patchbank("extract", "hicodet", "--split", "train", *places, *tiny(tiny_weights), check=0)
     assert len(open_bank(tmp_path / "banks/cliptiny_img_hicodet_train")) == 3
     done = patchbank("extract", "hicodet", *places, *tiny(tiny_weights), check=2)
-    assert "say which with --split" in done.stderr
+    assert "name it with --split" in done.stderr
 
 
 def test_a_folder_and_its_json(tmp_path: Path, tiny_weights: Path) -> None:
@@ -214,7 +214,7 @@ LIST, IMAGES = "hicodet/test_hico.json", "hicodet/hico_20160224_det/images/test2
 @pytest.mark.parametrize(
     ("spoil", "options", "words"),
     [
-        (_without(LIST), [], "neither"),
+        (_without(LIST), [], "no annotation file"),
         (_without(IMAGES), [], "does not exist"),
         (_without("hicodet"), [], "--root"),
         (_replaced(LIST, {"rows": []}), [], "another structure"),

@@ -1,4 +1,4 @@
-"""Which images a dataset lists, from every annotation structure; and what malformed ones get."""
+"""The images that a dataset lists, from every annotation structure; errors of malformed files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Human-object pairs: one form out of every annotation file, values read by hand, and errors that name the entry."""
+"""Human-object pairs: one form for every annotation file, values read by hand, errors that name the entry."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_hico_dets_list(tmp_path: Path) -> None:
     assert (len(none), none.boxes_h.shape, none.object.shape) == (0, (0, 4), (0,))
 
 
-def test_hoi_classes_are_told_by_the_list_or_by_upts_file_beside_it(tmp_path: Path) -> None:
+def test_hoi_classes_come_from_the_list_or_from_upts_file_beside_it(tmp_path: Path) -> None:
     content = copy.deepcopy(LIST)
     content[0]["hoi_annotation"].pop()
     path = write_json(tmp_path / "list.json", content)
@@ -194,7 +194,7 @@ def _set(*path: Any, value: Any) -> Any:
         (LIST, _set(0, "hoi_annotation", 0, "category_id", value=118), "category_id 118 is not among 1 to 117"),
         (LIST, _set(0, "hoi_annotation", 0, "category_id", value=True), "category_id True is not among 1 to 117"),
         (LIST, _set(0, "hoi_annotation", 0, "hoi_category_id", value=0), "hoi_category_id 0 is not among 1 to 600"),
-        (UPT, lambda c: c["size"].pop(), "filenames, annotation and size are of different lengths (2, 2, 1)"),
+        (UPT, lambda c: c["size"].pop(), "different lengths (2 filenames, 2 annotation, 1 size)"),
         (UPT, lambda c: c.pop("verbs"), "there is no list verbs"),
         (UPT, _set("size", 1, value=[32]), "b.jpg: its size [32] is no [width, height]"),
         (UPT, _set("annotation", 0, "hoi", value=[]), "a.jpg: its columns are of different lengths (1 boxes_h"),
@@ -241,7 +241,7 @@ def test_targets_through_the_data_set(tmp_path: Path) -> None:
     dataset = load_dataset("hicodet", tmp_path, "train")
     assert [len(dataset.target(sample.key)) for sample in dataset.samples] == [0, 1, 0, 1]
     target = dataset.target(dataset.samples[1].key)
-    assert target.size == (120, 90)  # the image's, since the list does not tell it
+    assert target.size == (120, 90)  # the image's, since the list does not have it
     with pytest.raises(DatasetError, match=r"hicodet train has no image 'x\.jpg'.*HICO_train2015"):
         dataset.target("x.jpg")
     with pytest.raises(DatasetError, match="names no classes"):
@@ -292,14 +292,14 @@ def test_zero_shot_settings_leave_classes_out(tmp_path: Path) -> None:
         dataset.without_hois([1, 600])
     with pytest.raises(DatasetError, match="training split; this is hicodet test"):
         load_dataset("hicodet", tmp_path / "root", "test").rare_hois()
-    with pytest.raises(DatasetError, match="does not tell the pairs' hoi classes"):
+    with pytest.raises(DatasetError, match="does not have the pairs' hoi classes"):
         load_dataset("vcoco", tmp_path / "root", "val").without_hois([1])
 
 
 @pytest.mark.parametrize("text", ["1 2 x", "{}", "1.5"])
 def test_what_is_no_list_of_classes(tmp_path: Path, text: str) -> None:
     (tmp_path / "list").write_text(text)
-    with pytest.raises(DatasetError, match="no list of whole numbers"):
+    with pytest.raises(DatasetError, match="not a list of whole numbers"):
         read_indices(tmp_path / "list")
     with pytest.raises(DatasetError, match="cannot be read"):
         read_indices(tmp_path / "nowhere")

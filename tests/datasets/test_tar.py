@@ -1,4 +1,4 @@
-"""Images in WebDataset tars: which they are, the same features as of files, and what damaged tars give."""
+"""Images in WebDataset tars: listing, features equal those of single files, errors of damaged tars."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def tars(files: Mapping[str, bytes], tmp_path: Path) -> str:
-    """Three tars of four, four and three photographs, each with its text; a pattern that names them."""
+    """A pattern for three tars of four, four and three photographs, each with its text."""
     names = list(files)
     for number in range(3):
         members = []
@@ -194,7 +194,7 @@ def test_two_tars_with_one_key(tmp_path: Path) -> None:
 
 
 def test_nothing_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DatasetError, match="is not there, nor is any other of the 3"):
+    with pytest.raises(DatasetError, match="does not exist, nor does any other of the 3"):
         load_dataset("tar", str(tmp_path / "{0..2}.tar"))
     with pytest.raises(DatasetError, match="No file matches"):
         load_dataset("tar", str(tmp_path / "*.tar"))

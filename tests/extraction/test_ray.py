@@ -167,7 +167,7 @@ def test_what_a_worker_finds_wrong_is_one_message_that_names_its_node(
         images.rename(images.parent / "away/images")
 
     try:
-        with pytest.raises(Exception, match=r"On the node [\d.]+: .*the directory of the images, is gone"):
+        with pytest.raises(Exception, match=r"On the node [\d.]+: .*which holds the images, is gone"):
             run("ezhoi", away)
     finally:
         (images.parent / "away/images").rename(images)

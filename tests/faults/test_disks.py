@@ -20,7 +20,7 @@ import pytest
 
 from patchbank import extract, load_dataset, open_bank
 from patchbank.datasets import Sample
-from patchbank.datasets.samples import Directory
+from patchbank.datasets.sources import Directory
 from patchbank.errors import BankError, DatasetError
 from patchbank.extraction.plan import make_plan
 from patchbank.extraction.run import execute, load_runner

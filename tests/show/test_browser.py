@@ -211,7 +211,7 @@ def test_boxes_of_any_geometry(
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_policy_is_in_force(kept: bool, page: tuple[Path, float], browser: Any, tmp_path: Path) -> None:
-    """What somebody might yet get into a page can neither run nor load anything; without the policy, it could."""
+    """Content injected into a page can neither run nor load anything; without the policy, it could."""
     asked: list[str] = []
 
     class Server(BaseHTTPRequestHandler):

@@ -95,7 +95,7 @@ def _facts(bank: Bank) -> dict[str, Any]:
 
 def _show(bank: Bank, *, all_failures: bool) -> None:
     from patchbank.bank.runs import read_runs
-    from patchbank.show.names import weights_text
+    from patchbank.show.names import weights_of
 
     manifest = bank.manifest
     tokens, dim = manifest.shape
@@ -115,7 +115,7 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     add("bytes", f"{bytes_text(bank.bytes_on_disk())}, layout {manifest.layout}")
     if manifest.imported:
         add("imported", manifest.imported)
-    add("weights", weights_text(manifest, read_runs(bank.path)))
+    add("weights", weights_of(manifest, read_runs(bank.path))[1])
     for name, value in manifest.identity.items():
         if name != "model":
             add("SHA-256" if name == "weights" else name, value)

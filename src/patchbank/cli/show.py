@@ -164,8 +164,8 @@ def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
 
 def _footnote(bank: Bank) -> str:
     from patchbank.bank.runs import read_runs
-    from patchbank.show.names import weights_text
+    from patchbank.show.names import weights_of
 
     made = bank.manifest
     facts = f"{made.model}, {made.input.resize}, grid {made.grid[0]} x {made.grid[1]}"
-    return f"{facts}, {weights_text(made, read_runs(bank.path))}"
+    return f"{facts}, {weights_of(made, read_runs(bank.path))[1]}"

@@ -1,19 +1,21 @@
-"""Datasets: which images there are. `load_dataset` reads annotation files once and gives samples."""
+"""Datasets: lists of images. `load_dataset` reads an annotation file once and gives samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from patchbank.budget import without_collection
 from patchbank.config import ARCHIVES, WHOLE, Partition
-from patchbank.datasets import folder, hicodet, parquet, tar, vcoco
+from patchbank.datasets import folder, parquet, tar
 from patchbank.datasets.annotations import read_file_names
-from patchbank.datasets.samples import Dataset, Sample, require_directory
-from patchbank.errors import ConfigError
+from patchbank.datasets.samples import Dataset, Sample, make_samples, require_directory
+from patchbank.datasets.several import expand, gather
+from patchbank.errors import ConfigError, DatasetError
 from patchbank.locations import is_place, is_remote, locate
 
 __all__ = [
+    "ANNOTATIONS",
     "SPLITS",
     "Dataset",
     "Sample",
@@ -24,12 +26,21 @@ __all__ = [
     "require_images",
 ]
 
-# A registry: each annotated dataset's loader, and its splits in the order of the original scripts.
-_LOADERS: dict[str, Callable[[Path, str, Path | None, Path | None], Dataset]] = {
-    "hicodet": hicodet.load,
-    "vcoco": vcoco.load,
+# The annotated datasets in an EZ-HOI checkout: each split's image directory, in the original scripts' order. V-COCO's
+# ``val`` is its test list, on the images of COCO's val2014.
+IMAGES = {
+    "hicodet": {split: f"hicodet/hico_20160224_det/images/{split}2015" for split in ("train", "test")},
+    "vcoco": {split: f"vcoco/mscoco2014/{split}2014" for split in ("train", "val")},
 }
-SPLITS: dict[str, tuple[str, ...]] = {"hicodet": hicodet.SPLITS, "vcoco": vcoco.SPLITS}
+# The first existing file counts: the list that the original script reads, else that of UPT's `hicodet` repository.
+ANNOTATIONS = {
+    "hicodet": {
+        "train": ["hicodet/trainval_hico.json", "hicodet/instances_train2015.json"],
+        "test": ["hicodet/test_hico.json", "hicodet/instances_test2015.json"],
+    },
+    "vcoco": {"train": ["vcoco/instances_vcoco_trainval.json"], "val": ["vcoco/instances_vcoco_test.json"]},
+}
+SPLITS = {name: tuple(images) for name, images in IMAGES.items()}
 
 
 @without_collection()
@@ -45,7 +56,7 @@ def load_dataset(
     image_column: str = "image",
     key_column: str | None = None,
 ) -> Dataset:
-    """The images of one split, in the order of its annotation file, each listed once.
+    """The images of one split, in the order of its annotation file, each once.
 
     Args:
         name: ``hicodet``, ``vcoco``, ``folder``, ``tar`` or ``parquet``.
@@ -54,49 +65,46 @@ def load_dataset(
         split: ``train`` or ``test`` (hicodet), ``train`` or ``val`` (vcoco); None for the others.
         images: another image directory than the dataset's own.
         annotations: another annotation file than the dataset's own; its kind is recognised by its structure.
-        partition: for ``tar`` and ``parquet``, only this part of the files; the others are not opened. `extract` takes
-            it for the run's partition. Other data sets are parted by `ExtractConfig.partition` alone.
+        partition: for ``tar`` and ``parquet``, only this part of the files; the others are not opened. `extract` then
+            takes it as the run's partition. For other data sets use `ExtractConfig.partition`.
         prefix: for ``tar`` and ``parquet``, put the file's name, without its extension, before every key.
-        image_column, key_column: for ``parquet``, the columns that hold the images' bytes and their keys.
+        image_column, key_column: for ``parquet``, the columns of the images' bytes and of their keys.
 
     Raises:
-        DatasetError: the annotation file is missing, is of another structure, or lists a name that leaves the image
-            directory; or `images` is no directory. The dataset's own directory is not looked for: training needs only
-            the features. Of tars and tables: none is there, there is no image in them, or two have the same key. One
-            that is damaged or missing beside others is in ``damaged`` instead.
-        ConfigError: there is no such dataset, split or column, or a package is not installed.
+        DatasetError: the annotation file is missing, has another structure, or lists a name that leaves the image
+            directory; or `images` is not a directory. The dataset's own directory is not checked: training needs only
+            the features. For tars and tables: all are missing, they have no image, or two images have the same key.
+            ``Dataset.damaged`` lists files that are damaged or missing beside others.
+        ConfigError: the dataset, split or column does not exist, or a package is not installed.
     """
+    if name in ("folder", *ARCHIVES) and (split or images or annotations):
+        given = "root" if name == "folder" else "files"
+        raise ConfigError(f"{name} has no splits, annotations or image directory: give only its {given}.")
     if name in ARCHIVES:
-        if split or images or annotations:
-            raise ConfigError(f"{name} has no splits, annotations or image directory: give only its files.")
-        files = [root] if is_place(root) else list(root)  # type: ignore[arg-type]
-        if name == "tar":
-            return tar.load(files, part=partition, prefix=prefix)
-        return parquet.load(files, image_column, key_column, part=partition, prefix=prefix)
+        read = tar.read_tar if name == "tar" else parquet.reader(image_column, key_column)
+        places = expand([root] if is_place(root) else root)  # type: ignore[arg-type]
+        return gather(name, places, read, part=partition, prefix=prefix)
     if partition != WHOLE or prefix or not is_place(root):
-        raise ConfigError(f"{name} has one root, no prefix, and is parted by the run: ExtractConfig(partition=...).")
+        raise ConfigError(f"{name} has one root, no prefix, and no partition: use ExtractConfig(partition=...).")
     if name == "folder":
-        if split or images or annotations:
-            raise ConfigError("A folder has no splits, annotations or image directory: give only its root.")
         return folder.load(locate(root))
-    if name not in _LOADERS:
-        raise ConfigError(f"There is no dataset {name!r}. Choose from: {', '.join([*_LOADERS, 'folder', *ARCHIVES])}.")
+    if name not in SPLITS:
+        raise ConfigError(f"There is no dataset {name!r}. Choose from: {', '.join([*SPLITS, 'folder', *ARCHIVES])}.")
     if split not in SPLITS[name]:
         wrong = "Name a split of" if split is None else f"There is no split {split!r} of"
         raise ConfigError(f"{wrong} {name}. Choose from: {', '.join(SPLITS[name])}.")
-    dataset = _LOADERS[name](
-        Path(root).expanduser(),
-        split,
-        None if images is None else locate(images),
-        None if annotations is None else Path(annotations).expanduser(),
-    )
+    root = Path(root).expanduser()
+    source = find_annotations(name, root, split) if annotations is None else Path(annotations).expanduser()
+    directory = root / IMAGES[name][split] if images is None else locate(images)
+    listed = make_samples(read_file_names(source), directory, source)
+    dataset = Dataset(name, split, directory, listed, source, root)
     if images is not None:
         require_images(dataset)
     return dataset
 
 
 def require_images(dataset: Dataset) -> None:
-    """Raise DatasetError where a dataset's image directory is not there. An object store has no directories."""
+    """Raise DatasetError if a dataset's image directory does not exist. An object store has no directories."""
     if is_remote(dataset.images):
         return
     require_directory(
@@ -107,18 +115,24 @@ def require_images(dataset: Dataset) -> None:
 
 
 def find_annotations(name: str, root: Path, split: str) -> Path:
-    """The annotation file of a split in an EZ-HOI checkout. Raises DatasetError where the data set needs one."""
-    return {"hicodet": hicodet.find_annotations, "vcoco": vcoco.find_annotations}[name](root, split)
+    """The annotation file of a split in an EZ-HOI checkout. Raises DatasetError if there is none."""
+    places = [root / place for place in ANNOTATIONS[name][split]]
+    if found := next((place for place in places if place.exists()), None):
+        return found
+    raise DatasetError(
+        f"There is no annotation file of {name} {split}: no {' and no '.join(map(str, places))}. "
+        "Is --root an EZ-HOI checkout? Else name the file with --annotations."
+    )
 
 
 def load_splits(
     name: str, root: Path, splits: list[str], images: Path | None, annotations: Path | None
 ) -> Iterator[Dataset]:
-    """Several splits of one dataset; none given means all.
+    """Several splits of one dataset; all if none is given.
 
-    Raises what `load_dataset` does, and ConfigError where `images` or `annotations` would serve two splits.
+    Raises as `load_dataset`, and ConfigError if `images` or `annotations` would serve two splits.
     """
     chosen = list(dict.fromkeys(splits)) or list(SPLITS[name])
     if len(chosen) != 1 and (images or annotations):
-        raise ConfigError("--images and --annotations stand for one split: say which with --split.")
+        raise ConfigError("--images and --annotations belong to one split: name it with --split.")
     return (load_dataset(name, root, split, images=images, annotations=annotations) for split in chosen)

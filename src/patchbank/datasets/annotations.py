@@ -1,4 +1,4 @@
-"""Reading any of the field's annotation files, told apart by structure and not by name."""
+"""Reading any of the field's annotation files, recognised by structure and not by name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _KNOWN = (
 
 
 class Annotations(NamedTuple):
-    """A file of annotations, read.
+    """The content of an annotation file.
 
     Attributes:
         structure: ``hicodet``: trainval_hico.json, test_hico.json. ``upt``: instances_train2015.json,
             instances_test2015.json. ``vcoco``: instances_vcoco_*.json.
-        content: the file's.
-        file_names: of every listed image, in the file's order, repeats included.
+        content: the parsed JSON.
+        file_names: of every listed image, in the file's order, with repeats.
     """
 
     structure: Literal["hicodet", "upt", "vcoco"]
@@ -31,7 +31,7 @@ class Annotations(NamedTuple):
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Raises DatasetError where the file cannot be read, is not JSON, or is none of the known structures."""
+    """Read an annotation file. Raises DatasetError if it is unreadable, not JSON, or of an unknown structure."""
     content = _read_json(path)
     if isinstance(content, list):
         found, where = Annotations("hicodet", content, [_file_name(entry) for entry in content]), "entry"
@@ -52,7 +52,7 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def read_file_names(path: Path) -> list[str]:
-    """The ``file_name`` of every listed image. Raises DatasetError as `read_annotations` does."""
+    """The ``file_name`` of every listed image. Raises as `read_annotations`."""
     return read_annotations(path).file_names
 
 

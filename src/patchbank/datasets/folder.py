@@ -1,4 +1,4 @@
-"""Any directory of images, searched recursively: every file that Pillow opens."""
+"""Any directory of images, searched recursively."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 
 from PIL import Image
 
-from patchbank.datasets.samples import Dataset, make_records, require_directory
+from patchbank.datasets.samples import Dataset, make_samples, require_directory
 from patchbank.errors import DatasetError
 from patchbank.locations import is_remote, remotely
 
-# Pillow identifies these but cannot decode them by itself: films, plots and scientific containers.
+# Pillow identifies these formats but cannot decode them by itself.
 _STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def load(root: Path) -> Dataset:
-    """The images under `root`, ordered by their path. Hidden files and directories are passed over.
+    """The images under `root`, ordered by path, without hidden files and directories.
 
-    A file with an image's extension is listed even if it turns out to be damaged, so that its failure shows; any
-    other local file is listed if Pillow recognises it by its first bytes. Raises DatasetError where there is none.
+    Files with an image's extension are listed even if they are damaged, so that their failure shows; other local files
+    are listed if Pillow recognises their first bytes. Raises DatasetError if there is no image.
     """
     if is_remote(root):
-        keys = sorted(filter(has_image_name, _objects(root)))  # by name alone: a look into each would be a request
+        keys = sorted(filter(has_image_name, _objects(root)))  # by name alone: opening each would be a request
     else:
-        require_directory(root, "a directory of images", "Name one that is there.")
+        require_directory(root, "a directory of images", "Name an existing one.")
         keys = sorted(key for key in _files(root) if has_image_name(key) or _is_image(root / key))
     if not keys:
         raise DatasetError(f"There are no images under {root}.")
-    return Dataset("folder", None, root, make_records(keys, root, root))
+    return Dataset("folder", None, root, make_samples(keys, root, root))
 
 
 @cache
@@ -41,17 +41,17 @@ def _extensions() -> frozenset[str]:
 
 
 def has_image_name(key: str) -> bool:
-    """Whether a name has the extension of images that Pillow decodes."""
+    """Whether a name has an extension of images that Pillow decodes."""
     return os.path.splitext(key)[1].lower() in _extensions()  # noqa: PTH122
 
 
 def is_hidden(key: str) -> bool:
-    """Whether a file, or a directory it lies in, is hidden. ``..`` is not: it is refused, not passed over."""
+    """Whether a file or one of its directories is hidden. ``..`` is not: it is an error, and not to be skipped."""
     return any(part.startswith(".") and part not in (".", "..") for part in key.split("/"))
 
 
 def _files(root: Path) -> Iterator[str]:
-    """Relative POSIX paths of all regular files; symbolic links are followed, but no directory is entered twice."""
+    """Relative POSIX paths of all regular files. Symbolic links are followed; no directory is entered twice."""
     entered: set[str] = set()
     for directory, subdirectories, names in os.walk(root, followlinks=True):
         real = os.path.realpath(directory)
@@ -67,7 +67,7 @@ def _files(root: Path) -> Iterator[str]:
 
 
 def _objects(root: Path) -> list[str]:
-    """Names below an object store's prefix. Raises DatasetError where they cannot be listed."""
+    """Names below an object store's prefix. Raises DatasetError if they cannot be listed."""
     try:
         found: tuple[str, list[str]] = remotely(root, lambda files, path: (path, files.find(path)))
     except OSError as error:
@@ -78,9 +78,9 @@ def _objects(root: Path) -> list[str]:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether Pillow recognises the file by its header. Reads a few bytes, decodes nothing."""
+    """Whether Pillow recognises the file by its header. Decodes nothing."""
     try:
         with Image.open(path) as image:
             return image.format not in _STUBS
-    except Exception:  # whatever a plugin makes of a foreign file, it is not an image
+    except Exception:  # plugins raise many kinds on other files
         return False

@@ -1,4 +1,4 @@
-"""Human-object pairs in one form, whichever of the field's files they come from.
+"""Human-object pairs in one form, from any of the field's annotation files.
 
 Boxes are xyxy in original pixels, 0-based; classes are 0-based indices; objects are COCO's 80 in their usual order, the
 person first.
@@ -7,7 +7,7 @@ person first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+_COLUMNS = ("boxes_h", "boxes_o", "object", "verb", "hoi")
 HICO_HOIS = 600  # HICO-DET's classes of verb and object together
 _BESIDE = (
-    " Those of HICO-DET are told by UPT's instances_train2015.json or instances_test2015.json, which are looked for "
-    "beside it."
+    " For HICO-DET, put UPT's instances_train2015.json or instances_test2015.json beside it: they define the classes."
 )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class HOITarget:
-    """The annotated human-object pairs of one image, K of them.
+    """The K annotated human-object pairs of one image.
 
     Attributes:
         key: the image's.
         boxes_h, boxes_o: (K, 4) float32, the human's and the object's box, xyxy in original pixels, 0-based.
         object: (K,) int64, the object's class among COCO's 80; `HOIClasses.objects` names them.
         verb: (K,) int64, HICO-DET's verbs or V-COCO's actions; `HOIClasses.verbs` names them.
-        hoi: (K,) int64, HICO-DET's class of verb and object together; None where the file does not tell it.
-        size: (width, height) of the original image in pixels; None where neither the file nor the image tells it.
-        incomplete: how many pairs the file lists besides, which lack the object's box.
-        transform: how the image became the grid; None until a bank has told it (`FeatureDataset`).
-        regions: features pooled in the pairs' boxes, (K, D) by name; empty where none were asked for.
+        hoi: (K,) int64, HICO-DET's class of verb and object together; None if the file does not define it.
+        size: (width, height) of the original image in pixels; None if unknown.
+        incomplete: the number of further pairs in the file, which lack the object's box.
+        transform: how the image became the grid; None without a bank (`FeatureDataset` sets it).
+        regions: features pooled in the pairs' boxes, (K, D) by name; empty unless requested.
     """
 
     key: str
@@ -49,7 +49,7 @@ class HOITarget:
     boxes_o: Tensor
     object: Tensor
     verb: Tensor
-    hoi: Tensor | None
+    hoi: Tensor | None = None
     size: tuple[int, int] | None = None
     incomplete: int = 0
     transform: ImageTransform | None = None
@@ -63,18 +63,13 @@ class HOITarget:
         return f"<HOITarget {self.key}: {len(self)} pairs, {self.size}{regions}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To another process by value: a data-loader worker would send each of its small tensors as a file."""
-        values = self.map(_numpy)
-        return _received, ({each.name: getattr(values, each.name) for each in fields(self)},)
+        """To another process by value: a data-loader worker would send each small tensor as a file."""
+        return _received, (vars(self.map(_numpy)),)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> HOITarget:
-        """The same with each of its tensors replaced."""
-        import torch
-
+        """The same with each tensor replaced."""
         changed: dict[str, Any] = {
-            each.name: function(value)
-            for each in fields(self)
-            if isinstance(value := getattr(self, each.name), torch.Tensor)
+            name: function(value) for name in _COLUMNS if (value := getattr(self, name)) is not None
         }
         return replace(self, **changed, regions={name: function(value) for name, value in self.regions.items()})
 
@@ -88,7 +83,7 @@ class HOITarget:
 
 
 def _numpy(tensor: Tensor) -> Any:
-    """Where numpy has such numbers, and nothing is lost."""
+    """As an array, if numpy has the dtype and nothing is lost."""
     import torch
 
     plain = tensor.device.type == "cpu" and not tensor.requires_grad and tensor.dtype != torch.bfloat16
@@ -96,24 +91,20 @@ def _numpy(tensor: Tensor) -> Any:
 
 
 def _received(values: dict[str, Any]) -> HOITarget:
-    """The inverse of what `HOITarget.__reduce__` takes apart."""
+    """The inverse of `HOITarget.__reduce__`."""
     import torch
 
-    def tensor(value: Any) -> Any:
-        return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-
-    regions = {name: tensor(value) for name, value in values.pop("regions").items()}
-    return HOITarget(**{name: tensor(value) for name, value in values.items()}, regions=regions)
+    return HOITarget(**values).map(torch.as_tensor)
 
 
 class HOIClasses(NamedTuple):
-    """The names behind a target's numbers.
+    """The names of a target's classes.
 
     Attributes:
         objects: COCO's 80.
         verbs: HICO-DET's 117 verbs, or V-COCO's 24 actions.
         hois: (object, verb) of each of HICO-DET's 600 classes; empty for V-COCO, which has none.
-        objects_of: for each verb, the objects that it goes with, ascending.
+        objects_of: for each verb, the objects it occurs with, ascending.
     """
 
     objects: tuple[str, ...]
@@ -127,24 +118,24 @@ class HOIClasses(NamedTuple):
         return f"{self.verbs[verb]} {self.objects[target]}"
 
     def hois_with(self, *, objects: Iterable[int] = (), verbs: Iterable[int] = ()) -> list[int]:
-        """The hoi classes that have one of these objects, or one of these verbs: all of an unseen object's, say."""
+        """The hoi classes with one of these objects or verbs, such as all of an unseen object."""
         objects, verbs = set(objects), set(verbs)
         return [hoi for hoi, (target, verb) in enumerate(self.hois) if target in objects or verb in verbs]
 
 
 @dataclass(frozen=True, eq=False)
 class HOIAnnotations:
-    """The pairs of a whole file, in columns, so that it is small and goes quickly to other processes.
+    """The P pairs of a whole file, in columns: small, and quickly sent to other processes.
 
     Attributes:
         source: the file.
-        rows: key -> where the image's pairs lie in the columns.
+        rows: key -> the image's rows of the columns.
         boxes_h, boxes_o: (P, 4) float32.
         object, verb: (P,) int64.
         hoi: (P,) int64, or None.
-        sizes: key -> (width, height), where the file tells it.
-        incomplete: key -> number of pairs that lack a box, where there are any.
-        classes: what the numbers mean, where the file or the one beside it tells it.
+        sizes: key -> (width, height), if the file has sizes.
+        incomplete: key -> number of pairs without an object's box, if there are any.
+        classes: the classes' names, if the file or UPT's beside it has them.
         filtered: whether some of the file's pairs were left out.
     """
 
@@ -161,41 +152,32 @@ class HOIAnnotations:
     filtered: bool = False
 
     def target(self, key: str) -> HOITarget:
-        """One image's. Raises KeyError where it is not listed."""
+        """One image's pairs. Raises KeyError if it is not listed."""
         import torch
 
         rows = self.rows[key]
-        part = slice(rows.start, rows.stop)
-
-        def tensor(column: NDArray[Any]) -> Tensor:
-            return torch.from_numpy(column[part].copy())  # the caller's own
-
-        return HOITarget(
-            key=key,
-            boxes_h=tensor(self.boxes_h),
-            boxes_o=tensor(self.boxes_o),
-            object=tensor(self.object),
-            verb=tensor(self.verb),
-            hoi=None if self.hoi is None else tensor(self.hoi),
-            size=self.sizes.get(key),
-            incomplete=self.incomplete.get(key, 0),
-        )
+        columns: dict[str, Any] = {
+            name: torch.from_numpy(column[rows.start : rows.stop].copy())  # the caller's own
+            for name in _COLUMNS
+            if (column := getattr(self, name)) is not None
+        }
+        return HOITarget(key=key, size=self.sizes.get(key), incomplete=self.incomplete.get(key, 0), **columns)
 
     @property
     def known_classes(self) -> HOIClasses:
-        """The classes. Raises DatasetError where they are not told."""
+        """The classes. Raises DatasetError if the file does not name them."""
         if self.classes is None:
             raise DatasetError(f"{self.source} names no classes.{_BESIDE}")
         return self.classes
 
     def hoi_counts(self) -> NDArray[np.int64]:
-        """(600,): how many pairs there are of each hoi class. Raises DatasetError where that is not told."""
+        """(600,): the number of pairs of each hoi class. Raises DatasetError without hoi classes."""
         return np.bincount(self._hois(), minlength=HICO_HOIS)
 
     def without_hois(self, hois: Iterable[int] | str | Path) -> HOIAnnotations:
-        """The same less the pairs of some hoi classes: 0-based, or a file of them.
+        """Leave out the pairs of some hoi classes: 0-based, or a file of them.
 
-        Raises DatasetError where hoi classes are not told, or one of these is none.
+        Raises DatasetError without hoi classes, or if a class does not exist.
         """
         unwanted = read_indices(Path(hois)) if isinstance(hois, (str, Path)) else sorted({int(hoi) for hoi in hois})
         kept = ~np.isin(self._hois(), unwanted)
@@ -203,21 +185,21 @@ class HOIAnnotations:
             raise DatasetError(f"There is no hoi class {wrong[0]}: they are 0 to {HICO_HOIS - 1}.")
         before = np.concatenate([[0], np.cumsum(kept)])
         rows = {key: range(int(before[part.start]), int(before[part.stop])) for key, part in self.rows.items()}
-        columns = {name: getattr(self, name)[kept] for name in ("boxes_h", "boxes_o", "object", "verb", "hoi")}
+        columns = {name: getattr(self, name)[kept] for name in _COLUMNS}
         return replace(self, rows=rows, filtered=self.filtered or not bool(kept.all()), **columns)
 
     def _hois(self) -> NDArray[np.int64]:
         if self.hoi is None:
             vcoco = self.classes is not None and not self.classes.hois
             why = " V-COCO has none." if vcoco else _BESIDE
-            raise DatasetError(f"{self.source} does not tell the pairs' hoi classes.{why}")
+            raise DatasetError(f"{self.source} does not have the pairs' hoi classes.{why}")
         return self.hoi
 
 
 def read_indices(path: Path) -> list[int]:
-    """Whole numbers from a file, sorted, each once: a JSON list, or a text of them with spaces, commas or new lines.
+    """Whole numbers from a file, sorted, each once: a JSON list, or text with spaces, commas or new lines.
 
-    Raises DatasetError where it is neither.
+    Raises DatasetError on anything else.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -227,4 +209,4 @@ def read_indices(path: Path) -> list[int]:
     try:
         return sorted({int(word) for word in words})
     except ValueError as error:
-        raise DatasetError(f"{path} is no list of whole numbers: {error}.") from error
+        raise DatasetError(f"{path} is not a list of whole numbers: {error}.") from error

@@ -1,63 +1,42 @@
-"""Parquet files with a column of images: their rows listed from the key column alone."""
+"""Parquet files with a column of images. Listing reads the key column alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
-from pathlib import Path, PurePath
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from patchbank.config import WHOLE, Partition
-from patchbank.datasets.samples import Dataset
-from patchbank.datasets.several import LARGEST, Content, expand, gather, reason_of
-from patchbank.datasets.tables import Table, first_line, forget, open_table
-from patchbank.errors import ConfigError, DatasetError
-
-_INSTALL = 'pip install "patchbank[parquet]"'
+from patchbank.datasets.several import LARGEST, Content, reason_of
+from patchbank.datasets.tables import Table, forget, open_table
+from patchbank.errors import ConfigError, DatasetError, first_line
 
 
-def load(
-    patterns: str | PurePath | Iterable[str | PurePath],
-    image_column: str,
-    key_column: str | None,
-    *,
-    part: Partition = WHOLE,
-    prefix: bool = False,
-) -> Dataset:
-    """The rows of a part of the files, in the files' order. A file that cannot be read is among the damaged ones.
-
-    Raises as `several.expand` and `several.gather` do, and ConfigError where a column is not there, is of another type,
-    or pyarrow is not installed; DatasetError where a row has no key, or two rows of a file have the same.
-    """
+def reader(image_column: str, key_column: str | None) -> Callable[[Path], Content]:
+    """`read_table` of these columns. Raises ConfigError if pyarrow is not installed."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise ConfigError(f"Parquet files are read by pyarrow: {_INSTALL}") from None
-    return gather(
-        "parquet",
-        expand(patterns),
-        lambda place: read_table(place, image_column, key_column),
-        part=part,
-        prefix=prefix,
-    )
+        raise ConfigError('Parquet files are read by pyarrow: pip install "patchbank[parquet]"') from None
+    return lambda place: read_table(place, image_column, key_column)
 
 
 def read_table(place: Path, image_column: str, key_column: str | None) -> Content:
-    """A file's keys, each with its (row group, row). The images are not read."""
+    """A file's keys, each with its (row group, row). The images are not read.
+
+    Raises ConfigError if a column is missing or of another type; DatasetError if a row has no key, or two share one.
+    """
     import pyarrow
 
-    forget(place)
+    forget()
     source = Table(place, image_column)
     images: list[tuple[str, int, tuple[int, int]]] = []
     rows: dict[str, int] = {}
     try:
-        with ExitStack() as stack:
-            file = open_table(place, stack)
+        with open_table(place) as file:
             _check_columns(place, file.schema_arrow, image_column, key_column)
             if file.metadata.num_rows > LARGEST:
                 raise DatasetError(
-                    f"{place} has {file.metadata.num_rows:,} rows, and more than {LARGEST:,} a file are not taken: "
-                    "split it into several files."
+                    f"{place} has {file.metadata.num_rows:,} rows, more than {LARGEST:,}: split it into several files."
                 )
             for group in range(file.num_row_groups):
                 keys = file.read_row_group(group, columns=[key_column], use_threads=False).column(0).to_pylist()

@@ -1,7 +1,7 @@
-"""Data sets that lie in several large files, tars or tables: which files there are, and their images in one list.
+"""Data sets in several large files, tars or tables: the files that patterns name, and their images in one list.
 
-File t of the whole list has the positions from ``t * POSITIONS`` on. So its images share batches and shards with no
-other file's, and a process that is for some of the files need not open the others.
+File t of the list has the positions from ``t * POSITIONS`` on. So its images share batches and shards with no other
+file's, and a process with some of the files need not open the others.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from patchbank.config import WHOLE, Partition
-from patchbank.datasets.samples import Dataset, Sample, Source, checked
+from patchbank.datasets.samples import Dataset, Sample, checked
+from patchbank.datasets.sources import Source
 from patchbank.errors import ConfigError, DatasetError
 from patchbank.locations import is_remote, locate, remotely
 
 POSITIONS = 1_000_000  # for each file
-LARGEST = 900_000  # images a file: a shard of the last ones must not reach the next file's positions
+LARGEST = 900_000  # images a file: the shard of the last ones must not reach the next file's positions
 MISSING = "missing: there is no such file"
 
-_INSTALL = 'pip install "patchbank[tar]"'
-_AT_ONCE = 8  # files that are looked into
+_AT_ONCE = 8  # files that are indexed
 _WILD = frozenset("*?[")
 
 
 @dataclass(frozen=True)
 class Content:
-    """What one file holds.
+    """The images in one file.
 
     Attributes:
         source: the file.
         images: (key, number in the file, place in it) of each.
-        damage: why there are not all, or none; None where nothing is wrong.
+        damage: why some or all are missing; None if the file is whole.
     """
 
     source: Source
@@ -42,47 +42,43 @@ class Content:
     damage: str | None = None
 
 
-def expand(patterns: str | PurePath | Iterable[str | PurePath]) -> list[Path]:
-    """The files that patterns stand for, in their order, each once.
+def expand(patterns: Iterable[str | PurePath]) -> list[Path]:
+    """The files that patterns name, in their order, each once.
 
-    A pattern is a path or a URL; braces, ``::`` and ``${...}`` are expanded by webdataset, ``*``, ``?`` and ``[...]``
-    then by what is there (of a URL, ``*`` alone). A local file of exactly a pattern's name is meant literally.
+    A pattern is a path or a URL. webdataset expands braces, ``::`` and ``${...}``; then ``*``, ``?`` and ``[...]``
+    match existing files (in a URL, ``*`` alone). A pattern that is an existing local file's name is that file.
 
     Raises:
         ConfigError: a pattern cannot be expanded, or would run a command; or webdataset is not installed.
         DatasetError: no file matches.
     """
-    if isinstance(patterns, str | PurePath):
-        patterns = [patterns]
     found: dict[str, Path] = {}
     for pattern in patterns:
-        for name in [os.fspath(pattern)] if _exists(pattern) else _braces(os.fspath(pattern)):
-            for place in _matches(name):
-                found[str(place)] = place
+        names = [os.fspath(pattern)]
+        if not os.path.exists(pattern):  # noqa: PTH110  # a pattern may be a URL
+            names = _braces(names[0])
+        found |= {str(place): place for name in names for place in _matches(name)}
     if not found:
         raise ConfigError("Name at least one file.")
     return list(found.values())
 
 
-def _exists(pattern: str | PurePath) -> bool:
-    return os.path.exists(pattern)  # noqa: PTH110
-
-
 def _braces(pattern: str) -> list[str]:
-    if pattern.startswith("pipe:"):
-        raise ConfigError(f"{pattern}: a pipe: runs a command, which is not done here. Name the files themselves.")
-    if "{" not in pattern and "::" not in pattern:
-        return [pattern]
-    try:
-        from webdataset.shardlists import expand_urls
-    except ImportError:
-        raise ConfigError(f"{pattern} is expanded by webdataset: {_INSTALL}, or name the files themselves.") from None
-    try:
-        expanded: list[str] = expand_urls(pattern)
-    except (ValueError, AssertionError) as error:
-        raise ConfigError(f"{pattern} cannot be expanded: {error}.") from None
+    expanded = [pattern]
+    if "{" in pattern or "::" in pattern:
+        try:
+            from webdataset.shardlists import expand_urls
+        except ImportError:
+            install = 'pip install "patchbank[tar]"'
+            raise ConfigError(
+                f"{pattern} is expanded by webdataset: {install}, or name the files themselves."
+            ) from None
+        try:
+            expanded = expand_urls(pattern)
+        except (ValueError, AssertionError) as error:
+            raise ConfigError(f"{pattern} cannot be expanded: {error}.") from None
     if any(each.startswith("pipe:") for each in expanded):
-        return _braces("pipe:...")
+        raise ConfigError(f"{pattern}: pipe: runs a command, which patchbank refuses. Name the files themselves.")
     return expanded
 
 
@@ -113,12 +109,12 @@ def gather(
     """The images of a part of the files, in the files' order.
 
     Args:
-        read: what a file holds; called from several threads. Whatever is wrong with the file alone is its `damage`.
+        read: a file's content; called from several threads. A fault of one file is its `damage`.
         prefix: put the file's name, without its extension, before every key.
 
     Raises:
-        DatasetError: none of the part's files is there, no file of all has an image, one holds more than `LARGEST`,
-            a key is no plain relative path, or two files have the same key.
+        DatasetError: all files of the part are missing, or have no image; a file has more than `LARGEST`; a key is not
+            a plain relative path; or two files have the same key.
     """
     mine = part.of(len(places))
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="index") as threads:
@@ -135,21 +131,18 @@ def gather(
                 raise DatasetError(f"{place} holds more than {LARGEST:,} images: split it into several files.")
             key = checked(f"{place.stem}/{key}" if prefix else key, place)
             if (other := owners.setdefault(key, place)) is not place:
-                raise DatasetError(f"{other} and {place} both hold {key!r}. {_mend(other, place, prefix)}")
+                fix = "Keys must differ: make a bank of each."
+                if not prefix and other.stem != place.stem:
+                    fix = "With --prefix (prefix=True) the keys begin with the file's name, so that they differ."
+                raise DatasetError(f"{other} and {place} both hold {key!r}. {fix}")
             samples.append(Sample(key, content.source, index * POSITIONS + number, where))
     if mine and all(reason == MISSING for reason in damaged.values()) and len(damaged) == len(mine):
-        others = f", nor is any other of the {len(mine):,} files named" if len(mine) > 1 else ""
-        raise DatasetError(f"{places[mine[0]]} is not there{others}.")
+        others = f", nor does any other of the {len(mine):,} files named" if len(mine) > 1 else ""
+        raise DatasetError(f"{places[mine[0]]} does not exist{others}.")
     if not samples and (part == WHOLE or len(damaged) == len(mine) > 0):
         reasons = "".join(f"\n  {place}: {reason}" for place, reason in list(damaged.items())[:5])
         raise DatasetError(f"There are no images in {places[mine[0]]}{', ...' if len(mine) > 1 else ''}.{reasons}")
     return Dataset(name, None, places[0].parent, tuple(samples), part=part, damaged=damaged)
-
-
-def _mend(one: Path, other: Path, prefix: bool) -> str:
-    if not prefix and one.stem != other.stem:
-        return "With --prefix (prefix=True) the keys begin with the file's name, so that they differ."
-    return "Keys must differ: make a bank of each."
 
 
 def reason_of(error: OSError) -> str:

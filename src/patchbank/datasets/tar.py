@@ -1,40 +1,31 @@
-"""WebDataset tars: their images listed from the members' headers. Nothing is extracted, and no data is read."""
+"""WebDataset tars: images listed from the members' headers. Nothing is extracted, and no data is read."""
 
 from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from patchbank.config import WHOLE, Partition
-from patchbank.datasets.archives import Tar
 from patchbank.datasets.folder import has_image_name, is_hidden
-from patchbank.datasets.samples import Dataset
-from patchbank.datasets.several import Content, expand, gather, reason_of
+from patchbank.datasets.several import Content, reason_of
+from patchbank.datasets.sources import Tar
 from patchbank.locations import filesystem, is_remote, remote_errors
 
-_META = re.compile(r"__[^/]*__($|/)")  # what WebDataset keeps for itself
-_LONGEST = 16 << 20  # bytes of a header, which may hold names of any length
-_REMOTE_BLOCK = 1 << 20  # a request for each header would take longer than reading what lies between small images
+_META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own members
+_LONGEST = 16 << 20  # bytes of a header; it may contain a long name
+_REMOTE_BLOCK = 1 << 20  # a request for each header takes longer than reading small images
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-def load(
-    patterns: str | PurePath | Iterable[str | PurePath], *, part: Partition = WHOLE, prefix: bool = False
-) -> Dataset:
-    """The images in a part of the tars, in the tars' order, by their members' names.
-
-    A member counts if its name has an image's extension; hidden ones and WebDataset's own ``__...__`` do not. A tar
-    that is damaged gives the images before the damage. Raises as `several.expand` and `several.gather`.
-    """
-    return gather("tar", expand(patterns), read_tar, part=part, prefix=prefix)
-
-
 def read_tar(place: Path) -> Content:
-    """A tar's images; of members of one name the last, as a tar means it."""
+    """A tar's images, by their members' names; of members with one name the last one, as when a tar is unpacked.
+
+    Members with an image's extension count, but not hidden ones and WebDataset's own ``__...__``. A damaged tar gives
+    the images before the damage.
+    """
     source = Tar(place)
     members: dict[str, tuple[int, int]] = {}
     damage = None
@@ -60,7 +51,7 @@ def _opened(place: Path) -> Iterator[Any]:
 
 
 class _Headers:
-    """A tar's file to tarfile, which believes what a header says of its own length."""
+    """A file for tarfile, which would read a header of any length that the header states."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -75,18 +66,18 @@ class _Headers:
 
 
 def _read_members(file: Any, members: dict[str, tuple[int, int]]) -> str | None:
-    """Note the images' (offset, size) in `members`. Returns what is wrong with the tar, if anything."""
+    """Add the images' (offset, size) to `members`. Returns what is wrong with the tar; None if nothing is."""
     length = file.seek(0, 2)
     file.seek(0)
     start = file.read(6)
     file.seek(0)
     if compression := next((name for magic, name in _COMPRESSIONS.items() if start.startswith(magic)), None):
-        return f"it is compressed ({compression}), so that images cannot be read by their place: unpack it to a .tar"
+        return f"it is compressed ({compression}), so that its images cannot be read one by one: unpack it to a .tar"
     last = "its beginning (is it a tar?)"
     try:
         with tarfile.TarFile(fileobj=_Headers(file), mode="r") as tar:  # type: ignore[arg-type]
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # it would remember them all
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 if member.size < 0:
                     return f"damaged after {last}: a member of {member.size} bytes"
                 if member.isreg():
@@ -97,7 +88,7 @@ def _read_members(file: Any, members: dict[str, tuple[int, int]]) -> str | None:
                     if member.offset_data + member.size > length and not member.issparse():
                         return f"cut short: the data of {key!r} is not all there"
                     if counts and member.issparse():
-                        return f"{key!r} is a sparse member, which cannot be read by its place: pack it plainly"
+                        return f"{key!r} is a sparse member, which has no one place to read: pack without --sparse"
                     if counts:
                         members.pop(key, None)
                         members[key] = member.offset_data, member.size

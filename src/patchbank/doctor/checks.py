@@ -25,14 +25,14 @@ from patchbank import encoders
 from patchbank.bank.manifest import library_versions
 from patchbank.budget import ByteBudget
 from patchbank.config import ExtractConfig
-from patchbank.datasets import SPLITS, Dataset, Sample, hicodet, load_dataset, vcoco
+from patchbank.datasets import ANNOTATIONS, SPLITS, Dataset, Sample, load_dataset
 from patchbank.datasets.samples import Decoded, Failure
 from patchbank.encoders.device import auto_batch_size
 from patchbank.encoders.openai.checkpoints import CHECKPOINTS, places
 from patchbank.encoders.openai.random import random_spec
 from patchbank.encoders.openai.registry import Model
 from patchbank.encoders.runner import Runner
-from patchbank.errors import DatasetError, PatchbankError
+from patchbank.errors import DatasetError, PatchbankError, first_line
 from patchbank.extraction.advice import auto_workers
 from patchbank.extraction.devices import decide
 from patchbank.extraction.plan import ExtractPlan, by_disk, check_disk
@@ -42,10 +42,7 @@ from patchbank.preprocess import load
 # ok: nothing to do. note: worth knowing, stops nothing. problem: an extraction would stop, or lack images.
 Level = Literal["ok", "note", "problem"]
 
-_LISTS = {
-    "hicodet": [place for places in hicodet.ANNOTATIONS.values() for place in places],
-    "vcoco": [*vcoco.ANNOTATIONS.values()],
-}
+_LISTS = {name: [place for places in splits.values() for place in places] for name, splits in ANNOTATIONS.items()}
 _ARCHIVES = {
     "hicodet": "Unpack hico_20160224_det.tar.gz in hicodet/.",
     "vcoco": "Unpack http://images.cocodataset.org/zips/{split}2014.zip in vcoco/mscoco2014/.",
@@ -307,9 +304,8 @@ def measure(plans: Sequence[ExtractPlan]) -> tuple[dict[str, tuple[float, float]
             decode, failed = _decode(plan, todo[:: -(-len(todo) // _SAMPLED)])
             images, passes = _encode(plan)
         except (PatchbankError, RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             fix = "If memory is short: end other programs on the device, or extract with a smaller --batch-size."
-            findings.append(Finding(name, "note", f"its speed is unknown: {reason}", fix=fix))
+            findings.append(Finding(name, "note", f"its speed is unknown: {first_line(error)}", fix=fix))
             continue
         failures.update(failed)
         workers = plan.config.workers or auto_workers()

@@ -21,7 +21,7 @@ from patchbank.locations import is_remote
 
 if TYPE_CHECKING:
     from patchbank.datasets import Sample
-    from patchbank.datasets.samples import Source
+    from patchbank.datasets.sources import Source
 
 _CONTROL = "control"  # the concurrency group of `stop`
 _ATTEMPTS = 5  # at a unit, before its images are taken for what kills the workers
@@ -232,7 +232,7 @@ def _absolute(units: Sequence[Unit]) -> Iterator[Unit]:
         if sample.source.remote:
             return sample
         if (source := sources.get(sample.source)) is None:
-            source = replace(sample.source, location=sample.source.location.absolute())  # type: ignore[type-var]
+            source = replace(sample.source, location=sample.source.location.absolute())
             sources[sample.source] = source
         return sample._replace(source=source)
 

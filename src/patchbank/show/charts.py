@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from patchbank.show.statistics import Histogram, Statistics
 
@@ -41,16 +42,15 @@ def _chart(title: str, label: str, series: list[tuple[str, Histogram]], *, logar
     last = min(len(edges) - 1, first + width * -(-(last - first) // width))
     span = np.log(edges[first : last + 1]) if logarithmic else edges[first : last + 1]
     scale = (span - span[0]) / (span[-1] - span[0])
-    outlines: list[tuple[str, list[tuple[float, float, float]]]] = []
-    for name, histogram in series:
-        starts = np.arange(0, last - first, width)
-        counts = np.add.reduceat(histogram.counts[first:last], starts)
-        ends = np.minimum(starts + width, last - first)
-        density = counts / max(1, counts.sum()) / (scale[ends] - scale[starts])
-        places = [(float(scale[a]), float(scale[b]), float(d)) for a, b, d in zip(starts, ends, density, strict=True)]
-        outlines.append((name, places))
-    top = max(density for _, places in outlines for _, _, density in places) or 1.0
-    lines = [{"name": name, "path": _stairs([(a, b, d / top) for a, b, d in places])} for name, places in outlines]
+    starts = np.arange(0, last - first, width)
+    ends = np.minimum(starts + width, last - first)
+    counts = [np.add.reduceat(histogram.counts[first:last], starts) for _, histogram in series]
+    heights = np.array([each / max(1, each.sum()) for each in counts]) / (scale[ends] - scale[starts])
+    heights /= heights.max()
+    lines = [
+        {"name": name, "path": _stairs(scale[starts], scale[ends], each)}
+        for (name, _), each in zip(series, heights, strict=True)
+    ]
     ticks = [(round(place, 4), f"{tick:g}") for tick, place in _ticks(edges[first], edges[last], logarithmic)]
     words = "; ".join(
         f"{name}: median {each.quantile(0.5):.3g}, half between {each.quantile(0.25):.3g} and {each.quantile(0.75):.3g}"
@@ -78,10 +78,9 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[tuple[float, floa
     return [(round(tick, 9), place(tick)) for tick in every if low <= tick <= high]
 
 
-def _stairs(bars: list[tuple[float, float, float]]) -> str:
+def _stairs(starts: NDArray[np.float64], ends: NDArray[np.float64], heights: NDArray[np.float64]) -> str:
     """A histogram's outline as an SVG path of 400 by 160."""
     points = ["M0 160"]
-    for start, end, height in bars:
-        y = 160 - 150 * height
-        points += [f"L{400 * start:.1f} {y:.1f}", f"L{400 * end:.1f} {y:.1f}"]
+    for start, end, y in zip(400 * starts, 400 * ends, 160 - 150 * heights, strict=True):
+        points += [f"L{start:.1f} {y:.1f}", f"L{end:.1f} {y:.1f}"]
     return " ".join([*points, "L400 160"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,8 +98,8 @@ class Picture:
     tokens: Floats
     transform: ImageTransform
     image: Image | None
-    boxes: Sequence[Box] = field(default_factory=tuple)
-    maps: Sequence[Map] = field(default_factory=tuple)
+    boxes: Sequence[Box] = ()
+    maps: Sequence[Map] = ()
     footnote: str = ""
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from patchbank.errors import PatchbankError
 from patchbank.show.maps import Floats, principal_colours, unit
+from patchbank.show.names import named_pairs, plain
 from patchbank.show.quantise import Packed, pack
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from patchbank.bank.reader import Bank
     from patchbank.datasets import Dataset, Sample
-    from patchbank.show.names import Names
     from patchbank.transform import ImageTransform
 
 # Bytes for each image, before base64 adds a third: together at most 60 kB.
@@ -27,7 +27,6 @@ _FEATURES, _THUMBNAIL = 22_000, 16_000
 _SIDE = 360  # pixels: the longer side of its picture
 _QUALITIES = (82, 70, 55, 40, 25)
 _PAIRS = 24  # of an image
-BYTES = ("picture", "colours", "levels", "norms")  # fields in base64
 
 
 def choose(keys: Sequence[str], first: Iterable[str], count: int, seed: int) -> list[str]:
@@ -38,13 +37,13 @@ def choose(keys: Sequence[str], first: Iterable[str], count: int, seed: int) -> 
     return standing + random.Random(seed).sample(others, min(len(others), count - len(standing)))
 
 
-def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None, names: Names | None) -> dict[str, Any]:
+def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None) -> dict[str, Any]:
     """The page's data for one image."""
-    shown: dict[str, Any] = {"key": key, "notes": []}
+    shown: dict[str, Any] = {"key": plain(key), "notes": []}
     try:
         tokens = bank[key].float().numpy()
     except (PatchbankError, OSError) as error:
-        return shown | {"notes": [f"The feature cannot be read: {error}"]}
+        return shown | {"notes": [plain(f"The feature cannot be read: {error}")]}
     rows, columns = bank.manifest.grid
     shown["grid"] = [rows, columns]
     transform = None
@@ -60,8 +59,8 @@ def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None, n
         shown["notes"].append("The image is not available.")
     elif transform is not None:
         _add_picture(shown, sample, transform)
-    if dataset is not None and names is not None and transform is not None:
-        _add_pairs(shown, dataset, names)
+        if dataset is not None and dataset.annotations is not None:
+            _add_pairs(shown, dataset, key)
     if not np.isfinite(tokens).all():
         shown["notes"].append("The feature has values that are not finite: the page computes no similarity.")
         return shown
@@ -125,33 +124,30 @@ def _add_picture(shown: dict[str, Any], sample: Sample, transform: ImageTransfor
 
 
 def _jpeg(image: Image) -> bytes:
-    """The best quality that fits; the lowest one of a smaller picture if none does."""
-    qualities = list(_QUALITIES)
+    """The best quality that fits; of a smaller picture if none does."""
     while True:
-        file = BytesIO()
-        image.save(file, "JPEG", quality=qualities.pop(0) if len(qualities) > 1 else qualities[0], optimize=True)
-        if len(content := file.getvalue()) <= _THUMBNAIL or max(image.size) <= 16:
-            return content
-        if len(qualities) == 1:
-            image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
+        for quality in _QUALITIES:
+            file = BytesIO()
+            image.save(file, "JPEG", quality=quality, optimize=True)
+            if file.tell() <= _THUMBNAIL or max(image.size) <= 16:
+                return file.getvalue()
+        image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
 
 
-def _add_pairs(shown: dict[str, Any], dataset: Dataset, names: Names) -> None:
+def _add_pairs(shown: dict[str, Any], dataset: Dataset, key: str) -> None:
     """Add the annotated pairs: each box once, and each pair as two boxes and a verb."""
     try:
-        target = dataset.target(shown["key"])
+        annotated = named_pairs(dataset, key)
     except PatchbankError as error:
-        shown["notes"].append(f"The annotations cannot be read: {error}")
+        shown["notes"].append(plain(f"The annotations cannot be read: {error}"))
         return
     boxes: dict[tuple[Any, ...], int] = {}
     pairs = []
-    columns = (target.boxes_h, target.boxes_o, target.object, target.verb)
-    for human, thing, category, verb in zip(*(each[:_PAIRS].tolist() for each in columns), strict=True):
-        name = names.object(category)
+    for human, thing, name, verb in annotated[:_PAIRS]:
         first = boxes.setdefault(("human", *(round(each, 2) for each in human), "person"), len(boxes))
         second = boxes.setdefault(("object", *(round(each, 2) for each in thing), name), len(boxes))
-        pairs.append([first, second, names.verb(verb)])
-    shown["boxes"] = [{"kind": each[0], "box": list(each[1:5]), "name": each[5]} for each in boxes]
+        pairs.append([first, second, plain(verb)])
+    shown["boxes"] = [{"kind": each[0], "box": list(each[1:5]), "name": plain(each[5])} for each in boxes]
     shown["pairs"] = pairs
-    if len(target) > _PAIRS:
-        shown["notes"].append(f"{_PAIRS} of {len(target)} annotated pairs are shown.")
+    if len(annotated) > _PAIRS:
+        shown["notes"].append(f"{_PAIRS} of {len(annotated)} annotated pairs are shown.")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from patchbank.datasets import coco, hicodet
+from patchbank.datasets.classes import OBJECTS, VERBS
 from patchbank.errors import DatasetError
 from patchbank.features import UNKNOWN
 
@@ -17,33 +17,26 @@ if TYPE_CHECKING:
 _LONGEST = 400  # characters of a text from a file
 
 
-class Names(NamedTuple):
-    """The names of objects and verbs.
+def named_pairs(data: Dataset, key: str) -> list[tuple[list[float], list[float], str, str]]:
+    """The annotated pairs of an image: the human's and the object's box, and the names of object and verb.
 
-    Attributes:
-        objects: the annotations', or COCO's 80.
-        verbs: the annotations', or HICO-DET's; empty for other data sets.
+    The boxes are xyxy in original pixels. The names are the annotations'; if there are none, COCO's for objects and
+    HICO-DET's for its verbs; else numbers, such as ``verb 67``. Raises DatasetError as `Dataset.target`.
     """
-
-    objects: tuple[str, ...]
-    verbs: tuple[str, ...]
-
-    def object(self, number: int) -> str:
-        """``bicycle``."""
-        return self.objects[number].replace("_", " ") if number < len(self.objects) else f"object {number}"
-
-    def verb(self, number: int) -> str:
-        """``pick up``, or ``verb 67``."""
-        return self.verbs[number].replace("_", " ") if number < len(self.verbs) else f"verb {number}"
-
-
-def names_of(data: Dataset) -> Names:
-    """The names in the annotations; if there are none, COCO's for objects and HICO-DET's for its verbs."""
+    target = data.target(key)
     try:
-        classes = data.classes
+        objects, verbs = data.classes[:2]
     except DatasetError:
-        return Names(coco.OBJECTS, hicodet.VERBS if data.name == "hicodet" else ())
-    return Names(classes.objects, classes.verbs)
+        objects, verbs = OBJECTS, VERBS if data.name == "hicodet" else ()
+
+    def name(names: tuple[str, ...], number: int, kind: str) -> str:
+        return names[number].replace("_", " ") if number < len(names) else f"{kind} {number}"
+
+    columns = (target.boxes_h, target.boxes_o, target.object, target.verb)
+    return [
+        (human, thing, name(objects, category, "object"), name(verbs, verb, "verb"))
+        for human, thing, category, verb in zip(*(each.tolist() for each in columns), strict=True)
+    ]
 
 
 def plain(value: object, longest: int = _LONGEST) -> str:
@@ -53,28 +46,16 @@ def plain(value: object, longest: int = _LONGEST) -> str:
     return shown if max(len(text), len(shown)) <= longest else f"…{shown[1 - longest :]}"
 
 
-def is_unknown(bank: Manifest) -> bool:
-    """Whether the bank does not name its weights: it was imported."""
-    return bank.identity.get("weights") == UNKNOWN
-
-
-def is_untrained(runs: Sequence[Run]) -> bool:
-    """Whether a run says that the weights are random numbers."""
-    return any(run.untrained for run in runs)
-
-
-def weights_text(bank: Manifest, runs: Sequence[Run]) -> str:
-    """The weights, in words."""
-    if is_untrained(runs):
-        return "UNTRAINED random weights: the patterns come from the pixels and the architecture, and mean nothing"
-    if is_unknown(bank):
-        return "unknown weights"
-    return official(bank) or f"weights with SHA-256 {bank.identity.get('weights', '')[:12]}…"
-
-
-def official(bank: Manifest) -> str | None:
-    """The bank's weights, if they are an official file: ``OpenAI weights``; else None."""
+def weights_of(bank: Manifest, runs: Sequence[Run]) -> tuple[str, str]:
+    """The kind of a bank's weights (``untrained``, ``unknown``, ``official`` or ``other``), and a text about them."""
     from patchbank.encoders import official_weights
 
-    name = official_weights(bank.identity)
-    return f"{name} weights" if name else None
+    weights = bank.identity.get("weights", "")
+    if any(run.untrained for run in runs):
+        text = "UNTRAINED random weights: the patterns come from the pixels and the architecture, and mean nothing"
+        return "untrained", text
+    if weights == UNKNOWN:  # imported
+        return "unknown", "unknown weights"
+    if name := official_weights(bank.identity):
+        return "official", f"{name} weights"
+    return "other", f"weights with SHA-256 {weights[:12]}…"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from patchbank.files import bytes_text, whole_file
 from patchbank.locations import is_remote
 from patchbank.show import gallery, statistics
 from patchbank.show.charts import charts_of
-from patchbank.show.names import is_unknown, is_untrained, names_of, official, plain, weights_text
+from patchbank.show.names import plain, weights_of
 from patchbank.show.statistics import Progress
 
 if TYPE_CHECKING:
@@ -88,12 +87,11 @@ def write_report(
     outliers = [each.key for each in seen.outliers]
     images = _gallery(bank, dataset, gallery.choose(keys, outliers, asked, seed), gallery_progress)
     runs = read_runs(bank.path)
-    checks = statistics.checks(seen)
+    checks = list(statistics.checks(seen))
     reasons = Counter(bank.failures.values()).most_common(_REASONS)
-    data = _json(images)
-
+    data = _json(list(images.values()))
     error, typical, of_boxes = (
-        max((image[name] for image in images if name in image), default=0.0)
+        max((image[name] for image in images.values() if name in image), default=0.0)
         for name in ("error", "typicalError", "boxError")
     )
     context = {
@@ -111,20 +109,18 @@ def write_report(
         "of": len(keys),
         "checks": checks,
         "charts": charts_of(seen),
-        "linked": {image["key"]: f"image-{number}" for number, image in enumerate(images)},
+        "linked": {key: f"image-{number}" for number, key in enumerate(images)},
         "images": images,
         "most_bytes": _IMAGE,
         "least": statistics.LEAST,
         "image_bytes": len(data) // max(1, len(images)),
         "asked": asked,
-        "outliers": len(set(outliers) & {image["key"] for image in images}),
+        "outliers": len(images.keys() & outliers),
         "error": error,
         "typical_error": typical,
         "box_error": of_boxes,
-        "untrained": is_untrained(runs),
-        "official": official(bank.manifest) is not None,
-        "unknown": is_unknown(bank.manifest),
-        "annotated": _annotated(dataset) is not None,
+        "weights": weights_of(bank.manifest, runs)[0],
+        "annotated": any("pairs" in image for image in images.values()),
         "version": __version__,
     }
     content = _rendered(context, data)
@@ -136,14 +132,12 @@ def write_report(
 
 def _gallery(
     bank: Bank, dataset: Dataset | None, keys: Sequence[str], progress: Progress | None
-) -> list[dict[str, Any]]:
-    """The data of these images, sorted by key; of the first ones if all exceed the page's size."""
+) -> dict[str, dict[str, Any]]:
+    """Each image's data, sorted by key; only the first images if all exceed the page's size."""
     samples = {sample.key: sample for sample in dataset.samples} if dataset else {}
-    annotated = _annotated(dataset)
-    names = names_of(annotated) if annotated else None
-    images, room = [], LARGEST - _REST
+    images, room = {}, LARGEST - _REST
     for number, key in enumerate(keys, 1):
-        image = gallery.show(bank, key, samples.get(key), annotated if key in samples else None, names)
+        image = gallery.show(bank, key, samples.get(key), dataset)
         size = len(_json([image]))
         for name in ("pairs", "boxes", "picture"):
             if size > _IMAGE and image.pop(name, None):
@@ -152,34 +146,17 @@ def _gallery(
         room -= size
         if room < 0:
             break
-        images.append(image)
+        images[key] = image
         if progress:
             progress(number, len(keys))
-    return sorted(images, key=lambda image: str(image["key"]))
-
-
-def _annotated(dataset: Dataset | None) -> Dataset | None:
-    return dataset if dataset is not None and dataset.annotations is not None else None
-
-
-def _plain_all(value: Any) -> Any:
-    """`plain` for all texts in a JSON value."""
-    if isinstance(value, str):
-        return plain(value)
-    if isinstance(value, dict):
-        return {name: _plain_all(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain_all(each) for each in value]
-    return value
+    return dict(sorted(images.items()))
 
 
 def _json(images: Sequence[dict[str, Any]]) -> str:
     """JSON for a script element: without a "<", which could end the element or begin a comment."""
-    shortened = [
-        {name: each if name in gallery.BYTES else _plain_all(each) for name, each in image.items()} for image in images
-    ]
-    text = json.dumps(shortened, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    from jinja2.utils import htmlsafe_json_dumps
+
+    return htmlsafe_json_dumps(images, separators=(",", ":"))
 
 
 def _rendered(context: dict[str, Any], data: str) -> bytes:
@@ -198,10 +175,9 @@ def _rendered(context: dict[str, Any], data: str) -> bytes:
     script, style = (_file(name) for name in ("report.js", "report.css"))
     page = environment.get_template("report.html").render(
         **context,
-        # Files of this package, and JSON without a "<".
         script=Markup(script),
         style=Markup(style),
-        data=Markup(data),
+        data=data,
         script_hash=_digest(script),
         style_hash=_digest(style),
     )
@@ -224,7 +200,7 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
     rows, columns = made.grid
     facts = [
         ("Model", made.model),
-        ("Weights", weights_text(made, runs)),
+        ("Weights", weights_of(made, runs)[1]),
         ("Data set", made.title),
         ("Features", f"{len(bank):,} x ({tokens}, {dim}) {made.dtype}, grid {rows} x {columns}"),
         ("[CLS] features", f"{len(bank):,} x ({dim},)" if "cls" in made.outputs else "none"),
@@ -241,13 +217,9 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
             facts.append(("Runs", f"{MOST_RUNS:,} or more, the last at {runs[-1].began}"))
     if made.imported:
         facts.append(("Imported", made.imported))
-    return facts + _identity(made.identity)
-
-
-def _identity(values: dict[str, str]) -> list[tuple[str, str]]:
-    return [
+    return facts + [
         (f"Identity: {name.replace('_', ' ').replace('sha256', 'SHA-256')}", value)
-        for name, value in values.items()
+        for name, value in made.identity.items()
         if name != "model"
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from patchbank.show.maps import Floats, unit
 
 _LEVELS = 127
-_HALVINGS = 12  # of the interval in the search for the step
+_STEPS = 4096  # sizes of the step, from the finest to one level alone
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,9 @@ def pack(tokens: Floats, most: int) -> Packed:
     values, vectors = np.linalg.eigh(cosines)  # left singular vectors, the largest last; faster than an SVD
     coordinates = (vectors * np.sqrt(values.clip(0)))[:, ::-1]
     finest = float(np.abs(coordinates).max()) / _LEVELS or 1.0
-    low, high = np.log(finest), np.log(finest * _LEVELS)
-    best = _deflated(coordinates, finest)
-    if len(best[1]) > most:
-        best = _deflated(coordinates, float(np.exp(high)))
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            tried = _deflated(coordinates, float(np.exp(middle)))
-            if len(tried[1]) <= most:
-                best, high = tried, middle
-            else:
-                low = middle
-    levels, deflated = best
+    steps = np.geomspace(finest, finest * _LEVELS, _STEPS)
+    place = bisect_left(steps, True, key=lambda step: len(_deflated(coordinates, step)[1]) <= most)
+    levels, deflated = _deflated(coordinates, steps[min(place, _STEPS - 1)])
     rough = unit(levels.astype(np.float32)).astype(np.float64)
     errors = rough @ rough.T - cosines
     largest, typical = float(np.abs(errors).max()), float(np.sqrt((errors**2).mean()))

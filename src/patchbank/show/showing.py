@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +14,15 @@ from torch import Tensor
 from patchbank.bank.reader import Bank
 from patchbank.boxes import union_boxes
 from patchbank.config import ExtractConfig
-from patchbank.datasets import Dataset
+from patchbank.datasets import Dataset, Sample
+from patchbank.datasets.sources import Directory
 from patchbank.encoders.text import encode_texts
 from patchbank.errors import ConfigError, DatasetError
 from patchbank.extraction.recompute import spec_of
 from patchbank.pool import pool_regions
 from patchbank.show.figure import Box, Map
 from patchbank.show.maps import Floats, similarities
-from patchbank.show.names import names_of, plain
+from patchbank.show.names import named_pairs, plain
 from patchbank.transform import ImageTransform
 
 _LONGEST = 6000  # pixels a side; a figure needs no more
@@ -34,27 +34,22 @@ def image_of(key: str, file: Path | None, data: Dataset | None, transform: Image
 
     Raises DatasetError if it cannot be opened, or has another size than the encoded one.
     """
-    content: Any
     if file is not None:
-        content, name = file.expanduser(), str(file)
+        sample = Sample(file.name, Directory(file.expanduser().parent), 0)
     else:
-        sample = next((each for each in data.samples if each.key == key), None) if data else None
-        if sample is None or not sample.exists():
+        found = next((each for each in data.samples if each.key == key), None) if data else None
+        if found is None or not found.exists():
             return None
-        name = str(sample.path)
-        try:
-            content = sample.source.content(sample)
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        sample = found
     try:
-        with Image.open(content) as image:
+        with Image.open(sample.source.content(sample)) as image:
             image.load()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DatasetError(f"{name} cannot be opened: {reason}.") from error
+        raise DatasetError(f"{sample.path} cannot be opened: {reason}.") from error
     if image.size != (transform.width, transform.height):
         raise DatasetError(
-            f"{name} is another image: it has {image.width} x {image.height} pixels, and the bank's {key!r} has "
+            f"{sample.path} is another image: it has {image.width} x {image.height} pixels, and the bank's {key!r} has "
             f"{transform.width} x {transform.height}."
         )
     image.thumbnail((_LONGEST, _LONGEST))
@@ -76,15 +71,10 @@ def pairs_of(key: str, data: Dataset | None) -> list[Box]:
     """Human, object and union of each annotated pair, in a row; empty without annotations."""
     if data is None or data.annotations is None or all(sample.key != key for sample in data.samples):
         return []
-    target = data.target(key)
-    names = names_of(data)
     boxes = []
-    unions = union_boxes(target.boxes_h, target.boxes_o)
-    rows = zip(target.boxes_h, target.boxes_o, unions, target.object.tolist(), target.verb.tolist(), strict=True)
-    for human, thing, union, category, verb in rows:
-        boxes.append(box_of("human", human.tolist()))
-        boxes.append(box_of("object", thing.tolist(), plain(names.object(category))))
-        boxes.append(box_of("union", union.tolist(), plain(names.verb(verb))))
+    for human, thing, name, verb in named_pairs(data, key):
+        union = union_boxes(torch.tensor(human), torch.tensor(thing)).tolist()
+        boxes += [box_of("human", human), box_of("object", thing, plain(name)), box_of("union", union, plain(verb))]
     return boxes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -186,47 +186,40 @@ def _outliers(names: list[str], figures: NDArray[np.float64]) -> list[Outlier]:
     return [*found, *(Outlier(key, why) for key, (_, why) in ordered if key not in blank)][:_NAMED]
 
 
-def checks(found: Statistics) -> list[Check]:
+def checks(found: Statistics) -> Iterator[Check]:
     """The properties of every healthy bank of patch tokens, checked on this one."""
     norms, near, far, others = found.norms, found.neighbours, found.distant, found.other_images
     named = "listed below" if found.defects <= _NAMED else f"the first {_NAMED} are listed below"
-    results = [
-        _check(
-            not found.defects,
-            "All values are finite, and no token is zero.",
-            f"{found.defects:,} of {found.images:,} features are invalid; {named}.",
-        )
-    ]
+    yield _check(
+        not found.defects,
+        "All values are finite, and no token is zero.",
+        f"{found.defects:,} of {found.images:,} features are invalid; {named}.",
+    )
     if not norms.counts.any():
-        return [*results, Check("open", "The bank has no valid feature to check.")]
+        yield Check("open", "The bank has no valid feature to check.")
+        return
     low, high = norms.quantile(0.001), norms.quantile(0.999)
-    results.append(
-        _check(
-            low <= 0.97 or high >= 1.04,
-            f"Tokens are not normalised: 99.8% of the norms are between {low:.3g} and {high:.3g}.",
-            "All tokens have norm 1: they were normalised before they were stored.",
-        )
+    yield _check(
+        low <= 0.97 or high >= 1.04,
+        f"Tokens are not normalised: 99.8% of the norms are between {low:.3g} and {high:.3g}.",
+        "All tokens have norm 1: they were normalised before they were stored.",
     )
     if far.counts.any():
         close, apart = near.quantile(0.5), far.quantile(0.5)
-        results.append(
-            _check(
-                close > apart,
-                f"Neighbours are more similar ({close:.2f}) than patches half a grid apart ({apart:.2f}).",
-                f"Neighbours are no more similar ({close:.2f}) than patches half a grid apart ({apart:.2f}): the "
-                "tokens may not be in the grid's order.",
-            )
+        yield _check(
+            close > apart,
+            f"Neighbours are more similar ({close:.2f}) than patches half a grid apart ({apart:.2f}).",
+            f"Neighbours are no more similar ({close:.2f}) than patches half a grid apart ({apart:.2f}): the "
+            "tokens may not be in the grid's order.",
         )
     if not others.counts.any():
-        return [*results, Check("open", "There is only one image: it cannot be compared with others.")]
-    return [
-        *results,
-        _check(
-            others.quantile(0.1) <= 0.985,
-            f"Images differ: at the same place, their median similarity is {others.quantile(0.5):.2f}.",
-            "Different images have nearly equal tokens: one image may be stored for many.",
-        ),
-    ]
+        yield Check("open", "There is only one image: it cannot be compared with others.")
+        return
+    yield _check(
+        others.quantile(0.1) <= 0.985,
+        f"Images differ: at the same place, their median similarity is {others.quantile(0.5):.2f}.",
+        "Different images have nearly equal tokens: one image may be stored for many.",
+    )
 
 
 def _check(passed: bool, good: str, bad: str) -> Check:
