@@ -6,6 +6,7 @@ command line, with its output in a file; it takes real signals, and is a child o
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import resource
@@ -65,13 +66,11 @@ class Calls:
 
     def pause(self) -> None:
         """Have this process stop itself (SIGSTOP) then."""
-        method, left = getattr(self.owner, self.name), self.count
+        method, calls = getattr(self.owner, self.name), itertools.count(1)  # several threads may call it
 
         def counted(*arguments: Any, **options: Any) -> Any:
-            nonlocal left
             result = method(*arguments, **options)
-            left -= 1
-            if left == 0:
+            if next(calls) == self.count:
                 os.kill(os.getpid(), signal.SIGSTOP)
             return result
 

@@ -25,7 +25,7 @@ from patchbank.errors import BankError, DatasetError
 from patchbank.extraction.plan import make_plan
 from patchbank.extraction.run import execute, load_runner
 from tests.faults.conftest import BROKEN, Extraction, Short, in_shards
-from tests.faults.processes import Run, run
+from tests.faults.processes import Calls, Run, run
 from tests.faults.soundness import sound_keys
 from tests.support import contents, no_leftovers
 
@@ -158,7 +158,8 @@ def test_images_that_disappear_and_come_back(extraction: Extraction, tmp_path: P
     images, bank, output = tmp_path / "images", tmp_path / "bank", tmp_path / "printed"
     shutil.copytree(extraction.images, images)
     command = tuple(images if each == str(extraction.images) else each for each in extraction.to(bank))
-    process = Run(output, *command, pause_after=5).paused()
+    # When the 20th image is opened: those behind are not decoded ahead then, however slow the disk is.
+    process = Run(output, *command, pause_after=Calls(20, Directory, "content")).paused()
     images.rename(tmp_path / "elsewhere")
     process.send(signal.SIGCONT)
     assert process.wait() == 2, process.printed
