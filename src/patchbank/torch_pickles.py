@@ -35,9 +35,9 @@ class Storage(NamedTuple):
     Attributes:
         dtype: of its numbers.
         key: its name in the file.
-        location: the device it was saved from: ``cpu``, ``cuda:0``.
+        location: the device it was saved from, and that ``pickle.load`` loads it to: ``cpu``, ``cuda:0``.
         numel: how many numbers it has.
-        numbers: its bytes, where the pickle itself holds them.
+        numbers: its bytes, if the pickle itself holds them.
     """
 
     dtype: torch.dtype

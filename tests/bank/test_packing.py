@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import (
     NotFiniteError,
-    checksum,
     fields,
     memory,
     pack,
@@ -22,6 +21,7 @@ from patchbank.bank.packing import (
     unpack,
 )
 from patchbank.features import Output
+from patchbank.files import sha256_of_chunks
 from tests.support import relative_error, tiny_manifest
 
 # What the docs state of each dtype, for normally distributed tokens: bytes an image of ViT-B/16, relative error.
@@ -118,11 +118,11 @@ def test_every_field_owns_its_storage_and_counts_in_the_checksum() -> None:
     packed = pack(manifest, both(batch[3, 1:], batch[3, 0]))
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in packed.values())
     parts = {name: memory(tensor) for name, tensor in packed.items()}
-    before = checksum(parts)
+    before = sha256_of_chunks(parts.values())
     for field in fields(manifest.outputs):
         packed[field.name].view(-1)[0] += 1
-        assert checksum(parts) != before
-        before = checksum(parts)
+        assert sha256_of_chunks(parts.values()) != before
+        before = sha256_of_chunks(parts.values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])

@@ -163,7 +163,7 @@ def test_texts_do_not_multiply(tmp_path: Path) -> None:
     arguments = text + b"X\x06\x00\x00\x00latin1\x86q\x01"
     calls = b"c_codecs\nencode\nq\x00" + arguments + b"R" + b"h\x00h\x01R" * 20
     (tmp_path / "a_clip.pkl").write_bytes(b"\x80\x02" + calls + b".")
-    with pytest.raises(BankError, match="makes more of its texts"):
+    with pytest.raises(BankError, match="makes more bytes of its texts"):
         read_pickle(tmp_path / "a_clip.pkl")
 
 

@@ -686,7 +686,7 @@ def test_a_shard_gets_its_name_by_a_rename_and_is_durable_then(tmp_path: Path, m
     """A copy would be seen half done, and could be lost with the directory's entry."""
     synced: list[Path] = []
     monkeypatch.setattr(storage, "fsync_directory", synced.append)
-    place = storage.LocalStorage(tmp_path / "bank")
+    place = storage.Storage(tmp_path / "bank")
     with place.scratch() as scratch:
         temporary = scratch / "made"
         temporary.write_bytes(b"a shard")

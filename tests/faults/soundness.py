@@ -1,4 +1,4 @@
-"""What must hold of a bank after any fault, before anything has mended it."""
+"""What must hold of a bank after any fault, before anything has fixed it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from patchbank import open_bank
 from patchbank.bank.check import verify
-from patchbank.bank.parts import layout_in
+from patchbank.bank.parts import find_payload
 from tests.support import contents
 
 
@@ -14,8 +14,8 @@ def sound_keys(bank: Path, expected: dict[str, str], broken: set[str]) -> set[st
     """Assert that a bank is a sound part of the one expected; the keys of its features.
 
     No partial file has a final name: every pickle has the bytes of the uninterrupted run, and so has every shard of
-    the same name; any other shard is whole, and its features are by their checksums what was written. The ledger lists
-    nothing that is not there. Nobody failed but who fails in an uninterrupted run.
+    the same name; any other shard is whole, and its features have their checksums. The index lists only features that
+    exist. No sample failed that does not fail in an uninterrupted run.
 
     Args:
         expected: the uninterrupted bank's `contents`.
@@ -26,10 +26,10 @@ def sound_keys(bank: Path, expected: dict[str, str], broken: set[str]) -> set[st
             assert sha256 == expected[name], f"{name} is partial"
         else:
             assert name.startswith((".patchbank-tmp-", "index/", "shard-")), f"{name} is nobody's"
-    layout = layout_in(bank)
-    if layout is None:
+    payload = find_payload(bank)
+    if payload is None:
         return set()
-    allowed = {"failed", "extra"} | ({"missing"} if layout == "shards" else set())  # shards that are not made yet
+    allowed = {"failed", "extra"} | ({"missing"} if payload.layout == "shards" else set())  # shards not written yet
     wrong = [finding for finding in verify(bank).findings if finding.kind not in allowed]
     assert wrong == []
     opened = open_bank(bank)
