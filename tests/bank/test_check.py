@@ -1,4 +1,4 @@
-"""`verify` names every defect, of anybody's pickles and of banks of ours, and runs nothing."""
+"""`verify` names every defect of third-party pickles and of banks, and runs nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tokens_of(keys: list[str]) -> dict[str, Tensor]:
 
 
 def kinds(report: Report) -> dict[str, str]:
-    """Each name's finding, but for the files that an earlier repair quarantined."""
+    """Each name's finding, except for files that an earlier repair quarantined."""
     return {finding.name: finding.kind for finding in report.findings if finding.kind != "quarantine"}
 
 
@@ -107,7 +107,7 @@ def test_nothing_to_verify(tmp_path: Path) -> None:
         verify(tmp_path / "nowhere")
 
 
-# --- banks of ours
+# --- banks
 
 
 @pytest.fixture(params=["ezhoi", "shards"])

@@ -15,9 +15,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from patchbank.bank.index import Part
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.parts import PartDamagedError, find_payload, part_names, read_part
+from patchbank.bank.parts import find_payload, read_parts
 from patchbank.bank.payload import Payload
 from patchbank.bank.pickles import SUFFIX, check_names, key_of, pickle_name, pickles_in
 from patchbank.bank.reader import Bank
@@ -187,25 +186,14 @@ def verify(
 
 
 def _verify_bank(payload: Payload, progress: Progress, gaps: bool) -> Report:
-    bank = payload.bank
-    damaged, numbers, parts = [], set(), list[Part]()
-    for name in part_names(payload):
-        numbers.add(int(name.split("-")[1]))
-        try:
-            parts.append(read_part(payload, name))
-        except FileNotFoundError:
-            continue  # a run has replaced it
-        except PartDamagedError as error:
-            path = payload.parts.directory / name
-            damaged.append(Finding("damaged-part", name, str(error).removeprefix(f"{path} is damaged: ")))
-    try:
-        opened = Bank(bank, damaged="skip", known=parts)
-    except BankError:
-        if not damaged:
-            raise
-        return Report(bank, payload.layout, None, findings=damaged)
+    bank, damaged = payload.bank, dict[str, str]()
+    parts = read_parts(payload, "skip", reasons=damaged)
+    findings = [Finding("damaged-part", name, reason) for name, reason in damaged.items()]
+    if damaged and not parts:
+        return Report(bank, payload.layout, None, findings=findings)
+    opened = Bank(bank, damaged="skip", known=parts)
     manifest = opened.manifest
-    report = Report(bank, payload.layout, manifest, manifest.shape, findings=damaged)
+    report = Report(bank, payload.layout, manifest, manifest.shape, findings=findings)
     report.findings += [Finding("failed", key, reason) for key, reason in opened.failures.items()]
     examine = _examine_pickle if payload.layout == "ezhoi" else _examine_row
     for key, defects in _in_threads(partial(examine, opened), list(opened), progress):
@@ -217,6 +205,7 @@ def _verify_bank(payload: Payload, progress: Progress, gaps: bool) -> Report:
         report.findings += [Finding("extra", name) for name, _ in pickles_in(bank) if name not in names]
     elif gaps and manifest.dataset not in ARCHIVES:
         # Without a list, only a number without a part shows that samples are missing.
+        numbers = {part.number for part in parts} | {int(name.split("-")[1]) for name in damaged}
         report.findings += [
             Finding("missing", name, "no shard has this number, and later ones exist") for name in _gaps(numbers)
         ]

@@ -30,6 +30,10 @@ _NAMES = 100_000  # among which shards beside pickles are looked for: a director
 class PartDamagedError(BankError):
     """A part whose content does not match its name, or that is cut short."""
 
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is damaged: {reason}")
+        self.reason = reason
+
 
 def payload_of(bank: Path, layout: Layout) -> Payload:
     """A bank's files in a layout."""
@@ -111,7 +115,7 @@ def read_part(payload: Payload, name: str) -> Part:
         raise BankError(f"{path} cannot be read: {error.strerror or error}.") from error
     text = start[payload.prefix : begin]
     if not text or hashlib.sha256(text).hexdigest()[:16] != match[2]:
-        raise PartDamagedError(f"{path} is damaged: its content is not what its name says.")
+        raise PartDamagedError(path, "its content does not match its name.")
     try:
         document, tensors = payload.document_in(text)
         manifest, number, features, failures = read_document(document, path)
@@ -124,7 +128,7 @@ def read_part(payload: Payload, name: str) -> Part:
         if size != (end := begin + max((each["data_offsets"][1] for each in expected.values()), default=0)):
             raise ValueError(f"it has {size:,} bytes, and its header says {end:,}")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise PartDamagedError(f"{path} is damaged: {type(error).__name__} {error}.") from error
+        raise PartDamagedError(path, f"{type(error).__name__} {error}.") from error
     return Part(path, manifest, number, features, failures, size, begin)
 
 
@@ -137,7 +141,10 @@ def name_part(payload: Payload, part: Part) -> tuple[bytes, str]:
 
 @without_collection()
 def read_parts(
-    payload: Payload, damaged: Literal["raise", "skip", "quarantine"] = "raise", known: Iterable[Part] = ()
+    payload: Payload,
+    damaged: Literal["raise", "skip", "quarantine"] = "raise",
+    known: Iterable[Part] = (),
+    reasons: dict[str, str] | None = None,
 ) -> list[Part]:
     """All parts of a bank's index, in the order of their names.
 
@@ -145,6 +152,7 @@ def read_parts(
         damaged: what to do about a damaged part: raise BankError; leave it out, so that its samples count as not done;
             or leave it out and quarantine it.
         known: parts that were read before. A part never changes, so they are not read again.
+        reasons: gets name -> reason of each part that is left out.
 
     Raises BankError where two parts are of different banks.
     """
@@ -158,6 +166,8 @@ def read_parts(
                 raise BankError(f"{error} `patchbank repair {payload.bank}` says what to do.") from error
             if damaged == "quarantine":
                 payload.parts.quarantine(name)
+            if reasons is not None:
+                reasons[name] = error.reason
             return None
 
     for _ in range(_ATTEMPTS):

@@ -61,7 +61,7 @@ def _no_bank(directory: Path) -> str:
     }
     if not found and next(pickles_in(directory), None):
         return (
-            f"{directory} holds third-party pickles, and no index. `patchbank verify {directory}` looks into them, and "
+            f"{directory} holds third-party pickles, and no index. `patchbank verify {directory}` checks them, and "
             f"`patchbank import {directory} BANK --model MODEL` makes a bank of them."
         )
     inside = f" It holds banks: {', '.join(sorted(path.relative_to(directory).as_posix() for path in found))}."

@@ -58,7 +58,7 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
     if (payload := find_payload(bank)) is None:
         raise BankError(
             f"{bank} is not a bank of patchbank: nothing in it says what its files should hold. `patchbank verify` "
-            "looks into pickles, and `patchbank import` makes a bank of them."
+            "checks pickles, and `patchbank import` makes a bank of them."
         )
     report = verify(bank, listed, progress)
     done = Repaired(report)

@@ -82,16 +82,14 @@ def existing_manifest(bank: Path, *, overwrite: bool) -> Manifest | None:
 
     Raises BankError for a file, and for a directory of third-party pickles. Writes nothing.
     """
-    if is_remote(bank):
-        return None if overwrite else manifest_in(bank)
-    if not (place := nearest_existing(bank)).is_dir():
+    if not is_remote(bank) and not (place := nearest_existing(bank)).is_dir():
         raise BankError(f"{place} is a file; a bank is a directory. Choose another --out.")
     if overwrite:
         return None
     if third_party(bank):
         raise BankError(
             f"{bank} holds pickles without an index: other code made them, and nothing says whether they are right. "
-            f"`patchbank verify {bank}` looks into them, and `patchbank import` makes a bank of them. Else choose "
+            f"`patchbank verify {bank}` checks them, and `patchbank import` makes a bank of them. Else choose "
             "another --out, or start from scratch with --overwrite, which deletes them."
         )
     return manifest_in(bank)
@@ -278,20 +276,16 @@ class BankWriter:
     def _begin(self) -> None:
         """Find out what the bank holds."""
         parts: list[Part] = []
+        damaged: dict[str, str] = {}
         if not self._helper:
-            before = self._quarantined()
-            parts = read_parts(self._payload, "quarantine", self._known.parts if self._known else ())
-            if damaged := sorted(self._quarantined() - before):
-                self.notes.append(
-                    f"Damaged parts are in quarantine; their samples are extracted again: {', '.join(damaged)}."
-                )
+            parts = read_parts(self._payload, "quarantine", self._known.parts if self._known else (), damaged)
+        if damaged:
+            names = ", ".join(sorted(name + DAMAGED for name in damaged))
+            self.notes.append(f"Damaged parts are in quarantine; their samples are extracted again: {names}.")
         self.manifest = parts[0].manifest if parts else self._wanted
         self.expect(self._positions, BankState(set(), {}, parts))
         # Checked again, though no part has changed: a pickle may have vanished since the plan.
         self.done = self._payload.present(self._entries, self.manifest)
-
-    def _quarantined(self) -> set[str]:
-        return {name for name in self._payload.parts.names() if name.endswith(DAMAGED)}
 
     def _end(self) -> None:
         """Commit the rest, and merge parts of one number that several processes wrote."""
