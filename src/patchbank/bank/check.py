@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
+from math import isqrt
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -283,16 +284,11 @@ def _usual_shape(shapes: Iterable[Shape]) -> Shape | None:
     """The most frequent (N, D), N without [CLS] where some have it; None if no tensor is a grid."""
     counts: Counter[Shape] = Counter()
     for shape in shapes:
-        if len(shape) == 2 and is_square(shape[0] - 1) and not is_square(shape[0]):
+        if len(shape) == 2 and isqrt(shape[0] - 1) ** 2 == shape[0] - 1 and isqrt(shape[0]) ** 2 != shape[0]:
             shape = (shape[0] - 1, shape[1])
         if len(shape) == 2:
             counts[shape] += 1
     return counts.most_common(1)[0][0] if counts else None
-
-
-def is_square(count: int) -> bool:
-    """Whether `count` patches make a square grid."""
-    return count > 0 and int(count**0.5 + 0.5) ** 2 == count
 
 
 def examined(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Tensor | None, Defects]:
@@ -358,30 +354,25 @@ def compare_with_pixels(report: Report, keys: Sequence[str], count: int, recompu
     usable = {*report.sound, *(finding.name for finding in report.findings)} - unusable
     chosen = [key for key in keys if key in usable]
     random.Random(0).shuffle(chosen)
-    read = reader(report)
+    bank = Bank(report.bank, damaged="skip") if report.layout is not None else None
+
+    def stored(key: str) -> Tensor:
+        """As float32 and without [CLS]."""
+        if bank is not None:
+            return bank[key].float()
+        tokens = read_pickle(report.bank / pickle_name(key)).float()
+        return tokens[1:] if report.shape and tokens.shape[0] == report.shape[0] + 1 else tokens
+
     for key in chosen:
         if len(report.sample) == count:
             break
         if (expected := recompute(key)) is None:
             continue
-        error = float((read(key) - expected).norm() / expected.norm())
+        error = float((stored(key) - expected).norm() / expected.norm())
         report.sample[key] = error
         if not error <= tolerance(report.manifest):
             report.findings.append(Finding("pixels", key, f"relative error {error:.1e}"))
     report.sort()
-
-
-def reader(report: Report) -> Callable[[str], Tensor]:
-    """A function that reads a feature of a verified bank, as float32 and without [CLS]."""
-    if report.layout is not None:
-        bank = Bank(report.bank, damaged="skip")
-        return lambda key: bank[key].float()
-
-    def read(key: str) -> Tensor:
-        tokens = read_pickle(report.bank / pickle_name(key)).float()
-        return tokens[1:] if report.shape and tokens.shape[0] == report.shape[0] + 1 else tokens
-
-    return read
 
 
 def tolerance(bank: Manifest | None) -> float:
