@@ -128,11 +128,11 @@ def _features(model: Model, dtype: str, options: argparse.Namespace) -> dict[str
     puts = shards * (parts + 2 if size >= _PARTS_FROM * _PART else 1)
     return {
         "features": f"{model.name}, {dtype}",
-        "bytes an image": sample_bytes(manifest.outputs),
-        "images a shard": manifest.part_size,
+        "bytes per image": sample_bytes(manifest.outputs),
+        "images per shard": manifest.part_size,
         "shards": shards,
         "TB": shards * size / 1e12,
-        "header, bytes an image": round(header / manifest.part_size),
+        "header, bytes per image": round(header / manifest.part_size),
         "headers, GB": shards * header / 1e9,
         "puts": puts,
     }
@@ -142,7 +142,7 @@ def _gpu(model: Model, options: argparse.Namespace) -> dict[str, Any]:
     rate = options.gpu_images_per_second or options.gpu_tflops * 1e12 * options.gpu_fraction / flops(OpenAISpec(model))
     return {
         "on a GPU, assumed": model.name,
-        "GFLOP an image": flops(OpenAISpec(model)) / 1e9,
+        "GFLOP per image": flops(OpenAISpec(model)) / 1e9,
         "images/s": rate,
         "GPU-hours": round(options.images / rate / 3600),
         "cores to decode for it": rate * DECODE_MS[0] / 1e3,
@@ -198,7 +198,7 @@ def _bank(manifest: Manifest, images: int, options: argparse.Namespace) -> dict[
         "... and with one at each commit": shards * (shards + _LISTED) // (2 * _LISTED),
         "a cluster's units": -(-images // (span := _span(manifest))),
         "... sent to workers, GB": images / UNIT_IMAGES * UNIT_BYTES / 1e9,
-        "... images of one, done again where a worker dies": span,
+        "... images of one, done again if a worker dies": span,
         "pickles' index, GB": images * line / 1e9,
     }
 

@@ -1,4 +1,4 @@
-"""What is in a bank's regions? A linear probe on [human; object; union] tells the verb of each annotated pair.
+"""What is in a bank's regions? A linear probe on [human; object; union] predicts the verb of each annotated pair.
 
     python examples/union_probe.py [ROOT] [--dataset hicodet] [--train DIR] [--test DIR] [--epochs 200]
 

@@ -1,4 +1,4 @@
-"""An S3 server on loopback, moto's, behind a proxy that can be told to fail or to be slow."""
+"""An S3 server on loopback, moto's, behind a proxy that can fail or be slow on request."""
 
 from __future__ import annotations
 

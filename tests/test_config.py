@@ -50,7 +50,7 @@ def torchrun(rank: int, count: int) -> dict[str, str]:
         pytest.param(array(1, 3) | torchrun(3, 4) | processes(1, 2), "7/12", id="array of torchruns under srun"),
     ],
 )
-def test_the_environment_tells_the_part(environment: dict[str, str], expected: str) -> None:
+def test_the_environment_names_the_part(environment: dict[str, str], expected: str) -> None:
     assert partition_of_environment(environment) == Partition.parse(expected)
 
 
@@ -64,7 +64,7 @@ def test_an_arrays_tasks_have_every_part_once() -> None:
 
 
 @pytest.mark.parametrize("environment", [{}, {"RANK": "0"}, {"SLURM_ARRAY_TASK_ID": "0"}, {"HOME": "/"}])
-def test_where_nothing_is_told_it_says_so(environment: dict[str, str]) -> None:
+def test_without_variables_the_error_says_so(environment: dict[str, str]) -> None:
     half = r"(RANK is set, and WORLD_SIZE|SLURM_ARRAY_TASK_ID is set, and SLURM_ARRAY_TASK_COUNT) is not.*0/4"
     nothing = r"neither SLURM_ARRAY_TASK_ID, SLURM_PROCID nor RANK is set.*0/4"
     with pytest.raises(ConfigError, match=half if environment.keys() & {"RANK", "SLURM_ARRAY_TASK_ID"} else nothing):
@@ -83,7 +83,7 @@ def test_where_nothing_is_told_it_says_so(environment: dict[str, str]) -> None:
         (torchrun(4, 4), "parts are numbered from 0 to N-1"),
         (torchrun(-1, 4), "parts are numbered from 0 to N-1"),
         (processes(0, 0), "parts are numbered from 0 to N-1"),
-        # Some tasks of an array with gaps (--array=0,7): SLURM tells how many there are, and not which.
+        # Some tasks of an array with gaps (--array=0,7): SLURM gives their number, not their list.
         (array(7, 2), "parts are numbered from 0 to N-1"),
         (array(0, 2, step=0), "SLURM_ARRAY_TASK_STEP must not be 0"),
     ],

@@ -28,7 +28,7 @@ SLURM = EXAMPLES / "slurm.sh"
 
 @pytest.fixture
 def program(tmp_path: Path) -> dict[str, str]:
-    """An environment whose `patchbank` knows the tiny model, and that nothing has told of a part."""
+    """An environment whose `patchbank` knows the tiny model, without variables that name a part."""
     shim = tmp_path / "bin/patchbank"
     shim.parent.mkdir()
     shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tests.tiny_program "$@"\n')

@@ -30,7 +30,7 @@ def test_center_crop_is_torchvisions(width: int, height: int, size: int) -> None
     transform = ImageTransform(width, height, "center-crop", (size, size), 16)
     resized = Resize(size)(Image.new("L", (width, height)))
     assert transform.resized == resized.size
-    # Each pixel of a ramp tells its own place: the first of the crop tells the offset.
+    # Each pixel of a ramp is its own place: the first of the crop gives the offset.
     x, y = transform.offset
     ramp = Image.fromarray(np.arange(resized.width * resized.height, dtype=np.int32).reshape(resized.size[::-1]))
     assert CenterCrop(size)(ramp).getpixel((0, 0)) == -y * resized.width - x

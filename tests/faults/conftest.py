@@ -1,4 +1,4 @@
-"""What the faults happen to: a run of the program that lasts, and a short one within the tests' own process."""
+"""The runs that faults happen to: a long one of the program, and a short one in the tests' own process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BROKEN = {"photo_0030a.jpg", "photo_0070a.jpg"}
 
 @dataclass(frozen=True)
 class Extraction:
-    """A run of the program, as a process, that lasts long enough for something to happen to it.
+    """A run of the program, as a process, that lasts long enough for a fault.
 
     Attributes:
         arguments: of the command line, all but ``--out``.
@@ -45,7 +45,7 @@ def committed(bank: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with enough photographs to be interrupted in, and two images that cannot be read."""
+    """A folder with enough photographs for an interruption, and two images that cannot be read."""
     directory = tmp_path_factory.mktemp("many")
     photographs(directory, 100, size=(80, 60))
     (directory / "photo_0030a.jpg").write_bytes(b"")
@@ -53,7 +53,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-# For what does not depend on the layout: shards, and with --all pickles too.
+# For tests that do not depend on the layout: shards, and with --all pickles too.
 in_shards = pytest.mark.parametrize(
     "extraction", ["shards", pytest.param("ezhoi", marks=pytest.mark.full)], indirect=True
 )
@@ -73,7 +73,7 @@ def extraction(
 
 @dataclass(frozen=True)
 class Short:
-    """A run of a few images, made within this process.
+    """A run of a few images in this process.
 
     Attributes:
         images: the directory of seven images, one of which, ``photo_0003a.jpg``, cannot be read.

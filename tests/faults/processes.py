@@ -1,7 +1,7 @@
 """The program as real processes, many of them cheaply: each is forked from a server that has imported everything.
 
-The server imports and computes nothing, so that no thread of torch's has run in it when it forks. A process is a run
-of the command line, with its output in a file; it can be sent real signals, and is a child of the server's.
+The server imports and computes nothing, so no thread of torch has run in it when it forks. A process is a run of the
+command line, with its output in a file; it takes real signals, and is a child of the server.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _server() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
     before = os.environ.get("PYTHONPATH")
-    # The server is a fresh interpreter, and Python 3.11 does not tell it where this one looks for modules.
+    # The server is a fresh interpreter, and Python 3.11 does not pass on this one's module path.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [before])])
     try:
         forkserver.ensure_running()
@@ -105,7 +105,7 @@ def _run(given: _Given) -> None:
     descriptor = os.open(given.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
-    torch.set_num_threads(1)  # several run at once, and what the model computes is no work for two
+    torch.set_num_threads(1)  # several run at once, and the model is tiny
     MODELS[TINY.name] = TINY
     sys.argv = ["patchbank", *given.arguments]
     main()
@@ -130,10 +130,10 @@ class Run:
 
         Args:
             output: the file for what it prints.
-            limits: what the kernel is to bound of it: `resource.RLIMIT_FSIZE`, ... -> bytes.
-            pause_after: a moment, or a number of batches, after which it stops itself, until it is sent SIGCONT: what
-                a test does to it then does not depend on who is faster.
-            own_group: whether it begins a process group, as a command in a terminal does.
+            limits: the kernel's limits: `resource.RLIMIT_FSIZE`, ... -> bytes.
+            pause_after: a moment, or a number of batches, after which it stops itself until SIGCONT: a test can then
+                act without a race.
+            own_group: start a process group, as a command in a terminal does.
         """
         self._output = output
         pause = Calls(pause_after) if isinstance(pause_after, int) else pause_after
@@ -143,18 +143,18 @@ class Run:
 
     @property
     def alive(self) -> bool:
-        """Whether it goes on."""
+        """Whether it runs."""
         return self.process.is_alive()
 
     def paused(self) -> Run:
-        """Itself, once it has stopped."""
+        """Wait until it has stopped itself; returns it."""
         while self.alive and Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             time.sleep(0.005)
-        assert self.alive, f"it ended before it was to stop:\n{self.printed}"
+        assert self.alive, f"it ended before it stopped itself:\n{self.printed}"
         return self
 
     def send(self, number: int) -> None:
-        """Send it a signal, if it is still there."""
+        """Send it a signal, if it still runs."""
         if self.alive and self.process.pid is not None:
             os.kill(self.process.pid, number)
 
@@ -164,7 +164,7 @@ class Run:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def wait(self) -> int:
-        """Its exit code, once it has ended; of a signal that killed it, the negative number."""
+        """Wait for its end; returns its exit code, or the negative number of the signal that killed it."""
         self.process.join()
         code = self.process.exitcode
         assert code is not None
@@ -173,12 +173,12 @@ class Run:
 
     @property
     def printed(self) -> str:
-        """What it has printed so far, on both streams."""
+        """Its output so far, on both streams."""
         return self._output.read_text() if self._output.exists() else ""
 
 
 def run(output: Path, *arguments: object, check: int, limits: Mapping[int, int] = MappingProxyType({})) -> str:
-    """Run `patchbank ...` to its end, which must be with exit code `check`; what it printed."""
+    """Run `patchbank ...`, which must end with exit code `check`; returns its output."""
     done = Run(output, *arguments, limits=limits)
     assert done.wait() == check, done.printed
     return done.printed

@@ -1,4 +1,4 @@
-"""What must hold of a bank after any fault, before anything has fixed it."""
+"""What must hold for a bank after any fault, before anything fixes it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def sound_keys(bank: Path, expected: dict[str, str], broken: set[str]) -> set[st
     """Assert that a bank is a sound part of the one expected; the keys of its features.
 
     No partial file has a final name: every pickle has the bytes of the uninterrupted run, and so has every shard of
-    the same name; any other shard is whole, and its features have their checksums. The index lists only features that
-    exist. No sample failed that does not fail in an uninterrupted run.
+    the same name; any other shard is whole, and its features have their checksums. The index lists no missing feature.
+    Only images that fail in an uninterrupted run have failed.
 
     Args:
         expected: the uninterrupted bank's `contents`.
@@ -25,11 +25,11 @@ def sound_keys(bank: Path, expected: dict[str, str], broken: set[str]) -> set[st
         if name in expected:
             assert sha256 == expected[name], f"{name} is partial"
         else:
-            assert name.startswith((".patchbank-tmp-", "index/", "shard-")), f"{name} is nobody's"
+            assert name.startswith((".patchbank-tmp-", "index/", "shard-")), f"{name} is unknown"
     payload = find_payload(bank)
     if payload is None:
         return set()
-    allowed = {"failed", "extra"} | ({"missing"} if payload.layout == "shards" else set())  # shards not written yet
+    allowed = {"failed", "extra"} | ({"missing"} if payload.layout == "shards" else set())  # shards that are not made yet
     wrong = [finding for finding in verify(bank).findings if finding.kind not in allowed]
     assert wrong == []
     opened = open_bank(bank)

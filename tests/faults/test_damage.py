@@ -74,12 +74,12 @@ def test_damaged_numbers(extraction: Extraction, tmp_path: Path) -> None:
     # 1: the two images that can never be read.
     run(output, "repair", bank, "--images", extraction.images, "--extract", "--weights", weights, check=1)
     assert [each for each in verify(bank).problems if each.kind != "failed"] == []
-    mended = open_bank(bank)
-    assert mended.failures.keys() == BROKEN
-    assert features.keys() == set(mended)
+    repaired = open_bank(bank)
+    assert repaired.failures.keys() == BROKEN
+    assert features.keys() == set(repaired)
     for key, (sha256, tokens) in features.items():
-        assert mended.sha256(key) == sha256
-        assert (mended[key] == tokens).all()
+        assert repaired.sha256(key) == sha256
+        assert (repaired[key] == tokens).all()
     for path in bank.rglob("*.damaged"):
         path.unlink()
     changed = {name for name, sha256 in contents(bank).items() if extraction.expected.get(name) != sha256}

@@ -228,8 +228,8 @@ class FailingFile(BytesIO):
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_an_image_that_cannot_be_read_just_now(short: Short, tmp_path: Path, number: int) -> None:
-    """It fails with the disk's reason, at its first byte or in the middle, and all others are there; the next run
-    mends it, and the bank ends as if it had never failed."""
+    """At its first byte or in the middle, it fails with the disk's reason, and all others succeed; the next run
+    extracts it, and the bank ends as if it had never failed."""
     dataset, bank = load_dataset("folder", short.images), tmp_path / "bank"
     content = Directory.content
 

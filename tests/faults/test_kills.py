@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop, or not alone: processes and signals are real, instants are random."""
+"""Runs that are killed, stopped, or not alone: processes and signals are real, instants are random."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path
 
 @in_shards
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_told_to_stop(extraction: Extraction, tmp_path: Path, number: int, code: int) -> None:
+def test_stopped(extraction: Extraction, tmp_path: Path, number: int, code: int) -> None:
     """Ctrl-C or SIGTERM: what was begun is committed, the exit code says why it ended, and the next run goes on."""
     bank, output = tmp_path / "bank", tmp_path / "printed"
     process = Run(output, *extraction.to(bank), pause_after=6).paused()
