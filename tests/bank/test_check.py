@@ -189,6 +189,8 @@ def test_what_can_never_be_read_does_not_hang(tmp_path: Path, tiny_config: Extra
         config = replace(tiny_config, layout=layout)  # type: ignore[arg-type]
         extract(load_dataset("folder", tmp_path / "images"), tmp_path / layout, config)
     (tmp_path / "shards/shard-00007-0123456789abcdef.safetensors").symlink_to("nowhere")
+    (tmp_path / "shards/loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "shards/shard-00008-0123456789abcdef.safetensors")
     (tmp_path / "ezhoi/index/index-00003-0123456789abcdef.json").symlink_to("nowhere")
     (tmp_path / "ezhoi/link_clip.pkl").symlink_to("nowhere")
     os.mkfifo(tmp_path / "ezhoi/pipe_clip.pkl")

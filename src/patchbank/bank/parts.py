@@ -60,7 +60,7 @@ def find_payload(bank: Path) -> Payload | None:
     if is_remote(bank) or not part_names(pickles):
         return shards if part_names(shards) else None
     with os.scandir(bank) as entries:
-        if any(shards.pattern.fullmatch(entry.name) and entry.is_file() for entry in islice(entries, _NAMES)):
+        if any(shards.pattern.fullmatch(each.name) and Path(each.path).is_file() for each in islice(entries, _NAMES)):
             raise BankError(f"{bank} holds two banks, of pickles and of shards. Move one to another directory.")
     return pickles
 

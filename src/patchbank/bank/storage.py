@@ -55,8 +55,8 @@ class Storage:
         """The names of the files, in no order."""
         if not self.directory.is_dir():
             return []
-        with os.scandir(self.directory) as entries:
-            return [entry.name for entry in entries if entry.is_file()]  # no pipes, no links to nowhere
+        with os.scandir(self.directory) as entries:  # no pipes, and no links to nowhere or to themselves
+            return [each.name for each in entries if each.is_file(follow_symlinks=False) or Path(each.path).is_file()]
 
     def head(self, name: str) -> tuple[bytes, int]:
         """The beginning of a file, at least 8 bytes if it has as many, and the file's size."""
