@@ -163,7 +163,7 @@ def live_scratches(parent: Path) -> list[str]:
     for directory in parent.glob(f"{_SCRATCH}*"):
         try:
             with FileLock(directory / _LOCK, timeout=0):
-                continue  # nobody holds it
+                continue  # no process holds it
         except Timeout:
             with contextlib.suppress(OSError, ValueError):
                 found.append((directory / _ABOUT).read_text())
