@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,36 +23,27 @@ _SCRATCH, _LOCK, _ABOUT = ".patchbank-tmp-", "lock", "about"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
-def parse_json(content: bytes) -> Any:
-    """One JSON document, of any size. Raises ValueError and RecursionError as `json.loads` does.
+def parse_json(content: bytes | str, kind: Any = Any) -> Any:
+    """One JSON document, of any size, as a type. Raises ValueError; of a deeply nested one, perhaps RecursionError.
 
-    msgspec is faster. The standard library decides on what it refuses, such as names that are no UTF-8.
+    msgspec decodes and checks in one pass. What it refuses, such as names that are not UTF-8, json.loads reads.
     """
     try:
-        return msgspec.json.decode(content)
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError:
+        raise
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return json.loads(content)
-
-
-_NOT_PLAIN = {"", ".", ".."}
+        return msgspec.convert(json.loads(content), kind)
 
 
 def is_plain(name: str) -> bool:
     """Whether a name is a plain relative POSIX path: it cannot lead out of the directory it is joined to."""
-    return "\0" not in name and _NOT_PLAIN.isdisjoint(name.split("/"))
+    return "\0" not in name and {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
 def is_scratch(name: str) -> bool:
-    """Whether a directory of this name is somebody's `scratch_directory`."""
+    """Whether a directory of this name is a `scratch_directory`."""
     return name.startswith(_SCRATCH)
-
-
-def is_dangling(path: Path) -> bool:
-    """Whether something of this name can never be read: a link to nowhere, or a pipe.
-
-    A file that has just been deleted is neither: whoever listed it is to list again.
-    """
-    return (path.is_symlink() and not path.exists()) or path.is_fifo()
 
 
 def fsync_directory(directory: Path) -> None:
@@ -64,7 +56,7 @@ def fsync_directory(directory: Path) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory and its parents where they are not there yet, and make that durable."""
+    """Make a directory and its missing parents, durably."""
     if directory.is_dir():
         return
     missing = [place for place in (directory, *directory.parents) if not place.exists()]
@@ -74,13 +66,25 @@ def make_directory(directory: Path) -> None:
 
 
 def write_and_sync(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file and flush it to the disk. It is not atomic: use it on temporary names."""
+    """Write a file and flush it to the disk. This is not atomic: use it on temporary names."""
     with open(path, "wb", buffering=0) as file:
         for chunk in chunks:
             view = memoryview(chunk).cast("B")
             while view:  # an unbuffered write may be short
                 view = view[file.write(view) :]
         os.fsync(file.fileno())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, but do not flush it to the disk. Raises OSError."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def quarantine(path: Path) -> Path:
@@ -92,7 +96,7 @@ def quarantine(path: Path) -> Path:
 
 
 def sha256_of_chunks(chunks: Iterable[bytes | memoryview]) -> str:
-    """The SHA-256 of what is to be written, as 64 hexadecimal digits."""
+    """The SHA-256 of bytes in pieces, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
@@ -123,24 +127,24 @@ def parse_bytes(text: str) -> int:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes free to this user on the file system that `path` lies on, or will lie on."""
+    """Bytes free to this user on the file system of `path`, which need not exist yet."""
     return shutil.disk_usage(nearest_existing(path)).free
 
 
 def nearest_existing(path: Path) -> Path:
-    """`path`, or its nearest ancestor that is there."""
+    """`path`, or its nearest ancestor that exists."""
     path = path.absolute()
     return next((place for place in (path, *path.parents) if place.exists()), path)
 
 
 @contextlib.contextmanager
 def scratch_directory(parent: Path, about: str = "") -> Iterator[Path]:
-    """A temporary directory inside `parent`, on the same file system, gone at the end.
+    """A temporary directory inside `parent`, on the same file system; it is deleted at the end.
 
-    `about` is what `live_scratches` gives other processes.
+    `about` is what `live_scratches` returns in other processes.
 
-    One left behind by a killed process is removed the next time anybody asks for one here. A live one is not: its
-    owner holds a file lock in it, which the kernel releases when the process dies.
+    The next process that makes one here removes those of killed processes. A live one stays: its owner holds a file
+    lock in it, which the kernel releases when the process dies.
     """
     remove_abandoned(parent)
     directory, lock = _locked_directory(parent)
@@ -159,7 +163,7 @@ def live_scratches(parent: Path) -> list[str]:
     for directory in parent.glob(f"{_SCRATCH}*"):
         try:
             with FileLock(directory / _LOCK, timeout=0):
-                continue  # nobody holds it
+                continue  # no process holds it
         except Timeout:
             with contextlib.suppress(OSError, ValueError):
                 found.append((directory / _ABOUT).read_text())
@@ -175,9 +179,9 @@ def _locked_directory(parent: Path) -> tuple[Path, FileLock]:
         try:
             lock.acquire()
         except (Timeout, FileNotFoundError, FileExistsError):
-            continue  # somebody who was removing abandoned ones took it for one, before it was locked
+            continue  # another process took it for an abandoned one before it was locked
         except (NotImplementedError, OSError) as error:
-            # Some cluster file systems have no locks. There, nobody can tell an abandoned directory from a live one.
+            # Some cluster file systems have no locks. There, abandoned and live directories look alike.
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                 shutil.rmtree(directory, ignore_errors=True)
                 raise
@@ -195,8 +199,8 @@ def remove_abandoned(parent: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """A temporary place to write to; at the end it takes the target's name. Raises OSError."""
-    target = target.resolve()  # of a link, what it leads to
+    """A temporary file to write to; at the end it takes the target's name. Raises OSError."""
+    target = target.resolve()  # a link stays a link
     target.parent.mkdir(parents=True, exist_ok=True)
     with scratch_directory(target.parent) as scratch:
         place = scratch / f"written{target.suffix}"

@@ -15,7 +15,7 @@ from patchbank.unpickling import MOST_BYTES, MOST_INSTRUCTIONS, Function, Names,
 
 _MOST_DIMENSIONS = 8
 
-_DTYPES = {
+DTYPES = {  # by their storages' names
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
@@ -35,9 +35,9 @@ class Storage(NamedTuple):
     Attributes:
         dtype: of its numbers.
         key: its name in the file.
-        location: the device it was saved from: ``cpu``, ``cuda:0``.
+        location: the device it was saved from, and that ``pickle.load`` loads it to: ``cpu``, ``cuda:0``.
         numel: how many numbers it has.
-        numbers: its bytes, where the pickle itself holds them.
+        numbers: its bytes, if the pickle itself holds them.
     """
 
     dtype: torch.dtype
@@ -113,7 +113,7 @@ TENSOR_NAMES: dict[str, Any] = {
     "torch._utils._rebuild_tensor_v2": Function(_rebuild_tensor),
     "torch._utils._rebuild_parameter": Function(_rebuild_parameter),
     "collections.OrderedDict": Function(lambda: {}),
-    **{f"{place}.{name}": dtype for place in ("torch", "torch.cuda") for name, dtype in _DTYPES.items()},
+    **{f"{place}.{name}": dtype for place in ("torch", "torch.cuda") for name, dtype in DTYPES.items()},
 }
 
 

@@ -1,8 +1,8 @@
 """Reads pickles as data: nothing that a pickle names is imported or run.
 
-A pickle is a program for a small machine. `interpret` follows its instructions on values of its own. A name stands for
-what the caller says; an unknown one ends the reading. Dicts keep texts as keys and drop all others, so that no value
-which a file chose is ever hashed, compared or called.
+A pickle is a program for a small machine. `interpret` follows its instructions on values of its own. The caller says
+what a name stands for; an unknown one ends the reading. Dicts keep only keys that are texts, so that no value chosen by
+a file is hashed, compared or called.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from patchbank.errors import PatchbankError
 
-# Of a pickle that describes tensors. That of a large training checkpoint has a twentieth of this.
+# Limits for a pickle that describes tensors. A large training checkpoint's has a twentieth of this.
 MOST_BYTES = 8 << 20
 MOST_INSTRUCTIONS = 1 << 20
 
@@ -39,7 +39,7 @@ _SHORT_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class PickleError(PatchbankError):
-    """A pickle that is cut short, or holds something else than its reader takes."""
+    """A pickle that is cut short, or holds something that its reader does not take."""
 
 
 class UnsafePickleError(PickleError):
@@ -68,12 +68,12 @@ class Function(NamedTuple):
     call: Callable[..., Any]
 
 
-Names = Callable[[str], Any]  # a name -> what it stands for: a Function or a dtype; None where it is not known
+Names = Callable[[str], Any]  # a name -> what it stands for: a Function or a dtype; None if it is unknown
 
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Turns whatever damaged or hostile bytes provoke into a PickleError with the first line of the cause."""
+    """Turn any error that damaged or hostile bytes cause into a PickleError with the first line of the cause."""
     try:
         yield
     except (PatchbankError, MemoryError, OSError):
@@ -82,24 +82,20 @@ def refusals() -> Iterator[None]:
         raise PickleError(str(error).strip().split("\n")[0].removesuffix(".") or type(error).__name__) from error
 
 
+@refusals()
 def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any], most: int = MOST_INSTRUCTIONS) -> Any:
-    """The value of the pickle that begins here; leaves `stream` behind it.
+    """The value of the pickle that begins at the stream's position, which then is the pickle's end.
 
     Args:
         stream: the bytes, at most `MOST_BYTES` of them.
         names: what the pickle may name.
-        persistent: makes a value of a persistent identifier.
-        most: instructions that the pickle may have.
+        persistent: a persistent identifier -> its value.
+        most: greatest number of instructions.
 
     Raises:
         UnsafePickleError: it names what no pickle of tensors names.
         PickleError: it is damaged, too long, or uses another instruction.
     """
-    with refusals():
-        return _interpret(stream, names, persistent, most)
-
-
-def _interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any], most: int) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -143,11 +139,8 @@ def _interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any
                 stack.append([])
             case "LIST":
                 stack.append(above_mark())
-            case "APPEND":
-                item = stack.pop()
-                _extend(stack[-1], [item])
-            case "APPENDS":
-                items = above_mark()
+            case "APPEND" | "APPENDS" as name:
+                items = above_mark() if name == "APPENDS" else [stack.pop()]
                 _extend(stack[-1], items)
             case "EMPTY_DICT":
                 stack.append({})
@@ -155,11 +148,8 @@ def _interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any
                 items = above_mark()
                 stack.append({})
                 _set_items(stack[-1], items)
-            case "SETITEM":
-                item, key = stack.pop(), stack.pop()
-                _set_items(stack[-1], [key, item])
-            case "SETITEMS":
-                items = above_mark()
+            case "SETITEM" | "SETITEMS" as name:
+                items = above_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
                 _set_items(stack[-1], items)
             case "EMPTY_SET":
                 stack.append(Opaque("set"))
@@ -171,8 +161,10 @@ def _interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any
             case "GLOBAL":
                 stack.append(_meaning(names, argument.replace(" ", ".")))
             case "STACK_GLOBAL":
-                attribute, module = stack.pop(), stack.pop()
-                stack.append(_meaning(names, f"{_text(module)}.{_text(attribute)}"))
+                words = [stack.pop(-2), stack.pop()]
+                if not all(type(word) is str for word in words):
+                    raise ValueError("it names a value that is not a text")
+                stack.append(_meaning(names, ".".join(words)))
             case "INST":
                 stack.append(_call(_meaning(names, argument.replace(" ", ".")), tuple(above_mark())))
             case "REDUCE" | "NEWOBJ":
@@ -203,7 +195,7 @@ def _call(function: Any, arguments: Any) -> Any:
     if isinstance(function, Opaque):
         return function
     if not isinstance(function, Function) or type(arguments) is not tuple:
-        raise ValueError("it calls what is no function")
+        raise ValueError("it calls a value that is not a function")
     return function.call(*arguments)
 
 
@@ -214,14 +206,14 @@ def _build(value: Any, state: Any) -> None:
             raise PickleError(f"{value.name[:100]} restores itself by code of its own, which is not run")
         value.attributes = state
     elif type(value) is not dict and not isinstance(value, Opaque):
-        raise ValueError("it gives attributes to what has none")
+        raise ValueError("it gives attributes to a value without any")
 
 
 def _set_items(value: Any, items: list[Any]) -> None:
     if isinstance(value, Opaque):
         return
     if type(value) is not dict or len(items) % 2:
-        raise ValueError("it sets items of what has none")
+        raise ValueError("it sets items of a value without any")
     value.update((key, item) for key, item in zip(items[::2], items[1::2], strict=True) if type(key) is str)
 
 
@@ -229,11 +221,5 @@ def _extend(value: Any, items: list[Any]) -> None:
     if isinstance(value, Opaque):
         return
     if type(value) is not list:
-        raise ValueError("it appends to what is no list")
+        raise ValueError("it appends to a value that is not a list")
     value.extend(items)
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise ValueError("it names what is no text")
-    return value

@@ -1,4 +1,4 @@
-"""`verify` names every defect, of anybody's pickles and of banks of ours, and runs nothing."""
+"""`verify` names every defect of third-party pickles and of banks, and runs nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tokens_of(keys: list[str]) -> dict[str, Tensor]:
 
 
 def kinds(report: Report) -> dict[str, str]:
-    """Each name's finding, but for the files that an earlier repair quarantined."""
+    """Each name's finding, except for files that an earlier repair quarantined."""
     return {finding.name: finding.kind for finding in report.findings if finding.kind != "quarantine"}
 
 
@@ -107,7 +107,7 @@ def test_nothing_to_verify(tmp_path: Path) -> None:
         verify(tmp_path / "nowhere")
 
 
-# --- banks of ours
+# --- banks
 
 
 @pytest.fixture(params=["ezhoi", "shards"])
@@ -189,6 +189,8 @@ def test_what_can_never_be_read_does_not_hang(tmp_path: Path, tiny_config: Extra
         config = replace(tiny_config, layout=layout)  # type: ignore[arg-type]
         extract(load_dataset("folder", tmp_path / "images"), tmp_path / layout, config)
     (tmp_path / "shards/shard-00007-0123456789abcdef.safetensors").symlink_to("nowhere")
+    (tmp_path / "shards/loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "shards/shard-00008-0123456789abcdef.safetensors")
     (tmp_path / "ezhoi/index/index-00003-0123456789abcdef.json").symlink_to("nowhere")
     (tmp_path / "ezhoi/link_clip.pkl").symlink_to("nowhere")
     os.mkfifo(tmp_path / "ezhoi/pipe_clip.pkl")

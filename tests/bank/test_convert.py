@@ -1,4 +1,4 @@
-"""`convert`: between layouts and dtypes, to the same bytes every time, with all that a bank says of itself."""
+"""`convert`: between layouts and dtypes, to the same bytes every time, with the whole manifest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def converted(source: Path, target: Path, layout: str, dtype: str | None = None,
 
 @pytest.fixture(scope="module")
 def banks(tiny_config: ExtractConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One bank in each layout, of seven photographs and a picture that cannot be read."""
+    """One bank in each layout, of seven photographs and an unreadable picture."""
     root = tmp_path_factory.mktemp("banks")
     photographs(root / "images", 7)
     (root / "images/a.jpg").write_bytes(b"")
@@ -47,7 +47,7 @@ def test_pickles_to_shards_and_back_are_the_same_bytes(banks: Path, tmp_path: Pa
 
 
 def test_shards_to_shards_are_the_same_bytes(banks: Path, tmp_path: Path) -> None:
-    """In the order of their keys, which a folder's images have anyway."""
+    """In the order of their keys, which is the order of a folder's images."""
     converted(banks / "shards", tmp_path / "same", "shards")
     assert contents(tmp_path / "same") == contents(banks / "shards")
     converted(banks / "shards", tmp_path / "larger", "shards", shard_size=10**6)
@@ -147,7 +147,7 @@ def test_damaged_features_are_not_carried_over(banks: Path, tmp_path: Path) -> N
         assert "patchbank repair" in done.damaged[damaged]
         assert damaged not in open_bank(tmp_path / layout)
         shutil.rmtree(source)
-        shutil.copytree(banks / layout, source)  # once it is mended, the same call completes the bank
+        shutil.copytree(banks / layout, source)  # once it is fixed, the same call completes the bank
         assert converted(source, tmp_path / layout, "shards").features == 1
         converted(source, tmp_path / "fresh", "shards", overwrite=True)
         assert contents(tmp_path / layout) == contents(tmp_path / "fresh")

@@ -1,4 +1,4 @@
-"""`import_pickles` makes a bank of third-party pickles: each is checked, nothing runs, the source is not touched."""
+"""`import_pickles` makes a bank of third-party pickles: each is checked, nothing runs, the source is not changed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_pickles_become_a_bank(pickles: Path, tmp_path: Path, layout: str) -> No
     assert opened.manifest.identity["weights"] == "unknown"
     assert no_leftovers(tmp_path / "bank")
     assert set(kinds(verify(tmp_path / "bank", KEYS)).values()) == {"failed"}
-    # Once more changes nothing.
+    # A second import changes nothing.
     bank = contents(tmp_path / "bank")
     again = imported(pickles, tmp_path / "bank", layout, listed=KEYS, size_of=lambda _: (640, 480))
     assert (again.written.features, again.written.already_done) == (0, len(opened))

@@ -1,4 +1,4 @@
-"""The index: joining has no order, nothing committed is lost, and its bytes depend on its content alone."""
+"""The index: joining has no order, nothing committed is lost, and its bytes depend only on its content."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ entries = st.builds(
 
 @given(st.lists(st.lists(entries, max_size=5), max_size=5), st.randoms())
 def test_joining_has_no_order(lists: list[list[Entry]], random: Random) -> None:
-    """Two processes that merge at once come to the same result, or each would delete the other's."""
+    """Two processes that merge at once must get the same result; otherwise each deletes the other's."""
     first: dict[str, Entry] = {}
     for some in lists:
         join(first, some)
@@ -79,7 +79,7 @@ def test_the_order_of_commits_leaves_no_trace(
     assert len(parts_in(bank)) == 3
 
 
-def test_names_that_are_no_utf_8_are_kept(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:
     keys = ["b", "ümlaut/\udcff.jpg"]
     with BankWriter(tmp_path, MANIFEST, keys) as writer:
         writer.add([feature(key) for key in keys], [])
@@ -87,7 +87,7 @@ def test_names_that_are_no_utf_8_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_later_outcome_counts(tmp_path: Path) -> None:
-    """What a later run finds replaces what was known; an image that is right again leaves no trace of its failure."""
+    """A later run's outcome replaces the known one; an image that succeeds leaves no trace of its failure."""
     write(tmp_path / "bank", KEYS[2:5], KEYS[:2])
     with BankWriter(tmp_path / "bank", MANIFEST, KEYS) as writer:
         changed = [feature(KEYS[0]), feature(KEYS[3], 2.0), feature(KEYS[4])]
@@ -124,7 +124,7 @@ def _write(bank: Path, name: str, count: int) -> None:
 
 
 def test_processes_that_write_and_merge_at_once_lose_nothing(tmp_path: Path) -> None:
-    """Each part is shared by all of them; every run's end merges what the others wrote."""
+    """They share each part; at its end, each run merges what the others wrote."""
     context = multiprocessing.get_context("spawn")
     count = 48
     _write(tmp_path / "bank", "a", 1)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import (
     NotFiniteError,
-    checksum,
     fields,
     memory,
     pack,
@@ -22,9 +21,10 @@ from patchbank.bank.packing import (
     unpack,
 )
 from patchbank.features import Output
+from patchbank.files import sha256_of_chunks
 from tests.support import relative_error, tiny_manifest
 
-# What the docs state of each dtype, for normally distributed tokens: bytes an image of ViT-B/16, relative error.
+# What the docs state for each dtype and normally distributed tokens: bytes of a ViT-B/16 image, relative error.
 STATED = {
     "float32": (403_456, 0.0),
     "float16": (201_728, 3e-4),
@@ -94,7 +94,7 @@ def test_a_zero_token_stays_one() -> None:
 @pytest.mark.parametrize(
     ("dtype", "value"), [("float32", "nan"), ("float32", "inf"), ("float16", "1e5"), ("int8", "nan"), ("int8", "-inf")]
 )
-def test_what_is_no_number_is_not_stored(dtype: str, value: str) -> None:
+def test_what_is_not_finite_is_not_stored(dtype: str, value: str) -> None:
     manifest = tiny_manifest("shards", dtype)
     good = torch.randn(16, 32), torch.randn(32)
     pack(manifest, both(*good))
@@ -118,16 +118,16 @@ def test_every_field_owns_its_storage_and_counts_in_the_checksum() -> None:
     packed = pack(manifest, both(batch[3, 1:], batch[3, 0]))
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in packed.values())
     parts = {name: memory(tensor) for name, tensor in packed.items()}
-    before = checksum(parts)
+    before = sha256_of_chunks(parts.values())
     for field in fields(manifest.outputs):
         packed[field.name].view(-1)[0] += 1
-        assert checksum(parts) != before
-        before = checksum(parts)
+        assert sha256_of_chunks(parts.values()) != before
+        before = sha256_of_chunks(parts.values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_one_number_that_is_not_finite_is_refused_wherever_it_is(dtype: str, value: float) -> None:
+def test_one_number_that_is_not_finite_is_refused_at_any_place(dtype: str, value: float) -> None:
     manifest = tiny_manifest("shards", dtype)
     for column in range(manifest.shape[1]):
         tokens = torch.ones(manifest.shape)

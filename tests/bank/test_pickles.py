@@ -1,4 +1,4 @@
-"""One tensor, one pickle: torch's own structure, reproducible bytes, its own storage; and nothing hostile runs."""
+"""One tensor, one pickle: torch's structure, reproducible bytes, its own storage; and nothing hostile runs."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_any_torch_unpickles_it(dtype: torch.dtype, shape: tuple[int, int]) -> N
     assert len(content) == pickle_bytes(shape, dtype)
 
 
-def test_it_is_what_pickle_dumps_writes_but_for_the_address() -> None:
-    """The same opcodes and arguments as torch's own; only the storage's key differs."""
+def test_it_is_what_pickle_dumps_writes_except_the_address() -> None:
+    """The opcodes and arguments are torch's; only the storage's key differs."""
     tensor = torch.randn(7, 3)
 
     def structure(content: bytes) -> list[tuple[str, object]]:
@@ -144,7 +144,7 @@ def test_a_pickle_cannot_change_the_functions_it_calls(tmp_path: Path) -> None:
 
 
 def test_a_cuda_tensors_pickle_is_read_on_the_cpu(tmp_path: Path) -> None:
-    """As the original scripts write on a GPU; the tag is put in by hand, so that the test needs none."""
+    """As the original scripts write on a GPU. The tag is inserted by hand, so that the test needs no GPU."""
     tokens = torch.randn(3, 4)
     [payload] = [argument for opcode, argument, _ in pickletools.genops(dumped(tokens)) if "BINBYTES" in opcode.name]
     tagged = payload.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
@@ -158,17 +158,17 @@ def test_a_cuda_tensors_pickle_is_read_on_the_cpu(tmp_path: Path) -> None:
 
 
 def test_texts_do_not_multiply(tmp_path: Path) -> None:
-    """Protocol 2 makes bytes of texts; one text, kept and used often, must not become many times the file."""
+    """Protocol 2 makes bytes of texts; one text that is used often must not become many times the file."""
     text = b"X" + (1_000_000).to_bytes(4, "little") + b"x" * 1_000_000
     arguments = text + b"X\x06\x00\x00\x00latin1\x86q\x01"
     calls = b"c_codecs\nencode\nq\x00" + arguments + b"R" + b"h\x00h\x01R" * 20
     (tmp_path / "a_clip.pkl").write_bytes(b"\x80\x02" + calls + b".")
-    with pytest.raises(BankError, match="makes more of its texts"):
+    with pytest.raises(BankError, match="makes more bytes of its texts"):
         read_pickle(tmp_path / "a_clip.pkl")
 
 
-def test_values_kept_far_up_are_refused(tmp_path: Path) -> None:
-    """Python's own unpickler would allocate room for all positions below."""
+def test_distant_memo_positions_are_refused(tmp_path: Path) -> None:
+    """Python's unpickler allocates memory for all lower positions."""
     (tmp_path / "a_clip.pkl").write_bytes(b"\x80\x02Nr" + (1 << 28).to_bytes(4, "little") + b".")
     with pytest.raises(BankError, match="keeps values where"):
         read_pickle(tmp_path / "a_clip.pkl")
@@ -181,7 +181,7 @@ def test_a_short_file_that_announces_much_is_an_error(tmp_path: Path) -> None:
         read_pickle(path)
 
 
-def test_damage_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_damage_is_a_bank_error(tmp_path: Path) -> None:
     path = tmp_path / "a_clip.pkl"
     whole = dumped(torch.randn(64, 64))
     for length in [*range(0, len(whole), 1000), len(whole) - 1]:

@@ -1,4 +1,4 @@
-"""`open_bank`: a mapping from key to tensor, and the geometry beside it."""
+"""`open_bank`: a mapping from key to tensor, with each image's geometry."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_file_that_something_else_wrote(tiny_config: ExtractConfig, tmp_path: 
         bank["photo_0000.jpg"]
 
 
-def test_what_is_no_bank(bank: Bank, tmp_path: Path) -> None:
+def test_what_is_not_a_bank(bank: Bank, tmp_path: Path) -> None:
     with pytest.raises(BankError, match="There is no bank"):
         open_bank(tmp_path / "nowhere")
     with pytest.raises(BankError, match="is a file"):

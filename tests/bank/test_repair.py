@@ -1,4 +1,4 @@
-"""`repair` fixes banks of ours in place: what is damaged goes into quarantine, and it can always be run again."""
+"""`repair` fixes banks in place: what is damaged goes into quarantine, and repair can always run again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def extracted(root: Path, config: ExtractConfig, count: int, layout: str = "ezho
 
 
 def again(bank: Path, config: ExtractConfig, layout: str) -> int:
-    """Complete the bank; how many images that took."""
+    """Complete the bank; returns how many images were extracted."""
     config = replace(config, layout=layout, shard_size=3 * 2176)  # type: ignore[arg-type]
     return extract(load_dataset("folder", bank.parent / "images"), bank, config).images
 
@@ -88,7 +88,7 @@ def test_a_tensor_that_was_saved_again_is_restored_where_the_checksum_proves_it(
     opened = open_bank(bank)
     with_cls = torch.cat([torch.ones(1, 32), opened["photo_0000.jpg"]])
     opened.file("photo_0000.jpg").write_bytes(pickle.dumps(with_cls))
-    opened.file("photo_0001.jpg").write_bytes(pickle.dumps(with_cls[1:]))  # other tokens than were there
+    opened.file("photo_0001.jpg").write_bytes(pickle.dumps(with_cls[1:]))  # other tokens than before
     opened.file("photo_0002.jpg").write_bytes(DEFECTS["cuda"](torch.cat([torch.ones(1, 32), opened["photo_0002.jpg"]])))
     done = repair(bank)
     assert {finding.name for finding in done.fixed} == {"photo_0000.jpg", "photo_0002.jpg"}
@@ -113,10 +113,10 @@ def test_an_error_that_may_pass_takes_nothing(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("call", ["rename", "fsync", "unlink"])
-def test_an_interrupted_repair_is_begun_again(
+def test_an_interrupted_repair_can_be_repeated(
     tiny_config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, call: str
 ) -> None:
-    """Whichever call it dies in: no feature is lost that was sound, and the end is the same."""
+    """Whichever call fails, no sound feature is lost, and the result is the same."""
     bank = extracted(tmp_path, tiny_config, 7, layout)
     for key in ("photo_0000.jpg", "photo_0006.jpg"):
         damage_numbers(open_bank(bank).file(key))
@@ -151,7 +151,7 @@ def test_an_interrupted_repair_is_begun_again(
     assert at > 0
 
 
-def test_what_is_not_ours_is_not_repaired(tmp_path: Path) -> None:
+def test_third_party_pickles_are_not_repaired(tmp_path: Path) -> None:
     (tmp_path / "a_clip.pkl").write_bytes(pickle.dumps(torch.randn(16, 32)))
     before = contents(tmp_path)
     with pytest.raises(BankError, match=r"not a bank of patchbank.*patchbank import"):

@@ -1,4 +1,4 @@
-"""The layout of shards: what a shard says, that anybody can read it, and that none is lost or wrongly believed."""
+"""The layout shards: their content, that other programs read it, and that no shard is lost or wrongly trusted."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def bank(tmp_path: Path) -> Path:
 
 
 def rewrite(path: Path, change: Any) -> Path:
-    """Change a shard's header, and give the file the name that goes with it."""
+    """Change a shard's header, and rename the file to match it."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     text = change(content[8 : 8 + length])
@@ -84,7 +84,7 @@ def tokens_of(content: Any) -> Any:
 
 
 def in_metadata(change: Any) -> Any:
-    """The change of a header that changes the JSON in its metadata."""
+    """A function that changes the JSON in a header's metadata."""
 
     def changed(text: bytes) -> bytes:
         header = json.loads(text)
@@ -123,7 +123,7 @@ def test_reading_back(bank: Path) -> None:
 
 
 def test_what_is_read_is_the_readers_own(bank: Path) -> None:
-    """EZ-HOI's reader divides tokens in place; the mapped file must not feel it."""
+    """EZ-HOI's reader divides tokens in place; the mapped file must not change."""
     opened = open_bank(bank)
     opened[KEYS[0]].div_(2)
     opened.cls(KEYS[0]).div_(2)
@@ -138,7 +138,7 @@ def test_threads_and_processes_share_a_bank(bank: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         for key, found in zip(keys, threads.map(opened.__getitem__, keys), strict=True):
             assert torch.equal(found, tokens(key))
-    for method in ("fork", "spawn"):  # a forked worker has its parent's mappings; another one maps for itself
+    for method in ("fork", "spawn"):  # a forked worker has its parent's mappings; a spawned one maps again
         with multiprocessing.get_context(method).Pool(2) as pool:
             for key, found in zip(keys[:9], pool.map(opened.get, keys[:9]), strict=True):
                 assert torch.equal(found, tokens(key))
@@ -148,7 +148,7 @@ def test_threads_and_processes_share_a_bank(bank: Path) -> None:
 
 
 def test_any_reader_of_safetensors_can_read_it(bank: Path) -> None:
-    """With the package's own functions, and with nothing but JSON and the rules of docs/bank-format.md."""
+    """With the safetensors package, and with only JSON and the rules of docs/bank-format.md."""
     for path in parts_in(bank):
         tensors = safetensors.torch.load_file(path)
         for row, entry in enumerate(read_part(path).features):
@@ -185,7 +185,7 @@ def test_the_page_on_the_format_is_enough_to_read_a_bank(tmp_path: Path, layout:
 
 
 def small(dtype: str, dim: int) -> Manifest:
-    """A manifest of two patches, as no version of a library changes it."""
+    """A manifest of two patches that depends on no library's version."""
     made = tiny_manifest("shards", dtype)
     shapes = {"cls": (dim,), "patch_tokens": (2, dim)}
     outputs = {name: replace(each, shape=shapes[name]) for name, each in made.outputs.items()}
@@ -247,13 +247,13 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-# --- what is damaged, and what is of another making
+# --- damaged shards, and shards of other versions
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_damaged_shard_is_never_believed(bank: Path, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
-    """Bytes of the header changed, cut out or put in; with and without a name that fits the damage."""
+def test_a_damaged_shard_is_never_trusted(bank: Path, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    """Bytes of the header are changed, removed or inserted; with and without a name that matches the damage."""
     copy = shutil.copytree(bank, tmp_path_factory.mktemp("damaged") / "bank")
     path = data.draw(st.sampled_from(parts_in(copy)))
     content = path.read_bytes()
@@ -271,13 +271,13 @@ def test_a_damaged_shard_is_never_believed(bank: Path, tmp_path_factory: pytest.
     except BankError as error:
         assert str(copy) in str(error)
         return
-    for key in opened:  # the damage was none, or in what this reader does not need
+    for key in opened:  # nothing was damaged, or nothing that this reader needs
         assert opened[key].shape == (16, 32)
         assert opened.cls(key).shape == (32,)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 8, 100, 3000, -1])
-def test_a_truncated_shard_is_said_to_be_damaged(bank: Path, kept: int) -> None:
+def test_a_truncated_shard_is_reported_as_damaged(bank: Path, kept: int) -> None:
     path = parts_in(bank)[1]
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(PartDamagedError):
@@ -286,7 +286,7 @@ def test_a_truncated_shard_is_said_to_be_damaged(bank: Path, kept: int) -> None:
         open_bank(bank)
 
 
-def test_a_shard_with_more_behind_it_is_said_to_be_damaged(bank: Path) -> None:
+def test_a_shard_with_trailing_bytes_is_reported_as_damaged(bank: Path) -> None:
     path = parts_in(bank)[1]
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(PartDamagedError, match="and its header says"):
@@ -350,7 +350,7 @@ def test_shards_of_two_banks_are_refused(bank: Path) -> None:
         write(bank, KEYS)
 
 
-def test_files_of_others_beside_shards_are_left_alone(bank: Path) -> None:
+def test_other_files_beside_shards_stay(bank: Path) -> None:
     (bank / "model.safetensors").write_bytes(b"weights")
     (bank / "shard-1.safetensors").write_bytes(b"whatever")
     assert len(open_bank(bank)) == 9
@@ -402,7 +402,7 @@ def test_writers_at_once_that_share_shards_lose_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path / "both") == contents(tmp_path / "whole")
 
 
-def test_a_bank_that_is_open_finds_what_was_put_in_a_shards_place(tmp_path: Path) -> None:
+def test_an_open_bank_finds_the_shard_that_replaced_another(tmp_path: Path) -> None:
     write(tmp_path / "bank", KEYS[:2])
     opened = open_bank(tmp_path / "bank")
     assert torch.equal(opened[KEYS[0]], tokens(KEYS[0]))
@@ -418,7 +418,7 @@ def test_a_bank_that_is_open_finds_what_was_put_in_a_shards_place(tmp_path: Path
 
 
 def test_a_run_with_other_settings_deletes_nothing_of_a_bank_that_came_meanwhile(bank: Path, tmp_path: Path) -> None:
-    """It began when nothing was there to compare with."""
+    """When it began, there was no bank to compare with."""
     other = replace(MANIFEST, identity={**MANIFEST.identity, "weights": "1" * 64})
     for manifest in (other, replace(tiny_manifest("shards", "float16"), part_size=4)):
         directory = tmp_path / manifest.dtype
@@ -432,7 +432,7 @@ def test_a_run_with_other_settings_deletes_nothing_of_a_bank_that_came_meanwhile
 
 
 def test_of_two_features_of_one_image_one_counts_with_its_own_numbers(tmp_path: Path) -> None:
-    """Two machines give other last bits: whichever counts, its checksum is that of the numbers beside it."""
+    """Two machines compute different last bits. Whichever counts, its checksum matches its numbers."""
     first, second = feature(KEYS[0]), feature(KEYS[1])
     with BankWriter(tmp_path, MANIFEST, KEYS) as late:
         with BankWriter(tmp_path, MANIFEST, KEYS) as early:
@@ -475,7 +475,7 @@ def test_a_shard_that_is_replaced_while_it_is_taken_over(tmp_path: Path, monkeyp
 
 
 def test_shards_of_a_set_that_has_grown_stay_as_they_are(tmp_path: Path) -> None:
-    """Old images have other places now: their shards hold some of two numbers, and are no part of any."""
+    """Old images have other positions now: their shards hold samples of two numbers, and belong to neither."""
     write(tmp_path / "bank", KEYS[:8])
     before = contents(tmp_path / "bank")
     grown = ["a.jpg", "b.jpg", *KEYS]
@@ -508,12 +508,12 @@ def test_what_is_revoked_leaves_the_others_where_they_are(bank: Path, tmp_path: 
         assert torch.equal(opened[key], tokens(key))
         assert torch.equal(opened.cls(key), cls(key))
         opened.check(key)
-    for key in (KEYS[0], KEYS[6]):  # ... and come again
+    for key in (KEYS[0], KEYS[6]):  # ... and are written again
         write(bank, [key])
         assert torch.equal(open_bank(bank)[key], tokens(key))
 
 
-def test_a_reader_is_told_when_its_bank_was_replaced(bank: Path) -> None:
+def test_a_reader_raises_when_its_bank_was_replaced(bank: Path) -> None:
     opened = open_bank(bank)
     manifest = replace(MANIFEST, identity={**MANIFEST.identity, "precision": "bf16"})
     with BankWriter(bank, manifest, KEYS, overwrite=True) as writer:
@@ -528,7 +528,7 @@ def test_a_reader_is_told_when_its_bank_was_replaced(bank: Path) -> None:
 
 
 def test_threads_that_share_a_reader_never_mix_two_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread maps a shard while another finds out that the bank has changed."""
+    """One thread maps a shard while another notices that the bank has changed."""
     write(tmp_path / "bank", KEYS[4:8])
     write(tmp_path / "bank", KEYS[8:9])
     opened = open_bank(tmp_path / "bank")
@@ -549,13 +549,13 @@ def test_threads_that_share_a_reader_never_mix_two_states(tmp_path: Path, monkey
             assert torch.equal(opened[key], tokens(key))
 
 
-def test_a_mended_image_replaces_its_failure(bank: Path, tmp_path: Path) -> None:
+def test_a_fixed_image_replaces_its_failure(bank: Path, tmp_path: Path) -> None:
     write(bank, [KEYS[5]])
     write(tmp_path / "whole", KEYS)
     assert contents(bank) == contents(tmp_path / "whole")
 
 
-def test_features_that_are_no_numbers_are_failures(tmp_path: Path) -> None:
+def test_features_that_are_not_finite_are_failures(tmp_path: Path) -> None:
     outputs = {"patch_tokens": torch.full((16, 32), torch.nan), "cls": torch.zeros(32)}
     bad = Feature(KEYS[1], outputs, (640, 480))
     with BankWriter(tmp_path, MANIFEST, KEYS) as bank:
@@ -579,7 +579,7 @@ def test_images_that_all_failed_make_a_bank_too(tmp_path: Path) -> None:
 
 def test_a_shard_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/proc/self/fd").exists():
-        pytest.skip("there is no /proc to tell which file a descriptor is of")
+        pytest.skip("no /proc shows a descriptor's file")
     log: list[tuple[str, str]] = []
     fsync, rename, unlink = os.fsync, os.rename, os.unlink
 
@@ -683,10 +683,10 @@ def test_a_resumed_bank_keeps_its_layout(tiny_config: ExtractConfig, tmp_path: P
 
 
 def test_a_shard_gets_its_name_by_a_rename_and_is_durable_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy would be seen half done, and could be lost with the directory's entry."""
+    """A copy would be visible half written, and could be lost with the directory's entry."""
     synced: list[Path] = []
     monkeypatch.setattr(storage, "fsync_directory", synced.append)
-    place = storage.LocalStorage(tmp_path / "bank")
+    place = storage.Storage(tmp_path / "bank")
     with place.scratch() as scratch:
         temporary = scratch / "made"
         temporary.write_bytes(b"a shard")

@@ -47,7 +47,7 @@ def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_index(
         rename(source, target)
 
     if not Path("/proc/self/fd").exists():
-        pytest.skip("there is no /proc to tell which file a descriptor is of")
+        pytest.skip("no /proc shows a descriptor's file")
     with BankWriter(tmp_path / "bank", manifest, KEYS) as bank:
         monkeypatch.setattr(os, "fsync", logged_fsync)
         monkeypatch.setattr(os, "rename", logged_rename)
@@ -70,10 +70,10 @@ def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_index(
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename"])
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_failing_disk_is_one_error_and_nothing_false_is_said(
+def test_a_failing_disk_is_one_error_and_the_index_stays_true(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, call: str, at: int
 ) -> None:
-    """The k-th call of its kind fails within a commit: no feature is half there, none is listed that is not."""
+    """The k-th call of its kind fails within a commit: no feature is half written, and only whole ones are listed."""
     bank = BankWriter(tmp_path / "bank", manifest, KEYS)
     count = 0
 
@@ -102,7 +102,7 @@ def test_a_failing_disk_is_one_error_and_nothing_false_is_said(
     assert len(sizes) == 1
 
 
-def test_live_scratch_is_left_alone_and_abandoned_scratch_is_removed(tmp_path: Path, manifest: Manifest) -> None:
+def test_live_scratch_stays_and_abandoned_scratch_is_removed(tmp_path: Path, manifest: Manifest) -> None:
     bank = tmp_path / "bank"
     with BankWriter(bank, manifest, KEYS) as first:
         [live] = bank.glob(".patchbank-tmp-*")
@@ -116,10 +116,10 @@ def test_live_scratch_is_left_alone_and_abandoned_scratch_is_removed(tmp_path: P
     assert no_leftovers(bank)
 
 
-def test_a_write_that_fails_leaves_the_writes_of_the_next_call_alone(
+def test_a_write_that_fails_does_not_affect_the_writes_of_the_next_call(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other threads may still be writing what belonged to the call that failed."""
+    """Other threads may still be writing for the call that failed."""
     real, opened, gate = pickles.write_and_sync, Event(), Event()
 
     def write(path: Path, parts: Sequence[bytes]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from patchbank import open_bank
 from patchbank.bank.check import verify
-from patchbank.bank.parts import layout_in
+from patchbank.bank.parts import find_payload
 from tests.support import contents
 
 
@@ -26,10 +26,10 @@ def sound_keys(bank: Path, expected: dict[str, str], broken: set[str]) -> set[st
             assert sha256 == expected[name], f"{name} is partial"
         else:
             assert name.startswith((".patchbank-tmp-", "index/", "shard-")), f"{name} is unknown"
-    layout = layout_in(bank)
-    if layout is None:
+    payload = find_payload(bank)
+    if payload is None:
         return set()
-    allowed = {"failed", "extra"} | ({"missing"} if layout == "shards" else set())  # shards that are not made yet
+    allowed = {"failed", "extra"} | ({"missing"} if payload.layout == "shards" else set())  # shards not written yet
     wrong = [finding for finding in verify(bank).findings if finding.kind not in allowed]
     assert wrong == []
     opened = open_bank(bank)

@@ -1,4 +1,4 @@
-"""Is a bank sound? Every feature is read and looked into, in our banks and in third-party directories of pickles."""
+"""Is a bank sound? Every feature is read and examined, in banks and in directories of third-party pickles."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
+from math import isqrt
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from patchbank.bank.index import Entry, Part, failures_of
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.parts import PartDamagedError, find_payload, part_names, read_part
+from patchbank.bank.parts import find_payload, read_parts
+from patchbank.bank.payload import Payload
 from patchbank.bank.pickles import SUFFIX, check_names, key_of, pickle_name, pickles_in
-from patchbank.bank.reader import Store
-from patchbank.bank.unpickling import UnsafePickleError, parse_pickle, read_pickle
+from patchbank.bank.reader import Bank
+from patchbank.bank.unpickling import parse_pickle, read_pickle
 from patchbank.config import ARCHIVES
 from patchbank.errors import BankError
-from patchbank.features import GRID
 from patchbank.files import DAMAGED
 from patchbank.locations import is_remote
+from patchbank.unpickling import PickleError, UnsafePickleError
 
-_AT_ONCE = 256  # features handed to the threads
-_STOCK = 511  # the width that the stock `clip` package gives in EZ-HOI's script
+_AT_ONCE = 256  # features that wait for the threads
+_STOCK = 511  # the features' width if EZ-HOI's script runs with the stock `clip` package
 
 # How far a fresh extraction may be from what is stored, as ||a - b|| / ||b||: the error of each precision and each
 # stored dtype (docs/fidelity.md), with room for another machine.
@@ -36,8 +37,8 @@ _PRECISION = {"fp32": 2e-5, "tf32": 5e-3, "fp16": 1e-2, "bf16": 3e-2}
 _STORED = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3, "int8": 3e-2}
 _IMPORTED = 2e-2
 
-Progress = Callable[[int, int], None]  # features looked at, in all
-Recompute = Callable[[str], Tensor | None]  # a key to its (N, D) patch tokens, freshly extracted
+Progress = Callable[[int, int], None]  # features that were read, and all
+Recompute = Callable[[str], Tensor | None]  # a key -> its (N, D) patch tokens, freshly extracted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,41 +49,36 @@ class Kind:
     """A kind of finding.
 
     Attributes:
-        name: for machines.
         says: for people, of one or several features.
         fix: ``extract`` (these features again), ``scratch`` (all of them), ``import`` (their tensors are sound),
-            ``look`` (a person must), or None where nothing needs a fix.
+            ``look`` (a person must), or None if nothing needs a fix.
     """
 
-    name: str
     says: str
     fix: Literal["extract", "scratch", "import", "look"] | None
 
 
-# The worst first.
+# By name, the worst first.
 KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("unsafe", "would run code when unpickled; was not run", "extract"),
-        Kind("damaged-part", "part of the index that cannot be read", "extract"),
-        Kind("unread", "could not be read: the disk, or permissions", "look"),
-        Kind("unreadable", "cut short, or no tensor of features", "extract"),
-        Kind("checksum", "differs from what was written: the checksum", "extract"),
-        Kind("pixels", "differs from a fresh extraction", "scratch"),
-        Kind("shape", "of a wrong shape", "extract"),
-        Kind("not-finite", "with NaN or Inf", "extract"),
-        Kind("zero", "with tokens that are all zero", "extract"),
-        Kind("normalised", "already normalised: the norms are lost", "extract"),
-        Kind("missing", "missing: the image is listed, and has no feature", "extract"),
-        Kind("failed", "failed", "extract"),
-        Kind("cls", "with [CLS] left in", "import"),
-        Kind("cuda", "saved from a GPU: it cannot be loaded without one", "import"),
-        Kind("dtype", "of a dtype that EZ-HOI's reader does not take", "import"),
-        Kind("view", "a view: it holds more storage than its own", "import"),
-        Kind("gradient", "asking for gradients", "import"),
-        Kind("extra", "of no listed image (harmless)", None),
-        Kind("quarantine", "in quarantine since an earlier repair (delete it once nothing is missing)", None),
-    )
+    "unsafe": Kind("would run code when unpickled; was not run", "extract"),
+    "damaged-part": Kind("part of the index that cannot be read", "extract"),
+    "unread": Kind("could not be read: the disk, or permissions", "look"),
+    "unreadable": Kind("cut short, or no tensor of features", "extract"),
+    "checksum": Kind("differs from what was written: the checksum", "extract"),
+    "pixels": Kind("differs from a fresh extraction", "scratch"),
+    "shape": Kind("of a wrong shape", "extract"),
+    "not-finite": Kind("with NaN or Inf", "extract"),
+    "zero": Kind("with tokens that are all zero", "extract"),
+    "normalised": Kind("already normalised: the norms are lost", "extract"),
+    "missing": Kind("missing: the image is listed, and has no feature", "extract"),
+    "failed": Kind("failed", "extract"),
+    "cls": Kind("with [CLS] left in", "import"),
+    "cuda": Kind("saved from a GPU: it cannot be loaded without one", "import"),
+    "dtype": Kind("of a dtype that EZ-HOI's reader does not take", "import"),
+    "view": Kind("a view: it holds more storage than its own", "import"),
+    "gradient": Kind("asking for gradients", "import"),
+    "extra": Kind("of no listed image (harmless)", None),
+    "quarantine": Kind("in quarantine since an earlier repair (delete it once nothing is missing)", None),
 }
 
 
@@ -92,7 +88,7 @@ class Finding:
 
     Attributes:
         kind: a name in `KINDS`.
-        name: the sample's key, or the file's name in the bank where the key is not known.
+        name: the sample's key, or the file's name in the bank if the key is unknown.
         detail: what was found, for people.
     """
 
@@ -106,20 +102,8 @@ class Finding:
         return KINDS[self.kind].says + (f": {self.detail}" if self.detail else "")
 
 
-Defects = Sequence[tuple[str, str]]  # (kind, detail) of each
-
-
-@dataclass(frozen=True)
-class Look:
-    """What was found in one pickle.
-
-    Attributes:
-        defects: (kind, detail) of each.
-        shape: the tensor's; None where there is none.
-    """
-
-    defects: tuple[tuple[str, str], ...]
-    shape: tuple[int, ...] | None = None
+Defects = list[tuple[str, str]]  # (kind, detail) of each
+Shape = tuple[int, ...]
 
 
 @dataclass
@@ -129,19 +113,19 @@ class Report:
     Attributes:
         bank: its directory.
         layout: ``ezhoi`` or ``shards``; None for third-party pickles.
-        manifest: the bank's; None likewise, and where no part of it is sound.
-        shape: (N, D) that most features have; None where there are none.
+        manifest: the bank's; None for third-party pickles, and if no part of the bank is sound.
+        shape: (N, D) of most features; None if there are none.
         looked_at: how many features were read.
-        listed: how many images the list has that it was compared with; None if it was compared with none.
-        sample: key -> relative error of those that were extracted again.
+        listed: the length of the image list that the features were compared with; None without a list.
+        sample: key -> relative error of each feature that was extracted again.
         findings: what is wrong, the worst kind first.
-        sound: names of features with nothing wrong with them.
+        sound: names of the features without a problem.
     """
 
     bank: Path
     layout: str | None
     manifest: Manifest | None
-    shape: tuple[int, ...] | None = None
+    shape: Shape | None = None
     looked_at: int = 0
     listed: int | None = None
     sample: dict[str, float] = field(default_factory=dict)
@@ -158,7 +142,7 @@ class Report:
         return {kind: found for kind in KINDS if (found := [each for each in self.findings if each.kind == kind])}
 
     def sort(self) -> None:
-        """Order the findings, and take those with problems off the sound ones."""
+        """Order the findings, and remove features with problems from the sound ones."""
         order = list(KINDS)
         self.findings.sort(key=lambda finding: (order.index(finding.kind), finding.name))
         wrong = {finding.name for finding in self.problems}
@@ -170,21 +154,22 @@ def verify(
     listed: Sequence[str] | None = None,
     progress: Progress | None = None,
     *,
-    expected: tuple[int, ...] | None = None,
+    expected: Shape | None = None,
 ) -> Report:
-    """Read and look into every feature of a bank, or of a directory of third-party pickles. Writes nothing.
+    """Read and examine every feature of a bank, or of a directory of third-party pickles. Writes nothing.
 
     Args:
-        listed: the keys that there should be; None compares with no list.
-        progress: called with how far it is.
-        expected: (N, D) of third-party pickles; None is the shape that most of them have.
+        listed: the expected keys; None compares with no list.
+        progress: called with the numbers of features read, and of all.
+        expected: (N, D) of third-party pickles; None is the most frequent shape.
 
     Raises:
-        BankError: there is nothing to verify, or its format version is another.
+        BankError: there is nothing to verify, or the bank has another format version.
     """
     progress = progress or (lambda *_: None)
-    if find_payload(bank) is not None:
-        report = _verify_bank(bank, progress, listed is None)
+    payload = find_payload(bank)
+    if payload is not None:
+        report = _verify_bank(payload, progress, listed is None)
     else:
         report = _verify_pickles(bank, listed or (), progress, expected)
     if listed is not None:
@@ -192,48 +177,36 @@ def verify(
         known = {*report.sound, *(finding.name for finding in report.findings)}
         report.findings += [Finding("missing", key) for key in listed if key not in known]
         report.findings += [Finding("extra", name) for name in {*report.sound} - set(listed)]
-    if not is_remote(bank):
-        damaged = [path.relative_to(bank).as_posix() for path in bank.rglob(f"*{DAMAGED}")]
-        report.findings += [Finding("quarantine", name) for name in sorted(damaged)]
-    elif (payload := find_payload(bank)) is not None:
-        report.findings += [Finding("quarantine", name) for name in payload.parts.names() if name.endswith(DAMAGED)]
+    if is_remote(bank):
+        names = payload.parts.names() if payload else []
+    else:
+        names = [path.relative_to(bank).as_posix() for path in bank.rglob(f"*{DAMAGED}")]
+    report.findings += [Finding("quarantine", name) for name in names if name.endswith(DAMAGED)]
     report.sort()
     return report
 
 
-def _verify_bank(bank: Path, progress: Progress, gaps: bool) -> Report:
-    payload = find_payload(bank)
-    assert payload is not None
-    damaged, numbers, parts = [], set(), list[Part]()
-    for name in part_names(payload):
-        numbers.add(int(name.split("-")[1]))
-        try:
-            parts.append(read_part(payload, name))
-        except FileNotFoundError:
-            continue  # a run has put another in its place
-        except PartDamagedError as error:
-            path = payload.parts.directory / name
-            damaged.append(Finding("damaged-part", name, str(error).removeprefix(f"{path} is damaged: ")))
-    try:
-        store = Store(bank, damaged="skip", known=parts)
-    except BankError:
-        if not damaged:
-            raise
-        return Report(bank, payload.layout, None, findings=damaged)
-    manifest = store.manifest
-    report = Report(bank, payload.layout, manifest, manifest.shape, findings=damaged)
-    report.findings += [Finding("failed", key, reason) for key, reason in failures_of(store.entries).items()]
-    features = [entry for entry in store.entries.values() if entry.failure is None]
-    look = _look_at_pickle if payload.layout == "ezhoi" else _look_at_row
-    for entry, defects in _in_threads(partial(look, store), features, progress):
+def _verify_bank(payload: Payload, progress: Progress, gaps: bool) -> Report:
+    bank, damaged = payload.bank, dict[str, str]()
+    parts = read_parts(payload, "skip", reasons=damaged)
+    findings = [Finding("damaged-part", name, reason) for name, reason in damaged.items()]
+    if damaged and not parts:
+        return Report(bank, payload.layout, None, findings=findings)
+    opened = Bank(bank, damaged="skip", known=parts)
+    manifest = opened.manifest
+    report = Report(bank, payload.layout, manifest, manifest.shape, findings=findings)
+    report.findings += [Finding("failed", key, reason) for key, reason in opened.failures.items()]
+    examine = _examine_pickle if payload.layout == "ezhoi" else _examine_row
+    for key, defects in _in_threads(partial(examine, opened), list(opened), progress):
         report.looked_at += 1
-        report.sound.append(entry.key)
-        report.findings += [Finding(kind, entry.key, detail) for kind, detail in defects]
+        report.sound.append(key)
+        report.findings += [Finding(kind, key, detail) for kind, detail in defects]
     if payload.layout == "ezhoi":
-        names = {pickle_name(key) for key in store.entries}
+        names = {pickle_name(key) for key in (*opened, *opened.failures)}
         report.findings += [Finding("extra", name) for name, _ in pickles_in(bank) if name not in names]
     elif gaps and manifest.dataset not in ARCHIVES:
-        # Without a list, a number without a part is all that shows missing samples.
+        # Without a list, only a number without a part shows that samples are missing.
+        numbers = {part.number for part in parts} | {int(name.split("-")[1]) for name in damaged}
         report.findings += [
             Finding("missing", name, "no shard has this number, and later ones exist") for name in _gaps(numbers)
         ]
@@ -241,7 +214,7 @@ def _verify_bank(bank: Path, progress: Progress, gaps: bool) -> Report:
 
 
 def _gaps(numbers: set[int]) -> Iterator[str]:
-    """Shards that are not there, though later ones are. A run of them is one: any number can stand in a name."""
+    """Names of missing shards before the last one; consecutive ones together, since a name can hold any number."""
     for before, after in pairwise([-1, *sorted(numbers)]):
         if after - before == 2:
             yield f"shard-{before + 1:05}-*"
@@ -249,36 +222,33 @@ def _gaps(numbers: set[int]) -> Iterator[str]:
             yield f"shard-{before + 1:05}-* to shard-{after - 1:05}-*"
 
 
-def _look_at_row(store: Store, entry: Entry) -> Defects:
-    if store.checksum(entry.key) != entry.sha256:
-        return [("checksum", f"in {store.file(entry.key).name}")]
-    defects: list[tuple[str, str]] = []
-    for name in store.manifest.outputs:
-        found = look_into(store.output(entry.key, name))
-        defects += [
-            (kind, f"{name}: {detail}" if len(store.manifest.outputs) > 1 else detail) for kind, detail in found
-        ]
+def _examine_row(bank: Bank, key: str) -> Defects:
+    if bank.checksum(key) != bank.sha256(key):
+        return [("checksum", f"in {bank.file(key).name}")]
+    outputs = bank.manifest.outputs
+    defects = [
+        (kind, f"{name}: {detail}" if len(outputs) > 1 else detail)
+        for name in outputs
+        for kind, detail in _number_defects(bank.output(key, name))
+    ]
     return defects[:1]
 
 
-def _look_at_pickle(store: Store, entry: Entry) -> Defects:
-    path, manifest = store.file(entry.key), store.manifest
+def _examine_pickle(bank: Bank, key: str) -> Defects:
+    path, manifest = bank.file(key), bank.manifest
     if not path.exists():
         return [("missing", f"the bank lists it, and {path.name} is gone")]
-    look = look_at(path, getattr(torch, manifest.dtype))
-    defects = list(look.defects)
-    if look.shape is not None and (wrong := shape_defect(look.shape, manifest.shape)):
+    tensor, defects = examined(path, getattr(torch, manifest.dtype))
+    if tensor is not None and (wrong := shape_defect(tuple(tensor.shape), manifest.shape)):
         defects.append(wrong)
     if any(kind == "unread" for kind, _ in defects):
         return defects
-    if store.checksum(entry.key) != entry.sha256 and not any(KINDS[kind].fix == "extract" for kind, _ in defects):
+    if bank.checksum(key) != bank.sha256(key) and not any(KINDS[kind].fix == "extract" for kind, _ in defects):
         return [("checksum", ", ".join(KINDS[kind].says for kind, _ in defects))]
     return defects
 
 
-def _verify_pickles(
-    directory: Path, listed: Sequence[str], progress: Progress, expected: tuple[int, ...] | None
-) -> Report:
+def _verify_pickles(directory: Path, listed: Sequence[str], progress: Progress, expected: Shape | None) -> Report:
     if is_remote(directory):
         raise BankError(f"There is nothing to verify in {directory}: it holds no shard.")
     if not directory.is_dir() or not (names := sorted(name for name, _ in pickles_in(directory))):
@@ -290,73 +260,65 @@ def _verify_pickles(
     report = Report(directory, None, None)
     check_names(listed)
     keys = {pickle_name(key): key for key in listed}
-    looks = list(_in_threads(lambda name: look_at(directory / name), names, progress))
-    report.looked_at = len(looks)
-    report.shape = expected or _usual_shape(look.shape for _, look in looks if look.shape is not None)
-    for file, look in looks:
+
+    def examine(name: str) -> tuple[Shape | None, Defects]:
+        tensor, defects = examined(directory / name)
+        return None if tensor is None else tuple(tensor.shape), defects
+
+    found = list(_in_threads(examine, names, progress))
+    report.looked_at = len(found)
+    report.shape = expected or _usual_shape(shape for _, (shape, _) in found if shape is not None)
+    for file, (shape, defects) in found:
         name = keys.get(file, file)
         if key_of(file) is None:
             report.findings.append(Finding("extra", file, "no image's features have this name"))
             continue
         report.sound.append(name)
-        defects = list(look.defects)
-        if look.shape is not None and (wrong := shape_defect(look.shape, report.shape)):
-            defects = [wrong] if wrong[0] == "shape" else [*defects, wrong]  # a wrong shape is of no use, whatever else
+        if shape is not None and (wrong := shape_defect(shape, report.shape)):
+            defects = [wrong] if wrong[0] == "shape" else [*defects, wrong]  # of a wrong shape, nothing else matters
         report.findings += [Finding(kind, name, detail) for kind, detail in defects]
     return report
 
 
-def _usual_shape(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...] | None:
-    """The (N, D) that most tensors have, N without [CLS] where some have it; None where none is a grid."""
-    counts: Counter[tuple[int, ...]] = Counter()
+def _usual_shape(shapes: Iterable[Shape]) -> Shape | None:
+    """The most frequent (N, D), N without [CLS] where some have it; None if no tensor is a grid."""
+    counts: Counter[Shape] = Counter()
     for shape in shapes:
-        if len(shape) == 2 and is_square(shape[0] - 1) and not is_square(shape[0]):
+        if len(shape) == 2 and isqrt(shape[0] - 1) ** 2 == shape[0] - 1 and isqrt(shape[0]) ** 2 != shape[0]:
             shape = (shape[0] - 1, shape[1])
         if len(shape) == 2:
             counts[shape] += 1
     return counts.most_common(1)[0][0] if counts else None
 
 
-def is_square(count: int) -> bool:
-    """Whether so many patches make a square grid."""
-    return count > 0 and int(count**0.5 + 0.5) ** 2 == count
-
-
-def look_at(path: Path, dtype: torch.dtype = torch.float32) -> Look:
-    """Everything that one pickle shows by itself; whether its shape is right, the others decide."""
-    tensor, defects = examined(path, dtype)
-    return Look(tuple(defects), None if tensor is None else tuple(tensor.shape))
-
-
 def examined(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Tensor | None, Defects]:
-    """The tensor in a pickle, as it is stored, and its defects; None where there is no tensor of floats."""
+    """The tensor in a pickle as it is stored, None if it is not one of floats; and its defects other than its shape."""
     try:
-        found = parse_pickle(path.read_bytes())
+        tensor, view = parse_pickle(path.read_bytes())
     except (OSError, MemoryError) as error:  # nothing is known of the file
         return None, [("unread", getattr(error, "strerror", None) or "out of memory")]
     except UnsafePickleError as error:
         return None, [("unsafe", str(error))]
-    except BankError as error:
+    except PickleError as error:
         return None, [("unreadable", str(error))]
-    tensor = found.tensor
     if not tensor.is_floating_point():
         return None, [("unreadable", f"it holds {str(tensor.dtype).removeprefix('torch.')} numbers")]
-    defects: list[tuple[str, str]] = []
-    if found.location != "cpu":
-        defects.append(("cuda", found.location))
+    defects: Defects = []
+    if view.storage.location != "cpu":
+        defects.append(("cuda", view.storage.location))
     if tensor.dtype != dtype:
         defects.append(("dtype", str(tensor.dtype).removeprefix("torch.")))
-    if found.storage_bytes > tensor.nbytes:
-        defects.append(("view", f"{found.storage_bytes:,} bytes for a tensor of {tensor.nbytes:,}"))
+    if view.storage.nbytes > tensor.nbytes:
+        defects.append(("view", f"{view.storage.nbytes:,} bytes for a tensor of {tensor.nbytes:,}"))
     elif not tensor.is_contiguous():
         defects.append(("view", f"strides {tuple(tensor.stride())}"))
-    if found.requires_grad:
+    if view.requires_grad:
         defects.append(("gradient", ""))
-    return tensor, [*defects, *look_into(tensor)]
+    return tensor, [*defects, *_number_defects(tensor)]
 
 
-def look_into(values: Tensor) -> list[tuple[str, str]]:
-    """(kind, detail) of what is wrong with the numbers of (N, D) patch tokens, or of any other tensor."""
+def _number_defects(values: Tensor) -> Defects:
+    """What is wrong with the numbers of (N, D) patch tokens, or of any other tensor."""
     values = values.float()
     finite = torch.isfinite(values)
     if not finite.all():
@@ -369,8 +331,8 @@ def look_into(values: Tensor) -> list[tuple[str, str]]:
     return []
 
 
-def shape_defect(shape: tuple[int, ...], expected: tuple[int, ...] | None) -> tuple[str, str] | None:
-    """(kind, detail) of a shape that is not the expected one."""
+def shape_defect(shape: Shape, expected: Shape | None) -> tuple[str, str] | None:
+    """(kind, detail) of a shape that differs from the expected one."""
     if shape == expected:
         return None
     if expected is not None and len(shape) == 2 and (shape[0] - 1, shape[1]) == expected:
@@ -381,45 +343,40 @@ def shape_defect(shape: tuple[int, ...], expected: tuple[int, ...] | None) -> tu
 
 
 def compare_with_pixels(report: Report, keys: Sequence[str], count: int, recompute: Recompute) -> None:
-    """Extract `count` of a bank's sound features again, and note those that differ.
+    """Extract `count` of a bank's sound features again, and add a finding for each that differs.
 
     Args:
-        keys: of the images that are at hand.
-        recompute: a key to float32 (N, D) on the CPU, computed with the bank's model and preprocessing; None where the
-            image cannot be read: another one is taken then.
+        keys: of the available images.
+        recompute: a key -> float32 (N, D) on the CPU, computed with the bank's model and preprocessing; None if the
+            image cannot be read, and another one is taken.
     """
     unusable = {finding.name for finding in report.findings if KINDS[finding.kind].fix != "import"}
     usable = {*report.sound, *(finding.name for finding in report.findings)} - unusable
     chosen = [key for key in keys if key in usable]
     random.Random(0).shuffle(chosen)
-    read = reader(report)
+    bank = Bank(report.bank, damaged="skip") if report.layout is not None else None
+
+    def stored(key: str) -> Tensor:
+        """As float32 and without [CLS]."""
+        if bank is not None:
+            return bank[key].float()
+        tokens = read_pickle(report.bank / pickle_name(key)).float()
+        return tokens[1:] if report.shape and tokens.shape[0] == report.shape[0] + 1 else tokens
+
     for key in chosen:
         if len(report.sample) == count:
             break
         if (expected := recompute(key)) is None:
             continue
-        error = float((read(key) - expected).norm() / expected.norm())
+        error = float((stored(key) - expected).norm() / expected.norm())
         report.sample[key] = error
         if not error <= tolerance(report.manifest):
             report.findings.append(Finding("pixels", key, f"relative error {error:.1e}"))
     report.sort()
 
 
-def reader(report: Report) -> Callable[[str], Tensor]:
-    """Reads a feature of a bank that was verified, as float32 and without [CLS]."""
-    if report.layout is not None:
-        store = Store(report.bank, damaged="skip")
-        return lambda key: store.output(key, GRID).float()
-
-    def read(key: str) -> Tensor:
-        tokens = read_pickle(report.bank / pickle_name(key)).float()
-        return tokens[1:] if report.shape and tokens.shape[0] == report.shape[0] + 1 else tokens
-
-    return read
-
-
 def tolerance(bank: Manifest | None) -> float:
-    """The relative error up to which features of a bank count as those of a fresh extraction."""
+    """The relative error up to which a bank's features agree with a fresh extraction."""
     if bank is None or bank.imported:
         return _IMPORTED
     stored: Mapping[str, float] = _STORED
@@ -428,7 +385,7 @@ def tolerance(bank: Manifest | None) -> float:
 
 
 def _in_threads(function: Callable[[T], R], items: Sequence[T], progress: Progress) -> Iterator[tuple[T, R]]:
-    """Each item with the function's result, in order; so many at once that memory stays bounded."""
+    """Each item with the function's result, in order; a bounded number of them is in memory."""
     remaining, done = iter(items), 0
     with ThreadPoolExecutor(thread_name_prefix="verify") as threads:
         while chunk := list(islice(remaining, _AT_ONCE)):

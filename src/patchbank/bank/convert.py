@@ -1,6 +1,6 @@
-"""Making one bank of another: in another layout or stored dtype, or of third-party pickles.
+"""A new bank from another one, in another layout or stored dtype, or from third-party pickles.
 
-The source is not touched.
+The source is not changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from threading import Event
 
 from patchbank.bank.check import KINDS, Finding, Progress, Report, examined, shape_defect, verify
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.packing import NotFiniteError
 from patchbank.bank.parts import find_payload, part_size
 from patchbank.bank.payload import Feature
 from patchbank.bank.pickles import check_names, key_of, pickle_name
@@ -26,9 +25,9 @@ from patchbank.errors import BankError
 from patchbank.features import GRID
 from patchbank.locations import is_remote
 
-_AT_ONCE = 64  # features read before they are handed on
+_AT_ONCE = 64  # features that are read and then written
 
-SizeOf = Callable[[str], tuple[int, int] | None]  # a key to (width, height), where the image can be had
+SizeOf = Callable[[str], tuple[int, int] | None]  # a key -> (width, height); None if the image is not available
 
 
 @dataclass
@@ -38,12 +37,12 @@ class Converted:
     Attributes:
         bank: the new bank's directory.
         manifest: what it is.
-        features: written by this run.
-        already_done: that were there before.
-        failures: carried over: images that never had a feature.
-        damaged: key -> reason, of features that could not be read, and are in the new bank neither way.
+        features: number of features written by this run.
+        already_done: number of features that the new bank had before.
+        failures: number of failures carried over: images without a feature.
+        damaged: key -> reason, of features that could not be read; the new bank does not list them.
         refused: key -> reason, of features that the new dtype cannot hold.
-        remaining: not reached, since it was stopped.
+        remaining: number of features not reached before the run was stopped.
         bytes_written: of features.
     """
 
@@ -69,17 +68,17 @@ def convert(
     progress: Progress | None = None,
     stop: Event | None = None,
 ) -> Converted:
-    """Write a bank's features into another bank; features that it holds already are left as they are.
+    """Write a bank's features into another bank; features that it already holds stay as they are.
 
     Args:
-        dtype: what the new bank stores; None is float32 for pickles, which EZ-HOI reads, and else the source's.
+        dtype: the new bank's stored dtype; None is float32 for pickles, as EZ-HOI reads, and the source's for shards.
         shard_size: approximate bytes of a shard.
         overwrite: start the new bank from scratch.
-        progress: called with the number of features done, and of all.
+        progress: called with the numbers of features done, and of all.
         stop: set it to end early; the same call continues.
 
     Raises:
-        ConfigError: int8 pickles are asked for.
+        ConfigError: pickles cannot store int8.
         BankError: the target is the source or another bank, the disk is too small, or two keys would share a pickle.
     """
     _refuse_inside(source.path, target)
@@ -109,14 +108,12 @@ class Imported:
     """What an import did.
 
     Attributes:
-        before: what was found in the pickles.
-        written: what became of them.
-        fixed: findings about pickles that needed a change: their tensors are sound.
-        left_out: findings about pickles that are of no use, and about listed images without one; the new bank lists
-            them as failures.
+        written: what was written of them.
+        fixed: findings about pickles that needed a change; their tensors are sound.
+        left_out: findings about unusable pickles and about listed images without one; the new bank lists them as
+            failures.
     """
 
-    before: Report
     written: Converted
     fixed: list[Finding] = field(default_factory=list)
     left_out: list[Finding] = field(default_factory=list)
@@ -135,21 +132,21 @@ def import_pickles(
     writing: Progress | None = None,
     stop: Event | None = None,
 ) -> Imported:
-    """Make a bank of third-party pickles. Each is checked before anything that it names could run.
+    """Make a bank of third-party pickles. They are read as data: nothing that they name runs.
 
     Args:
         source: a directory of pickles as EZ-HOI's scripts write them.
-        wanted: what the new bank is to be.
-        listed: the keys that there should be. None: keys are the file names without suffix, since the extensions of the
-            images are not known.
+        wanted: the new bank's manifest.
+        listed: the expected keys. None: keys are the file names without suffix, since the images' extensions are
+            unknown.
         size_of: sizes of the images; without them boxes cannot be mapped.
-        confirm: what the new bank is to be after all, now that the pickles are checked; raises to write nothing.
+        confirm: returns the final manifest from the report on the pickles; raises to write nothing.
         overwrite: start the new bank from scratch.
-        progress, writing: called with the numbers checked, and written.
+        progress, writing: called with the numbers of pickles checked or written, and of all.
         stop: set it to end early; the same call continues.
 
     Raises:
-        BankError: there is nothing to import, a file cannot be read just now, or as `convert`.
+        BankError: there is nothing to import, a file cannot be read at the moment, or as `convert`.
     """
     _refuse_inside(source, target)
     if find_payload(source) is not None:
@@ -164,15 +161,9 @@ def import_pickles(
     wanted = confirm(report) if confirm else wanted
     useless = {finding.name: finding for finding in reversed(report.problems) if KINDS[finding.kind].fix == "extract"}
     files = {key: pickle_name(key) for key in listed or ()}
-    listed_files = set(files.values())
-    names = {*report.sound, *(finding.name for finding in report.findings)}
+    names = {*report.sound, *(finding.name for finding in report.findings)} - files.keys() - {*files.values()}
     for name in names:  # files of no listed image are kept too, under their names
-        if (
-            name not in files
-            and name not in listed_files
-            and (key := key_of(name)) is not None
-            and (source / name).exists()
-        ):
+        if (key := key_of(name)) is not None and (source / name).exists():
             files[key] = name
     reasons = {key: useless[name] for key, file in files.items() for name in (key, file) if name in useless}
 
@@ -192,7 +183,7 @@ def import_pickles(
     fixed = [
         finding for finding in report.findings if KINDS[finding.kind].fix == "import" and finding.name not in useless
     ]
-    return Imported(report, written, fixed, [replace(finding, name=key) for key, finding in sorted(reasons.items())])
+    return Imported(written, fixed, [replace(finding, name=key) for key, finding in sorted(reasons.items())])
 
 
 def _refuse_inside(source: Path, target: Path) -> None:
@@ -213,7 +204,7 @@ def _transfer(
     progress: Progress | None,
     stop: Event | None,
 ) -> Converted:
-    """Write what `read` gives for each key. A failure of a key in `failed` is written too, any other is damage."""
+    """Write what `read` returns for each key. Failures of keys in `failed` are written too, others are damage."""
     if wanted.layout == "ezhoi":
         check_names(keys)
     stop = stop or Event()
@@ -222,7 +213,7 @@ def _transfer(
     if not is_remote(target):
         check_room(target, disk_bytes(len({*keys} - (state.done if state else set())), wanted), "directory")
     with BankWriter(target, wanted, keys, overwrite=overwrite, known=state) as writer:
-        # What the target holds is read again too, last: the source may have changed since.
+        # What the target holds is compared too, last: the source may have changed since.
         known = writer.state.failed.keys() | writer.done
         missing = [key for key in keys if key not in known]
         retried = [key for key in keys if key in known and key not in writer.done]
@@ -236,12 +227,11 @@ def _transfer(
                     done.remaining = max(0, len(missing) - begin)
                     break
                 outcomes = list(threads.map(read, todo[begin : begin + _AT_ONCE]))
-                features = [each for each in outcomes if isinstance(each, Feature) and not _has(writer, each)]
+                features = [each for each in outcomes if isinstance(each, Feature) and not writer.has(each)]
                 done.already_done -= sum(feature.key in writer.done for feature in features)
-                failures = [each for each in outcomes if isinstance(each, Failure) and each.key in failed]
-                done.damaged |= {
-                    each.key: each.reason for each in outcomes if isinstance(each, Failure) and each.key not in failed
-                }
+                failures = [each for each in outcomes if isinstance(each, Failure)]
+                done.damaged |= {each.key: each.reason for each in failures if each.key not in failed}
+                failures = [each for each in failures if each.key in failed]
                 refused += writer.add(features, failures)
                 done.features += len(features)
                 done.failures += len(failures)
@@ -251,10 +241,3 @@ def _transfer(
     done.features -= len(refused)
     done.bytes_written = writer.bytes_written
     return done
-
-
-def _has(writer: BankWriter, feature: Feature) -> bool:
-    try:
-        return feature.key in writer.done and writer.has(feature)
-    except NotFiniteError:
-        return False  # adding it will say so

@@ -1,8 +1,8 @@
-"""The index: what a bank knows of each sample, and which of two such pieces of knowledge counts.
+"""The index: what a bank knows of each sample, and which of two entries counts.
 
-It lies in parts, each a header document that never changes and is named by its hash. In shards the features lie behind
-the document in the same file; in ``ezhoi`` they lie beside it, as pickles. A bank is the union of its parts, and of
-each key the greatest entry counts: whoever joins the same parts gets the same result, in any order. So any number of
+It consists of parts, each a header document that never changes and is named by its hash. In shards the features lie
+behind the document in the same file; in ``ezhoi`` they lie beside it, as pickles. A bank is the union of its parts, and
+the greatest entry of each key counts: joining the same parts in any order gives the same result. So any number of
 processes can write one bank without a lock.
 """
 
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -20,7 +20,7 @@ from patchbank import __version__
 from patchbank.bank.manifest import Manifest
 from patchbank.budget import without_collection
 from patchbank.errors import BankError
-from patchbank.files import is_plain
+from patchbank.files import is_plain, parse_json
 
 FORMAT, FORMAT_VERSION = "patchbank", 2
 
@@ -35,10 +35,10 @@ class Entry(NamedTuple):
 
     Attributes:
         key: the sample's.
-        size: (width, height) of the image in pixels; None for a failure, and where it is not known (imported pickles).
+        size: (width, height) of the image in pixels; None for a failure, and where it is unknown (imported pickles).
         sha256: of the features as they are stored; None for a failure.
-        failure: why there are no features; None where there are.
-        revision: how often the knowledge of this sample was revoked.
+        failure: why the sample has no features; None if it has.
+        revision: how often an entry of this sample was revoked.
     """
 
     key: str
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
     revision: int = 0
 
     def after(self, known: Entry | None) -> Entry:
-        """This entry with the revision that makes it greater than a known one."""
+        """This entry, with the revision that makes it count over a known one."""
         if known is None:
             return self
         same = self._replace(revision=known.revision)
@@ -75,9 +75,9 @@ class Part:
     Attributes:
         path: its file.
         manifest: of the bank.
-        number: its place in the bank; parts with new samples may share one.
-        features: entries of samples with features, in their order.
-        failures: entries of samples without.
+        number: its place in the bank; until they are joined, several parts may have the same number.
+        features: entries of samples with features, in the order of the rows.
+        failures: entries of samples without features.
         bytes: the file's size.
         begin: where the numbers begin in the file, in bytes.
     """
@@ -92,12 +92,12 @@ class Part:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """Of all its samples."""
+        """The entries of all its samples."""
         return self.features + self.failures
 
 
 class Row(NamedTuple):
-    """Where a feature lies: in which part of a list, and in which row of it."""
+    """Where a feature lies: the index of a part in a list of them, and the row in that part."""
 
     part: int
     row: int
@@ -114,13 +114,13 @@ def joined(parts: Iterable[Part]) -> dict[str, Entry]:
 
 
 def failures_of(entries: Mapping[str, Entry]) -> dict[str, str]:
-    """key -> reason, of those without features."""
+    """key -> reason, of the samples without features."""
     return {key: entry.failure for key, entry in entries.items() if entry.failure is not None}
 
 
 @without_collection()
 def rows_of(parts: Iterable[Part], entries: dict[str, Entry]) -> dict[str, Row]:
-    """Where the features lie that count among the `joined` entries."""
+    """Where the features of the `joined` entries lie."""
     return {
         entry.key: Row(number, row)
         for number, part in enumerate(parts)
@@ -129,7 +129,7 @@ def rows_of(parts: Iterable[Part], entries: dict[str, Entry]) -> dict[str, Row]:
     }
 
 
-class _Samples(msgspec.Struct, gc=False, kw_only=True):
+class _Samples(msgspec.Struct, gc=False, kw_only=True, omit_defaults=True):
     """Columns with an element for each feature, in the order of the rows."""
 
     keys: list[str]
@@ -140,7 +140,7 @@ class _Samples(msgspec.Struct, gc=False, kw_only=True):
     revisions: list[_Natural] | None = None
 
 
-class _Failure(msgspec.Struct, gc=False, kw_only=True):
+class _Failure(msgspec.Struct, gc=False, kw_only=True, omit_defaults=True):
     key: str
     failure: str
     revision: _Natural = 0
@@ -163,40 +163,37 @@ class _Head(msgspec.Struct, gc=False):
 def write_document(manifest: Manifest, number: int, features: Sequence[Entry], failures: Sequence[Entry]) -> str:
     """The header document of a part, as JSON in ASCII."""
     transforms = [None if entry.size is None else manifest.transform(entry.size) for entry in features]
-    samples: dict[str, Any] = {
-        "keys": [entry.key for entry in features],
-        "sizes": [entry.size for entry in features],
-        "resized": [None if transform is None else transform.resized for transform in transforms],
-        "offsets": [None if transform is None else transform.offset for transform in transforms],
-        "sha256": [entry.sha256 for entry in features],
-    }
-    if any(entry.revision for entry in features):
-        samples["revisions"] = [entry.revision for entry in features]
-    content = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "manifest": manifest.to_json(),
-        "number": number,
-        "samples": samples,
-        "failures": [
-            {"key": entry.key, "failure": entry.failure} | ({"revision": entry.revision} if entry.revision else {})
-            for entry in failures
-        ],
-    }
-    return json.dumps(content, separators=(",", ":"))
+    revisions = [entry.revision for entry in features]
+    samples = _Samples(
+        keys=[entry.key for entry in features],
+        sizes=[entry.size for entry in features],
+        resized=[None if transform is None else transform.resized for transform in transforms],
+        offsets=[None if transform is None else transform.offset for transform in transforms],
+        sha256=[entry.sha256 or "" for entry in features],
+        revisions=revisions if any(revisions) else None,
+    )
+    document = _Document(
+        format=FORMAT,
+        version=FORMAT_VERSION,
+        manifest=manifest,
+        number=number,
+        samples=samples,
+        failures=[_Failure(key=each.key, failure=each.failure or "", revision=each.revision) for each in failures],
+    )
+    return json.dumps(msgspec.to_builtins(document), separators=(",", ":"))
 
 
 def read_document(text: bytes | str, path: Path) -> tuple[Manifest, int, tuple[Entry, ...], tuple[Entry, ...]]:
     """The inverse of `write_document`: manifest, number, features, failures.
 
     Raises:
-        ValueError: it is no such document. (msgspec's errors are ValueErrors.)
-        BankError: its format is another; names `path`.
+        ValueError, RecursionError: it is not such a document. (msgspec's errors are ValueErrors.)
+        BankError: it has another format version; the message names `path`.
     """
     try:
-        document = _decode(text, _Document)
+        document: _Document = parse_json(text, _Document)
     except ValueError:
-        _check_version(_decode(text, _Head), path)
+        _check_version(parse_json(text, _Head), path)
         raise
     _check_version(document, path)
     document.manifest.check()
@@ -215,19 +212,6 @@ def read_document(text: bytes | str, path: Path) -> tuple[Manifest, int, tuple[E
         if not is_plain(key):
             raise ValueError(f"the key {key!r} would lead out of the bank")
     return document.manifest, document.number, features, failures
-
-
-def _decode(text: bytes | str, kind: Any) -> Any:
-    """One JSON document as a type. Names that are no UTF-8 need the standard library, which is slower."""
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.ValidationError:
-        raise
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        try:
-            return msgspec.convert(json.loads(text), kind)
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
 
 
 def _check_version(head: _Head | _Document, path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from math import prod
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -31,7 +31,7 @@ def library_versions() -> dict[str, str]:
 
 
 def stored_outputs(outputs: Mapping[str, Output], layout: Layout, dtype: StoredDtype) -> dict[str, Output]:
-    """What a layout stores of an encoder's or a bank's outputs: a pickle holds one tensor, the patch tokens."""
+    """What a layout stores of an encoder's or a bank's outputs. A pickle holds the patch tokens alone."""
     return {name: each.stored_as(dtype) for name, each in outputs.items() if layout == "shards" or name == GRID}
 
 
@@ -41,16 +41,16 @@ class Manifest:
 
     Attributes:
         layout: how the features lie on disk, ``ezhoi`` or ``shards``.
-        dataset, split: what was extracted; `split` is None where there are no splits. ``unknown`` of imported pickles
-            whose dataset nobody named.
+        dataset, split: what was extracted; `split` is None for a dataset without splits. `dataset` is ``unknown`` for
+            imported pickles unless an option named it.
         outputs: name -> what is stored of each sample.
         identity: named fields that decide the numbers: family, model, weights, activation, precision, ...
         input: what the encoder took; with an image's size it gives its `ImageTransform`.
-        rounded: the dtypes that rounded the numbers before, of a converted bank.
-        part_size: samples that one part of the index is made for.
+        rounded: the dtypes that rounded a converted bank's numbers before the stored one.
+        part_size: samples in one full part of the index.
         batch_size: samples of a forward pass; with `device`, `compiled` and `versions` it can decide the last bits.
         device: the kind of device, ``cpu`` or ``cuda``.
-        compiled: whether `torch.compile` made the encoder.
+        compiled: whether the encoder was compiled with `torch.compile`.
         versions: of the libraries that the bank was begun with.
         imported: how an imported bank was made; empty for any other.
     """
@@ -87,7 +87,7 @@ class Manifest:
 
     @property
     def dtype(self) -> StoredDtype:
-        """The dtype that patch tokens are stored in."""
+        """The stored dtype of patch tokens."""
         return self.outputs[GRID].dtype
 
     @property
@@ -97,7 +97,7 @@ class Manifest:
 
     @property
     def atom(self) -> int:
-        """Positions that one process must write together: those of a shard; a pickle stands alone."""
+        """Positions that one process writes together: a shard's, or one for pickles."""
         return self.part_size if self.layout == "shards" else 1
 
     def transform(self, size: tuple[int, int]) -> ImageTransform:
@@ -105,10 +105,10 @@ class Manifest:
         return self.input.transform(size)
 
     def stored_as(self, layout: Layout, dtype: StoredDtype) -> Manifest:
-        """The same features read, and stored again in another layout or dtype.
+        """The manifest after converting the features to another layout or dtype.
 
-        float32 holds the numbers of all other dtypes exactly, and what was rounded to a dtype is not changed by being
-        rounded to it again: so `rounded` keeps the dtypes that changed the numbers, without the last.
+        float32 holds the numbers of all other dtypes exactly, and rounding to the same dtype twice changes nothing: so
+        `rounded` keeps the dtypes that changed the numbers, without the last.
         """
         chain = [each for each in (*self.rounded, self.dtype) if each != "float32"]
         if chain[-1:] == [dtype]:
@@ -116,28 +116,22 @@ class Manifest:
         return replace(self, layout=layout, outputs=stored_outputs(self.outputs, layout, dtype), rounded=tuple(chain))
 
     def differences(self, other: Manifest) -> list[tuple[str, object, object]]:
-        """(field, own value, other's value) for each field in which two banks' features differ, or how they lie."""
+        """(field, own value, other's value) for each difference between two banks' features or layouts."""
         names = ("layout", "dataset", "split", "rounded")
-        found = differences(
-            {name: getattr(self, name) for name in names}, {name: getattr(other, name) for name in names}
-        )
+        mine, theirs = ({name: getattr(each, name) for name in names} for each in (self, other))
+        found = differences(mine, theirs)
         found += differences(self.identity, other.identity)
         found += differences(asdict(self.input), asdict(other.input), prefix="input ")
         for name in dict.fromkeys([*self.outputs, *other.outputs]):
-            mine, theirs = self.outputs.get(name), other.outputs.get(name)
-            if mine is None or theirs is None:
-                found.append((f"output {name}", "stored" if mine else "absent", "stored" if theirs else "absent"))
+            one, two = self.outputs.get(name), other.outputs.get(name)
+            if one is None or two is None:
+                found.append((f"output {name}", "stored" if one else "absent", "stored" if two else "absent"))
             else:
-                found += differences(asdict(mine), asdict(theirs), prefix="" if name == GRID else f"{name} ")
+                found += differences(asdict(one), asdict(two), prefix="" if name == GRID else f"{name} ")
         return found
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON's types, in a fixed order."""
-        content: dict[str, Any] = msgspec.to_builtins(self)
-        return content
-
     def check(self) -> None:
-        """Raise ValueError where fields do not fit together."""
+        """Raise ValueError where fields contradict each other."""
         if GRID not in self.outputs:
             raise ValueError(f"there is no output {GRID}")
         for name, output in self.outputs.items():

@@ -1,4 +1,4 @@
-"""Features as they are stored: the dtypes, and int8 with one scale a token.
+"""Features as they are stored: the dtypes, and int8 with one scale for each token.
 
 A token x is stored as int8 numbers q and the scale s of its largest component, q = round(x / s), s = max|x| / 127. The
 scale is rounded up to 16 significant bits: then 127 s is exact in float32, and so is what is read back quantised again,
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from patchbank.bank.manifest import Manifest
 from patchbank.errors import PatchbankError
 from patchbank.features import Output
-from patchbank.files import sha256_of_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +25,11 @@ _EXPONENTS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 SCALE = ".scale"  # added to an int8 output's name
 
-_MOST_A_PART = 100_000  # samples: readers hold a part's keys in memory, and tars leave that much room between them
+_MOST_A_PART = 100_000  # samples: readers hold a part's keys in memory, and tars leave as much room between them
 
 
 class NotFiniteError(PatchbankError):
-    """Features that hold NaN or Inf, or would in the dtype they are to be stored in."""
+    """Features that hold NaN or Inf, or would in their stored dtype."""
 
 
 class Field(NamedTuple):
@@ -39,7 +38,7 @@ class Field(NamedTuple):
     Attributes:
         name: an output's, or an int8 output's with `SCALE`.
         dtype: torch's name of it.
-        shape: of one sample's.
+        shape: of one sample.
     """
 
     name: str
@@ -48,12 +47,12 @@ class Field(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one sample's."""
+        """Bytes of one sample."""
         return ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
 
 def fields(outputs: Mapping[str, Output]) -> tuple[Field, ...]:
-    """What is stored of each sample, in the order it lies in: no dtype stands behind a smaller one."""
+    """What is stored of each sample, in the file's order: wider dtypes come first."""
     found = []
     for name, output in outputs.items():
         if output.dtype == "int8":
@@ -68,7 +67,7 @@ def sample_bytes(outputs: Mapping[str, Output]) -> int:
 
 
 def samples_a_shard(outputs: Mapping[str, Output], shard_size: int) -> int:
-    """How many samples' features take about so many bytes."""
+    """How many samples' features take approximately `shard_size` bytes."""
     return max(1, min(_MOST_A_PART, shard_size // sample_bytes(outputs)))
 
 
@@ -76,10 +75,10 @@ def pack(manifest: Manifest, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One sample's features as the bank stores them, by field; each is contiguous and owns its storage.
 
     Args:
-        values: each of the bank's outputs on the CPU, of any float dtype; others are passed over.
+        values: each of the bank's outputs on the CPU, of any float dtype; others are ignored.
 
     Raises:
-        NotFiniteError: there is NaN or Inf among them, or the stored dtype cannot hold them.
+        NotFiniteError: they hold NaN or Inf, or exceed the stored dtype.
         ValueError: an output is missing, or its shape is not the bank's.
     """
     import torch
@@ -100,9 +99,9 @@ def pack(manifest: Manifest, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _bits(tensor: Tensor) -> NDArray[np.signedinteger[Any]]:
-    """A float tensor's numbers as whole ones of the same bits: numpy has no bfloat16.
+    """A float tensor's numbers as integers of the same bits, since numpy has no bfloat16.
 
-    And no threads: torch would wake a team of them for each of several writing threads, which then wait for each other.
+    numpy starts no threads; torch would start some for each of several writing threads, which then wait for each other.
     """
     import torch
 
@@ -112,7 +111,7 @@ def _bits(tensor: Tensor) -> NDArray[np.signedinteger[Any]]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """Of a float tensor: contiguous, with a storage of its own."""
+    """A contiguous copy of a float tensor, with a storage of its own."""
     import torch
 
     return torch.from_numpy(_bits(tensor).copy()).view(tensor.dtype)
@@ -145,11 +144,6 @@ def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
     divisor = np.where(scale > 0, scale, np.float32(1))[:, None]
     with np.errstate(invalid="ignore"):  # the scale of what is not finite is not finite: the caller checks it
         return torch.from_numpy(scale), torch.from_numpy(np.rint(numbers / divisor).astype(np.int8))
-
-
-def checksum(packed: Mapping[str, Any]) -> str:
-    """The SHA-256 of the bytes of one sample's features as they are stored, in the order of `fields`."""
-    return sha256_of_chunks(packed.values())
 
 
 def memory(tensor: Tensor) -> memoryview:

@@ -1,10 +1,12 @@
-"""A bank's layout, and the parts of its index as they are now. No torch: what a bank says is read without it."""
+"""A bank's layout, and the current parts of its index. They are read without torch."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -21,22 +23,27 @@ from patchbank.errors import BankError
 from patchbank.features import Output
 from patchbank.locations import is_remote
 
-_ATTEMPTS = 100  # at reading what others are writing
+_ATTEMPTS = 100  # to read what other processes are writing
+_NAMES = 100_000  # among which shards beside pickles are looked for: a directory may hold millions
 
 
 class PartDamagedError(BankError):
-    """A part whose content is not what its name says, or that is cut short."""
+    """A part whose content does not match its name, or that is cut short."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is damaged: {reason}")
+        self.reason = reason
 
 
 def payload_of(bank: Path, layout: Layout) -> Payload:
-    """A bank's layout at work."""
+    """A bank's files in a layout."""
     if layout == "shards":
         return Shards(bank, storage_of(bank))
     return Pickles(bank, storage_of(bank / INDEX))
 
 
 def part_size(layout: Layout, outputs: Mapping[str, Output], shard_size: int) -> int:
-    """The number of samples that a part of the index is made for.
+    """The number of samples in a full part of the index.
 
     Args:
         shard_size: approximate bytes of a shard.
@@ -44,32 +51,31 @@ def part_size(layout: Layout, outputs: Mapping[str, Output], shard_size: int) ->
     return samples_a_shard(outputs, shard_size) if layout == "shards" else PART_SIZE
 
 
-def layout_in(bank: Path) -> Layout | None:
-    """The layout of the bank in a directory; None where there is none. Raises BankError where there are two."""
-    layouts: tuple[Layout, ...] = ("shards",) if is_remote(bank) else ("shards", "ezhoi")
-    found = [layout for layout in layouts if part_names(payload_of(bank, layout))]
-    if len(found) > 1:
-        raise BankError(f"{bank} holds two banks, of pickles and of shards. Move one to another directory.")
-    return found[0] if found else None
+def find_payload(bank: Path) -> Payload | None:
+    """The files of the bank in a directory; None if there is no bank.
+
+    Raises BankError where there are two banks; beside a bank of pickles, it looks at the first `_NAMES` names only.
+    """
+    shards, pickles = payload_of(bank, "shards"), payload_of(bank, "ezhoi")
+    if is_remote(bank) or not part_names(pickles):
+        return shards if part_names(shards) else None
+    with os.scandir(bank) as entries:
+        if any(shards.pattern.fullmatch(each.name) and Path(each.path).is_file() for each in islice(entries, _NAMES)):
+            raise BankError(f"{bank} holds two banks, of pickles and of shards. Move one to another directory.")
+    return pickles
 
 
 def third_party(bank: Path) -> bool:
     """Whether a directory holds pickles that other code wrote.
 
-    Ours have an index beside them, which is empty until the first are listed, and after all its parts were damaged.
+    A bank has an index beside them, which is empty until the first are listed, and after all its parts were damaged.
     """
-    ours = is_remote(bank) or not bank.is_dir() or (bank / INDEX).is_dir() or layout_in(bank) is not None
-    return not ours and next(pickles_in(bank), None) is not None
-
-
-def find_payload(bank: Path) -> Payload | None:
-    """The layout of the bank in a directory, at work; None where there is no bank."""
-    layout = layout_in(bank)
-    return None if layout is None else payload_of(bank, layout)
+    own = is_remote(bank) or not bank.is_dir() or (bank / INDEX).is_dir() or find_payload(bank) is not None
+    return not own and next(pickles_in(bank), None) is not None
 
 
 def manifest_in(bank: Path) -> Manifest | None:
-    """The manifest of the bank in a directory; None where there is none, or no part of it is sound."""
+    """The manifest of the bank in a directory; None if there is no bank, or no part of it is sound."""
     if (payload := find_payload(bank)) is None:
         return None
     for _ in range(_ATTEMPTS):
@@ -79,21 +85,21 @@ def manifest_in(bank: Path) -> Manifest | None:
                     return read_part(payload, name).manifest
             return None
         except FileNotFoundError:
-            continue  # another run completed it meanwhile
+            continue  # another run has replaced it
     raise BankError(f"{bank} changes too fast to be read.")
 
 
 def part_names(payload: Payload) -> list[str]:
-    """The files that have a part's name, in order."""
+    """The names of the parts' files, in order."""
     return sorted(name for name in payload.parts.names() if payload.pattern.fullmatch(name))
 
 
 def read_part(payload: Payload, name: str) -> Part:
-    """Read and check a part; the features are not looked at.
+    """Read and check a part, but not its features.
 
     Raises:
         FileNotFoundError: it is gone.
-        PartDamagedError: its content is not what its name says, or it is cut short.
+        PartDamagedError: its content does not match its name, or it is cut short.
         BankError: it cannot be read, or has another format version.
     """
     path = payload.parts.directory / name
@@ -101,44 +107,52 @@ def read_part(payload: Payload, name: str) -> Part:
     assert match is not None
     try:
         start, size = payload.parts.head(name)
-        text, begin = payload.unframe(start, size, name)
+        if len(start) < (begin := payload.end(start, size)):
+            start += payload.parts.read(name, len(start), begin)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise BankError(f"{path} cannot be read: {error.strerror or error}.") from error
+    text = start[payload.prefix : begin]
     if not text or hashlib.sha256(text).hexdigest()[:16] != match[2]:
-        raise PartDamagedError(f"{path} is damaged: its content is not what its name says.")
+        raise PartDamagedError(path, "its content does not match its name.")
     try:
-        document, rest = payload.document_in(text)
+        document, tensors = payload.document_in(text)
         manifest, number, features, failures = read_document(document, path)
         if number != int(match[1]):
             raise ValueError(f"it says that its number is {number}")
         if manifest.layout != payload.layout:
             raise ValueError(f"it is of the layout {manifest.layout}")
-        part = Part(path, manifest, number, features, failures, size, begin)
-        payload.check(part, rest)
+        if tensors != (expected := payload.tensors(manifest, len(features))):
+            raise ValueError("its tensors are not those that its index describes")
+        if size != (end := begin + max((each["data_offsets"][1] for each in expected.values()), default=0)):
+            raise ValueError(f"it has {size:,} bytes, and its header says {end:,}")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise PartDamagedError(f"{path} is damaged: {type(error).__name__} {error}.") from error
-    return part
+        raise PartDamagedError(path, f"{type(error).__name__} {error}.") from error
+    return Part(path, manifest, number, features, failures, size, begin)
 
 
 def name_part(payload: Payload, part: Part) -> tuple[bytes, str]:
     """What a part's file begins with, and its name."""
     document = write_document(part.manifest, part.number, part.features, part.failures)
-    start, hashed = payload.frame(document, part.manifest, len(part.features))
-    return start, payload.name.format(part.number, hashlib.sha256(hashed).hexdigest()[:16])
+    start = payload.frame(document, part.manifest, len(part.features))
+    return start, payload.name.format(part.number, hashlib.sha256(start[payload.prefix :]).hexdigest()[:16])
 
 
 @without_collection()
 def read_parts(
-    payload: Payload, damaged: Literal["raise", "skip", "quarantine"] = "raise", known: Iterable[Part] = ()
+    payload: Payload,
+    damaged: Literal["raise", "skip", "quarantine"] = "raise",
+    known: Iterable[Part] = (),
+    reasons: dict[str, str] | None = None,
 ) -> list[Part]:
     """All parts of a bank's index, in the order of their names.
 
     Args:
-        damaged: what to do about a part whose content is not what its name says: raise BankError; or leave it out, so
-            that its samples count as not done; or rename it too.
+        damaged: what to do about a damaged part: raise BankError; leave it out, so that its samples count as not done;
+            or leave it out and quarantine it.
         known: parts that were read before. A part never changes, so they are not read again.
+        reasons: gets name -> reason of each part that is left out.
 
     Raises BankError where two parts are of different banks.
     """
@@ -152,17 +166,17 @@ def read_parts(
                 raise BankError(f"{error} `patchbank repair {payload.bank}` says what to do.") from error
             if damaged == "quarantine":
                 payload.parts.quarantine(name)
+            if reasons is not None:
+                reasons[name] = error.reason
             return None
 
     for _ in range(_ATTEMPTS):
         try:
             parts = [each for each in payload.parts.map(one, part_names(payload)) if each is not None]
         except FileNotFoundError:
-            continue  # another run completed it meanwhile: another part has its samples now
+            continue  # another run has replaced it: another part has its samples now
         for part in parts[1:]:
-            if part.manifest == parts[0].manifest:
-                continue
-            if differences := parts[0].manifest.differences(part.manifest):
+            if part.manifest != parts[0].manifest and (differences := parts[0].manifest.differences(part.manifest)):
                 name, has, other = differences[0]
                 raise BankError(
                     f"{payload.bank} holds parts of two banks: {parts[0].path.name} has {name} {has}, {part.path.name} "

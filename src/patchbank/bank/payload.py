@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +15,19 @@ from patchbank.bank.index import Entry, Part
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.storage import Storage
 from patchbank.config import Layout
+from patchbank.files import sha256_of_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Column(Protocol):
-    """One field of a part's features."""
-
-    def __getitem__(self, row: int) -> NDArray[np.uint8]:
-        """A row's numbers, (bytes,) uint8, in memory of their own. Raises BankError, and FileNotFoundError."""
-
+# A row -> one field of that feature, (bytes,) uint8, in memory of its own. Raises BankError, and FileNotFoundError.
+Column = Callable[[int], NDArray[np.uint8]]
 
 # (key, field) -> the numbers that an older part holds.
 Rows = Callable[[str, str], NDArray[np.uint8]]
+
+Pieces = Sequence[bytes | memoryview]  # of a stored feature, one after the other
 
 
 class Feature(NamedTuple):
@@ -37,7 +36,7 @@ class Feature(NamedTuple):
     Attributes:
         key: the sample's.
         outputs: name -> tensor on the CPU, of any float dtype; the writer stores the bank's.
-        size: (width, height) of the original image in pixels; None where it is not known.
+        size: (width, height) of the original image in pixels; None if it is unknown.
     """
 
     key: str
@@ -46,33 +45,35 @@ class Feature(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it holds in memory."""
+        """Its size in memory, in bytes."""
         return sum(value.nbytes for value in self.outputs.values())
 
 
 class Kept(NamedTuple):
-    """A feature that a writer has taken.
+    """A feature that waits for its part to be written.
 
     Attributes:
-        sha256: of what is stored.
-        numbers: by field, where they wait for their part; empty where a file holds them.
         bytes: of what is stored.
-        file: (temporary name, final name) of a file that holds them.
+        pieces: what is stored; empty if a file holds it.
+        file: (temporary name, final name) of that file.
     """
 
-    sha256: str
-    numbers: Mapping[str, memoryview]
     bytes: int
+    pieces: Pieces = ()
     file: tuple[Path, Path] | None = None
 
 
 class Payload(ABC):
     """A layout, of one bank.
 
+    What a layout does not override: a part's file is its header document and nothing else, features wait in memory for
+    their part, and what a part lists exists.
+
     Attributes:
         layout: its name.
         pattern, name: of a part's file: (number, hash).
-        durable_at_once: whether a part is written with every batch, or when all its samples are there.
+        prefix: bytes in a part's file before those that its name's hash is of.
+        durable_at_once: whether a part is written with every batch, or only when it is complete.
         bank: the bank's directory or URL.
         parts: where its parts lie.
     """
@@ -80,47 +81,44 @@ class Payload(ABC):
     layout: ClassVar[Layout]
     pattern: ClassVar[re.Pattern[str]]
     name: ClassVar[str]
+    prefix: ClassVar[int] = 0
     durable_at_once: ClassVar[bool]
 
     def __init__(self, bank: Path, parts: Storage) -> None:
         self.bank = bank
         self.parts = parts
 
-    @abstractmethod
-    def frame(self, document: str, manifest: Manifest, count: int) -> tuple[bytes, bytes]:
-        """What a part's file begins with, and the bytes that its name's hash is of."""
+    def frame(self, document: str, manifest: Manifest, count: int) -> bytes:
+        """What a part of `count` features begins with: the prefix, and the bytes that its name's hash is of."""
+        return f"{document}\n".encode()
+
+    def end(self, start: bytes, size: int) -> int:
+        """Where that ends, in bytes; from a file's first bytes and its size."""
+        return size
+
+    def document_in(self, text: bytes) -> tuple[str | bytes, Mapping[str, Any]]:
+        """The header document in the hashed bytes, and the `tensors` there. Raises ValueError, KeyError, TypeError."""
+        return text, {}
+
+    def tensors(self, manifest: Manifest, count: int) -> dict[str, Any]:
+        """What a part's file says of the tensors behind the document, as a safetensors header."""
+        return {}
 
     @abstractmethod
-    def unframe(self, start: bytes, size: int, name: str) -> tuple[bytes, int]:
-        """The bytes that the name's hash is of, and where the numbers begin; from a file's first bytes and its size."""
+    def pieces(self, manifest: Manifest, feature: Feature) -> Pieces:
+        """A feature as it is stored; called from several threads. Raises NotFiniteError as `packing.pack` does."""
 
-    @abstractmethod
-    def document_in(self, text: bytes) -> tuple[str | bytes, Any]:
-        """The header document in those bytes, and what else they say. Raises ValueError, KeyError, TypeError."""
+    def keep(self, key: str, pieces: Pieces, scratch: Path) -> Kept:
+        """Take a feature; called from several threads."""
+        return Kept(sum(memoryview(each).nbytes for each in pieces), pieces)
 
-    @abstractmethod
-    def check(self, part: Part, rest: Any) -> None:
-        """Raise ValueError where a part does not fit to what else its file says."""
-
-    @abstractmethod
-    def keep(self, manifest: Manifest, feature: Feature, scratch: Path) -> Kept:
-        """Take a feature; called from several threads. Raises NotFiniteError as `packing.pack` does."""
-
-    @abstractmethod
-    def sha256(self, manifest: Manifest, feature: Feature) -> str:
-        """The checksum that `keep` would give. Raises NotFiniteError likewise."""
-
-    @abstractmethod
-    def place(self, kept: Mapping[str, Kept]) -> None:
-        """Give features that lie beside their part their final names, durably."""
-
-    @abstractmethod
     def body(self, manifest: Manifest, features: Sequence[Entry], kept: Mapping[str, Kept], old: Rows) -> Iterator[Any]:
-        """What follows a part's document in its file."""
+        """What follows in a part's file; features that are not in `kept` come from older parts."""
+        return iter(())
 
     @abstractmethod
     def columns(self, part: Part, cache: Path | None = None) -> Mapping[str, Column]:
-        """A part's features, by field; nothing is read before it is used.
+        """A part's features, by field; nothing is read before a row is.
 
         Args:
             cache: a directory that keeps what comes from an object store.
@@ -128,18 +126,18 @@ class Payload(ABC):
         Raises FileNotFoundError where the part is gone, BankError where it cannot be read.
         """
 
-    @abstractmethod
     def present(self, entries: Mapping[str, Entry], manifest: Manifest) -> set[str]:
-        """Keys of the listed features that are there."""
+        """The keys of the listed features that exist."""
+        return {key for key, entry in entries.items() if entry.failure is None}
 
-    @abstractmethod
     def file(self, part: Part, key: str) -> Path:
         """The file that holds a feature."""
+        return part.path
 
-    @abstractmethod
     def checksum(self, part: Part, row: int, columns: Mapping[str, Column]) -> str:
         """The SHA-256 of a feature as it is stored now. Raises BankError where it cannot be read."""
+        return sha256_of_chunks(column(row).data for column in columns.values())
 
-    @abstractmethod
     def bytes_on_disk(self, parts: Sequence[Part], entries: Mapping[str, Entry]) -> int:
-        """The size of all features, with what is known of them."""
+        """The size of all features, with their index."""
+        return sum(part.bytes for part in parts)

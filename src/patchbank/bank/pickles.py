@@ -1,4 +1,4 @@
-"""The layout ``ezhoi``: one pickle a sample, named as EZ-HOI's reader expects it; the index lies in ``index/``."""
+"""The layout ``ezhoi``: one pickle a sample, with the name that EZ-HOI's reader expects; ``index/`` is the index."""
 
 from __future__ import annotations
 
@@ -7,36 +7,29 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchbank.bank.index import Entry, Part
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.payload import Column, Feature, Kept, Payload, Rows
+from patchbank.bank.payload import Column, Feature, Kept, Payload, Pieces
 from patchbank.config import Layout
 from patchbank.errors import BankError
 from patchbank.features import GRID
-from patchbank.files import (
-    fsync_directory,
-    is_plain,
-    is_scratch,
-    make_directory,
-    sha256_of,
-    sha256_of_chunks,
-    write_and_sync,
-)
+from patchbank.files import is_plain, is_scratch, sha256_of, write_and_sync
 
 SUFFIX = "_clip.pkl"
 INDEX = "index"  # the directory of the parts
-PART_SIZE = 1024  # samples a part lists: each batch writes one part again
+PART_SIZE = 1024  # samples in a part, which each of its batches writes again
 _AGAIN = "Delete it and run the same extraction again, which extracts what is missing."
 
 
 def bank_directory(root: Path, dataset: str, layout: str = "ezhoi") -> Path:
-    """Where EZ-HOI keeps a dataset's banks, ``ROOT/hicodet_pkl_files``; shards lie in ``ROOT/hicodet_shards``."""
+    """Where EZ-HOI keeps a dataset's banks, ``ROOT/hicodet_pkl_files``; for shards, ``ROOT/hicodet_shards``."""
     return root / f"{dataset}_{'pkl_files' if layout == 'ezhoi' else layout}"
 
 
@@ -70,13 +63,13 @@ def check_names(keys: Iterable[str]) -> None:
 
 
 def key_of(name: str) -> str | None:
-    """The shortest key whose pickle this is, its extension being unknown; None where no key has such a pickle."""
+    """The shortest key with this pickle, without the unknown extension; None if no key has such a pickle."""
     key = name.removesuffix(SUFFIX)
     return key if is_plain(key) and pickle_name(key) == name else None
 
 
 def pickles_in(directory: Path, below: str = "") -> Iterator[tuple[str, int]]:
-    """(name relative to `directory`, size in bytes) of every pickle in it, at any depth, scratch excepted."""
+    """(name relative to `directory`, size in bytes) of every pickle in it, at any depth, except in scratch."""
     try:
         with os.scandir(directory / below) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -115,69 +108,56 @@ class Pickles(Payload):
     durable_at_once = True
     _numbers = itertools.count()
 
-    def frame(self, document: str, manifest: Manifest, count: int) -> tuple[bytes, bytes]:
-        """The document alone."""
-        text = f"{document}\n".encode()
-        return text, text
+    def pieces(self, manifest: Manifest, feature: Feature) -> Pieces:
+        """A pickle of the patch tokens."""
+        from patchbank.bank.packing import pack
+        from patchbank.bank.pickling import to_pickle
 
-    def unframe(self, start: bytes, size: int, name: str) -> tuple[bytes, int]:
-        """The whole file."""
-        return start + (self.parts.read(name, len(start), size) if len(start) < size else b""), size
+        return to_pickle(pack(manifest, feature.outputs)[GRID])
 
-    def document_in(self, text: bytes) -> tuple[bytes, None]:
-        """All of it."""
-        return text, None
-
-    def check(self, part: Part, rest: Any) -> None:
-        """Pickles are looked at when they are read."""
-
-    def keep(self, manifest: Manifest, feature: Feature, scratch: Path) -> Kept:
+    def keep(self, key: str, pieces: Pieces, scratch: Path) -> Kept:
         """In a file of its own, under a temporary name."""
-        parts = _pickle(manifest, feature)
-        # Never the same name twice: where one write fails, others of the same call may still be under way.
+        # Never the same name twice: when one write fails, others of the same call may still be under way.
         temporary = scratch / f"{next(self._numbers)}.part"
-        write_and_sync(temporary, parts)
-        final = self.bank / pickle_name(feature.key)
-        return Kept(sha256_of_chunks(parts), {}, sum(memoryview(each).nbytes for each in parts), (temporary, final))
-
-    def sha256(self, manifest: Manifest, feature: Feature) -> str:
-        """Of the file."""
-        return sha256_of_chunks(_pickle(manifest, feature))
-
-    def place(self, kept: Mapping[str, Kept]) -> None:
-        """Rename each file."""
-        moves = [each.file for each in kept.values() if each.file]
-        for temporary, final in moves:
-            make_directory(final.parent)
-            temporary.rename(final)
-        for directory in {final.parent for _, final in moves}:
-            fsync_directory(directory)
-
-    def body(
-        self,
-        manifest: Manifest,
-        features: Sequence[Entry],
-        kept: Mapping[str, Kept],
-        old: Rows,
-    ) -> Iterator[Any]:
-        """Nothing: the features lie beside it."""
-        return iter(())
+        write_and_sync(temporary, pieces)
+        return super().keep(key, pieces, scratch)._replace(pieces=(), file=(temporary, self.bank / pickle_name(key)))
 
     def columns(self, part: Part, cache: Path | None = None) -> Mapping[str, Column]:
         """The one field, patch tokens."""
-        return {GRID: _Files(self, part)}
+        return {GRID: partial(self._tokens, part)}
+
+    def _tokens(self, part: Part, row: int) -> NDArray[np.uint8]:
+        import torch
+
+        from patchbank.bank.pickling import read_own
+        from patchbank.bank.unpickling import read_pickle
+
+        shape, dtype = part.manifest.shape, getattr(torch, part.manifest.dtype)
+        path = self.file(part, part.features[row].key)
+        try:
+            tokens = read_own(path, shape, dtype)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if tokens is None:
+            tokens = read_pickle(path)  # other code has written it, or this raises
+            if tuple(tokens.shape) != shape or tokens.dtype != dtype:
+                raise BankError(
+                    f"{path} holds {tuple(tokens.shape)} {tokens.dtype}, not the bank's {shape} {dtype}: other code "
+                    f"wrote it. {_AGAIN}"
+                )
+        numbers: NDArray[np.uint8] = tokens.contiguous().view(torch.uint8).numpy().reshape(-1)
+        return numbers
 
     def present(self, entries: Mapping[str, Entry], manifest: Manifest) -> set[str]:
-        """Keys whose files are there in full size."""
+        """Keys whose files exist in full size."""
         usual, place = file_bytes(manifest), str(self.bank)
         keys: set[str] = set()
-        for key, entry in entries.items():
-            if entry.failure is None:
-                try:  # no Path: making it takes as long as the system call
-                    if os.stat(f"{place}/{pickle_name(key)}").st_size == usual:  # noqa: PTH116
-                        keys.add(key)
-                except (OSError, ValueError):  # ValueError: a name that no file can have
-                    continue
+        for key in super().present(entries, manifest):
+            try:  # no Path: making it takes as long as the system call
+                if os.stat(f"{place}/{pickle_name(key)}").st_size == usual:  # noqa: PTH116
+                    keys.add(key)
+            except (OSError, ValueError):  # ValueError: a name that no file can have
+                continue
         return keys
 
     def file(self, part: Part, key: str) -> Path:
@@ -196,43 +176,6 @@ class Pickles(Payload):
         """The size of all features' files."""
         paths = [self.bank / pickle_name(key) for key, entry in entries.items() if entry.failure is None]
         return sum(path.stat().st_size for path in paths if path.exists())
-
-
-class _Files:
-    """The pickles of a part, as rows."""
-
-    def __init__(self, payload: Pickles, part: Part) -> None:
-        self._payload, self._part = payload, part
-
-    def __getitem__(self, row: int) -> NDArray[np.uint8]:
-        import torch
-
-        from patchbank.bank.pickling import read_own
-        from patchbank.bank.unpickling import read_pickle
-
-        manifest, key = self._part.manifest, self._part.features[row].key
-        path, dtype = self._payload.file(self._part, key), getattr(torch, manifest.dtype)
-        try:
-            tokens = read_own(path, manifest.shape, dtype)
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        if tokens is None:
-            tokens = read_pickle(path)  # other code has written it again; or this says what it is
-            if tuple(tokens.shape) != manifest.shape or tokens.dtype != dtype:
-                raise BankError(
-                    f"{path} holds {tuple(tokens.shape)} {tokens.dtype}, not the bank's {manifest.shape} {dtype}: "
-                    f"other code wrote it. {_AGAIN}"
-                )
-        numbers: NDArray[np.uint8] = tokens.contiguous().view(torch.uint8).numpy().reshape(-1)
-        return numbers
-
-
-def _pickle(manifest: Manifest, feature: Feature) -> Sequence[bytes | memoryview]:
-    """A feature's file, in pieces. Raises NotFiniteError."""
-    from patchbank.bank.packing import pack
-    from patchbank.bank.pickling import to_pickle
-
-    return to_pickle(pack(manifest, feature.outputs)[GRID])
 
 
 def _unreadable(path: Path, error: OSError) -> BankError:

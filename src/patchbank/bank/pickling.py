@@ -1,8 +1,8 @@
 """One tensor, one pickle: the files that EZ-HOI reads, as reproducible bytes.
 
-``pickle.dump(tensor)`` writes the storage's memory address as its key, so that no two processes write the same
-bytes; and of a view it writes the whole storage. Here the same structure is assembled with a fixed key around the
-tensor's own numbers. Any torch unpickles it with plain ``pickle.load``.
+``pickle.dump(tensor)`` writes the storage's memory address as its key, so that no two processes write the same bytes;
+and it writes a view's whole storage. This module assembles the same structure with a fixed key around the tensor's own
+numbers. Any torch unpickles it with plain ``pickle.load``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
+from patchbank.torch_pickles import DTYPES
+
 PROTOCOL = 4  # the default of Python 3.8 to 3.13, which is what the original scripts wrote
 
-_STORAGES: dict[torch.dtype, str] = {
-    torch.float32: "FloatStorage",
-    torch.float16: "HalfStorage",
-    torch.bfloat16: "BFloat16Storage",
-}
-# What torch writes of the machine; it reads only the byte order.
+_STORAGES = {dtype: name for name, dtype in DTYPES.items()}
+# What torch writes about the machine; it reads only the byte order.
 _SYSTEM = {
     "protocol_version": PROTOCOL_VERSION,
     "little_endian": True,
@@ -35,7 +33,7 @@ _SYSTEM = {
 
 
 def to_pickle(tensor: Tensor) -> tuple[bytes, memoryview, bytes]:
-    """The pickle of a CPU tensor, in three parts to be written one after the other.
+    """The pickle of a CPU tensor, in three consecutive pieces.
 
     Args:
         tensor: float32, float16 or bfloat16 on the CPU; copied only if it is not contiguous.
@@ -63,7 +61,7 @@ class _Call:
 
 @lru_cache(maxsize=16)
 def _frame(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
-    """What stands before and behind the numbers in the pickle of every tensor of this shape and dtype."""
+    """What precedes and follows the numbers in the pickle of every tensor of this shape and dtype."""
     size = torch.Size(shape).numel()
     strides = torch.empty(shape, device="meta").stride()
     preamble = _legacy_preamble(_STORAGES[dtype], size)
@@ -100,7 +98,7 @@ def _legacy_preamble(storage: str, size: int) -> bytes:
 
 
 def read_own(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-    """The tensor in a pickle that `to_pickle` wrote, with no unpickling; None where the file is anything else.
+    """The tensor in a pickle that `to_pickle` wrote, without unpickling; None if the file is anything else.
 
     Raises OSError where the file cannot be read.
     """

@@ -31,9 +31,9 @@ def open_bank(path: str | Path, *, cache: str | Path | None = None) -> Bank:
     """Open a bank for reading, whatever its layout.
 
     Args:
-        path: its directory, or the URL of one in an object store (``s3://bucket/bank``).
-        cache: a local directory in which features that come from an object store are kept; None keeps none, unless
-            the environment variable ``PATCHBANK_CACHE`` names one. It grows to what was read, and may be deleted.
+        path: its directory, or its URL in an object store (``s3://bucket/bank``).
+        cache: a local directory that keeps features from an object store; None keeps none, unless the environment
+            variable ``PATCHBANK_CACHE`` names one. It grows to what was read, and may be deleted.
 
     Returns:
         A mapping: ``bank["HICO_train2015_00000001.jpg"]`` is the (N, D) tensor of that image's patch tokens.
@@ -48,7 +48,7 @@ def open_bank(path: str | Path, *, cache: str | Path | None = None) -> Bank:
 
 def _no_bank(directory: Path) -> str:
     if is_remote(directory):
-        return f"There is no bank {directory}: no shard lies there."
+        return f"There is no bank {directory}: it holds no shard."
     if not directory.exists():
         return f"There is no bank {directory}."
     if not directory.is_dir():
@@ -61,7 +61,7 @@ def _no_bank(directory: Path) -> str:
     }
     if not found and next(pickles_in(directory), None):
         return (
-            f"{directory} holds third-party pickles, and no index. `patchbank verify {directory}` looks into them, and "
+            f"{directory} holds third-party pickles, and no index. `patchbank verify {directory}` checks them, and "
             f"`patchbank import {directory} BANK --model MODEL` makes a bank of them."
         )
     inside = f" It holds banks: {', '.join(sorted(path.relative_to(directory).as_posix() for path in found))}."
@@ -72,113 +72,15 @@ class _State(NamedTuple):
     """What a reader knows of a bank at one time. Replaced as a whole, so that threads never see half of it."""
 
     parts: list[Part]
-    entries: dict[str, Entry]
     rows: dict[str, Row]
     columns: list[Mapping[str, Column] | None]
-
-
-class Store:
-    """A bank's features, by key and field.
-
-    A part is opened when it is first read from. Threads may share one store; a process that gets it pickled opens files
-    for itself.
-
-    Attributes:
-        payload: its layout at work.
-        manifest: what the bank is.
-    """
-
-    def __init__(
-        self,
-        bank: Path,
-        damaged: Literal["raise", "skip"] = "raise",
-        cache: Path | None = None,
-        known: Iterable[Part] = (),
-    ) -> None:
-        """Raises BankError where there is no bank, or it is damaged. Parts that are `known` are not read again."""
-        if (payload := find_payload(bank)) is None:
-            raise BankError(_no_bank(bank))
-        self.payload = payload
-        self._cache = cache
-        self._damaged = damaged
-        self._state = self._load(known)
-        if not self._state.parts:
-            raise BankError(f"{bank} is not a bank: no part of its index is sound.")
-        self.manifest: Manifest = self._state.parts[0].manifest
-
-    def _load(self, known: Iterable[Part] = ()) -> _State:
-        parts = read_parts(self.payload, self._damaged, known)
-        entries = joined(parts)
-        return _State(parts, entries, rows_of(parts, entries), [None] * len(parts))
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self._state
-        return {**self.__dict__, "_state": state._replace(columns=[None] * len(state.parts))}
-
-    @property
-    def entries(self) -> dict[str, Entry]:
-        """What is known of each sample."""
-        return self._state.entries
-
-    def output(self, key: str, name: str) -> Tensor:
-        """One output of a sample, in memory of its own.
-
-        Raises BankError where the bank has none, or it cannot be read.
-        """
-        output = self.manifest.outputs.get(name)
-        if output is None:
-            raise BankError(
-                f"{self.payload.bank} does not store the output {name!r}. It stores {', '.join(self.manifest.outputs)}."
-            )
-        names = (name, name + SCALE) if output.dtype == "int8" else (name,)
-
-        def read(_: Part, row: int, columns: Mapping[str, Column]) -> dict[str, NDArray[np.uint8]]:
-            return {each: columns[each][row] for each in names}
-
-        return unpack(output, name, self._at(key, read))
-
-    def checksum(self, key: str) -> str:
-        """The SHA-256 of the key's features as they are stored now. Raises BankError where they cannot be read."""
-        found: str = self._at(key, self.payload.checksum)
-        return found
-
-    def file(self, key: str) -> Path:
-        """The file that holds the key's features."""
-        state = self._state
-        return self.payload.file(state.parts[state.rows[key].part], key)
-
-    def bytes_on_disk(self) -> int:
-        """Of all features together."""
-        return self.payload.bytes_on_disk(self._state.parts, self._state.entries)
-
-    def _at(self, key: str, action: Any) -> Any:
-        """What an action gives for a feature's part, row and columns. Raises BankError where the feature is gone."""
-        state, bank = self._state, self.payload.bank
-        for _ in range(_ATTEMPTS):
-            try:
-                number, row = state.rows[key]
-            except KeyError:
-                raise BankError(f"{bank} had features of {key!r} when it was opened, and has none now.") from None
-            try:
-                if (columns := state.columns[number]) is None:
-                    columns = state.columns[number] = self.payload.columns(state.parts[number], self._cache)
-                return action(state.parts[number], row, columns)
-            except FileNotFoundError:
-                # A run has put a more complete part in its place since the bank was opened.
-                state = self._load()
-                if not state.parts:
-                    raise BankError(f"{bank} is gone: no part of its index is there any more.") from None
-                if state.parts[0].manifest.differences(self.manifest):
-                    raise BankError(f"{bank} was replaced since it was opened. Open it again.") from None
-                self._state = state
-        raise BankError(f"{bank} changes too fast to be read.")
 
 
 class Bank(Mapping[str, "Tensor"]):
     """A bank of patch tokens, read-only. Iterates over the keys that have features, sorted.
 
-    What it lists is what was committed when it was opened. It can be pickled and sent to data-loader workers, where
-    files are opened when they are first read from, and threads may share it.
+    It lists what was committed when it was opened. It can be pickled and sent to data-loader workers, which open files
+    when they first read from them, and threads may share it.
 
     Attributes:
         path: its directory, or its URL.
@@ -186,14 +88,44 @@ class Bank(Mapping[str, "Tensor"]):
         failures: key -> reason, of images that could not be extracted.
     """
 
-    def __init__(self, path: Path, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        cache: Path | None = None,
+        *,
+        damaged: Literal["raise", "skip"] = "raise",
+        known: Iterable[Part] = (),
+    ) -> None:
+        """
+        Args:
+            cache: as in `open_bank`.
+            damaged: what to do about a damaged part: raise, or leave it out.
+            known: parts that were read before, and are not read again.
+
+        Raises:
+            BankError: there is no bank, or no part of its index is sound.
+        """
+        if (payload := find_payload(path)) is None:
+            raise BankError(_no_bank(path))
         self.path = path
-        self._store = Store(path, cache=cache)
-        self.manifest = self._store.manifest
-        entries = self._store.entries
+        self._payload = payload
+        self._cache = cache
+        self._damaged = damaged
+        self._state, entries = self._load(known)
+        if not self._state.parts:
+            raise BankError(f"{path} is not a bank: no part of its index is sound.")
+        self.manifest: Manifest = self._state.parts[0].manifest
         failed = failures_of(entries)
         self._entries = {key: entries[key] for key in sorted(entries.keys() - failed.keys() if failed else entries)}
         self.failures = dict(sorted(failed.items()))
+
+    def _load(self, known: Iterable[Part] = ()) -> tuple[_State, dict[str, Entry]]:
+        parts = read_parts(self._payload, self._damaged, known)
+        entries = joined(parts)
+        return _State(parts, rows_of(parts, entries), [None] * len(parts)), entries
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_state": self._state._replace(columns=[None] * len(self._state.parts))}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -216,22 +148,30 @@ class Bank(Mapping[str, "Tensor"]):
             BankError: its file is missing, or holds no tensor of the bank's shape. Numbers are not compared with
                 their checksum on every read: `check` does that.
         """
-        if key not in self._entries:
-            self._entry(key)  # raises
-        return self._store.output(key, GRID)
+        return self.output(key, GRID)
 
     def output(self, key: str, name: str) -> Tensor:
         """One of the bank's outputs (`Manifest.outputs`) of a sample.
 
         Returns:
-            Of the output's shape, on the CPU, in its stored dtype (int8: float32); the caller's own.
+            A tensor of the output's shape, on the CPU, in its stored dtype (int8: float32); the caller's own.
 
         Raises:
             KeyNotInBank: as ``bank[key]``.
             BankError: the bank does not store this output, or its file cannot be read.
         """
         self._entry(key)
-        return self._store.output(key, name)
+        output = self.manifest.outputs.get(name)
+        if output is None:
+            raise BankError(
+                f"{self.path} does not store the output {name!r}. It stores {', '.join(self.manifest.outputs)}."
+            )
+        names = (name, name + SCALE) if output.dtype == "int8" else (name,)
+
+        def read(_: Part, row: int, columns: Mapping[str, Column]) -> dict[str, NDArray[np.uint8]]:
+            return {each: columns[each](row) for each in names}
+
+        return unpack(output, name, self._at(key, read))
 
     def cls(self, key: str) -> Tensor:
         """The [CLS] token's feature, (D,): `output` of ``cls``. Pickles hold patch tokens alone."""
@@ -242,7 +182,7 @@ class Bank(Mapping[str, "Tensor"]):
         return self[key].view(*self.manifest.grid, -1)
 
     def transform(self, key: str) -> ImageTransform:
-        """How the image became the model's input. Raises KeyNotInBank, and BankError where its size is not known."""
+        """How the image became the model's input. Raises KeyNotInBank, and BankError if its size is unknown."""
         size = self._entry(key).size
         if size is None:
             raise BankError(
@@ -252,30 +192,58 @@ class Bank(Mapping[str, "Tensor"]):
         return self.manifest.transform(size)
 
     def size(self, key: str) -> tuple[int, int] | None:
-        """(width, height) of the original image in pixels; None where it is not known. Raises KeyNotInBank."""
+        """(width, height) of the original image in pixels; None if it is unknown. Raises KeyNotInBank."""
         return self._entry(key).size
 
     def check(self, key: str) -> None:
-        """Raise BankError where the key's feature is not what was written, by its checksum; or KeyNotInBank."""
-        wanted = self.sha256(key)
-        if self._store.checksum(key) != wanted:
+        """Raise BankError if the key's feature differs from what was written, by its checksum; or KeyNotInBank."""
+        if self.checksum(key) != self.sha256(key):
             raise BankError(
-                f"{self._store.file(key)} is damaged: the feature of {key!r} is not what was written. "
+                f"{self.file(key)} is damaged: the feature of {key!r} is not what was written. "
                 f"`patchbank repair {self.path}` says what to do."
             )
 
     def sha256(self, key: str) -> str:
-        """The SHA-256 of the key's feature as it is stored (docs/bank-format.md). Raises KeyNotInBank."""
+        """The SHA-256 that the index lists for the key's feature (docs/bank-format.md). Raises KeyNotInBank."""
         return self._entry(key).sha256 or ""
 
-    def file(self, key: str) -> Path:
-        """Where the key's feature lies: its pickle, or its shard. Raises KeyNotInBank."""
+    def checksum(self, key: str) -> str:
+        """The SHA-256 of the key's feature as it is stored now. Raises KeyNotInBank; BankError if it is unreadable."""
         self._entry(key)
-        return self._store.file(key)
+        found: str = self._at(key, self._payload.checksum)
+        return found
+
+    def file(self, key: str) -> Path:
+        """The file with the key's feature: its pickle, or its shard. Raises KeyNotInBank."""
+        self._entry(key)
+        state = self._state
+        return self._payload.file(state.parts[state.rows[key].part], key)
 
     def bytes_on_disk(self) -> int:
         """The size of all features' files together, in bytes."""
-        return self._store.bytes_on_disk()
+        return self._payload.bytes_on_disk(self._state.parts, self._entries)
+
+    def _at(self, key: str, action: Any) -> Any:
+        """What an action returns for a feature's part, row and columns. Raises BankError where the feature is gone."""
+        state = self._state
+        for _ in range(_ATTEMPTS):
+            try:
+                number, row = state.rows[key]
+            except KeyError:
+                raise BankError(f"{self.path} had features of {key!r} when it was opened, and has none now.") from None
+            try:
+                if (columns := state.columns[number]) is None:
+                    columns = state.columns[number] = self._payload.columns(state.parts[number], self._cache)
+                return action(state.parts[number], row, columns)
+            except FileNotFoundError:
+                # A run has put a more complete part in its place since the bank was opened.
+                state = self._load()[0]
+                if not state.parts:
+                    raise BankError(f"{self.path} is gone: its index has no part any more.") from None
+                if state.parts[0].manifest.differences(self.manifest):
+                    raise BankError(f"{self.path} was replaced since it was opened. Open it again.") from None
+                self._state = state
+        raise BankError(f"{self.path} changes too fast to be read.")
 
     def _entry(self, key: str) -> Entry:
         try:

@@ -1,4 +1,4 @@
-"""Deleting a bank, and nothing else that lies beside it."""
+"""Deleting a bank, and nothing else in its directory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from patchbank.locations import is_remote
 
 
 def removable(bank: Path) -> list[Path]:
-    """The features' files that starting from scratch deletes: those that a bank lists, and other pickles beside them.
+    """The features' files that starting from scratch deletes: those that the bank lists, and pickles beside them.
 
-    Pickles in subdirectories that the bank does not list are left alone: they may belong to other banks.
+    Unlisted pickles in subdirectories stay: they may belong to other banks.
     """
     shards = {bank / name for name in part_names(payload_of(bank, "shards"))}
     if is_remote(bank):
@@ -27,7 +27,7 @@ def removable(bank: Path) -> list[Path]:
 
 
 def remove_bank(bank: Path) -> None:
-    """Delete a bank: its features, and what is known of them."""
+    """Delete a bank: its features, index and run log."""
     features = removable(bank)
     remove_runs(bank)
     if is_remote(bank):
@@ -37,7 +37,7 @@ def remove_bank(bank: Path) -> None:
     for path in features:
         path.unlink(missing_ok=True)
     index = payload_of(bank, "ezhoi")
-    for name in part_names(index):  # last: until then it is a bank, if an emptier one
+    for name in part_names(index):  # last: until then the rest is a bank
         index.parts.delete(name)
     with contextlib.suppress(OSError):
         (bank / INDEX).rmdir()

@@ -1,6 +1,6 @@
-"""Fixing a bank in place, as far as that takes no images: what is damaged is put in quarantine and listed as failed.
+"""Fixing a bank in place without its images: damaged features go into quarantine and are listed as failed.
 
-The next extraction makes it again. Only banks with an index are repaired; `patchbank import` makes one of other
+The next extraction makes them again. Only banks with an index are repaired; `patchbank import` makes one of other
 pickles.
 """
 
@@ -33,9 +33,9 @@ class Repaired:
     Attributes:
         before: what was found.
         fixed: features whose files were written again with the bytes that the index lists.
-        quarantined: new names of the files that cannot be used.
+        quarantined: new names of the unusable files.
         to_extract: images without features now, and why.
-        unread: features that could not be read for a reason that may pass; they were left as they are.
+        unread: features that could not be read, perhaps temporarily; they were left as they are.
     """
 
     before: Report
@@ -46,25 +46,25 @@ class Repaired:
 
 
 def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progress | None = None) -> Repaired:
-    """Fix what takes no images, and keep the rest from being taken for features.
+    """Fix what needs no images, and quarantine other damaged features.
 
     Args:
-        listed: the keys that there should be; None compares with no list.
-        progress: called with how far verifying is.
+        listed: the expected keys; None compares with no list.
+        progress: called with the numbers of features verified, and of all.
 
     Raises:
-        BankError: there is no bank, or its format version is another.
+        BankError: there is no bank, or it has another format version.
     """
     if (payload := find_payload(bank)) is None:
         raise BankError(
             f"{bank} is not a bank of patchbank: nothing in it says what its files should hold. `patchbank verify` "
-            "looks into pickles, and `patchbank import` makes a bank of them."
+            "checks pickles, and `patchbank import` makes a bank of them."
         )
     report = verify(bank, listed, progress)
     done = Repaired(report)
     parts = read_parts(payload, "quarantine")
     entries = joined(parts)
-    lost: list[Finding] = []  # features that the index lists, and that cannot be used
+    lost: list[Finding] = []  # unusable features that the index lists
     for finding in {each.name: each for each in reversed(report.problems)}.values():
         entry = entries.get(finding.name)
         if finding.kind == "unread":
@@ -81,7 +81,7 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
                 if _restore(bank / pickle_name(each.name), sha256, report.manifest, scratch):
                     done.fixed.append(each)
                     lost.remove(each)
-        # First the index: a reader must not look for what is about to be renamed.
+        # First the index: readers must not look for files that are renamed next.
         revoke(payload, parts, {each.name: f"{each.reason}; {_AGAIN}" for each in lost}, scratch)
         if payload.layout == "ezhoi":
             for each in lost:
@@ -92,11 +92,11 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
 
 
 def _restore(path: Path, sha256: str, manifest: Manifest, scratch: Path) -> bool:
-    """Write the tensor in a pickle as patchbank does, if that gives the bytes that the index lists."""
+    """Write the tensor in a pickle as patchbank does, if the result is the bytes that the index lists."""
     try:
         tensor = read_pickle(path).to(getattr(torch, manifest.dtype))
         parts = to_pickle(tensor[1:] if tensor.shape[0] == manifest.shape[0] + 1 else tensor)
-    except (BankError, KeyError):
+    except BankError:
         return False
     if sha256_of_chunks(parts) != sha256:
         return False

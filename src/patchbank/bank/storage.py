@@ -1,7 +1,7 @@
 """What a bank asks of the place that its parts lie in: a directory, or an object store.
 
-Parts never change, and their names say their content. So it takes listing, putting a whole file there under its name or
-not at all, deleting, and reading a range.
+Parts never change, and their names contain a hash of their content. So a place lists files, puts a whole file under its
+name or not at all, deletes, and reads a range.
 """
 
 from __future__ import annotations
@@ -10,29 +10,22 @@ import contextlib
 import os
 import tempfile
 import uuid
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from patchbank.files import (
-    DAMAGED,
-    fsync_directory,
-    is_dangling,
-    make_directory,
-    quarantine,
-    remove_abandoned,
-    scratch_directory,
-)
+from patchbank.files import DAMAGED, fsync_directory, make_directory, quarantine, remove_abandoned, scratch_directory
 from patchbank.locations import is_remote, remotely
 
 _HEADER = 1 << 18  # bytes, in which most headers lie: a second request costs more than reading too much
 _REQUESTS = 16  # at once
 
 
-class Storage(ABC):
-    """One bank's place. Small, and safe to send to other processes.
+class Storage:
+    """A directory of this machine, or one that is mounted here. Small, and safe to send to other processes.
+
+    All methods raise FileNotFoundError where a file does not exist, and OSError where it cannot be read or written.
 
     Attributes:
         directory: its path or URL.
@@ -41,106 +34,72 @@ class Storage(ABC):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    @abstractmethod
-    def scratch(self, about: str = "") -> contextlib.AbstractContextManager[Path]:
-        """A local directory for what is being made; makes the place itself, if need be.
-
-        Args:
-            about: what `files.live_scratches` tells others.
-        """
-
-    @abstractmethod
-    def sweep(self) -> None:
-        """Remove what processes that died were making."""
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """Of the files in it, in no order."""
-
-    @abstractmethod
-    def head(self, name: str) -> tuple[bytes, int]:
-        """The beginning of a file, at least 8 bytes where there are so many, and the file's size.
-
-        All methods raise FileNotFoundError where a file is not there, and OSError where it cannot be had.
-        """
-
-    @abstractmethod
-    def read(self, name: str, start: int, stop: int) -> bytes:
-        """A part of a file; shorter where the file ends before."""
-
-    @abstractmethod
-    def commit(self, temporary: Path, name: str) -> None:
-        """Put a file of the scratch directory there: durably and whole, or not at all."""
-
-    @abstractmethod
-    def sync(self) -> None:
-        """Make durable what was committed by others."""
-
-    @abstractmethod
-    def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
-
-    @abstractmethod
-    def quarantine(self, name: str) -> None:
-        """Rename a file that cannot be used, so that nobody takes it for what it was."""
-
-    def map(self, function: Any, names: Sequence[str]) -> list[Any]:
-        """A function's values for several files. Several requests are under way at once where each waits long."""
-        return [function(name) for name in names]
-
-
-class LocalStorage(Storage):
-    """A directory of this machine, or one that is mounted here."""
-
     @contextlib.contextmanager
     def scratch(self, about: str = "") -> Iterator[Path]:
+        """A local directory for new files; makes the place itself if it does not exist.
+
+        Args:
+            about: what `files.live_scratches` reports to other runs.
+
+        Raises OSError where nothing can be written, before anything is computed.
+        """
         make_directory(self.directory)
         with scratch_directory(self.directory, about) as scratch:
             yield scratch
 
     def sweep(self) -> None:
+        """Remove the scratch directories of processes that died."""
         remove_abandoned(self.directory)
 
     def names(self) -> list[str]:
+        """The names of the files, in no order."""
         if not self.directory.is_dir():
             return []
-        with os.scandir(self.directory) as entries:  # of which there may be a million, in a bank of pickles
-            return [entry.name for entry in entries if not (entry.is_symlink() and is_dangling(Path(entry.path)))]
+        with os.scandir(self.directory) as entries:  # no pipes, and no links to nowhere or to themselves
+            return [each.name for each in entries if each.is_file(follow_symlinks=False) or Path(each.path).is_file()]
 
     def head(self, name: str) -> tuple[bytes, int]:
+        """The beginning of a file, at least 8 bytes if it has as many, and the file's size."""
         with open(self.directory / name, "rb", buffering=0) as file:
             return file.read(1 << 13), os.fstat(file.fileno()).st_size
 
     def read(self, name: str, start: int, stop: int) -> bytes:
+        """A part of a file; shorter where the file ends before `stop`."""
         with open(self.directory / name, "rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
     def commit(self, temporary: Path, name: str) -> None:
-        """As the base class says; `temporary` has been flushed."""
+        """Move a file out of the scratch directory, where it has been flushed: durably and whole, or not at all."""
         make_directory(self.directory)
         temporary.rename(self.directory / name)
         fsync_directory(self.directory)
 
     def sync(self) -> None:
+        """Make durable what others have committed."""
         fsync_directory(self.directory)
 
     def delete(self, name: str) -> None:
+        """Delete a file, if it exists."""
         (self.directory / name).unlink(missing_ok=True)
 
     def quarantine(self, name: str) -> None:
+        """Rename an unusable file to ``*.damaged``."""
         quarantine(self.directory / name)
+
+    def map(self, function: Any, names: Sequence[str]) -> list[Any]:
+        """A function's values for several files."""
+        return [function(name) for name in names]
 
 
 class ObjectStorage(Storage):
-    """A prefix in an object store. An object appears when it is whole; there is no flushing and no renaming."""
+    """A prefix in an object store. An object appears when it is whole; nothing is flushed or renamed.
+
+    Scratch directories lie on the machine that writes, and other runs do not see them.
+    """
 
     @contextlib.contextmanager
     def scratch(self, about: str = "") -> Iterator[Path]:
-        """As the base class says; nobody is told.
-
-        Raises OSError where nothing can be written there: before anything is computed.
-        """
         probe = f".patchbank-{uuid.uuid4().hex}"
         self._ask(lambda files, path: files.pipe_file(path, b""), probe)
         self.delete(probe)
@@ -148,7 +107,7 @@ class ObjectStorage(Storage):
             yield Path(directory)
 
     def sweep(self) -> None:
-        """What they were making lies on the machines that they ran on."""
+        pass
 
     def _ask(self, action: Any, name: str = "") -> Any:
         return remotely(self.directory / name if name else self.directory, action)
@@ -185,29 +144,29 @@ class ObjectStorage(Storage):
         def put(files: Any, path: str) -> None:
             files.put_file(str(temporary), path)
             files.invalidate_cache()
-            if (there := int(files.size(path))) != size:
+            if (arrived := int(files.size(path))) != size:
                 files.rm_file(path)
-                raise OSError(f"{there:,} of {size:,} bytes arrived")
+                raise OSError(f"{arrived:,} of {size:,} bytes arrived")
 
         self._ask(put, name)
         temporary.unlink()
 
     def sync(self) -> None:
-        """An object that is there is durable."""
+        pass
 
     def delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._ask(lambda files, path: files.rm_file(path), name)
 
     def quarantine(self, name: str) -> None:
-        """As the base class says; a store copies."""
         self._ask(lambda files, path: files.mv(path, path + DAMAGED), name)
 
     def map(self, function: Any, names: Sequence[str]) -> list[Any]:
+        """Likewise; several requests at once, since each waits long."""
         with ThreadPoolExecutor(_REQUESTS) as threads:
             return list(threads.map(function, names))
 
 
 def storage_of(directory: Path) -> Storage:
-    """What to ask where a bank's files lie."""
-    return ObjectStorage(directory) if is_remote(directory) else LocalStorage(directory)
+    """The place at a path or URL."""
+    return ObjectStorage(directory) if is_remote(directory) else Storage(directory)

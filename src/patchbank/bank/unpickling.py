@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from patchbank import unpickling
 from patchbank.errors import BankError
 from patchbank.torch_pickles import TENSOR_NAMES, Storage, View, read_legacy, storage_of
 from patchbank.unpickling import Function, Opaque, PickleError, interpret, refusals
@@ -17,66 +16,39 @@ from patchbank.unpickling import Function, Opaque, PickleError, interpret, refus
 _LONGEST = 100  # instructions; a tensor's pickle has about fifty
 
 
-class UnsafePickleError(BankError):
-    """A pickle that would do something else than give a tensor. It was not run."""
-
-
-class PickledTensor(NamedTuple):
-    """A tensor as a pickle holds it.
-
-    Attributes:
-        tensor: on the CPU, with the strides it was saved with; it shares no memory with anything else.
-        location: the device it was saved from, and goes back to with plain ``pickle.load``: ``cpu``, ``cuda:0``.
-        storage_bytes: the size of its storage, which may hold more than this tensor.
-        requires_grad: whether it asks for gradients.
-    """
-
-    tensor: Tensor
-    location: str
-    storage_bytes: int
-    requires_grad: bool
-
-
 def read_pickle(path: Path) -> Tensor:
-    """The tensor in a pickle, on the CPU, as `parse_pickle` finds it. Raises what that does, and BankError."""
+    """The tensor in a pickle, on the CPU. Raises BankError where the file cannot be read, or holds anything else."""
     try:
-        content = path.read_bytes()
+        return parse_pickle(path.read_bytes())[0]
     except OSError as error:
         raise BankError(f"{path} cannot be read: {error.strerror}.") from error
-    try:
-        return parse_pickle(content).tensor
-    except BankError as error:
-        raise type(error)(f"{path} is not the pickle of a tensor: {error}.") from None
+    except PickleError as error:
+        raise BankError(f"{path} is not the pickle of a tensor: {error}.") from None
 
 
-def parse_pickle(content: bytes) -> PickledTensor:
-    """The tensor in a pickle, whoever made it.
+def parse_pickle(content: bytes) -> tuple[Tensor, View]:
+    """The tensor in a pickle, whoever made it, and what the pickle says of it.
+
+    Returns:
+        The tensor, on the CPU, with the strides it was saved with; it shares no memory with anything else. And its
+        `View`, whose storage names the device that ``pickle.load`` loads it to, and may hold more than the tensor.
 
     Raises:
-        UnsafePickleError: it names something that neither a tensor's pickle does nor other data that is known.
-        BankError: it is cut short, or holds anything else.
+        UnsafePickleError: it names what neither a tensor's pickle nor other known data names. Nothing was run.
+        PickleError: it is cut short, or holds anything else.
     """
     if content.startswith(b"PK"):
-        raise BankError("it is an archive of torch.save")
-    try:
-        return _parse(content)
-    except unpickling.UnsafePickleError as error:
-        raise UnsafePickleError(str(error)) from None
-    except PickleError as error:
-        raise BankError(str(error)) from error
-
-
-def _parse(content: bytes) -> PickledTensor:
+        raise PickleError("it is an archive of torch.save")
     left = len(content)  # bytes that may be made of texts: no more than the file has
 
     def encode(text: Any, _: Any) -> bytes:
         """``_codecs.encode``: how protocol 2 writes bytes."""
         nonlocal left
         if type(text) is not str:
-            raise ValueError("it makes bytes of what is no text")
+            raise ValueError("it makes bytes of a value that is not a text")
         left -= len(text)
         if left < 0:
-            raise ValueError("it makes more of its texts than there is")
+            raise ValueError("it makes more bytes of its texts than it has")
         return text.encode("latin1")
 
     names = {
@@ -86,15 +58,13 @@ def _parse(content: bytes) -> PickledTensor:
     }
     value = interpret(io.BytesIO(content), names.get, storage_of, _LONGEST)
     if isinstance(value, Opaque):
-        raise PickleError(f"it holds a {value.name}, which is no tensor's")
+        raise PickleError(f"it holds a {value.name}, which is not a tensor")
     if not isinstance(value, View):
         raise PickleError(f"it holds a {type(value).__name__}")
-    storage = value.storage
-    if storage.numbers is None or 0 in value.size:
+    if value.storage.numbers is None or 0 in value.size:
         raise PickleError("it holds a tensor without numbers")
     with refusals():
-        tensor = value.of(torch.frombuffer(bytearray(storage.numbers), dtype=torch.uint8))
-    return PickledTensor(tensor, storage.location, storage.nbytes, value.requires_grad)
+        return value.of(torch.frombuffer(bytearray(value.storage.numbers), dtype=torch.uint8)), value
 
 
 def _load_storage(content: Any) -> Storage:

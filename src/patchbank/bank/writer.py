@@ -1,9 +1,9 @@
 """Writing a bank: features and failures go in, and what is committed is durable.
 
 Sample i of a dataset belongs to part ``i // part_size`` of the index. Pickles are written with every batch, and their
-part with them; a shard waits in memory until its samples are there. A run that is stopped commits what it has, and a
-later one puts a more complete part in its place. The names of the two differ, and the first is deleted only when the
-second is durable.
+part with them; a shard waits in memory until its samples are complete. A stopped run commits what it has, and a later
+one replaces it by a more complete part. The names of the two differ, and the first is deleted only when the second is
+durable.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -33,22 +33,31 @@ from patchbank.bank.removal import remove_bank
 from patchbank.bank.storage import storage_of
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
-from patchbank.files import DAMAGED, bytes_text, free_bytes, make_directory, nearest_existing, write_and_sync
+from patchbank.files import (
+    DAMAGED,
+    bytes_text,
+    free_bytes,
+    fsync_directory,
+    make_directory,
+    nearest_existing,
+    sha256_of_chunks,
+    write_and_sync,
+)
 from patchbank.locations import is_remote
 
 # Checksums and flushes wait for the processor and the disk without Python's lock.
 _THREADS = max(1, min(8, os.cpu_count() or 1))
-_ATTEMPTS = 8  # at a part, while other processes go on writing
+_ATTEMPTS = 8  # to write a part, while other processes write too
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_BLOCK = 4096  # bytes that a file's size is rounded up to on usual file systems
-_ENTRY = 256  # bytes of the index for each sample, about
+_BLOCK = 4096  # bytes that usual file systems round a file's size up to
+_ENTRY = 256  # approximate bytes of the index for each sample
 
 
 class BankState(NamedTuple):
-    """What a bank holds, or what of it concerns some samples.
+    """What a bank holds, of all samples or of some.
 
     Attributes:
-        done: keys whose features it has.
+        done: keys with features.
         failed: key -> reason.
         parts: of its index.
     """
@@ -59,7 +68,7 @@ class BankState(NamedTuple):
 
 
 def check_same(bank: Path, found: Manifest, wanted: Manifest) -> None:
-    """Raise BankError, naming what differs, where a bank is not what a run would make."""
+    """Raise BankError, naming the differences, if a bank is not what a run would make."""
     if differences := found.differences(wanted):
         listed = "\n".join(f"  {name}: the bank has {has}, this run {would}" for name, has, would in differences)
         raise BankError(
@@ -69,27 +78,25 @@ def check_same(bank: Path, found: Manifest, wanted: Manifest) -> None:
 
 
 def existing_manifest(bank: Path, *, overwrite: bool) -> Manifest | None:
-    """The manifest of the bank that a run would complete; None where it would start one.
+    """The manifest of the bank that a run would complete; None if it would start one.
 
-    Raises BankError where no bank can be there: it is a file, or holds third-party pickles. Writes nothing.
+    Raises BankError for a file, and for a directory of third-party pickles. Writes nothing.
     """
-    if is_remote(bank):
-        return None if overwrite else manifest_in(bank)
-    if not (place := nearest_existing(bank)).is_dir():
+    if not is_remote(bank) and not (place := nearest_existing(bank)).is_dir():
         raise BankError(f"{place} is a file; a bank is a directory. Choose another --out.")
     if overwrite:
         return None
     if third_party(bank):
         raise BankError(
             f"{bank} holds pickles without an index: other code made them, and nothing says whether they are right. "
-            f"`patchbank verify {bank}` looks into them, and `patchbank import` makes a bank of them. Else choose "
+            f"`patchbank verify {bank}` checks them, and `patchbank import` makes a bank of them. Else choose "
             "another --out, or start from scratch with --overwrite, which deletes them."
         )
     return manifest_in(bank)
 
 
 def check_location(bank: Path, layout: str) -> None:
-    """Raise BankError where a layout cannot lie in a place."""
+    """Raise BankError if a place cannot hold a layout."""
     if layout == "ezhoi" and is_remote(bank):
         raise BankError(
             f"{bank}: a bank in an object store has the layout shards. Add --layout shards, or extract to a path."
@@ -97,14 +104,14 @@ def check_location(bank: Path, layout: str) -> None:
 
 
 def disk_bytes(count: int, like: Manifest) -> int:
-    """Bytes that so many samples take on the disk, with their share of the index."""
+    """Bytes that `count` samples take on the disk, with their share of the index."""
     if like.layout == "ezhoi":
         return count * (-(-file_bytes(like) // _BLOCK) * _BLOCK + _ENTRY)
     return count * (sample_bytes(like.outputs) + _ENTRY)
 
 
 def check_room(place: Path, needed: int, elsewhere: str) -> None:
-    """Raise BankError where a disk has not so many bytes free. `elsewhere`: what a user chooses another of."""
+    """Raise BankError if a disk has fewer bytes free. `elsewhere`: what the message suggests to choose another of."""
     if needed > (free := free_bytes(place)):
         raise BankError(
             f"Not enough disk: the features need {bytes_text(needed)} and {place} has {bytes_text(free)} free. "
@@ -125,12 +132,11 @@ class BankWriter:
 
     Attributes:
         bank: its directory or URL.
-        manifest: of the bank, once it is entered: of the one that exists, or the one wanted.
-        done: keys whose features the bank had when it was entered.
-        settled, failed: how many of the samples have a feature or a failure, and how many a failure, once the block has
-            ended.
+        manifest: of the existing bank, or the one wanted; set on entering.
+        done: keys whose features the bank had on entering.
+        settled, failed: numbers of samples with a feature or a failure, and with a failure; set on leaving.
         notes: what a user should know, a sentence each.
-        features_committed: made durable through this writer.
+        features_committed: how many features this writer made durable.
         bytes_written: of features.
     """
 
@@ -150,14 +156,14 @@ class BankWriter:
     ) -> None:
         """
         Args:
-            wanted: what the bank is to be.
+            wanted: the manifest of a new bank.
             positions: key -> position of all samples that the bank is made for, not only a part's; or the keys in
                 order.
             overwrite: delete the bank first.
             known: what the bank held a moment ago; its parts are not read again.
-            helper: it writes some of the samples for a process that does all else: it does not look at the bank (that
-                process says what is there, by `expect`), and tidies up nothing.
-            about: what `files.live_scratches` gives other runs.
+            helper: write samples for another process, which passes what the bank holds to `expect` and tidies up; this
+                writer does not look at the bank.
+            about: what `files.live_scratches` reports to other runs.
 
         Raises:
             BankError: the directory holds another bank or third-party pickles; see `existing_manifest`.
@@ -187,7 +193,7 @@ class BankWriter:
                 remove_bank(self.bank)
             self._scratch = stack.enter_context(storage_of(self.bank).scratch(self._about))
             if not is_remote(self.bank):
-                make_directory(self._payload.parts.directory)  # it says that the pickles are ours
+                make_directory(self._payload.parts.directory)  # index/ distinguishes own from third-party pickles
             self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="write"))
             self._begin()
             check_same(self.bank, self.manifest, self._wanted)
@@ -198,22 +204,22 @@ class BankWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if kind is None and not self._helper:  # what a helper did not commit is done again
+            if kind is None and not self._helper:  # what a helper did not commit is extracted again
                 with self._storage_errors():
                     self._end()
         finally:
             self._stack.close()
 
     def add(self, features: Sequence[Feature], failures: Sequence[Failure]) -> list[Failure]:
-        """Take outcomes; they are durable once enough have come, and at the latest when the block ends.
+        """Take outcomes. They are durable when their part is complete, and at the latest when the block ends.
 
-        They come in the order of the positions, as far as parts are concerned; else parts are written more than once.
+        Outcomes of one part should come together; else the part is written more than once.
 
         Returns:
-            Failures of features that cannot be stored, since they are no finite numbers in the bank's dtype.
+            Failures of features that cannot be stored, since they are not finite in the bank's dtype.
 
         Raises:
-            BankError: the disk does not take them.
+            BankError: the disk is full or fails.
         """
         with self._storage_errors():
             kept = list(self._threads.map(self._keep, features))
@@ -231,10 +237,7 @@ class BankWriter:
             return [Failure(entry.key, entry.failure) for entry, _ in kept if entry.failure is not None]
 
     def expect(self, positions: Mapping[str, int], known: BankState) -> None:
-        """Be ready for other samples, all that came before being committed.
-
-        For a helper, which does not look itself.
-        """
+        """Prepare a helper for other samples, and pass it what the bank holds of them. Commit first."""
         self._positions = positions
         self._new: dict[str, Entry] = {}
         self._kept: dict[str, Kept] = {}
@@ -246,45 +249,46 @@ class BankWriter:
         self._commits = 0
 
     def sweep(self) -> None:
-        """Remove what helpers left behind that died."""
+        """Remove the scratch directories of helpers that died."""
         with self._storage_errors():
             storage_of(self.bank).sweep()
 
     def commit(self) -> None:
-        """Make durable what has come. Raises BankError where the disk does not take it."""
+        """Make everything added so far durable. Raises BankError if the disk is full or fails."""
         with self._storage_errors():
             self._commit()
 
     @property
     def state(self) -> BankState:
-        """What the bank holds, as far as this writer knows."""
+        """What the bank held when this writer last looked, with what it has committed since."""
         return BankState(self.done, failures_of(self._entries), self._parts)
 
     def has(self, feature: Feature) -> bool:
-        """Whether the bank lists exactly this feature. Raises NotFiniteError as `packing.pack` does."""
-        entry = self._entries.get(feature.key)
-        return entry is not None and entry.sha256 == self._payload.sha256(self.manifest, feature)
+        """Whether the bank had exactly this feature on entering."""
+        if feature.key not in self.done:
+            return False
+        try:
+            pieces = self._payload.pieces(self.manifest, feature)
+        except NotFiniteError:
+            return False  # adding it reports the reason
+        return self._entries[feature.key].sha256 == sha256_of_chunks(pieces)
 
     def _begin(self) -> None:
-        """Find out what is there."""
+        """Find out what the bank holds."""
         parts: list[Part] = []
+        damaged: dict[str, str] = {}
         if not self._helper:
-            before = self._quarantined()
-            parts = read_parts(self._payload, "quarantine", self._known.parts if self._known else ())
-            if damaged := sorted(self._quarantined() - before):
-                self.notes.append(
-                    f"Damaged parts are in quarantine; their samples are done again: {', '.join(damaged)}."
-                )
+            parts = read_parts(self._payload, "quarantine", self._known.parts if self._known else (), damaged)
+        if damaged:
+            names = ", ".join(sorted(name + DAMAGED for name in damaged))
+            self.notes.append(f"Damaged parts are in quarantine; their samples are extracted again: {names}.")
         self.manifest = parts[0].manifest if parts else self._wanted
         self.expect(self._positions, BankState(set(), {}, parts))
-        # Looked at again, though no part has changed: a pickle may have vanished since the plan.
+        # Checked again, though no part has changed: a pickle may have vanished since the plan.
         self.done = self._payload.present(self._entries, self.manifest)
 
-    def _quarantined(self) -> set[str]:
-        return {name for name in self._payload.parts.names() if name.endswith(DAMAGED)}
-
     def _end(self) -> None:
-        """Commit what has not been, and merge parts of which several processes wrote one each."""
+        """Commit the rest, and merge parts of one number that several processes wrote."""
         self._commit()
         self._read()
         counts = Counter(number for part in self._parts if (number := self._only_number(part)) is not None)
@@ -298,15 +302,21 @@ class BankWriter:
     def _keep(self, feature: Feature) -> tuple[Entry, Kept | None]:
         """Called from several threads."""
         try:
-            kept = self._payload.keep(self.manifest, feature, self._scratch)
+            pieces = self._payload.pieces(self.manifest, feature)
         except NotFiniteError as error:
             return Entry(feature.key, failure=str(error)), None
-        return Entry(feature.key, feature.size, kept.sha256), kept
+        kept = self._payload.keep(feature.key, pieces, self._scratch)
+        return Entry(feature.key, feature.size, sha256_of_chunks(pieces)), kept
 
     def _commit(self) -> None:
         if self._current is None or not self._new:
             return
-        self._payload.place(self._kept)
+        files = [kept.file for kept in self._kept.values() if kept.file]
+        for temporary, final in files:
+            make_directory(final.parent)
+            temporary.rename(final)
+        for directory in {final.parent for _, final in files}:
+            fsync_directory(directory)
         self._write(self._current)
         join(self._entries, self._new.values())
         self.features_committed += len(self._kept)
@@ -314,29 +324,26 @@ class BankWriter:
         self._new, self._kept = {}, {}
 
     def _read(self) -> None:
-        """Read the parts of now. Raises BankError where another run has made some of other features."""
+        """Read the current parts. Raises BankError where another run has written other features."""
         self._parts = read_parts(self._payload, "skip", self._parts)
         if self._parts:
             check_same(self.bank, self._parts[0].manifest, self.manifest)
 
     def _write(self, number: int) -> None:
-        """Put one part in the place of all that hold samples of this number alone, with what has come beside.
+        """Replace all parts that hold only samples of this number by one, together with what is new.
 
-        Parts that hold samples of several numbers, as a dataset that has grown leaves them, stay as they are.
+        Parts with samples of several numbers, which a growing dataset leaves behind, stay as they are.
         """
-        # What other processes have written meanwhile is looked for now and then, to notice a run of other features;
-        # what they wrote of this very part is joined with it at the end. Each time would be a listing a part.
+        # At the 1st, 2nd, 4th, ... commit, look for what other processes have written, to notice a run of other
+        # features; what they wrote of this part is joined with it at the end. Every commit would be too many listings.
         self._commits += 1
         if not self._helper and self._commits & (self._commits - 1) == 0:
             self._read()
-        for attempt in range(_ATTEMPTS):
-            try:
+        for _ in range(1, _ATTEMPTS):
+            with suppress(FileNotFoundError):  # another process has replaced a part that was read here
                 return self._write_once(number)
-            except FileNotFoundError:  # another process has put a more complete part in the place of one read here
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                self._read()
-        return None
+            self._read()
+        return self._write_once(number)
 
     def _write_once(self, number: int) -> None:
         payload = self._payload
@@ -367,14 +374,14 @@ class BankWriter:
         self._parts = [*(each for each in self._parts if each not in gone), known]
 
     def _number(self, key: str) -> int | None:
-        """The number of the part that a sample belongs to; None where it is not in the dataset."""
+        """The number of the part that a sample belongs to; None if it is not in the dataset."""
         position = self._positions.get(key)
         return None if position is None else position // self.manifest.part_size
 
     def _only_number(self, part: Part) -> int | None:
-        """The number that all of a part's samples belong to; None where there is no such."""
+        """The number that all of a part's samples belong to; None if they belong to several, or to none."""
         name = part.path.name
-        if name not in self._numbers:  # every commit asks it of every part
+        if name not in self._numbers:  # every commit looks at every part
             numbers = {self._number(entry.key) for entry in part.entries}
             self._numbers[name] = numbers.pop() if len(numbers) == 1 else None
         return self._numbers[name]
@@ -397,21 +404,22 @@ class BankWriter:
 
 
 def _numbers_of(payload: Payload, parts: Sequence[Part], rows: Mapping[str, Row]) -> Rows:
-    """A function that reads the features which lie in these parts."""
+    """A function that reads features from these parts."""
     columns = [payload.columns(each) for each in parts]
 
     def old(key: str, field: str) -> NDArray[np.uint8]:
         part, row = rows[key]
-        return columns[part][field][row]
+        return columns[part][field](row)
 
     return old
 
 
 def revoke(payload: Payload, parts: Sequence[Part], reasons: Mapping[str, str], scratch: Path) -> None:
-    """Write the parts that list features which cannot be used again without them; the reasons stand in their place.
+    """Replace unusable features by failures: write the parts that list them again.
 
     Args:
-        parts: all of the bank's that are sound.
+        parts: all sound parts of the bank.
+        reasons: key -> why its feature is unusable.
     """
     entries = joined(parts)
     for part in parts:
