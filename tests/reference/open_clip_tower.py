@@ -9,13 +9,13 @@ from patchbank.encoders.openai.registry import Model
 
 
 def open_clip_tower(model: Model, act_layer: type[nn.Module]) -> VisionTransformer:
-    """With open_clip's own random numbers for weights; `act_layer`: its MLPs' activation."""
+    """A tower with open_clip's own random weights. `act_layer`: the activation of its MLPs."""
     return VisionTransformer(
         image_size=model.input_size,
         patch_size=model.patch_size,
         width=model.width,
         layers=model.layers,
-        heads=model.heads,
+        heads=model.width // 64,
         mlp_ratio=4,
         output_dim=model.output_dim,
         act_layer=act_layer,

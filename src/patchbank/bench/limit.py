@@ -86,7 +86,7 @@ def product_rate(spec: EncoderSpec, precision: Precision, device: torch.device, 
     dtype = DTYPES[precision]
     products: list[Product] = []
     peak = 0.0
-    with torch.no_grad(), float32_products("tf32" if precision == "tf32" else "ieee"):
+    with torch.no_grad(), float32_products(precision):
         for shape in spec.products:
             name = f"{shape.rows}x{shape.inner}x{shape.columns}"
             if shape.kind == "attention":
