@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
 import torch
 
+from patchbank.extraction.advice import cores
+
 
 def machine(device: torch.device | None = None) -> str:
     """The processor, how many of its cores this process may use, and the GPU if it is used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{_processor()}, {cores} cores"
+    text = f"{_processor()}, {cores()} cores"
     if device is not None and device.type == "cuda":
         text += f", {torch.cuda.get_device_name(device)}"
     return text

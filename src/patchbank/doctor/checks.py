@@ -35,7 +35,7 @@ from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError, PatchbankError
 from patchbank.extraction.advice import auto_workers
 from patchbank.extraction.devices import decide
-from patchbank.extraction.plan import ExtractPlan, check_disk
+from patchbank.extraction.plan import ExtractPlan, by_disk, check_disk
 from patchbank.files import bytes_text, free_bytes, nearest_existing
 from patchbank.preprocess import load
 
@@ -251,11 +251,8 @@ def check_clip(root: Path) -> Finding:
 
 def check_disks(plans: Sequence[ExtractPlan]) -> list[Finding]:
     """Whether each file system holds all banks that go to it, and may be written."""
-    disks: dict[int, list[ExtractPlan]] = {}
-    for plan in plans:
-        disks.setdefault(nearest_existing(plan.out).stat().st_dev, []).append(plan)
     findings = []
-    for together in disks.values():
+    for together in by_disk(plans):
         needed, free = sum(each.bytes_needed - each.bytes_freed for each in together), free_bytes(together[0].out)
         directories = " and ".join(sorted({str(each.out.parent) for each in together}))
         data = {"bytes_needed": needed, "bytes_free": free}

@@ -1,14 +1,14 @@
-"""One device's work: images read, encoded and handed to a bank; and a worker that does it unit by unit."""
+"""The work of one device: reads and encodes images into a bank; a worker does it unit by unit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
+from itertools import groupby
 
 import torch
 
-from patchbank.bank.manifest import Manifest
 from patchbank.bank.writer import BankWriter
 from patchbank.budget import ByteBudget
 from patchbank.config import ExtractConfig
@@ -21,11 +21,11 @@ from patchbank.extraction.pipeline import Slots, Stages, StageTimes, run
 from patchbank.extraction.work import Outcome, Task, Unit
 from patchbank.preprocess import load
 
-# What is stored in half the bytes is rounded on the device, so that half the bytes are received. int8's scales are
-# computed of float32.
+# Features stored as halves are rounded on the device, so that half the bytes are transferred. int8 scales are computed
+# from float32.
 _RECEIVED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_REQUESTS = 4  # decode threads a core, where reading waits for a network
+_REQUESTS = 4  # decode threads per core, if reading waits for a network
 
 
 def encode_into(
@@ -36,12 +36,12 @@ def encode_into(
     *,
     added: Callable[[int, Sequence[Failure]], None],
     stop: Callable[[], bool],
-) -> tuple[StageTimes, DatasetError | None]:
-    """Read and encode images, and hand them to a bank, in order.
+) -> tuple[StageTimes, list[str], DatasetError | None]:
+    """Read and encode images, and give them to a bank, in order.
 
     Returns:
-        Seconds waited for each stage; and where the images are gone, the error that ended it, so that what came before
-        can be committed first.
+        Seconds waited for each stage; notes for the user; and the error that ended the run if the images are gone, for
+        the caller to raise after committing the features before it.
     """
     gone: list[DatasetError] = []
     wanted = bank.manifest.input
@@ -51,7 +51,7 @@ def encode_into(
             return load(sample, wanted, budget)
         except DatasetError as error:
             gone.append(error)
-            return Failure(sample.key, str(error))  # never recorded: the run stops before this batch is
+            return Failure(sample.key, str(error))  # never stored: the run stops before this batch
 
     stages = Stages(
         decode=decode,
@@ -70,80 +70,51 @@ def encode_into(
         workers=workers,
         stop=lambda: bool(gone) or stop(),
     )
-    return times, gone[0] if gone else None
+    notes = list(runner.notes)
+    if bank.manifest.compiled and not runner.compiled:
+        notes.append("The bank was begun compiled: the last bits of these features may differ.")
+    return times, notes, gone[0] if gone else None
 
 
 def _batches(todo: Sequence[Sample], batch_size: int) -> Iterator[Slots]:
-    """An image belongs to batch ``position // batch_size``, slot ``position % batch_size``."""
-    slots: list[tuple[int, Sample]] = []
-    current = -1
-    for sample in todo:
-        number, slot = divmod(sample.position, batch_size)
-        if number != current and slots:
-            yield slots
-            slots = []
-        current = number
-        slots.append((slot, sample))
-    if slots:
-        yield slots
-
-
-def compiling_notes(manifest: Manifest, runner: Runner) -> list[str]:
-    """What to say where a bank is compiled and this process's encoder is not."""
-    if manifest.compiled and not runner.compiled:
-        return ["The bank was begun compiled: the last bits of these features may differ."]
-    return []
+    """The batches: an image belongs to batch ``position // batch_size``, slot ``position % batch_size``."""
+    for _, together in groupby(todo, lambda sample: sample.position // batch_size):
+        yield [(sample.position % batch_size, sample) for sample in together]
 
 
 class Worker:
-    """One process's share of a run: the model loaded once, the bank opened once, units done one after the other."""
+    """One process's part of a run: loads the model once, opens the bank once, and does one unit after the other."""
 
     def __init__(self, task: Task, device: str) -> None:
         """Load the model. Raises WeightsError and ConfigError as `Runner` does."""
-        manifest = task.manifest
-        self._config = task.config
-        self._runner = Runner(
-            task.encoder, torch.device(device), batch_size=manifest.batch_size, compiled=manifest.compiled
-        )
+        batch_size, compiled = task.manifest.batch_size, task.manifest.compiled
+        self._task = task
+        self._runner = Runner(task.encoder, torch.device(device), batch_size=batch_size, compiled=compiled)
         self._stack = ExitStack()
-        self._open = partial(BankWriter, task.out, manifest, {}, helper=True)
-        self._bank: BankWriter | None = None
-        self._notes = compiling_notes(manifest, self._runner)
-        self._noted = 0
+
+    @cached_property
+    def _bank(self) -> BankWriter:
+        """Opened for the first unit: a worker without units leaves no files in it."""
+        return self._stack.enter_context(BankWriter(self._task.out, self._task.manifest, {}, helper=True))
 
     def __call__(self, unit: Unit, stop: Callable[[], bool]) -> Outcome:
-        """Do a unit; when this returns, it is durable.
+        """Do a unit. It is durable when this returns.
 
-        Raises BankError where the bank cannot be opened or written, and DatasetError where the images are gone.
+        Raises BankError if the bank cannot be opened or written, and DatasetError if the images are gone.
         """
-        images = 0
         failures: list[Failure] = []
 
-        def added(count: int, failed: Sequence[Failure]) -> None:
-            nonlocal images
-            images += count
+        def added(_: int, failed: Sequence[Failure]) -> None:
             failures.extend(failed)
 
-        if self._bank is None:  # one who gets no unit leaves nothing in it to tidy up
-            self._bank = self._stack.enter_context(self._open())
         bank = self._bank
-        before = bank.bytes_written
+        images, size = bank.features_committed, bank.bytes_written
         bank.expect({sample.key: sample.position for sample in unit.samples}, unit.known)
-        todo = unit.todo
-        times, gone = encode_into(bank, self._runner, todo, self._config, added=added, stop=stop)
+        times, notes, gone = encode_into(bank, self._runner, unit.todo, self._task.config, added=added, stop=stop)
         bank.commit()
         if gone:
             raise gone
-        notes = [*self._runner.notes[self._noted :], *self._notes]
-        self._noted = len(self._runner.notes)
-        return Outcome(
-            images,
-            failures,
-            bank.bytes_written - before,
-            times,
-            notes,
-            stopped=images + len(failures) < len(todo),
-        )
+        return Outcome(bank.features_committed - images, failures, bank.bytes_written - size, times, notes)
 
     def close(self) -> None:
         """Close the bank."""
