@@ -13,20 +13,33 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from patchbank.bank.payload import Feature
+from patchbank.bank.writer import BankWriter
 from patchbank.budget import ByteBudget
+from patchbank.config import ExtractConfig
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Decoded, Failure
+from patchbank.encoders.runner import Runner
+from patchbank.errors import DatasetError
+from patchbank.extraction.advice import auto_workers
+from patchbank.preprocess import load
 
 # Limits of the bytes in memory: pictures being decoded, decoded inputs that wait, features that wait.
 _DECODING_BYTES = 2 << 30
 _WAITING_BYTES = 256 << 20
 _WRITING_BYTES = 512 << 20
 _WRITING_BATCHES = 64  # that wait to be written, however small: their objects take memory too
+
+# Features stored as halves are rounded on the device, so that half the bytes are transferred. int8 scales are computed
+# from float32.
+_RECEIVED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_REQUESTS = 4  # decode threads per core, if reading waits for a network
 
 Outputs = dict[str, Tensor]
 Slots = Sequence[tuple[int, Sample]]  # a batch: (slot, sample) for each of its images
@@ -73,6 +86,60 @@ class Stages:
     add: Callable[[Sequence[Feature], Sequence[Failure]], Sequence[Failure]]
     added: Callable[[int, Sequence[Failure]], None]
     pinned: bool = False
+
+
+def encode_into(
+    bank: BankWriter,
+    runner: Runner,
+    todo: Sequence[Sample],
+    config: ExtractConfig,
+    *,
+    added: Callable[[int, Sequence[Failure]], None],
+    stop: Callable[[], bool],
+) -> tuple[StageTimes, list[str], DatasetError | None]:
+    """Read and encode images, and give them to a bank, in order.
+
+    Returns:
+        Seconds waited for each stage; notes for the user; and the error that ended the run if the images are gone, for
+        the caller to raise after committing the features before it.
+    """
+    gone: list[DatasetError] = []
+    wanted = bank.manifest.input
+
+    def decode(sample: Sample, budget: ByteBudget) -> Decoded | Failure:
+        try:
+            return load(sample, wanted, budget)
+        except DatasetError as error:
+            gone.append(error)
+            return Failure(sample.key, str(error))  # never stored: the run stops before this batch
+
+    stages = Stages(
+        decode=decode,
+        submit=partial(runner.submit, dtype=_RECEIVED.get(bank.manifest.dtype, torch.float32)),
+        add=bank.add,
+        added=added,
+        pinned=runner.device.type == "cuda",
+    )
+    workers = config.workers or auto_workers() * (_REQUESTS if any(each.source.remote for each in todo[:1]) else 1)
+    batch_size = bank.manifest.batch_size
+    times = run(
+        _batches(todo, batch_size),
+        stages,
+        batch_size=batch_size,
+        input_size=wanted.size,
+        workers=workers,
+        stop=lambda: bool(gone) or stop(),
+    )
+    notes = list(runner.notes)
+    if bank.manifest.compiled and not runner.compiled:
+        notes.append("The bank was begun compiled: the last bits of these features may differ.")
+    return times, notes, gone[0] if gone else None
+
+
+def _batches(todo: Sequence[Sample], batch_size: int) -> Iterator[Slots]:
+    """The batches: an image belongs to batch ``position // batch_size``, slot ``position % batch_size``."""
+    for _, together in groupby(todo, lambda sample: sample.position // batch_size):
+        yield [(sample.position % batch_size, sample) for sample in together]
 
 
 def run(

@@ -19,8 +19,7 @@ import torch
 from patchbank.budget import keep_freed_memory
 from patchbank.errors import BankError, ConfigError, PatchbankError
 from patchbank.extraction.advice import cores
-from patchbank.extraction.work import Outcome, Task, Unit
-from patchbank.extraction.worker import Worker
+from patchbank.extraction.work import Outcome, Task, Unit, Worker
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GUARD = (

@@ -15,9 +15,12 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from patchbank.budget import keep_freed_memory
 from patchbank.errors import BankError, PatchbankError
 from patchbank.extraction.cluster import connect, nodes
-from patchbank.extraction.work import Outcome, Task, Unit
+from patchbank.extraction.work import Outcome, Task, Unit, Worker
 from patchbank.locations import is_remote
 
 if TYPE_CHECKING:
@@ -46,15 +49,10 @@ class _Worker:
     def __init__(self, task: Task, cpus: int, device: str) -> None:
         self._task, self._cpus, self._device = task, cpus, device
         self._stopping = threading.Event()
-        self._worker: Any = None
+        self._worker: Worker | None = None
 
     def load(self) -> PatchbankError | None:
         """Load the model, unless it is loaded."""
-        import torch
-
-        from patchbank.budget import keep_freed_memory
-        from patchbank.extraction.worker import Worker
-
         if self._worker is None:
             torch.set_num_threads(self._cpus)
             keep_freed_memory()
@@ -68,9 +66,9 @@ class _Worker:
         """Do a unit."""
         if error := self.load():  # Ray may have restarted this actor since `load`
             return error
+        assert self._worker is not None
         try:
-            outcome: Outcome = self._worker(unit, self._stopping.is_set)
-            return outcome
+            return self._worker(unit, self._stopping.is_set)
         except PatchbankError as error:
             return _named(error)
 

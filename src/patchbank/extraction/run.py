@@ -23,10 +23,9 @@ from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError
 from patchbank.extraction import processes
 from patchbank.extraction.advice import advise
-from patchbank.extraction.pipeline import StageTimes
+from patchbank.extraction.pipeline import StageTimes, encode_into
 from patchbank.extraction.plan import ExtractPlan, check_disk, describe_run, make_plan
 from patchbank.extraction.work import Outcome, Task, units_of
-from patchbank.extraction.worker import encode_into
 from patchbank.locations import locate
 
 _ENOUGH = 4  # batches of a run that can say which stage bounds it

@@ -1,22 +1,27 @@
-"""Splits a plan's work into units: runs of images that one worker reads, encodes and commits."""
+"""Splits a plan's work into units, runs of images; a worker reads, encodes and commits one after the other."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
+import torch
+
 from patchbank.bank.index import Part
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.writer import BankState
+from patchbank.bank.writer import BankState, BankWriter
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Failure
 from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.runner import Runner
 from patchbank.extraction.devices import Devices
-from patchbank.extraction.pipeline import StageTimes
+from patchbank.extraction.pipeline import StageTimes, encode_into
 from patchbank.extraction.plan import ExtractPlan
 
 # Images per unit, at most, about. A worker waits for the disk after each unit; if it dies, its unit is done again.
@@ -99,3 +104,42 @@ def units_of(plan: ExtractPlan, workers: int) -> list[Unit]:
         Unit(tuple(samples), BankState({sample.key for sample in samples} & state.done, {}, parts[number]))
         for number, samples in enumerate(runs)
     ]
+
+
+class Worker:
+    """One process's part of a run: loads the model once, opens the bank once, and does one unit after the other."""
+
+    def __init__(self, task: Task, device: str) -> None:
+        """Load the model. Raises WeightsError and ConfigError as `Runner` does."""
+        batch_size, compiled = task.manifest.batch_size, task.manifest.compiled
+        self._task = task
+        self._runner = Runner(task.encoder, torch.device(device), batch_size=batch_size, compiled=compiled)
+        self._stack = ExitStack()
+
+    @cached_property
+    def _bank(self) -> BankWriter:
+        """Opened for the first unit: a worker without units leaves no files in it."""
+        return self._stack.enter_context(BankWriter(self._task.out, self._task.manifest, {}, helper=True))
+
+    def __call__(self, unit: Unit, stop: Callable[[], bool]) -> Outcome:
+        """Do a unit. It is durable when this returns.
+
+        Raises BankError if the bank cannot be opened or written, and DatasetError if the images are gone.
+        """
+        failures: list[Failure] = []
+
+        def added(_: int, failed: Sequence[Failure]) -> None:
+            failures.extend(failed)
+
+        bank = self._bank
+        images, size = bank.features_committed, bank.bytes_written
+        bank.expect({sample.key: sample.position for sample in unit.samples}, unit.known)
+        times, notes, gone = encode_into(bank, self._runner, unit.todo, self._task.config, added=added, stop=stop)
+        bank.commit()
+        if gone:
+            raise gone
+        return Outcome(bank.features_committed - images, failures, bank.bytes_written - size, times, notes)
+
+    def close(self) -> None:
+        """Close the bank."""
+        self._stack.close()
