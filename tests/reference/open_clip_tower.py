@@ -15,7 +15,7 @@ def open_clip_tower(model: Model, act_layer: type[nn.Module]) -> VisionTransform
         patch_size=model.patch_size,
         width=model.width,
         layers=model.layers,
-        heads=model.width // 64,
+        heads=model.heads,
         mlp_ratio=4,
         output_dim=model.output_dim,
         act_layer=act_layer,

@@ -115,7 +115,7 @@ class OpenAISpec:
         return [
             Product(1, model.tokens, 3 * model.patch_size**2, width),  # patch embedding
             Product(model.layers, tokens, width, 3 * width),  # queries, keys, values
-            Product(model.layers, tokens, HEAD, tokens, "attention", width // HEAD),
+            Product(model.layers, tokens, HEAD, tokens, "attention", model.heads),
             Product(model.layers, tokens, width, width),
             Product(model.layers, tokens, width, 4 * width),
             Product(model.layers, tokens, 4 * width, width),

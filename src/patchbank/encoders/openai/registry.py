@@ -53,6 +53,11 @@ class Model:
         """N: patch tokens per image, without [CLS]."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def heads(self) -> int:
+        """Attention heads of each layer."""
+        return self.width // HEAD
+
 
 def _openai(name: str, prefix: str, sha256: str, size: int, patch: int, width: int, layers: int, out: int) -> Model:
     file_name = name.replace("/", "-").replace("@", "-") + ".pt"
