@@ -1,15 +1,15 @@
-"""What does a bank of a billion images cost, and which part gives way first? Computed, and not measured.
+"""What does a bank of a billion images cost, and which part fails first? Computed, not measured.
 
     python -m benchmarks.billion [--images 1000000000] [--bank-images 10000000] [--model ViT-B/16] [--dtype float16]
 
 Bytes, shards, headers and requests are the code's own: shapes and dtypes of `patchbank.bank.packing`, headers of
-`patchbank.bank.shard`, listings of the writer. Seconds and memory of planning and opening are those that
-`benchmarks.growth` measured at ten million keys, taken in proportion. CPU-hours are those of two measured cores
+`patchbank.bank.shard`, listings of the writer. Seconds and memory of planning and opening are scaled from
+what `benchmarks.growth` measured at ten million keys. CPU-hours are those of two measured cores
 (docs/performance.md).
 
-**Nothing was measured on a GPU.** What one does is `--gpu-images-per-second`, or else an assumption: `--gpu-fraction`
-of `--gpu-tflops`, the peak that its maker states (312 TFLOP/s in bfloat16 is the A100's), by the model's operations.
-Seconds of requests assume `--request-ms` each, and as many at once as the code has.
+**Nothing was measured on a GPU.** Its speed is `--gpu-images-per-second`, or else an assumption: `--gpu-fraction`
+of `--gpu-tflops`, the manufacturer's peak (312 TFLOP/s in bfloat16 is the A100's), by the model's operations.
+Seconds of requests assume `--request-ms` each, and the code's own number of parallel requests.
 
 Imports no torch. Prints four tables, and ends in one JSON line.
 """
@@ -39,7 +39,7 @@ from patchbank.encoders.openai.registry import MODELS, Model, get_model
 # Of docs/performance.md, "What grows with the number of images": shards, ten million keys, by `benchmarks.growth`.
 _KEYS = 10_000_000
 OPEN_SECONDS, OPEN_MB = 64.3, 6_380  # to open, and the process that has opened
-AGAIN_MB = 8_460  # `extract` at its peak, where all is done
+AGAIN_MB = 8_460  # `extract` at its peak, on a complete bank
 PLAN_SECONDS, PLAN_KEY_BYTES = 24.3, 438  # the list and the plan; memory it holds a key
 UNIT_BYTES, UNIT_IMAGES = 31_987, 634  # as a worker gets it
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _manifest(model: Model, dtype: StoredDtype, shard_size: int, layout: Layout = "shards") -> Manifest:
-    """What a bank of a model's features is; what does not decide a size is left open."""
+    """The manifest of a model's bank; fields that do not affect a size have placeholders."""
     spec = OpenAISpec(model, "bf16")
     outputs = stored_outputs(spec.outputs, layout, dtype)
     return Manifest(
@@ -103,7 +103,7 @@ def _manifest(model: Model, dtype: StoredDtype, shard_size: int, layout: Layout 
 
 
 def _part_bytes(manifest: Manifest) -> int:
-    """Bytes that a whole part of the index takes: of a shard, its header."""
+    """Bytes of a whole part of the index; for a shard, of its header."""
     part = Part(Path(), manifest, 0, tuple(_entries(manifest.part_size)), (), 0, 0)
     return len(name_part(payload_of(Path(), manifest.layout), part)[0])
 
@@ -115,7 +115,7 @@ def _entries(count: int) -> list[Entry]:
 
 
 def _shards(manifest: Manifest, images: int) -> tuple[int, int, int]:
-    """How many shards so many images are; the bytes of a whole one's header, and of all of it."""
+    """The number of shards for so many images; the bytes of a whole shard's header, and of a whole shard."""
     each = manifest.part_size
     header = _part_bytes(manifest)
     return -(-images // each), header, header + each * sample_bytes(manifest.outputs)
@@ -159,7 +159,7 @@ def _cpu(model: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _banks(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What grows with a bank, of one and of many."""
+    """The quantities that grow with a bank, for one bank and for many."""
     manifest = _manifest(get_model(options.model), options.dtype, options.shard_size)
     single = dict.fromkeys(("one bank", f"one of {-(-options.images // options.bank_images)} banks"))
     columns = dict(
@@ -204,7 +204,7 @@ def _bank(manifest: Manifest, images: int, options: argparse.Namespace) -> dict[
 
 
 def _span(manifest: Manifest) -> int:
-    """Images a unit, as `patchbank.extraction.work.units_of` has them."""
+    """Images per unit, as in `patchbank.extraction.work.units_of`."""
     atom = manifest.part_size
     return atom * max(1, 1024 // atom)
 

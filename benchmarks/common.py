@@ -52,7 +52,7 @@ _VOCABULARY = 64  # the text tower is never run: a small one makes the file smal
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """A command line whose help is a benchmark's docstring."""
+    """A command line with a benchmark's docstring as its help."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
@@ -99,27 +99,27 @@ def spec_of(model: Model, weights: Path, precision: str = "fp32") -> EncoderSpec
 
 
 def manifest_of(config: ExtractConfig, dataset: str = "folder", split: str | None = None) -> Manifest:
-    """What a bank of a configuration's features of random weights is, made on the CPU in batches of 8."""
+    """The manifest of a configuration's bank with random weights, made on the CPU in batches of 8."""
     assert config.layout is not None
     made = Dataset(dataset, split, Path(), ())
     return describe(made, config.layout, config, Devices(("cpu",)), random_spec(config.model))
 
 
 def feature(key: str, tokens: torch.Tensor, size: tuple[int, int]) -> Feature:
-    """A feature as the encoder gives it: views of (1 + N, D) tokens, [CLS] in front."""
+    """A feature as the encoder returns it: views of (1 + N, D) tokens, [CLS] first."""
     return Feature(key, {CLS: tokens[0], GRID: tokens[1:]}, size)
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def alternate(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Call each variant once a round, in turn, so that a slow minute of the machine is everybody's.
+    """Call each variant once per round, in turn, so that a slow minute of the machine affects them all.
 
-    Each returns the seconds that it measured; the medians are returned.
+    Each returns the seconds that it measured; this returns the medians.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
@@ -129,7 +129,7 @@ def alternate(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[
 
 
 def seconds_of(action: Callable[[], object], device: torch.device | None = None) -> float:
-    """How long an action takes, with what it left to the device."""
+    """The seconds of an action, including its work on the device."""
     if device is not None:
         synchronise(device)
     began = time.perf_counter()
@@ -147,7 +147,7 @@ def batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
 
 
 def skipped(what: str, reason: BaseException | str) -> None:
-    """Say that something is not measured, and why."""
+    """Print what is not measured, and why."""
     if isinstance(reason, BaseException):
         while reason.__cause__ is not None:
             reason = reason.__cause__
@@ -157,7 +157,7 @@ def skipped(what: str, reason: BaseException | str) -> None:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of patchbank, Python, torch and these; of those that are installed."""
+    """The versions of patchbank, Python, torch and, if installed, these packages."""
     found = {"python": platform.python_version(), "patchbank": patchbank.__version__}
     for package in ("torch", *packages):
         try:
@@ -168,7 +168,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def finish(benchmark: str, *packages: str, device: torch.device | None = None, **facts: Any) -> None:
-    """Print the one JSON line that a benchmark ends in."""
+    """Print the JSON line at the end of a benchmark."""
     head = {
         "benchmark": benchmark,
         "machine": machine(device),

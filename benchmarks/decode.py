@@ -3,8 +3,8 @@
     python -m benchmarks.decode [--images 100] [--rounds 5] [--workers 1,2] [--input-size 224]
 
 JPEGs of HICO-DET's sizes, files in the page cache. Seconds an image in one thread; then images a second with so many
-threads, as patchbank has them, and with so many processes, as a DataLoader has them (the processes are started, and
-have imported what they need, before). torch keeps to one thread of its own in all of them. The original's includes the
+threads, as patchbank does, and with so many processes, as a DataLoader does (the processes start and import their
+modules before). torch keeps to one thread of its own in all of them. The original's includes the
 conversion to normalised float32, which patchbank leaves to its encoder.
 
 The share of the time in which decoding holds Python's lock, and so keeps other threads from running Python, is
@@ -130,7 +130,7 @@ def _each(decode: Callable[[Path], object], paths: Sequence[Path]) -> float:
 def _held(action: Callable[[], object]) -> float:
     """The share of an action's time in which it holds Python's lock, estimated as the module says."""
     before = sys.getswitchinterval()
-    sys.setswitchinterval(10.0)  # the sampler waits until the lock is given up, and does not have it taken away
+    sys.setswitchinterval(10.0)  # the sampler waits until the lock is released, and does not force its release
     try:
         alone = sorted(_lateness(lambda: time.sleep(0.05), _SAMPLING_SECONDS))
         beside = _lateness(action, _SAMPLING_SECONDS)
@@ -168,7 +168,7 @@ def _lateness(action: Callable[[], object], seconds: float) -> list[float]:
 def _together(
     decoders: dict[str, Callable[[Path], object]], paths: Sequence[Path], workers: Sequence[int], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Images a second by how many threads or processes, and by decoder."""
+    """Images per second, by number of threads or processes, and by decoder."""
     rates: dict[str, dict[str, float]] = {}
     for count in workers:
         pools: dict[str, Executor] = {
@@ -179,7 +179,7 @@ def _together(
         }
         for name, pool in pools.items():
             with pool:
-                chunk = max(1, len(paths) // (8 * count))  # so that handing over paths takes no time to speak of
+                chunk = max(1, len(paths) // (8 * count))  # so that passing paths takes negligible time
                 measures = {
                     each: partial(_mapped, pool, partial(_discard, decode), paths, chunk)
                     for each, decode in decoders.items()
@@ -192,7 +192,7 @@ def _together(
 
 
 def _discard(decode: Callable[[Path], object], path: Path) -> None:
-    """Decode, and keep nothing: what a process would send back is not measured."""
+    """Decode, and keep nothing: the transfer from a process is not measured."""
     decode(path)
 
 
@@ -201,7 +201,7 @@ def _mapped(pool: Executor, decode: Callable[[Path], None], paths: Sequence[Path
 
 
 def _differences(paths: Sequence[Path], input_size: int) -> dict[str, float]:
-    """How the fast pixels differ: shares of values and of pixels, and the largest difference."""
+    """The differences of the fast pixels: shares of values and of pixels, and the largest difference."""
     values = pixels = largest = 0
     for path in paths:
         exact, fast = (_patchbank(way, input_size, path).pixels.astype(np.int16) for way in ("exact", "fast"))

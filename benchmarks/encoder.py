@@ -9,9 +9,9 @@
 - onnxruntime, openvino: open_clip's tower, exported by `torch.onnx.export` for this batch size;
 - patchbank, patchbank compiled: as `patchbank extract` runs it, and with `--compile on`.
 
-patchbank's takes uint8 pixels and normalises them within the time; the others get normalised ones. Exporting, compiling
-and a first batch are not timed. Each one's tokens are compared with the original's in fp32. What is not installed, or
-cannot do a precision, is left out with its reason.
+patchbank gets uint8 pixels and normalises them within the time; the others get normalised pixels. Exporting, compiling
+and a first batch are not timed. Each one's tokens are compared with the original's in fp32. Variants that are not
+installed, or lack a precision, are left out with the reason.
 
 A second table has the attention of one layer: patchbank's and torch's `scaled_dot_product_attention`.
 
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class Bench:
-    """One model: its pictures, the towers, and what is measured of them in a precision."""
+    """One model: its pictures, the towers, and their measurements in a precision."""
 
     def __init__(self, options: Any, model: Model, place: Path) -> None:
         self.model, self.place, self.device = model, place, options.device
@@ -112,21 +112,21 @@ class Bench:
             self.expected = peers.OriginalTower(self.weights)(self.images[: self.batch_size])
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        """(B, n, n, 3) uint8 -> what OpenAI's preprocessing gives: (B, 3, n, n) float32."""
+        """(B, n, n, 3) uint8 -> (B, 3, n, n) float32, as in OpenAI's preprocessing."""
         normalise = peers.preprocessing(self.model.input_size).transforms[-1]
         return normalise(pixels.permute(0, 3, 1, 2).float().div(255))
 
     def measure(self, precision: str) -> dict[str, Any]:
-        """Every variant in one precision: its table, and what the JSON line says of it."""
+        """Measure every variant in one precision: print its table, and return its part of the JSON line."""
         with torch.no_grad():
-            # Out of the next block: torch's exporter fails where the precision of products has been set.
+            # Outside the next block: torch's exporter fails if the precision of products has been set.
             forwards = self._forwards(precision)
-        with torch.no_grad(), float32_products("tf32" if precision == "tf32" else "ieee"):
+        with torch.no_grad(), float32_products(precision):
             errors: dict[str, float] = {}
             for name, (forward, inputs, _) in list(forwards.items()):
                 try:
                     tokens = forward(inputs[: self.batch_size]).float().cpu()
-                except Exception as error:  # whatever a compiler or an engine raises
+                except Exception as error:  # any error of a compiler or an engine
                     skipped(f"{name}, {precision}", error)
                     del forwards[name]
                     continue
@@ -168,7 +168,7 @@ class Bench:
         return seconds_of(run, self.device)
 
     def _forwards(self, precision: str) -> dict[str, tuple[Forward, Tensor, int]]:
-        """Every variant that can be had: (forward, its inputs, images a call)."""
+        """Every available variant: (forward, its inputs, images per call)."""
         towers = peers.towers(self.model, self.weights)
         pixels, images, size = self.pixels.to(self.device), self.images.to(self.device), self.batch_size
         wanted = {}
@@ -196,14 +196,14 @@ class Bench:
         return {name: each for name, each in forwards.items() if name not in self.without}
 
     def _made(self, what: str, name: str, make: Callable[[], Forward]) -> Forward | None:
-        """What `make` makes; None, with a line that says why, where it cannot."""
+        """The result of `make`; None if it fails, with a line that says why."""
         if name in self.without:
             return None
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # exporters' and compilers' own
+                warnings.simplefilter("ignore")  # warnings of exporters and compilers
                 return make()
-        except Exception as error:  # not installed, or whatever an exporter raises
+        except Exception as error:  # not installed, or any error of an exporter
             skipped(what, error)
             return None
 
@@ -266,7 +266,7 @@ class Bench:
         return lambda images: torch.from_numpy(compiled(images.numpy())[0])
 
     def _attention(self, precision: str) -> dict[str, float]:
-        """Seconds a batch of one layer's attention, by who computes it."""
+        """Seconds per batch of one layer's attention, by implementation."""
         tokens, width, heads = self.model.tokens + 1, self.model.width, self.model.heads
         qkv = torch.randn(self.batch_size, tokens, 3 * width).to(self.device, DTYPES[precision])  # type: ignore[index]
 

@@ -1,4 +1,4 @@
-"""How fast do images become files? patchbank's `extract`, the original scripts, and what one would write instead.
+"""How fast do images become files? patchbank's `extract`, the original scripts, and typical alternatives.
 
     python -m benchmarks.end_to_end [--model ViT-B/16,ViT-L/14@336px] [--precision fp32,bf16] [--images 200]
         [--original-images 32] [--rounds 3] [--workers N] [--device cuda]
@@ -9,7 +9,7 @@ The same JPEGs of HICO-DET's sizes, the same untrained weights, and in the end f
   view, whose file holds [CLS] too;
 - original batched: its description's own variant, batches of 32 decoded in the loop, each image's features pickled as
   a view, so that every file holds the whole batch (see the bytes);
-- original cloned: the same with `.clone()`, which mends that;
+- original cloned: the same with `.clone()`, which fixes that;
 - transformers, open_clip: batches of 32 out of a torch DataLoader with `--workers` processes, which start again with
   each run as patchbank's threads do; cloned and pickled;
 - patchbank, patchbank fast, patchbank shards: as `patchbank extract` runs by default, into pickles; with
@@ -17,7 +17,7 @@ The same JPEGs of HICO-DET's sizes, the same untrained weights, and in the end f
 
 All but patchbank fast preprocess as OpenAI's package does. Peers compute and store in the precision named,
 patchbank stores float32. The first two, which are slow or fill the disk, do only `--original-images` of the images in a
-round. patchbank flushes every file to the disk before it counts as done and checks that numbers are finite; the others
+round. patchbank flushes every file to the disk before it counts as done, and checks that numbers are finite; the others
 do neither. Not timed: loading models, listing images, and a first run of each over a few images, whose features are
 compared with the original's in fp32.
 
@@ -77,7 +77,7 @@ class Variant(NamedTuple):
     Attributes:
         run: does it.
         images: how many of them a round.
-        read: (directory, image) -> what it stored.
+        read: (directory, image) -> the stored feature.
     """
 
     run: Run
@@ -145,7 +145,7 @@ def _options(arguments: Sequence[str] | None) -> Any:
 def _measure(
     options: Any, name: str, precision: str, weights: Path, images: Sequence[Path], place: Path
 ) -> dict[str, Any]:
-    """One model in one precision: its table, and what the JSON line says of it."""
+    """Measure one model in one precision: print its table, and return its part of the JSON line."""
     model, device = get_model(name), options.device
     with torch.no_grad():
         towers = peers.towers(model, weights)
@@ -166,7 +166,7 @@ def _measure(
     variants = {each: variant for each, variant in variants.items() if each not in options.without}
 
     errors, sizes = {}, {}
-    with torch.no_grad(), float32_products("tf32" if precision == "tf32" else "ieee"):
+    with torch.no_grad(), float32_products(precision):
         for each, variant in variants.items():
             out, count = place / "out", min(variant.images, _WARM_UP)
             variant.run(images[:count], out)
@@ -211,7 +211,7 @@ def _measure(
 
 
 def _timed(variant: Variant, images: Sequence[Path], out: Path, device: torch.device) -> float:
-    os.sync()  # what the one before has left to be written is not this one's
+    os.sync()  # flush the previous variant's writes first
     seconds = seconds_of(lambda: variant.run(images[: variant.images], out), device)
     shutil.rmtree(out)
     return seconds

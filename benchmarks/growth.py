@@ -18,8 +18,8 @@ directory. For each number of keys, each step a process of its own:
   the units of a complete bank of shards, as if all of it were to be done again: the most that a unit can carry.
 
 Shards hold 634 images, as ViT-B/16's do in float32: a million keys are 1,578 files. Peak memory is of the process, its
-imports included (torch's are most of it). Of several rounds the best is given, but for memory, of which it is the most.
-Two things are looked at, and reported: that peak memory of `extract` at 10,000 keys is within 5 % of that at 1,000, and
+imports included (torch's are most of it). Of several rounds the best counts; for memory, the largest.
+Two checks are reported: that peak memory of `extract` at 10,000 keys is within 5 % of that at 1,000, and
 that opening and resuming a million take under 5 s each.
 
 Ten million keys in shards take 9 GB of memory, 3 GB of disk and seven minutes a round; a million pickles, 4 GB of disk
@@ -46,7 +46,7 @@ from benchmarks.growth_steps import STEPS, prepare
 
 _REPOSITORY = Path(__file__).parents[1]
 _MAKERS = {"extract": "extract", "write": "writer", "lay": "neither"}
-_HELPS = 5  # times that `patchbank --help` is run
+_HELPS = 5  # runs of `patchbank --help`
 _READERS = ("open", "resume", "again", "plan")
 
 
@@ -83,14 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _way(keys: int, options: Any) -> str:
-    """The step that makes a bank of so many keys."""
+    """The step that makes a bank with this many keys."""
     if keys <= options.extract_up_to:
         return "extract"
     return "write" if keys <= options.write_up_to else "lay"
 
 
 def _measure(place: Path, keys: int, layout: str, way: str, rounds: int) -> dict[str, Any]:
-    """What is known of one number of keys; the bank is deleted after."""
+    """Measure one number of keys; delete the bank afterwards."""
     make = _child(way, place, keys, layout)
     found = {step: _best([_child(step, place, keys, layout) for _ in range(rounds)]) for step in _READERS}
     files = sum(len(names) for at, _, names in os.walk(place / "bank") if Path(at).name != "runs")
@@ -125,7 +125,7 @@ def _measure(place: Path, keys: int, layout: str, way: str, rounds: int) -> dict
 
 
 def _best(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The least of each number of seconds, and the most of all else."""
+    """The minimum of the seconds, and the maximum of everything else."""
     return {
         name: (min if name == "list" or name.endswith("seconds") else max)(each[name] for each in rounds)
         for name in rounds[0]
@@ -173,7 +173,7 @@ def _print_tables(results: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _checks(results: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
-    """What is looked at, where its keys were measured: the number, and whether it is as it should be."""
+    """The checks whose keys were measured: the number, and whether it is within its limit."""
     checks: dict[str, str] = {}
     for layout, rows in results.items():
         by_keys = {row["keys"]: row for row in rows}
@@ -196,7 +196,7 @@ def _help() -> float:
 
 
 def _child(step: str, place: Path, keys: int, layout: str) -> dict[str, float]:
-    """Run a step in a process of its own; returns what it printed last."""
+    """Run a step in a separate process; return the last line that it printed."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.growth", "--step", step]
     command += ["--directory", str(place), "--keys", str(keys), "--layouts", layout]
     done = subprocess.run(command, cwd=_REPOSITORY, stdout=subprocess.PIPE, text=True)

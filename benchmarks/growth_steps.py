@@ -1,4 +1,4 @@
-"""The steps that `benchmarks.growth` measures, each a function here and a process of its own there."""
+"""The steps of `benchmarks.growth`: each a function here, and a separate process there."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _names(keys: int) -> Iterator[str]:
 
 
 def _write_list(place: Path, keys: int) -> None:
-    """Make sure that there are a list of so many keys, and images under them."""
+    """Write the list of this many keys, and link their images, unless that is done."""
     for directory in range(-(-keys // FILES)):
         link = place / "images" / f"{directory:05}"
         if not link.exists():
@@ -76,7 +76,7 @@ def _config(place: Path, layout: str) -> Any:
 
 
 def _manifest(place: Path, layout: str) -> Any:
-    """What the bank is; it does not depend on the number of images."""
+    """The bank's manifest; it does not depend on the number of images."""
     from patchbank import encoders
     from patchbank.datasets import Dataset
     from patchbank.extraction.devices import Devices
@@ -102,7 +102,7 @@ def _extract(place: Path, keys: int, layout: str) -> dict[str, float]:
 
 
 def _write(place: Path, keys: int, layout: str) -> dict[str, float]:
-    """Make the bank that `extract` would make, but for its features' numbers."""
+    """Make the bank that `extract` would make, except for the numbers of its features."""
     import torch
 
     from patchbank.bank.writer import BankWriter
@@ -121,7 +121,7 @@ def _write(place: Path, keys: int, layout: str) -> dict[str, float]:
 
 
 def _lay(place: Path, keys: int, layout: str) -> dict[str, float]:
-    """Lay out the files that the writer would leave; of shards the headers, and holes in the place of numbers."""
+    """Lay out the files of the writer; shards have their headers, and holes instead of numbers."""
     _write_list(place, keys)
     manifest = _manifest(place, layout)
     (place / "bank").mkdir()
@@ -140,7 +140,7 @@ def _lay_shards(bank: Path, keys: int, manifest: Any) -> None:
 
 
 def _parts(bank: Path, keys: int, manifest: Any, sha256: str) -> Iterator[tuple[bytes, str, int]]:
-    """What each part of the index begins with, its name, and how many samples it lists."""
+    """Each part of the index: its beginning, its name, and the number of its samples."""
     from patchbank.bank.index import Entry, Part
     from patchbank.bank.parts import name_part, payload_of
 
@@ -189,7 +189,7 @@ def _open(place: Path, keys: int, _layout: str) -> dict[str, float]:
 
 
 def _plan(place: Path, keys: int, layout: str) -> dict[str, float]:
-    """The list read, a bank planned that is not there yet, and the plan cut into units for workers."""
+    """Read the list, plan a new bank, and split the plan into units for workers."""
     from patchbank.extraction.plan import make_plan
 
     config = _config(place, layout)
@@ -200,7 +200,7 @@ def _plan(place: Path, keys: int, layout: str) -> dict[str, float]:
     plan = make_plan(dataset, place / "another", config)
     planned = time.perf_counter()
     if len(plan.todo) != keys:
-        raise SystemExit(f"{len(plan.todo)} of {keys} images are to be done.")
+        raise SystemExit(f"{len(plan.todo)} of {keys} images are left to do.")
     found = {
         "list": listed - began,
         "seconds": planned - began,
@@ -211,7 +211,7 @@ def _plan(place: Path, keys: int, layout: str) -> dict[str, float]:
 
 
 def _resume(place: Path, keys: int, layout: str) -> dict[str, float]:
-    """The list read, and the complete bank's plan: nothing is left. Then its units, as if all were to be done again."""
+    """Read the list, and plan the complete bank: nothing to do. Then its units, as if all had to be done again."""
     from patchbank.extraction.plan import make_plan
 
     config = _config(place, layout)
@@ -230,7 +230,7 @@ def _resume(place: Path, keys: int, layout: str) -> dict[str, float]:
 
 
 def _units(plan: Any) -> dict[str, float]:
-    """What a cluster's driver does with a plan, and what one call of a worker carries."""
+    """The work of a cluster's driver on a plan, and the bytes of one call of a worker."""
     from patchbank.extraction.work import units_of
 
     began = time.perf_counter()
@@ -259,7 +259,7 @@ def _again(place: Path, keys: int, layout: str) -> dict[str, float]:
 
 
 def _peak() -> float:
-    """The most memory that this process has had, in bytes.
+    """The peak memory of this process, in bytes.
 
     The kernel counts in `ru_maxrss` what a process had before it became this program, which is its parent's.
     """
@@ -268,7 +268,7 @@ def _peak() -> float:
 
 
 def _memory(name: str) -> float:
-    """What Linux counts of this process's memory, in bytes; 0 elsewhere."""
+    """This process's memory as Linux counts it, in bytes; 0 on other systems."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

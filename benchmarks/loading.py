@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _rates(variants: dict[str, Any], workers: int, options: Any) -> dict[str, float]:
-    """Samples a second of every variant with so many workers."""
+    """Samples per second of every variant with this many workers."""
     with ExitStack() as stack:
         loaders: dict[str, Callable[[], float]] = {}
         for name, samples in variants.items():

@@ -2,8 +2,8 @@
 
     python -m benchmarks.page [--keys 50000] [--samples 24,400] [--model ViT-B/16] [--layout shards] [--dtype float16]
 
-A bank of many keys with human-object pairs, whose features are those of a few photographs by untrained weights, over
-and over. Of each page: the seconds to write it with every feature read, its bytes, and in headless Chromium the seconds
+A bank of many keys with human-object pairs; its features are those of a few photographs with untrained weights,
+repeated. Of each page: the seconds to write it with every feature read, its bytes, and in headless Chromium the seconds
 from its address to the first map, from the pointer to the next map, and the browser's memory after every image was
 opened. 50,000 features of ViT-B/16 take 10 GB of disk in float16. Prints a table and ends in one JSON line.
 """
@@ -159,7 +159,7 @@ def _page(bank: Bank, dataset: Dataset, path: Path, sample: int) -> dict[str, An
 
 
 def _opened(browser: Any, path: Path) -> dict[str, float]:
-    """What a page costs in a browser."""
+    """Seconds and memory of a page in a browser."""
     tab = browser.new_page(viewport={"width": 1280, "height": 900}, bypass_csp=True)
 
     def first() -> None:

@@ -120,7 +120,7 @@ def transformers_names(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def towers(model: Model, weights: Path) -> dict[str, nn.Module]:
     """The peers that are installed, in float32 on the CPU, by name; the first is the original.
 
-    A peer that does not make the original's tokens ends the program.
+    Exits if a peer's tokens differ from the original's.
     """
     n = model.input_size
     sample = torch.randn(1, 3, n, n, generator=torch.Generator().manual_seed(0))
@@ -151,7 +151,7 @@ def preprocessing(input_size: int) -> Any:
 
 
 def check(name: str, error: float, precision: str) -> None:
-    """End the program where a peer's tokens are not the original's: times of another function mean nothing."""
+    """Exit if a peer's tokens differ from the original's: times of another function mean nothing."""
     bound = EQUAL if precision == "fp32" else ROUNDED
     if not error <= bound:
         raise SystemExit(f"{name} differs from the original by {error:.1e} in {precision}, more than {bound:.0e}.")

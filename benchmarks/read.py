@@ -68,7 +68,7 @@ def _timed(read: Callable[[str], Tensor], keys: Sequence[str]) -> float:
 
 
 def _make(place: Path, keys: list[str]) -> tuple[dict[str, Callable[[str], Tensor]], dict[str, int]]:
-    """Write the same features in every form; returns how each is read, and its size in bytes."""
+    """Write the same features in every form; return each form's reader and its size in bytes."""
     manifest = manifest_of(ExtractConfig(layout="shards"))
     tokens, dim = manifest.shape
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +100,7 @@ def _make(place: Path, keys: list[str]) -> tuple[dict[str, Callable[[str], Tenso
         "shards, float16": banks["float16"].__getitem__,
         "shards, float16, to float32": lambda key: banks["float16"][key].float(),
         "shards, int8 (read as float32)": banks["int8"].__getitem__,
-        # What the layout is not: one tensor a key. Copied likewise, since a mapped tensor is everybody's.
+        # The alternative layout: one tensor per key. Copied too, since a mapped tensor is shared.
         "one file, float16, a tensor a key": lambda key: torch.from_numpy(by_key.get_tensor(key).numpy().copy()),
     }
     files = sum(path.stat().st_size for path in (place / "original").iterdir())

@@ -1,4 +1,4 @@
-"""Tables as the pages have them. Nothing is imported, so that what computes needs no torch."""
+"""Markdown tables. Imports nothing: a benchmark that only computes needs no torch."""
 
 from __future__ import annotations
 

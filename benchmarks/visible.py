@@ -2,7 +2,7 @@
 
     python -m benchmarks.visible FILE [--model ViT-B/16]
 
-FILE is an annotation file with the images' sizes, such as UPT's instances_test2015.json. Prints a table, and ends
+FILE is an annotation file with its images' sizes, such as UPT's instances_test2015.json. Prints a table, and ends
 in one JSON line.
 """
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ):
             visible[name].append(transform.visible_fraction(boxes.double()))
     if not lost:
-        raise SystemExit(f"{options.file} has no sizes of images.")
+        raise SystemExit(f"{options.file} does not list its images' sizes.")
     shares = {
         name: {
             "leaves the crop": float((each < _WHOLE).double().mean()),

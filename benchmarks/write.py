@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _features(model: Model, count: int) -> list[Feature]:
-    """As an encoder gives them: views of (1 + N, D) with [CLS] in front."""
+    """Features as an encoder returns them: views of (1 + N, D) with [CLS] first."""
     generator = torch.Generator().manual_seed(0)
     features = []
     for number in range(count):
@@ -103,7 +103,7 @@ def _variants(model: Model, features: Sequence[Feature]) -> dict[str, Write]:
 
 def _timed(write: Write, features: Sequence[Feature], place: Path, name: str, sizes: dict[str, int]) -> float:
     out = place / "out"
-    os.sync()  # what the one before has left to be written is not this one's
+    os.sync()  # flush the previous variant's writes first
     seconds = seconds_of(lambda: write(features, out))
     sizes[name] = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     shutil.rmtree(out)

@@ -48,7 +48,6 @@ TINY = Model(
     patch_size=8,
     width=64,
     layers=2,
-    heads=1,
     output_dim=32,
 )
 TINY_VOCABULARY = 64

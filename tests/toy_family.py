@@ -17,13 +17,13 @@ REGISTERS = 4
 
 
 def spec(config: Any, root: object, *, rounding: bool) -> ToySpec:
-    """The family's door: what `encoders.find` calls."""
+    """The family's entry point, called by `encoders.find`."""
     return ToySpec(config.model)
 
 
 @dataclass(frozen=True)
 class ToySpec:
-    """What is known before the weights are made."""
+    """The specification, before the weights are made."""
 
     name: str
     input: ClassVar[Input] = Input(

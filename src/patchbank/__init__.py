@@ -12,67 +12,43 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from patchbank.bank.reader import Bank, open_bank
-    from patchbank.boxes import human_object_pairs, union_boxes
-    from patchbank.config import ExtractConfig
-    from patchbank.datasets import Dataset, Sample, load_dataset
-    from patchbank.datasets.hoi import HOITarget
-    from patchbank.encoders.load import load_encoder
-    from patchbank.encoders.runner import Runner
-    from patchbank.errors import PatchbankError
-    from patchbank.extraction.run import ExtractSummary, extract
-    from patchbank.pool import global_context, pool_regions
-    from patchbank.train import FeatureDataset, RandomHorizontalFlip, collate, horizontal_flip
-    from patchbank.transform import ImageTransform
+    from patchbank.bank.reader import Bank as Bank
+    from patchbank.bank.reader import open_bank as open_bank
+    from patchbank.boxes import human_object_pairs as human_object_pairs
+    from patchbank.boxes import union_boxes as union_boxes
+    from patchbank.config import ExtractConfig as ExtractConfig
+    from patchbank.datasets import Dataset as Dataset
+    from patchbank.datasets import Sample as Sample
+    from patchbank.datasets import load_dataset as load_dataset
+    from patchbank.datasets.hoi import HOITarget as HOITarget
+    from patchbank.encoders.runner import Runner as Runner
+    from patchbank.encoders.runner import load_encoder as load_encoder
+    from patchbank.errors import PatchbankError as PatchbankError
+    from patchbank.extraction.run import ExtractSummary as ExtractSummary
+    from patchbank.extraction.run import extract as extract
+    from patchbank.pool import global_context as global_context
+    from patchbank.pool import pool_regions as pool_regions
+    from patchbank.train import FeatureDataset as FeatureDataset
+    from patchbank.train import RandomHorizontalFlip as RandomHorizontalFlip
+    from patchbank.train import collate as collate
+    from patchbank.train import horizontal_flip as horizontal_flip
+    from patchbank.transform import ImageTransform as ImageTransform
 
-_HOME = {
-    "Bank": "patchbank.bank.reader",
-    "Dataset": "patchbank.datasets",
-    "ExtractConfig": "patchbank.config",
-    "ExtractSummary": "patchbank.extraction.run",
-    "FeatureDataset": "patchbank.train",
-    "HOITarget": "patchbank.datasets.hoi",
-    "ImageTransform": "patchbank.transform",
-    "PatchbankError": "patchbank.errors",
-    "RandomHorizontalFlip": "patchbank.train",
-    "Runner": "patchbank.encoders.runner",
-    "Sample": "patchbank.datasets",
-    "collate": "patchbank.train",
-    "extract": "patchbank.extraction.run",
-    "global_context": "patchbank.pool",
-    "horizontal_flip": "patchbank.train",
-    "human_object_pairs": "patchbank.boxes",
-    "load_dataset": "patchbank.datasets",
-    "load_encoder": "patchbank.encoders.load",
-    "open_bank": "patchbank.bank.reader",
-    "pool_regions": "patchbank.pool",
-    "union_boxes": "patchbank.boxes",
+_NAMES = {
+    "bank.reader": ["Bank", "open_bank"],
+    "boxes": ["human_object_pairs", "union_boxes"],
+    "config": ["ExtractConfig"],
+    "datasets": ["Dataset", "Sample", "load_dataset"],
+    "datasets.hoi": ["HOITarget"],
+    "encoders.runner": ["Runner", "load_encoder"],
+    "errors": ["PatchbankError"],
+    "extraction.run": ["ExtractSummary", "extract"],
+    "pool": ["global_context", "pool_regions"],
+    "train": ["FeatureDataset", "RandomHorizontalFlip", "collate", "horizontal_flip"],
+    "transform": ["ImageTransform"],
 }
-
-__all__ = [
-    "Bank",
-    "Dataset",
-    "ExtractConfig",
-    "ExtractSummary",
-    "FeatureDataset",
-    "HOITarget",
-    "ImageTransform",
-    "PatchbankError",
-    "RandomHorizontalFlip",
-    "Runner",
-    "Sample",
-    "__version__",
-    "collate",
-    "extract",
-    "global_context",
-    "horizontal_flip",
-    "human_object_pairs",
-    "load_dataset",
-    "load_encoder",
-    "open_bank",
-    "pool_regions",
-    "union_boxes",
-]
+_HOME = {name: f"patchbank.{module}" for module, names in _NAMES.items() for name in names}
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Archives against torch's own readers; and files made to run, reach or fill what they should not."""
+"""Archives against torch's own readers; and hostile files, which run code, read elsewhere or fill the memory."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_pickle_that_names_other_functions(tmp_path: Path, tiny_weights: Path)
                 read(path)
             assert not trace.exists()
     pickle.loads(hostile[1])
-    assert trace.exists()  # they do run where nothing refuses them
+    assert trace.exists()  # torch itself runs them
 
 
 class Restoring(nn.Module):
@@ -350,7 +350,9 @@ def test_tensors_of_other_kinds_are_refused(tmp_path: Path) -> None:
     others = [torch.eye(3).to_sparse(), quantised, torch.ones(3, device="meta"), torch.ones(3, dtype=torch.complex64)]
     for value in others:
         torch.save({"a": torch.ones(1), "b": value}, tmp_path / "state.pt")
-        with pytest.raises(WeightsError, match=r"cannot be read as a CLIP checkpoint: (b is no dense|a storage of)"):
+        with pytest.raises(
+            WeightsError, match=r"cannot be read as a CLIP checkpoint: (b is a .*, not a dense tensor|a storage of)"
+        ):
             read(tmp_path / "state.pt")
     negative = torch._neg_view(torch.ones(3))
     torch.save({"a": negative}, tmp_path / "state.pt")

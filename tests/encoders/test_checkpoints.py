@@ -1,4 +1,4 @@
-"""Checkpoints: formats, activations, what is refused; and downloads from a real server on loopback."""
+"""Checkpoints: formats, activations, refusals; and downloads from a real server on loopback."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_openais_archives_prove_quickgelu(tmp_path: Path, tiny_weights: Path) ->
 def test_names_and_shapes_prove_no_activation(
     tmp_path: Path, tiny_weights: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A LAION checkpoint has OpenAI's; a state dict may have come from anywhere, whatever else it holds."""
+    """A LAION checkpoint has OpenAI's names; a state dict may come from anywhere."""
     with Archive(tiny_weights) as archive:
         everything = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
     assert "input_resolution" in everything
@@ -228,7 +228,7 @@ def test_what_is_no_checkpoint(tmp_path: Path, tiny_weights: Path) -> None:
         "empty.pt": (b"", "cannot be read"),
         "page.pt": (b"<html>404</html>", "cannot be read as a CLIP checkpoint"),
         "page.safetensors": (b"<html>404</html>", "cannot be read"),
-        "hostile.pt": (pickle.dumps({"visual.proj": _Hostile(trace)}), "no checkpoint that can be read safely"),
+        "hostile.pt": (pickle.dumps({"visual.proj": _Hostile(trace)}), "not a checkpoint that can be read safely"),
     }
     for name, (content, word) in files.items():
         (tmp_path / name).write_bytes(content)
@@ -261,7 +261,7 @@ def test_where_checkpoints_are_looked_for(tmp_path: Path, tiny_weights: Path, pl
     model = replace(TINY, sha256=hashlib.sha256(content).hexdigest())
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / place / "tiny.pt").write_bytes(content)
-    found = obtain_checkpoint(model, None, tmp_path / "root/pretrained_CLIP")
+    found = obtain_checkpoint(model, tmp_path / "root/pretrained_CLIP")
     assert found.path == tmp_path / place / "tiny.pt"
     with pytest.raises(WeightsError, match="no checkpoint"):
         find_checkpoint(model, tmp_path / "nowhere.pt", None)
@@ -299,13 +299,13 @@ def test_a_download(tmp_path: Path, server: str) -> None:
     model = replace(TINY, url=server, sha256=hashlib.sha256(_Server.content).hexdigest())
     reported: list[tuple[int, int]] = []
     checkpoints = tmp_path / "root/pretrained_CLIP"
-    found = obtain_checkpoint(model, None, checkpoints, lambda *progress: reported.append(progress))
+    found = obtain_checkpoint(model, checkpoints, lambda *progress: reported.append(progress))
     assert found.path == checkpoints / "tiny.pt"
     assert found.path.read_bytes() == _Server.content
     assert reported[-1] == (len(_Server.content), len(_Server.content))
     assert [path.name for path in checkpoints.iterdir()] == ["tiny.pt"]
     _Server.mode = "missing"
-    assert obtain_checkpoint(model, None, checkpoints) == found  # nothing is fetched again
+    assert obtain_checkpoint(model, checkpoints) == found  # nothing is fetched again
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_download_that_fails_leaves_nothing(
     _Server.mode = mode
     model = replace(TINY, url=server, sha256=sha256 or hashlib.sha256(_Server.content).hexdigest())
     with pytest.raises(WeightsError, match=word):
-        obtain_checkpoint(model, None, tmp_path / "pretrained_CLIP")
+        obtain_checkpoint(model, tmp_path / "pretrained_CLIP")
     assert not list((tmp_path / "pretrained_CLIP").glob("*"))
     assert not list((tmp_path / "pretrained_CLIP").glob(".*"))
     assert mode != "missing" or not (tmp_path / "pretrained_CLIP").exists()
@@ -327,5 +327,5 @@ def test_a_download_that_fails_leaves_nothing(
 def test_offline_the_message_says_which_file_to_put_where(tmp_path: Path) -> None:
     model = replace(TINY, url="http://127.0.0.1:9/tiny.pt")  # nothing listens there
     with pytest.raises(WeightsError, match=r"pretrained_CLIP/tiny.pt, .*refused.*Fetch http.*put it at .*tiny\.pt"):
-        obtain_checkpoint(model, None, tmp_path / "pretrained_CLIP")
+        obtain_checkpoint(model, tmp_path / "pretrained_CLIP")
     assert not list(tmp_path.iterdir())

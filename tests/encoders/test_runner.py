@@ -1,4 +1,4 @@
-"""The runner, and an encoder's fast paths: each equals the original, and none of them is lost silently."""
+"""The runner, and an encoder's fast paths: each equals the original, and none is lost silently."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.support import TINY, contents, patchbank, photographs, relative_error
 
 BOUND = 2e-6
 CPU = torch.device("cpu")
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler here")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_packed_and_unpacked_layers_equal_the_original(pictures: tuple[list[Path
     original = Original(tiny_weights)
     parameters = load_visual(TINY, Checkpoint(tiny_weights, ""), rounding=False)
     plain = vit.VisionTransformer(TINY, parameters, "quickgelu", torch.float32)
-    packed = vit.build(TINY, parameters, "quickgelu", torch.float32, CPU, batch_size=6)
+    packed = vit.VisionTransformer(TINY, parameters, "quickgelu", torch.float32).pack(6)
     if torch.backends.mkldnn.is_available():
         assert all(layer._handle is not None for layer in packed.modules() if isinstance(layer, Linear))
     for tower in (plain, packed):
@@ -79,7 +79,7 @@ def test_packed_and_unpacked_layers_equal_the_original(pictures: tuple[list[Path
 
 @pytest.mark.parametrize("images", [1, 3, 100])
 def test_attention_equals_torchs_own(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
-    """However many images the scores of batched products are computed for at once."""
+    """For any number of images in a batched product."""
     torch.manual_seed(0)
     batch, tokens, heads = 5, 17, 3
     monkeypatch.setattr(vit, "_SCORE_BYTES", images * heads * tokens * tokens * 4)
@@ -116,7 +116,7 @@ def test_a_layer_and_what_is_fused_into_it(dtype: torch.dtype, activation: Any, 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_products_are_those_of_the_architecture(model: str) -> None:
-    """By hand: 12 width² a token and layer, the attention's two, the patch embedding and the projection."""
+    """By hand: 12 width² per token and layer, the attention's two, the patch embedding and the projection."""
     m = MODELS[model]
     tokens = m.tokens + 1
     by_hand = 2 * m.layers * (12 * tokens * m.width**2 + 2 * tokens**2 * m.width)
@@ -125,7 +125,7 @@ def test_products_are_those_of_the_architecture(model: str) -> None:
 
 
 def out_of_memory_above(limit: int, runner: Runner) -> list[int]:
-    """Make the encoder fail as CUDA does where a batch does not fit; returns the sizes of those that did."""
+    """Make the encoder fail as CUDA does if a batch does not fit; returns the sizes of those that did."""
     forward, sizes = runner.encoder, []
 
     def limited(pixels: Tensor) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ def test_not_enough_memory_for_one_image(pictures: tuple[list[Path], Tensor], ti
         runner(pictures[1])
 
 
-def test_a_run_whose_batches_do_not_fit_says_so_and_goes_on(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+def test_a_run_with_batches_that_do_not_fit_says_so_and_goes_on(tmp_path: Path, tiny_config: ExtractConfig) -> None:
     photographs(tmp_path / "images", 6)
     dataset = load_dataset("folder", tmp_path / "images")
     extract(dataset, tmp_path / "expected", tiny_config)
@@ -375,7 +375,7 @@ def test_a_batch_has_about_64k_tokens_on_a_gpu() -> None:
 
 
 def test_the_number_of_threads_does_not_matter(full_size_weights: Path) -> None:
-    """Workers of a cluster compute with other numbers of threads, and make the same bytes."""
+    """Workers of a cluster use other numbers of threads, and make the same bytes."""
     runner = load_encoder("ViT-B/16", weights=full_size_weights)
     pixels = torch.randint(0, 256, (2, 224, 224, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Texts against OpenAI's own package, and what is said where they cannot be encoded."""
+"""Texts against OpenAI's own package, and the errors if they cannot be encoded."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import clip
 import pytest
 import torch
 
+from patchbank.encoders.openai.text import encode_texts
 from patchbank.encoders.openai.untrained import is_untrained, untrained_state
-from patchbank.encoders.text import encode_texts
 from patchbank.errors import ConfigError, WeightsError
 from tests.support import TINY, TINY_VOCABULARY, relative_error
 
@@ -52,7 +52,7 @@ def test_texts_that_cannot_be_encoded(
     torch.save(visual, tmp_path / "visual.pt")
     with pytest.raises(WeightsError, match="no text tower"):
         encode_texts(tmp_path / "visual.pt", ["a dog"])
-    with pytest.raises(WeightsError, match="no text tower that can be used"):
+    with pytest.raises(WeightsError, match="no usable text tower"):
         encode_texts(tiny_weights, ["a dog"])  # its vocabulary lacks the words
     monkeypatch.setitem(sys.modules, "open_clip.model", None)
     with pytest.raises(ConfigError, match=r"patchbank\[show\]"):

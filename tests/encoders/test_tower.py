@@ -71,7 +71,7 @@ def test_both_activations_equal_open_clips(
 
     found: dict[Activation, Tensor] = {}
     for each in ("quickgelu", "gelu"):
-        built = tower.build(model, parameters, each, torch.float32, torch.device("cpu"), batch_size=2)
+        built = tower.VisionTransformer(model, parameters, each, torch.float32).pack(2)
         with torch.no_grad():
             found[each] = built(pixels)
     assert resolve_activation(checkpoint, None) == activation
@@ -88,6 +88,6 @@ def test_packed_and_unpacked_layers_compute_the_same_activation(tmp_path: Path, 
     }
     pixels = photograph_pixels(tmp_path / "images", TINY, 2)
     plain = tower.VisionTransformer(TINY, parameters, activation, torch.float32)
-    packed = tower.build(TINY, parameters, activation, torch.float32, torch.device("cpu"), batch_size=2)
+    packed = tower.VisionTransformer(TINY, parameters, activation, torch.float32).pack(2)
     with torch.no_grad():
         assert relative_error(packed(pixels), plain(pixels)) <= BOUND

@@ -1,4 +1,4 @@
-"""What a run advises is something that can be done, and has not been."""
+"""A run advises something that is possible, and not done yet."""
 
 from __future__ import annotations
 

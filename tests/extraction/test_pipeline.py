@@ -23,7 +23,7 @@ SIZE = (4, 6)  # (h, w)
 
 
 class Watched:
-    """Stages that note what passes them. Sample "n" is a picture of brightness n; names with an x fail."""
+    """Stages that log their samples. Sample "n" is a picture of brightness n; names with an x fail."""
 
     def __init__(self, seconds_to_commit: float = 0.0) -> None:
         self.batches: list[list[int]] = []

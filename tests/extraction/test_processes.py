@@ -67,7 +67,7 @@ def test_what_a_worker_cannot_do_is_one_message(images: Path, tiny_weights: Path
     assert "--batch-size 1,000,000,000 needs" in done.stderr
 
 
-# What the first process has done when it pauses.
+# The last step of the first process before it pauses.
 MOMENTS = {
     "one begun": Calls(1, SpawnProcess, "start"),
     "both begun": Calls(2, SpawnProcess, "start"),
@@ -118,7 +118,7 @@ def test_killed_it_goes_on_from_there(
     "moment",
     ["both begun", *(pytest.param(each, marks=pytest.mark.full) for each in ("one begun", "one ready", "at work"))],
 )
-def test_told_to_stop_while_its_workers_begin(moment: str, images: Path, tiny_weights: Path, tmp_path: Path) -> None:
+def test_a_stop_while_its_workers_start(moment: str, images: Path, tiny_weights: Path, tmp_path: Path) -> None:
     """A terminal's Ctrl-C reaches all processes at once, also those that have just begun."""
     command = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
     options = ("--layout", "ezhoi", "--batch-size", "4", "--device", "cpu:0,1")
@@ -140,7 +140,7 @@ def test_told_to_stop_while_its_workers_begin(moment: str, images: Path, tiny_we
         pytest.param("if __name__ == '__main__': ", 0, "40\n", marks=pytest.mark.full),
     ],
 )
-def test_a_script_without_a_guard_is_told_of_it(
+def test_a_script_without_a_guard_gets_a_message(
     guard: str, code: int, words: str, images: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
     call = (
@@ -162,7 +162,7 @@ def test_a_script_without_a_guard_is_told_of_it(
 
 
 def _workers(run: Run) -> list[int]:
-    """The processes that a run has spawned."""
+    """The processes that a run has started."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

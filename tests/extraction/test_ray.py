@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, whose workers and nodes are killed in mid-run."""
+"""A Ray cluster of several nodes on this machine. Workers and nodes are killed in mid-run."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ def expected(layout: str, images: Path, config: ExtractConfig, directory: Path) 
 
 
 def busy_workers() -> list[int]:
-    """Processes of actors that are at a unit: Ray names them so."""
+    """Processes of actors that are doing a unit, by the name that Ray gives them."""
     return workers_of(b"ray::_Worker.do")
 
 
 def workers_of(name: bytes) -> list[int]:
-    """Processes whose name begins so."""
+    """Processes with names that begin with this."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -129,7 +129,7 @@ def test_the_bank_is_the_local_engines_though_a_worker_is_killed(
 def test_the_bank_is_complete_though_a_node_is_lost(
     run: Callable[..., Any], cluster: Any, images: Path, tiny_config: ExtractConfig, tmp_path: Path
 ) -> None:
-    """Its actor finds no other place while the others compute, and what it was at is theirs."""
+    """Its actor finds no other node while the others compute; they get its unit."""
     node = cluster.add_node(num_cpus=1)
     nodes = len(cluster.worker_nodes)
     summary = run("shards", lambda: cluster.remove_node(node, allow_graceful=False))

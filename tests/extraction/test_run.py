@@ -131,7 +131,7 @@ def test_a_limit_and_then_the_rest(
 
 
 def test_weights_are_looked_for_in_the_datasets_root(tiny_weights: Path, tmp_path: Path) -> None:
-    """Without a word on checkpoints; a file there that is not the official one is refused."""
+    """By default; a file there that is not the official one is refused."""
     hico_root(tmp_path, 2, splits=["test"])
     checkpoints = tmp_path / "checkpoints/pretrained_CLIP"
     checkpoints.mkdir(parents=True)
@@ -206,7 +206,7 @@ def test_deleted_features_are_made_again(
     extract(dataset, tmp_path, tiny_config)
     (tmp_path / "photo_0002_clip.pkl").unlink()
     feature = tmp_path / "photo_0005_clip.pkl"
-    feature.write_bytes(feature.read_bytes()[:-1])  # cut short is as bad as gone
+    feature.write_bytes(feature.read_bytes()[:-1])  # a truncated feature counts as missing
     assert extract(dataset, tmp_path, tiny_config).images == 2
     assert contents(tmp_path) == expected_pickles
     # ... and if the image has gone too, the bank no longer claims the feature.
@@ -376,7 +376,7 @@ def test_a_bank_of_a_later_format_is_refused(images: Path, tiny_config: ExtractC
     content = json.loads(path.read_text())
 
     def replaced(text: str) -> None:
-        """Another document in the part's place, under the name that fits it."""
+        """Replace the part by another document, under its proper name."""
         [now] = parts_in(tmp_path)
         now.unlink()
         (now.parent / f"index-00000-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json").write_text(text)
@@ -395,7 +395,7 @@ def test_a_bank_of_a_later_format_is_refused(images: Path, tiny_config: ExtractC
 def test_two_runs_at_once_are_harmless(
     images: Path, config: ExtractConfig, tmp_path: Path, expected: dict[str, str]
 ) -> None:
-    """The second begins, does everything and ends while the first is under way."""
+    """The second starts, does everything and ends during the first."""
     dataset = load_dataset("folder", images)
     plan = make_plan(dataset, tmp_path, config)
     runner = load_runner(plan)
@@ -455,7 +455,7 @@ def test_a_first_image_that_is_missing_is_one_failure(config: ExtractConfig, tmp
 def test_a_resumed_run_reads_the_bank_once(
     images: Path, tiny_config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each part once, but for one that says what the bank is."""
+    """Each part once, except for the one with the manifest."""
     monkeypatch.setattr("patchbank.bank.parts.PART_SIZE", 2)
     dataset, config = load_dataset("folder", images), replace(tiny_config, limit=9)
     extract(dataset, tmp_path, config)

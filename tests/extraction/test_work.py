@@ -1,4 +1,4 @@
-"""Units of work: nothing is parted that belongs together, and nothing is left out."""
+"""Units of work: no shard or batch is split, and no sample is left out."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_few_images_are_cut_for_all_workers(config: ExtractConfig, images: Path,
 
 
 def test_what_is_scattered_is_gathered(tiny_config: ExtractConfig, images: Path, tmp_path: Path) -> None:
-    """Of pickles that are left here and there, a unit has as many as of others: each costs a wait for the disk."""
+    """A unit of scattered pickles is as large as any other: each unit costs a wait for the disk."""
     config = replace(tiny_config, layout="ezhoi")
     dataset = load_dataset("folder", images)
     plan = make_plan(dataset, tmp_path / "bank", config)

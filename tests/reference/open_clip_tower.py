@@ -9,7 +9,7 @@ from patchbank.encoders.openai.registry import Model
 
 
 def open_clip_tower(model: Model, act_layer: type[nn.Module]) -> VisionTransformer:
-    """With open_clip's own random numbers for weights; `act_layer`: its MLPs' activation."""
+    """A tower with open_clip's own random weights. `act_layer`: the activation of its MLPs."""
     return VisionTransformer(
         image_size=model.input_size,
         patch_size=model.patch_size,

@@ -45,6 +45,6 @@ class Original:
 
 
 def pooled(original: Original, path: Path) -> Tensor:
-    """Stock OpenAI's pooled feature of one image: what the first token above must be."""
+    """Stock OpenAI's pooled feature of one image: the first token above must equal it."""
     with torch.no_grad(), Image.open(path) as opened:
         return original._model.encode_image(original.preprocess(opened).unsqueeze(0)).squeeze(0)

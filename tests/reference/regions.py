@@ -1,4 +1,4 @@
-"""RoIAlign as its paper says it, in nested loops: what the pooling is compared with."""
+"""RoIAlign as in its paper, in nested loops: the reference for pooling."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def product_rate(spec: EncoderSpec, precision: Precision, device: torch.device, 
     """
     dtype = DTYPES[precision]
     limit = Limit(0.0, 0.0, 0.0)
-    with torch.no_grad(), float32_products("tf32" if precision == "tf32" else "ieee"):
+    with torch.no_grad(), float32_products(precision):
         for each in spec.products:
             routines = _attention if each.kind == "attention" else _linear
             seconds = _fastest(routines(each, batch_size, dtype, device), device) / batch_size

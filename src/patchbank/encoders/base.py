@@ -1,4 +1,4 @@
-"""What an encoder is, and what is known of one before its weights are loaded. No torch is imported here."""
+"""The protocols of an encoder, and of its specification before the weights are loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Progress = Callable[[int, int], None]  # bytes of a download so far, in all (0 where the server does not say)
+Progress = Callable[[int, int], None]  # bytes of a download: received, in all (0 if the server does not say)
 
 
 class Encoder(Protocol):
@@ -19,7 +19,7 @@ class Encoder(Protocol):
 
     Attributes:
         input: the pixels that it takes.
-        outputs: name -> what it gives for each sample.
+        outputs: name -> what it computes for each sample.
         identity: the fields that decide the numbers.
     """
 
@@ -46,10 +46,10 @@ class Product(NamedTuple):
     """A matrix product of one sample's forward pass.
 
     Attributes:
-        times: how often it is done, one after the other.
-        rows, inner, columns: its shape; of attention, (tokens, head width, tokens), and each stands for both products.
+        times: how often it is computed, one after the other.
+        rows, inner, columns: its shape; for attention (tokens, head width, tokens), which stands for both products.
         kind: ``linear`` or ``attention``.
-        heads: of attention: how many are done at once.
+        heads: for attention, how many are computed at once.
     """
 
     times: int
@@ -61,7 +61,7 @@ class Product(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Floating-point operations each time: a multiplication and an addition for each term."""
+        """Floating-point operations each time: one multiplication and one addition per term."""
         return 2 * self.rows * self.inner * self.columns * (2 * self.heads if self.kind == "attention" else 1)
 
 
@@ -70,11 +70,11 @@ class EncoderSpec(Protocol):
 
     Attributes:
         name: the model's, as ``--model`` takes it.
-        input, outputs, identity: as the encoder's.
-        weights: where they lie, for people; None where they have to be downloaded first.
+        input, outputs, identity: the encoder's.
+        weights: their location, for people; None if they have to be downloaded first.
         untrained: whether the weights are known to be random numbers.
-        products: of one sample's forward pass; empty where a family does not count them.
-        sample_bytes: memory that a forward pass takes for each sample; 0 where a family does not say.
+        products: the matrix products of one sample's forward pass; empty if a family does not count them.
+        sample_bytes: memory that a forward pass takes per sample; 0 if a family does not say.
     """
 
     @property
@@ -95,7 +95,7 @@ class EncoderSpec(Protocol):
     def sample_bytes(self) -> int: ...
 
     def obtain(self, progress: Progress | None = None) -> Self:
-        """The same with its weights on this machine, downloaded if need be. Raises WeightsError."""
+        """The same specification with its weights on this machine; downloads them if necessary. Raises WeightsError."""
         ...
 
     def load(self, device: torch.device, batch_size: int) -> Encoder:

@@ -1,4 +1,4 @@
-"""`torch.compile` for the encoder: when it pays, and what is done where it fails."""
+"""`torch.compile` for the encoder: when it pays, and what happens when it fails."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ Forward = Callable[[Tensor], dict[str, Tensor]]
 
 
 def decide(choice: Compile, spec: EncoderSpec, images: int, device: torch.device) -> bool:
-    """Whether a bank of so many images is made with the compiled encoder.
+    """Whether to compile the encoder for a bank of this many images.
 
-    ``auto`` never compiles on the CPU: the layers' packed products with what is fused into them (`encoders.packed`) are
-    faster than what the compiler makes there (docs/performance.md).
+    ``auto`` never compiles on the CPU: packed layers (`encoders.packed`) are faster than compiled ones there
+    (docs/performance.md).
     """
     if choice == "auto":
         return device.type == "cuda" and images * flops(spec) > _WORTH_ON_CUDA
     return choice == "on"
 
 
-def compile_forward(forward: Forward, pixels: Tensor) -> tuple[Forward, str | None]:
-    """Compile a tower and run it once, on a batch of the shape that it is for.
+def compile_forward(forward: Forward, pixels: Tensor) -> tuple[Forward | None, list[str]]:
+    """Compile an encoder and run it once, on a batch of the shape that it will get.
 
-    Returns what to call, and a sentence on why that is not compiled, if so.
+    Returns the compiled encoder, or None and a note of one sentence that says why it could not be compiled.
     """
-    # fullgraph: where torch would rather not compile (it has limits), it is to say so. dynamic: shapes are the batch's,
-    # whatever was compiled before in this process, so that the numbers do not depend on that.
+    # fullgraph: raise instead of silently running a part uncompiled. dynamic=False: compile for this shape, whatever
+    # was compiled before in this process, so that the numbers do not depend on it.
     mode = "reduce-overhead" if pixels.device.type == "cuda" else None
     compiled = torch.compile(forward, mode=mode, fullgraph=True, dynamic=False)
     try:
         with _quiet(), torch.no_grad():
             compiled(pixels)
-    except Exception as error:  # whatever the compiler, the C++ compiler or the driver raise
-        return forward, f"The encoder could not be compiled ({_reason(error)}); it runs uncompiled."
-    return compiled, None
+    except Exception as error:  # from torch, the C++ compiler or the driver
+        return None, [f"The encoder could not be compiled ({_reason(error)}); it runs uncompiled."]
+    return compiled, []
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the compiler's own words, on what it would have liked better, or misses on a machine without CUDA."""
+    """Hide the compiler's warnings, such as a missing CUDA toolkit."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -64,7 +64,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """What is wrong, in a line."""
+    """The error in one line."""
     if "No working C++ compiler" in str(error):
         return f"no C++ compiler works: install {os.environ.get('CXX', 'g++')}, or set CXX"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

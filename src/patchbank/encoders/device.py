@@ -1,4 +1,4 @@
-"""Devices: names to devices, what each can compute in, and float32 products in full precision."""
+"""Devices: from name to device, the precisions of each, and float32 products in full precision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -27,7 +27,7 @@ _SEVERAL = re.compile(r"(cpu|cuda):(\d+(?:,\d+)+)")
 
 
 def resolve_devices(device: str, precision: Precision) -> list[torch.device]:
-    """What a run computes on: ``cuda`` (and ``auto``, where there is one) is all GPUs, ``cuda:0,1`` two of them.
+    """The devices of a run: ``cuda`` means all GPUs, as does ``auto`` on a machine with any; ``cuda:0,1`` two of them.
 
     Raises ConfigError as `resolve_device` does.
     """
@@ -41,7 +41,7 @@ def resolve_devices(device: str, precision: Precision) -> list[torch.device]:
 
 
 def resolve_device(device: str, precision: Precision) -> torch.device:
-    """``auto`` or a device's name to the device. Raises ConfigError if it is not there or cannot compute so."""
+    """The device of a name, or of ``auto``. Raises ConfigError if it does not exist or lacks the precision."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -62,22 +62,20 @@ def resolve_device(device: str, precision: Precision) -> torch.device:
 
 
 def check_precision(device: torch.device, precision: Precision) -> None:
-    """Raise ConfigError where a kind of device does not compute so."""
+    """Raise ConfigError if a kind of device does not compute in a precision."""
     if device.type == "cpu" and precision in ("fp16", "tf32"):
         raise ConfigError(f"--precision {precision} needs CUDA. On the CPU use fp32, or bf16.")
 
 
 def auto_batch_size(grid: tuple[int, int], device: torch.device) -> int:
-    """Samples of a forward pass where the user gives no number: about 64k tokens on a GPU, which fill one."""
+    """The default number of samples per forward pass: about 64k tokens on a GPU, which keep it busy."""
     if device.type == "cpu":
         return 8
     return int(min(256, 1 << ((65536 // (grid[0] * grid[1])).bit_length() - 1)))
 
 
 def check_memory(spec: EncoderSpec, batch_size: int) -> None:
-    """Raise ConfigError where a batch would not fit into this machine's memory."""
-    if not hasattr(os, "sysconf"):
-        return
+    """Raise ConfigError if a batch would not fit into this machine's memory."""
     needed = batch_size * spec.sample_bytes
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
@@ -97,27 +95,27 @@ def has_bfloat16() -> bool:
 
 
 @contextlib.contextmanager
-def float32_products(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
-    """float32 products in full precision or in TF32, whatever the program around this has chosen for itself."""
+def float32_products(precision: str) -> Iterator[None]:
+    """float32 products in TF32 if the encoder's precision is tf32, else in full, whatever the program has chosen."""
+    chosen = "tf32" if precision == "tf32" else "ieee"
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
-        before = torch.get_float32_matmul_precision()
-        before_cudnn = torch.backends.cudnn.allow_tf32
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        matmul, cudnn_tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("high" if chosen == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = chosen == "tf32"
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(before)
-            torch.backends.cudnn.allow_tf32 = before_cudnn
+            torch.set_float32_matmul_precision(matmul)
+            torch.backends.cudnn.allow_tf32 = cudnn_tf32
         return
     cudnn: Any = torch.backends.cudnn  # torch's annotations lack what the documentation names
     mkldnn: Any = torch.backends.mkldnn
     backends = [torch.backends.cuda.matmul, cudnn.conv, mkldnn.matmul]
-    chosen = [backend.fp32_precision for backend in backends]
+    before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
-            backend.fp32_precision = "ieee" if backend is mkldnn.matmul else precision
+            backend.fp32_precision = "ieee" if backend is mkldnn.matmul else chosen
         yield
     finally:
-        for backend, own in zip(backends, chosen, strict=True):
+        for backend, own in zip(backends, before, strict=True):
             backend.fp32_precision = own

@@ -1,4 +1,4 @@
-"""A linear layer fused with what follows it: on the CPU by oneDNN, with weights that are packed once.
+"""A linear layer fused with its activation or residual: on the CPU by oneDNN, with weights packed once.
 
 torch multiplies float32 on the CPU with MKL, which uses less than half of what AMD's cores can do, and packs the
 weights at every call. oneDNN's kernels are fast on any processor, and take packed weights, an activation and a
@@ -20,7 +20,7 @@ _FUSED = {"none": ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none")}
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b, then an activation or the sum with a residual. GELU is the exact one."""
+    """y = x Wᵀ + b, then an activation, or the sum with a residual. GELU is the exact one."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Linear(nn.Module):
         *,
         activation: Literal["none", "silu", "gelu"] = "none",
     ) -> None:
-        """(out, in) `weight` and (out,) `bias`, in any dtype; they are kept in `dtype`."""
+        """`weight` (out, in) and `bias` (out,) may have any dtype; they are stored in `dtype`."""
         super().__init__()
         self.activation = activation
         self.weight = nn.Parameter(weight.to(dtype).contiguous(), requires_grad=False)
@@ -38,15 +38,15 @@ class Linear(nn.Module):
         self._handle: int | None = None
 
     def pack(self, rows: int) -> None:
-        """Reorder the weights as oneDNN multiplies them, for products of about so many rows.
+        """Reorder the weights as oneDNN multiplies them, for products of about this many rows.
 
-        Does nothing where torch was built without oneDNN.
+        Does nothing if torch was built without oneDNN.
         """
         if self.weight.device.type != "cpu":
             return
         try:
             self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), rows)
-        except (AttributeError, RuntimeError):  # this processor or build of torch has none
+        except (AttributeError, RuntimeError):  # not on this processor, or not in this build of torch
             return
         self._features = self.weight.shape[0]
         self.weight = None  # type: ignore[assignment]
@@ -54,12 +54,12 @@ class Linear(nn.Module):
         _layers[self._handle] = self
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x: (..., in), residual: (..., out) -> (..., out) in the residual's dtype. Writes over the residual."""
+        """x (..., in), residual (..., out) -> (..., out) in the residual's dtype. Overwrites the residual."""
         fused = residual if residual is not None and residual.dtype == x.dtype else None
         if self._handle is not None:
             if torch.compiler.is_compiling():
                 x = _packed_linear(x, fused, self._handle, self._features)
-            else:  # the operator itself would import the compiler, which takes seconds
+            else:  # the custom operator would import the compiler, which takes seconds
                 x = self.packed(x, fused)
             if residual is not None:
                 x = x.to(residual.dtype)  # the CPU adds different dtypes more slowly than it converts and adds

@@ -1,6 +1,6 @@
-"""Who does a plan's work: this process, several processes of this machine, or a Ray cluster.
+"""Extraction: a plan, and the engines that carry it out: this process, a process per device, or a Ray cluster.
 
-`local` does all of it in one stream. The others cut it into units (`work`), and give each to a worker that has loaded
-the model once (`local.Worker`). Keys travel to the workers, and never pixels or features: a worker reads, encodes and
-commits its unit's images itself. Commits are idempotent, so a unit whose worker died is simply done again.
+This process encodes all samples in one stream. The other engines split the work into units (`work`); each of their
+workers (`work.Worker`) loads the model once and reads, encodes and commits units in turn. Samples travel to the
+workers, never pixels or features. Commits are idempotent: if a worker dies, its unit is done again.
 """

@@ -1,4 +1,4 @@
-"""What to change where a stage bounds a run."""
+"""Advice for the stage that bounds a run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from patchbank.bank.manifest import Manifest
 from patchbank.config import ExtractConfig
 from patchbank.encoders.device import has_bfloat16
 
-_NEW = " (in a new bank)"  # this one's features are what they are
+_NEW = " (in a new bank)"  # an option that changes the features
 
 
 def advise(bound: str | None, manifest: Manifest, config: ExtractConfig) -> str | None:
-    """What makes a stage faster, in a few words."""
+    """How to make a stage faster, in a few words."""
     precision = manifest.identity.get("precision")
     if bound == "decode":
         if (most := auto_workers()) > (config.workers or most):
@@ -34,10 +34,10 @@ def advise(bound: str | None, manifest: Manifest, config: ExtractConfig) -> str 
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def auto_workers() -> int:
-    """One decode thread for each core this process may use, at most 16."""
+    """The default number of decode threads: one per core, at most 16."""
     return max(1, min(16, cores()))

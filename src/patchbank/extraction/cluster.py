@@ -1,4 +1,4 @@
-"""A Ray cluster: reaching it, and the workers that it has room for."""
+"""A Ray cluster: the connection to it, and the number of workers that fit on it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from patchbank.config import ExtractConfig
 from patchbank.errors import ConfigError
 
 INSTALL = 'pip install "patchbank[ray]"'
-_ANSWER = 10.0  # seconds that a cluster has to answer in
+_ANSWER = 10.0  # seconds in which a cluster must answer
 
 
 def connect(address: str) -> Any:
-    """The ray module, connected to a cluster; a connection that is there already stays. It ends with the process.
+    """The ray module, connected to a cluster until the process ends. Keeps an existing connection.
 
-    Raises ConfigError where Ray is not installed, or there is no cluster.
+    Raises ConfigError if Ray is not installed, or no cluster answers.
     """
     try:
         import ray
@@ -26,12 +26,12 @@ def connect(address: str) -> Any:
         return ray
     _require_answer(address)
     try:
-        # Ray's own log lines would smear the progress bar.
+        # Ray's log lines would disturb the progress bar.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
         if address == "auto":
             raise ConfigError(
-                "There is no Ray cluster here: start one with `ray start --head`, name another with --ray-address "
+                "No Ray cluster is running here: start one with `ray start --head`, name another with --ray-address "
                 "HOST:PORT, or use this machine alone with --ray-address local."
             ) from error
         reason = str(error).strip().splitlines()[0]
@@ -40,7 +40,7 @@ def connect(address: str) -> Any:
 
 
 def _require_answer(address: str) -> None:
-    """Raise ConfigError where nobody answers at HOST:PORT: Ray itself would try for minutes."""
+    """Raise ConfigError if nothing answers at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address in ("auto", "local"):
         return
@@ -53,27 +53,27 @@ def _require_answer(address: str) -> None:
 
 
 def workers(config: ExtractConfig) -> tuple[int, float]:
-    """(workers, GPUs of each): the configuration's, or what the cluster has.
+    """(workers, GPUs of each): the configuration's, or by default as many as the cluster has room for.
 
-    Raises ConfigError as `connect` does, and where options do not go together.
+    Raises ConfigError as `connect` does, and if options contradict each other.
     """
-    there = nodes(connect(config.ray_address))
+    alive = nodes(connect(config.ray_address))
     gpus = config.num_gpus_per_worker
     if gpus is None:
-        some = any(node.get("GPU", 0) for node in there)
+        some = any(node.get("GPU", 0) for node in alive)
         gpus = 1 if config.device.startswith("cuda") or (config.device == "auto" and some) else 0
     if ":" in config.device:
         raise ConfigError(f"--device {config.device}: Ray decides which GPU a worker gets. Use cuda, cpu or auto.")
     if (config.device == "cpu" and gpus) or (config.device == "cuda" and not gpus):
         raise ConfigError(f"--device {config.device} and --num-gpus-per-worker {gpus:g} do not go together.")
     if gpus:
-        count = sum(int(node.get("GPU", 0) // gpus) for node in there)
+        count = sum(int(node.get("GPU", 0) // gpus) for node in alive)
     else:
-        count = sum(node.get("CPU", 0) >= 1 for node in there)
-    # Where no node is there yet, the autoscaler brings them.
+        count = sum(node.get("CPU", 0) >= 1 for node in alive)
+    # If there are no nodes yet, the autoscaler starts them.
     return config.num_workers or max(1, count), gpus
 
 
 def nodes(ray: Any) -> list[dict[str, float]]:
-    """The resources of each node that lives."""
+    """The resources of each node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

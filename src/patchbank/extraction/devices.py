@@ -1,4 +1,4 @@
-"""What a run computes on: decided once, before the plan."""
+"""The devices of a run: decided once, before the plan."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from patchbank.encoders.device import check_precision, resolve_devices
 
 @dataclass(frozen=True)
 class Devices:
-    """What a run computes on.
+    """The devices of a run.
 
     Attributes:
-        names: of this machine's devices, a process each where there are several; of a cluster the kind alone.
+        names: this machine's devices, one process for each if there are several; for a cluster, the kind only.
         workers: of a cluster; None for this machine.
         gpus_a_worker: of a cluster.
     """
@@ -36,14 +36,14 @@ class Devices:
 
     @property
     def shared(self) -> bool:
-        """Whether other processes than this one compute."""
+        """Whether other processes compute."""
         return self.workers is not None or len(self.names) > 1
 
 
 def decide(config: ExtractConfig) -> Devices:
-    """The devices that a configuration means on this machine or cluster.
+    """The devices of a configuration on this machine or cluster.
 
-    Raises ConfigError where there is no such device, it does not compute in this precision, or no cluster answers.
+    Raises ConfigError if a device does not exist or lacks the precision, or if no cluster answers.
     """
     if config.engine == "local":
         return Devices(tuple(map(str, resolve_devices(config.device, config.precision))))

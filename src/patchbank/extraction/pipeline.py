@@ -13,42 +13,55 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from patchbank.bank.payload import Feature
+from patchbank.bank.writer import BankWriter
 from patchbank.budget import ByteBudget
+from patchbank.config import ExtractConfig
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Decoded, Failure
+from patchbank.encoders.runner import Runner
+from patchbank.errors import DatasetError
+from patchbank.extraction.advice import auto_workers
+from patchbank.preprocess import load
 
-# How many bytes may be held: of pictures being decoded, of decoded inputs that wait, of features that wait.
+# Limits of the bytes in memory: pictures being decoded, decoded inputs that wait, features that wait.
 _DECODING_BYTES = 2 << 30
 _WAITING_BYTES = 256 << 20
 _WRITING_BYTES = 512 << 20
-_WRITING_BATCHES = 64  # that wait, however small: their objects take memory too
+_WRITING_BATCHES = 64  # that wait to be written, however small: their objects take memory too
+
+# Features stored as halves are rounded on the device, so that half the bytes are transferred. int8 scales are computed
+# from float32.
+_RECEIVED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_REQUESTS = 4  # decode threads per core, if reading waits for a network
 
 Outputs = dict[str, Tensor]
-Slots = Sequence[tuple[int, Sample]]  # a batch: (slot, sample) for each image in it
+Slots = Sequence[tuple[int, Sample]]  # a batch: (slot, sample) for each of its images
 
 
 @dataclass
 class StageTimes:
-    """Where a run spent its time, in seconds of the main thread: each is what it waited for that stage."""
+    """Seconds that the main thread waited for each stage of a run."""
 
     decode: float = 0.0
     encode: float = 0.0
     write: float = 0.0
 
     def add(self, other: StageTimes) -> None:
-        """Add what another process waited."""
+        """Add the times of another process."""
         self.decode += other.decode
         self.encode += other.encode
         self.write += other.write
 
     @property
     def bound(self) -> str | None:
-        """The stage that the others wait for: ``decode``, ``encode`` or ``write``; None of a run that did nothing."""
+        """The stage that the others wait for: ``decode``, ``encode`` or ``write``; None if the run did nothing."""
         if not (self.decode or self.encode or self.write):
             return None
         return max(("decode", "encode", "write"), key=lambda stage: float(getattr(self, stage)))
@@ -56,16 +69,16 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Stages:
-    """What the pipeline joins together.
+    """The stages that the pipeline connects.
 
     Attributes:
-        decode: one sample to its pixels or its failure; called from many threads at once.
-        submit: begin the forward pass of (B, h, w, 3) uint8; what it returns waits for the outputs, name -> (B, ...) on
-            the CPU. Called from one thread.
-        add: hand features and failures to the bank, in the images' order; called from one thread. Returns the failures
-            of features that it cannot store.
-        added: told of each such handing over, from the thread that calls `run`: features, and all failures.
-        pinned: whether pixels are to lie in page-locked memory, from which CUDA copies while it computes.
+        decode: turns a sample into its pixels or its failure; called from many threads at once.
+        submit: starts the forward pass of (B, h, w, 3) uint8, and returns a function that waits for the outputs, name
+            -> (B, ...) on the CPU. Called from one thread.
+        add: gives features and failures to the bank, in the images' order; called from one thread. Returns the failures
+            of features that cannot be stored.
+        added: called after each `add`, from the thread that calls `run`: the number of features, and all failures.
+        pinned: whether to put pixels into page-locked memory, from which CUDA copies while it computes.
     """
 
     decode: Callable[[Sample, ByteBudget], Decoded | Failure]
@@ -73,6 +86,60 @@ class Stages:
     add: Callable[[Sequence[Feature], Sequence[Failure]], Sequence[Failure]]
     added: Callable[[int, Sequence[Failure]], None]
     pinned: bool = False
+
+
+def encode_into(
+    bank: BankWriter,
+    runner: Runner,
+    todo: Sequence[Sample],
+    config: ExtractConfig,
+    *,
+    added: Callable[[int, Sequence[Failure]], None],
+    stop: Callable[[], bool],
+) -> tuple[StageTimes, list[str], DatasetError | None]:
+    """Read and encode images, and give them to a bank, in order.
+
+    Returns:
+        Seconds waited for each stage; notes for the user; and the error that ended the run if the images are gone, for
+        the caller to raise after committing the features before it.
+    """
+    gone: list[DatasetError] = []
+    wanted = bank.manifest.input
+
+    def decode(sample: Sample, budget: ByteBudget) -> Decoded | Failure:
+        try:
+            return load(sample, wanted, budget)
+        except DatasetError as error:
+            gone.append(error)
+            return Failure(sample.key, str(error))  # never stored: the run stops before this batch
+
+    stages = Stages(
+        decode=decode,
+        submit=partial(runner.submit, dtype=_RECEIVED.get(bank.manifest.dtype, torch.float32)),
+        add=bank.add,
+        added=added,
+        pinned=runner.device.type == "cuda",
+    )
+    workers = config.workers or auto_workers() * (_REQUESTS if any(each.source.remote for each in todo[:1]) else 1)
+    batch_size = bank.manifest.batch_size
+    times = run(
+        _batches(todo, batch_size),
+        stages,
+        batch_size=batch_size,
+        input_size=wanted.size,
+        workers=workers,
+        stop=lambda: bool(gone) or stop(),
+    )
+    notes = list(runner.notes)
+    if bank.manifest.compiled and not runner.compiled:
+        notes.append("The bank was begun compiled: the last bits of these features may differ.")
+    return times, notes, gone[0] if gone else None
+
+
+def _batches(todo: Sequence[Sample], batch_size: int) -> Iterator[Slots]:
+    """The batches: an image belongs to batch ``position // batch_size``, slot ``position % batch_size``."""
+    for _, together in groupby(todo, lambda sample: sample.position // batch_size):
+        yield [(sample.position % batch_size, sample) for sample in together]
 
 
 def run(
@@ -84,7 +151,7 @@ def run(
     workers: int,
     stop: Callable[[], bool],
 ) -> StageTimes:
-    """Encode all batches and hand them to the bank, in order, or as many as are begun when `stop` says so.
+    """Encode all batches and give them to the bank, in order. Stops after the batches in progress when `stop` is true.
 
     Raises what `submit` and `add` raise; what was committed before stays.
     """
@@ -106,9 +173,9 @@ def run(
         return len(features) - len(refused), [*failures, *refused]
 
     def finish(images: Sequence[tuple[int, Decoded]], failures: list[Failure], wait: Callable[[], Outputs]) -> None:
-        """Hand what has been computed to the writer."""
+        """Give a batch's features to the writer when they are computed."""
         began = time.perf_counter()
-        features = _features(images, wait) if images else []
+        features = _features(images, wait())
         times.encode += (encoded := time.perf_counter()) - began
         held = writing.acquire(sum(feature.nbytes for feature in features))
         additions.append(writer.submit(add, features, failures, held))
@@ -127,10 +194,10 @@ def run(
                 (slot, image) for (slot, _), image in zip(slots, results, strict=True) if isinstance(image, Decoded)
             ]
             failures = [result for result in results if isinstance(result, Failure)]
-            wait = stages.submit(_batch(images, batch_size, input_size, stages.pinned)) if images else _nothing
+            wait = stages.submit(_batch(images, batch_size, input_size, stages.pinned)) if images else dict
             times.encode += time.perf_counter() - decoded
             begun.append((images, failures, wait))
-            if len(begun) > 1:  # one batch is computed while the one before is received
+            if len(begun) > 1:  # compute this batch while receiving the one before
                 finish(*begun.popleft())
         while begun:
             finish(*begun.popleft())
@@ -152,7 +219,7 @@ def _decode_ahead(
     budget: ByteBudget,
     ahead: int,
 ) -> Iterator[tuple[Slots, list[Future[Decoded | Failure]]]]:
-    """Batches in order, each with its images' futures; `ahead` further batches are already being decoded."""
+    """Batches in order, each with its images' futures; `ahead` more batches are being decoded."""
     begun: deque[tuple[Slots, list[Future[Decoded | Failure]]]] = deque()
     for slots in batches:
         begun.append((slots, [decoders.submit(decode, sample, budget) for _, sample in slots]))
@@ -169,15 +236,9 @@ def _batch(images: Sequence[tuple[int, Decoded]], batch_size: int, input_size: t
     return pixels
 
 
-def _nothing() -> Outputs:
-    """The outputs of a batch without images."""
-    return {}
-
-
-def _features(images: Sequence[tuple[int, Decoded]], wait: Callable[[], Outputs]) -> list[Feature]:
-    outputs = wait()
+def _features(images: Sequence[tuple[int, Decoded]], outputs: Outputs) -> list[Feature]:
     slots = [slot for slot, _ in images]
-    # What waits to be written must be no larger than it says.
+    # Without the empty slots: a view would keep the whole batch in memory.
     chosen = {name: value if len(value) == len(images) else value[slots] for name, value in outputs.items()}
     return [
         Feature(image.key, {name: value[row] for name, value in chosen.items()}, image.size)

@@ -1,10 +1,11 @@
-"""The plan of a run: everything that can be found out, and can be wrong, before anything is written."""
+"""The plan of a run: everything that can be determined, and can be wrong, before anything is written."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,20 +39,20 @@ from patchbank.locations import is_remote
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractPlan:
-    """One bank that a run will make or complete, checked as far as that is possible without writing anything.
+    """One bank that a run will make or complete, with every check that is possible without writing.
 
     Attributes:
-        dataset, out, config: what was asked for.
-        devices: what computes.
-        encoder: what is computed with, its weights not loaded yet.
-        manifest: of the bank: the one that exists, or the one that will be written.
+        dataset, out, config: the request.
+        devices: the devices that compute.
+        encoder: the encoder, before its weights are loaded.
+        manifest: the existing bank's, or the new one's.
         resumed: whether the bank exists.
-        state: what it holds, if so.
-        selected: the samples this run is for.
-        todo: those of them without features yet.
+        state: the existing bank's; empty for a new one.
+        selected: this run's samples.
+        todo: the selected samples without a feature.
         failed_before: how many of those failed in an earlier run.
-        to_delete: features' files that ``overwrite`` deletes first.
-        notes: what a user should know before it begins, a sentence each.
+        to_delete: files of features that ``overwrite`` deletes first.
+        notes: what a user should know before the run begins, one sentence each.
     """
 
     dataset: Dataset
@@ -61,7 +62,7 @@ class ExtractPlan:
     encoder: EncoderSpec
     manifest: Manifest
     resumed: bool
-    state: BankState | None = field(repr=False)
+    state: BankState = field(repr=False)
     selected: Sequence[Sample]
     todo: list[Sample]
     failed_before: int
@@ -70,7 +71,7 @@ class ExtractPlan:
 
     @property
     def bytes_needed(self) -> int:
-        """Disk space that the images left to do will take."""
+        """Disk space for the images to do."""
         return disk_bytes(len(self.todo), self.manifest)
 
     @property
@@ -87,11 +88,11 @@ def make_plan(
     devices: Devices | None = None,
     encoder: EncoderSpec | None = None,
 ) -> ExtractPlan:
-    """Find out what there is to do. Writes nothing; raises every PatchbankError that `extract` can foresee.
+    """Determine what to do. Writes nothing; raises every PatchbankError that `extract` can foresee.
 
     Args:
-        devices: what computes; None decides by the configuration.
-        encoder: what is computed with; None finds the configuration's model.
+        devices: the devices that compute; None decides by the configuration.
+        encoder: the encoder; None finds the configuration's model.
     """
     keys = [sample.key for sample in dataset.samples]
     config = _for_part(dataset, config)
@@ -105,26 +106,25 @@ def make_plan(
     check_location(out, layout)
     check_dtype(layout, config.dtype)
     _check_images(dataset)
-    devices = devices or decide(config)  # before the weights are looked for, which takes longer
+    devices = devices or decide(config)  # before the search for weights, which takes longer
     # EZ-HOI's scripts round weights, as clip.load does.
     encoder = encoder or encoders.find(config, dataset.root, rounding=dataset.name in SPLITS)
     wanted = describe(dataset, layout, config, devices, encoder)
-    state = None
+    state = BankState(set(), {}, [])
     if existing is not None:
-        # Pickles that were converted hold patch tokens alone.
+        # Converted pickles hold patch tokens only.
         outputs = {name: each for name, each in wanted.outputs.items() if name in existing.outputs or name == GRID}
         wanted = replace(wanted, outputs=outputs)
         check_same(out, existing, wanted)
         state = bank_state(out, existing)
     manifest = existing or wanted
-    done, failed = (state.done, state.failed) if state else (set[str](), dict[str, str]())
     if layout == "ezhoi":
-        check_names([*keys, *done])
+        check_names([*keys, *state.done])
     limit = min(config.limit or len(dataset), len(dataset))
     selected: Sequence[Sample] = dataset.samples[:limit]
     if dataset.part == WHOLE:
         selected = share_of(selected, config.partition, manifest)
-    todo = [sample for sample in selected if sample.key not in done]
+    todo = [sample for sample in selected if sample.key not in state.done]
     return ExtractPlan(
         dataset=dataset,
         out=out,
@@ -136,7 +136,7 @@ def make_plan(
         state=state,
         selected=selected,
         todo=todo,
-        failed_before=sum(sample.key in failed for sample in todo),
+        failed_before=sum(sample.key in state.failed for sample in todo),
         to_delete=removable(out) if config.overwrite else [],
         notes=_others(out, config),
     )
@@ -145,7 +145,7 @@ def make_plan(
 def describe(
     dataset: Dataset, layout: Layout, config: ExtractConfig, devices: Devices, encoder: EncoderSpec
 ) -> Manifest:
-    """What a bank is that a run begins."""
+    """The manifest of a new bank."""
     listed = len(dataset) * dataset.part.count
     made = replace(encoder.input, resize=config.resize or encoder.input.resize, decoder=config.decode)
     outputs = stored_outputs(encoder.outputs, layout, config.dtype)
@@ -159,14 +159,14 @@ def describe(
         part_size=part_size(layout, outputs, config.shard_size),
         batch_size=config.batch_size or auto_batch_size(made.grid, devices.first),
         device=devices.kind,
-        # By the whole run, whatever part of it is left or this process's: all must make the same bytes. Where only a
-        # part was loaded, this is an estimate, and whoever begins the bank decides.
+        # By the images of the whole run, not of its rest or of a part: all processes must make the same bytes. If only
+        # a part was loaded, this is an estimate, and the process that begins the bank decides.
         compiled=compiling.decide(config.compile, encoder, min(config.limit or listed, listed), devices.first),
     )
 
 
 def _for_part(dataset: Dataset, config: ExtractConfig) -> ExtractConfig:
-    """The configuration of a run for a data set of which only a part was loaded. Raises ConfigError."""
+    """The configuration with the part for which the data set was loaded. Raises ConfigError."""
     if dataset.part == WHOLE:
         return config
     if config.partition not in (WHOLE, dataset.part):
@@ -179,12 +179,12 @@ def _for_part(dataset: Dataset, config: ExtractConfig) -> ExtractConfig:
 
 
 def describe_run(config: ExtractConfig) -> str:
-    """What other runs learn of this one: its part, and where it runs."""
+    """This run's description for other runs: its part, and where it runs."""
     return json.dumps({"partition": str(config.partition), "host": platform.node(), "process": os.getpid()})
 
 
 def _others(out: Path, config: ExtractConfig) -> tuple[str, ...]:
-    """A note of each live run that extracts some of the same images into the same bank."""
+    """One note for each live run that extracts some of the same images into the same bank."""
     if is_remote(out):
         return ()
     notes = []
@@ -196,14 +196,14 @@ def _others(out: Path, config: ExtractConfig) -> tuple[str, ...]:
             continue
         if part.overlaps(config.partition):
             notes.append(
-                f"Another run extracts some of the same images into {out} at this moment: process {other['process']} "
-                f"on {other['host']}, part {part}. Neither harms the other, but both do the same work."
+                f"Another run extracts some of the same images into {out} now: process {other['process']} on "
+                f"{other['host']}, part {part}. Both runs are safe, but do the same work."
             )
     return tuple(notes)
 
 
 def share_of(samples: Sequence[Sample], partition: Partition, bank: Manifest) -> Sequence[Sample]:
-    """A partition's samples: a contiguous run. No shard is cut in two."""
+    """A partition's samples: a contiguous run of whole shards."""
     if partition == WHOLE:
         return samples
     unit = bank.atom
@@ -217,7 +217,7 @@ def share_of(samples: Sequence[Sample], partition: Partition, bank: Manifest) ->
 
 
 def default_layout(dataset: str, remote: bool = False) -> Layout:
-    """EZ-HOI's, for its data sets; the compact one for any other, and in an object store."""
+    """EZ-HOI's layout for its data sets; shards for any other, and in an object store."""
     return "ezhoi" if dataset in SPLITS and not remote else "shards"
 
 
@@ -235,15 +235,15 @@ def _check_images(dataset: Dataset) -> None:
 
 
 def check_disk(plans: Sequence[ExtractPlan]) -> None:
-    """Raise BankError if the banks will not fit on their disks, taken together."""
+    """Raise BankError if the banks together do not fit on their disks."""
     for together in by_disk(plans):
-        check_room(together[0].out, sum(each.bytes_needed - each.bytes_freed for each in together), "--out")
+        check_room(together[-1].out, sum(each.bytes_needed - each.bytes_freed for each in together), "--out")
 
 
 def by_disk(plans: Sequence[ExtractPlan]) -> list[list[ExtractPlan]]:
-    """The plans of local banks, grouped by file system."""
-    disks: dict[int, list[ExtractPlan]] = {}
+    """The plans of banks on this machine, grouped by file system."""
+    disks: dict[int, list[ExtractPlan]] = defaultdict(list)
     for plan in plans:
         if not is_remote(plan.out):
-            disks.setdefault(nearest_existing(plan.out).stat().st_dev, []).append(plan)
+            disks[nearest_existing(plan.out).stat().st_dev].append(plan)
     return list(disks.values())

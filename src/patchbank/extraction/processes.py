@@ -1,4 +1,4 @@
-"""Several devices of one machine: one process a device, units given out as they are asked for."""
+"""Several devices of one machine: one process per device; each asks for one unit after the other."""
 
 from __future__ import annotations
 
@@ -18,48 +18,43 @@ import torch
 
 from patchbank.budget import keep_freed_memory
 from patchbank.errors import BankError, ConfigError, PatchbankError
-from patchbank.extraction.work import Outcome, Task, Unit
-from patchbank.extraction.worker import Worker
+from patchbank.extraction.advice import cores
+from patchbank.extraction.work import Outcome, Task, Unit, Worker
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GUARD = (
     "several devices are used by as many processes, and each imports the script that began them: in a script, call "
     'extract() under `if __name__ == "__main__":`.'
 )
-_POLL = 0.2  # seconds between looks at whether the run is to stop
+_POLL = 0.2  # seconds between checks of `stop`
 
 
-def run(
-    task: Task,
-    units: Sequence[Unit],
-    devices: Sequence[str],
-    done: Callable[[Outcome], None],
-    stop: Callable[[], bool],
-) -> None:
-    """Do all units; `done` is told of each. Raises what a worker raises, and BankError where one dies.
+def run(task: Task, units: Sequence[Unit], done: Callable[[Outcome], None], stop: Callable[[], bool]) -> None:
+    """Do all units; call `done` with each outcome. Raises what a worker raises, and BankError if a worker dies.
 
-    A worker asks for its first unit with None, and for each other with the outcome of the last. Where none is left, its
-    connection is closed, which ends it.
+    A worker asks for its first unit with None, and for each other with the outcome of the last. When no unit is left,
+    its connection is closed, which ends it.
     """
+    devices = task.devices.names
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
     stopping = context.Event()
     left = deque(units)
     processes = []
-    workers = []  # connections to those that may get another unit
+    workers = []  # connections to the workers that may get another unit
     begun = False
     try:
-        with _signals_wait():  # all processes start here, and would die of a signal until they ignore it
+        with _signals_held():  # a signal would end a new process before it ignores signals
             for device in devices[: len(units)]:
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(task, device, _threads(devices), theirs, stopping))
                 process.start()
-                theirs.close()  # or its end would not show when the worker dies
+                theirs.close()  # else `recv` would not fail when the worker dies
                 processes.append(process)
                 workers.append(ours)
         while workers:
             for connection in wait(workers, _POLL):
                 assert isinstance(connection, Connection)
-                with _death_told(begun):
+                with _death_reported(begun):
                     said: Outcome | BaseException | None = connection.recv()
                 begun = True
                 if isinstance(said, BaseException):
@@ -67,7 +62,7 @@ def run(
                 if said:
                     done(said)
                 if left:
-                    with _death_told(begun):
+                    with _death_reported(begun):
                         connection.send(left.popleft())
                 else:
                     connection.close()
@@ -84,14 +79,14 @@ def run(
 
 
 def require_importable() -> None:
-    """Raise ConfigError in a process that is only importing the script which asks for several processes."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself sees it
+    """Raise ConfigError in a process that only imports the script which started the processes."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # multiprocessing's own check
         raise ConfigError(_GUARD[0].upper() + _GUARD[1:])
 
 
 @contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Signals that come within the block are delivered after it. Processes begun within inherit that they wait."""
+def _signals_held() -> Iterator[None]:
+    """Deliver the signals of the block after it. Processes that start within the block hold them too."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -100,22 +95,18 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _threads(devices: Sequence[str]) -> int | None:
-    """Processor cores for each worker, where they compute on the CPU."""
-    if not devices[0].startswith("cpu"):
-        return None
-    return max(
-        1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // len(devices)
-    )
+    """Processor cores per worker, if the workers compute on the CPU."""
+    return max(1, cores() // len(devices)) if devices[0].startswith("cpu") else None
 
 
 @contextlib.contextmanager
-def _death_told(begun: bool) -> Iterator[None]:
-    """A worker whose end of the connection is gone has died."""
+def _death_reported(begun: bool) -> Iterator[None]:
+    """Turn the error of a closed connection into a BankError: the worker has died."""
     try:
         yield
     except (EOFError, OSError) as error:
         if not begun:
-            raise BankError(f"No worker process could begin. Were they killed? If not: {_GUARD}") from error
+            raise BankError(f"No worker process could start. Were they killed? If not: {_GUARD}") from error
         raise BankError(
             "A worker process died: was it killed, or out of memory (try fewer --workers)? What was committed is safe; "
             "the same command goes on from here."
@@ -124,7 +115,7 @@ def _death_told(begun: bool) -> Iterator[None]:
 
 def _work(task: Task, device: str, threads: int | None, connection: Connection, stopping: ProcessEvent) -> None:
     """In a worker process: do units until there are no more."""
-    for number in _SIGNALS:  # the first process tells, when it is time
+    for number in _SIGNALS:  # the first process sets `stopping`
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     if parent := multiprocessing.parent_process():
@@ -133,10 +124,7 @@ def _work(task: Task, device: str, threads: int | None, connection: Connection, 
         torch.set_num_threads(threads)
     keep_freed_memory()
     worker = None
-    with (
-        contextlib.suppress(EOFError, OSError),
-        contextlib.ExitStack() as stack,
-    ):  # no more units
+    with contextlib.suppress(EOFError, OSError), contextlib.ExitStack() as stack:  # until there are no more units
         connection.send(None)
         while True:
             unit = connection.recv()
@@ -149,7 +137,7 @@ def _work(task: Task, device: str, threads: int | None, connection: Connection, 
 
 
 def _portable(error: Exception) -> Exception:
-    """What the first process can raise: the error, with what its pickle would lose if nobody foresaw it."""
+    """The error in a form that survives pickling; an unexpected one with its traceback, which a pickle would lose."""
     if not isinstance(error, PatchbankError):
         error.add_note(f"In a worker process:\n{traceback.format_exc()}")
     try:
@@ -160,6 +148,6 @@ def _portable(error: Exception) -> Exception:
 
 
 def _end_with(sentinel: int) -> None:
-    """Nobody wants a worker's results once the first process is dead."""
+    """Exit when the first process is dead."""
     wait([sentinel])
     os._exit(1)

@@ -1,7 +1,7 @@
-"""A Ray cluster: actors that have loaded the model, wherever Ray places them, restarted by Ray where they die.
+"""A Ray cluster: actors that load the model, which Ray places, and restarts when they die.
 
-A unit whose actor died goes to the next one that is free. Ray's own retries of an actor's task would wait for that very
-actor, for ever where its node was lost and no other has room.
+If an actor dies, its unit goes to the next free actor. Ray's own retries of an actor's task would wait for that same
+actor, forever if its node is lost and no other has room.
 """
 
 from __future__ import annotations
@@ -9,29 +9,32 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from patchbank.budget import keep_freed_memory
 from patchbank.errors import BankError, PatchbankError
 from patchbank.extraction.cluster import connect, nodes
-from patchbank.extraction.work import Outcome, Task, Unit
+from patchbank.extraction.work import Outcome, Task, Unit, Worker
 from patchbank.locations import is_remote
 
 if TYPE_CHECKING:
-    from patchbank.datasets import Sample
     from patchbank.datasets.sources import Source
 
 _CONTROL = "control"  # the concurrency group of `stop`
-_ATTEMPTS = 5  # at a unit, before its images are taken for what kills the workers
-_POLL = 0.5  # seconds between looks at whether the run is to stop
-_ANSWER = 10.0  # seconds that workers have to close in
-_PATIENCE = 30.0  # seconds without a worker, until somebody is told
+_ATTEMPTS = 5  # at a unit, before its images are assumed to kill the workers
+_POLL = 0.5  # seconds between checks of `stop`
+_ANSWER = 10.0  # seconds in which workers must close
+_PATIENCE = 30.0  # seconds without a worker, before a message says so
 
 
 def _cpus(nodes: Sequence[Mapping[str, float]], workers: int, gpus: float) -> int:
-    """Processor cores for each worker, so that as many as a node has GPUs for, or its share of all, fit on it."""
+    """Processor cores per worker, so that a node has room for one worker per GPU, or for its share of all workers."""
     if gpus:
         shares = [node.get("CPU", 1) / (node["GPU"] // gpus) for node in nodes if node.get("GPU", 0) >= gpus]
     else:
@@ -41,20 +44,15 @@ def _cpus(nodes: Sequence[Mapping[str, float]], workers: int, gpus: float) -> in
 
 
 class _Worker:
-    """An actor. Errors that are known come back as values: Ray would wrap what is raised."""
+    """An actor. Returns known errors as values: Ray would wrap them if they were raised."""
 
     def __init__(self, task: Task, cpus: int, device: str) -> None:
         self._task, self._cpus, self._device = task, cpus, device
         self._stopping = threading.Event()
-        self._worker: Any = None
+        self._worker: Worker | None = None
 
     def load(self) -> PatchbankError | None:
-        """Load the model, if that has not been done yet."""
-        import torch
-
-        from patchbank.budget import keep_freed_memory
-        from patchbank.extraction.worker import Worker
-
+        """Load the model, unless it is loaded."""
         if self._worker is None:
             torch.set_num_threads(self._cpus)
             keep_freed_memory()
@@ -66,16 +64,16 @@ class _Worker:
 
     def do(self, unit: Unit) -> Outcome | PatchbankError:
         """Do a unit."""
-        if error := self.load():  # Ray may have restarted it since it was asked to
+        if error := self.load():  # Ray may have restarted this actor since `load`
             return error
+        assert self._worker is not None
         try:
-            outcome: Outcome = self._worker(unit, self._stopping.is_set)
-            return outcome
+            return self._worker(unit, self._stopping.is_set)
         except PatchbankError as error:
             return _named(error)
 
     def stop(self) -> None:
-        """Have `do` end after the images in flight."""
+        """Make `do` return after the images in progress."""
         self._stopping.set()
 
     def close(self) -> None:
@@ -85,7 +83,7 @@ class _Worker:
 
 
 def _named(error: PatchbankError) -> PatchbankError:
-    """The error, with the node that it comes from: its disks are not the driver's."""
+    """The error with its node: paths in it are on that node's disks, not the driver's."""
     import ray
 
     address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
@@ -99,20 +97,16 @@ def run(
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> None:
-    """Do all units; `done` is told of each, `say` what a user should know meanwhile.
+    """Do all units; call `done` with each outcome, and `say` with messages for the user.
 
-    Raises what a worker raises, and BankError where workers die of the same unit again and again.
+    Raises what a worker raises, and BankError if workers keep dying of the same unit.
     """
     config = task.config
     ray, gpus, workers = connect(config.ray_address), task.devices.gpus_a_worker, task.devices.workers or 1
     cpus = _cpus(nodes(ray), workers, gpus)
     config = replace(config, workers=config.workers or cpus)
-    task = replace(
-        task,
-        config=config,
-        out=task.out if is_remote(task.out) else task.out.absolute(),
-    )
-    # One call at a time, but `stop` is heard while `do` goes on.
+    task = replace(task, config=config, out=task.out if is_remote(task.out) else task.out.absolute())
+    # One call at a time, except for `stop`, which runs beside `do`.
     actor_class = ray.remote(concurrency_groups={_CONTROL: 1})(_Worker).options(
         num_cpus=cpus, num_gpus=gpus, max_concurrency=1, max_restarts=_ATTEMPTS - 1, scheduling_strategy="SPREAD"
     )
@@ -145,44 +139,45 @@ def _give_out(
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> None:
-    """Give each of so many actors a unit as it becomes free, until all are done; `ready` gathers those that loaded."""
+    """Give units to `workers` actors until all are done; adds the actors that have loaded to `ready`."""
     free: list[Any] = []
-    loading = {_load(actor): actor for actor in (start() for _ in range(workers))}
+    loading: dict[Any, Any] = {}
     busy: dict[Any, tuple[Any, Unit]] = {}
-    attempts: dict[str, int] = {}
+    attempts: Counter[str] = Counter()
     stopping, noted, waited = False, False, time.monotonic()
 
+    def load(actor: Any) -> None:
+        # With retries, Ray waits for an actor while it restarts it.
+        loading[actor.load.options(max_task_retries=-1).remote()] = actor
+
     def again(actor: Any, error: Exception) -> None:
-        """One has died. Ray restarts it, on another node if need be, up to so many times."""
+        """Go on after an actor's death. Ray restarts it a limited number of times, perhaps on another node."""
         if not isinstance(error, ray.exceptions.ActorDiedError):
-            loading[_load(actor)] = actor
-        elif actor in ready:  # in a long run, each may die that often
-            fresh = start()
-            loading[_load(fresh)] = fresh
+            load(actor)
+        elif actor in ready:  # in a long run, an actor may use up its restarts
+            load(start())
         elif free or loading or busy:
-            say(f"A worker cannot be started, and is given up: {_reason(error)}.")
+            say(f"A worker cannot be started; the run continues without it: {_reason(error)}.")
         else:
             raise BankError(f"No worker can be started: {_reason(error)}. What was committed is safe.") from error
 
+    for _ in range(workers):
+        load(start())
     while units or busy:
         while free and units:
             actor, given = free.pop(), units.popleft()
             busy[actor.do.remote(given)] = actor, given
         answered, _ = ray.wait([*loading, *busy], timeout=_POLL)
         for reference in answered:
-            unit: Unit | None = None
-            if reference in busy:
-                actor, unit = busy.pop(reference)
-            else:
-                actor = loading.pop(reference)
+            actor, unit = busy.pop(reference) if reference in busy else (loading.pop(reference), None)
             try:
                 outcome = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
                 raise BankError(f"A worker failed: {_reason(error)}. What was committed is safe.") from error
             except ray.exceptions.RayError as error:  # the actor died, or its node, or its result with it
-                if unit is not None:  # whoever is free gets what it was at
+                if unit is not None:  # the next free actor gets its unit
                     first = unit.samples[0].key
-                    attempts[first] = attempts.get(first, 0) + 1
+                    attempts[first] += 1
                     if attempts[first] >= _ATTEMPTS:
                         raise BankError(
                             f"Workers died {_ATTEMPTS} times of the {len(unit.samples):,} images from {first!r} on "
@@ -202,7 +197,7 @@ def _give_out(
             waited = time.monotonic()
         elif time.monotonic() - waited > _PATIENCE and not noted:
             noted = True
-            say(f"Waiting for the cluster: none of {workers} workers has a place yet. `ray status` says why.")
+            say(f"Waiting for the cluster: Ray has placed none of {workers} workers yet. `ray status` says why.")
         if stop() and not stopping:
             stopping = True
             units.clear()
@@ -210,31 +205,22 @@ def _give_out(
                 _stop(actor)
 
 
-def _load(actor: Any) -> Any:
-    """Have it load. With retries, Ray waits for an actor that is being restarted, as long as it restarts it."""
-    return actor.load.options(max_task_retries=-1).remote()
-
-
 def _stop(actor: Any) -> None:
     actor.stop.options(concurrency_group=_CONTROL).remote()
 
 
 def _reason(error: Exception) -> str:
-    """The last line of what Ray says; before it stand tracebacks and identifiers."""
+    """The last line of Ray's message; tracebacks and identifiers precede it."""
     return str(error).strip().splitlines()[-1].strip().rstrip(".")
 
 
 def _absolute(units: Sequence[Unit]) -> Iterator[Unit]:
-    """The same with paths that mean the same in a process that was started elsewhere."""
-    sources: dict[Source, Source] = {}
+    """The same units with absolute paths: an actor's working directory is another one."""
 
-    def moved(sample: Sample) -> Sample:
-        if sample.source.remote:
-            return sample
-        if (source := sources.get(sample.source)) is None:
-            source = replace(sample.source, location=sample.source.location.absolute())
-            sources[sample.source] = source
-        return sample._replace(source=source)
+    @cache
+    def absolute(source: Source) -> Source:
+        return source if source.remote else replace(source, location=source.location.absolute())
 
     for unit in units:
-        yield replace(unit, samples=tuple(moved(sample) for sample in unit.samples))
+        samples = (each._replace(source=absolute(each.source)) for each in unit.samples)
+        yield replace(unit, samples=tuple(samples))

@@ -1,4 +1,4 @@
-"""A bank's features extracted again from the images, to compare them with."""
+"""Extracts a bank's features again from the images, for comparison."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from patchbank.errors import ConfigError, WeightsError
 from patchbank.features import GRID, UNKNOWN, Input
 from patchbank.preprocess import load
 
-_BYTES = 2 << 30  # of an image being decoded
+_BYTES = 2 << 30  # memory for decoding an image
 
 
 def recompute(dataset: Dataset, runner: Runner, wanted: Input) -> Callable[[str], Tensor | None]:
-    """A function of a key that gives its (N, D) float32 patch tokens on the CPU; None if the image cannot be read."""
+    """A function from key to (N, D) float32 patch tokens on the CPU, or None if the image cannot be read."""
     samples = {sample.key: sample for sample in dataset.samples}
 
     def function(key: str) -> Tensor | None:
@@ -41,13 +41,13 @@ def recompute(dataset: Dataset, runner: Runner, wanted: Input) -> Callable[[str]
 
 
 def compare_sample(report: Report, dataset: Dataset, runner: Runner, wanted: Input, count: int) -> None:
-    """Extract `count` of a verified bank's sound features again, and note in the report which differ."""
+    """Extract `count` of a verified bank's sound features again, and add those that differ to the report."""
     keys = [sample.key for sample in dataset.samples if sample.exists()]
     compare_with_pixels(report, keys, count, recompute(dataset, runner, wanted))
 
 
 def config_of(bank: Manifest, config: ExtractConfig) -> ExtractConfig:
-    """The configuration that a bank was made with, as far as it says; what it does not say is `config`'s."""
+    """The configuration that a bank was made with; fields that the bank does not store are `config`'s."""
     made = {name: bank.identity[name] for name in ("model", "precision", "activation") if name in bank.identity}
     known = {name: value for name, value in made.items() if value != UNKNOWN}
     return replace(
@@ -63,15 +63,15 @@ def config_of(bank: Manifest, config: ExtractConfig) -> ExtractConfig:
 
 
 def spec_of(bank: Manifest, config: ExtractConfig, root: Path | None) -> EncoderSpec:
-    """The encoder that a bank was made with, as far as the bank says and this machine can.
+    """The encoder that a bank was made with.
 
     Args:
         config: with the user's weights and checkpoints.
-        root: the EZ-HOI checkout whose checkpoints are looked in.
+        root: the EZ-HOI checkout, which may hold checkpoints.
 
     Raises:
-        WeightsError: its weights are missing, or others than the bank's.
-        ConfigError: there is no such model.
+        WeightsError: its weights are missing, or differ from the bank's.
+        ConfigError: the model is unknown.
     """
     known = bank.identity.get("weights", UNKNOWN)
     spec = encoders.find(config_of(bank, config), root)
@@ -86,7 +86,7 @@ def spec_of(bank: Manifest, config: ExtractConfig, root: Path | None) -> Encoder
 
 
 def runner_of(bank: Manifest, config: ExtractConfig, root: Path | None) -> Runner:
-    """As `spec_of`, loaded; in fp32 where this machine does not compute in the bank's precision."""
+    """The encoder of `spec_of`, loaded; in fp32 if this machine lacks the bank's precision."""
     config = config_of(bank, config)
     try:
         device = resolve_device(config.device, config.precision)

@@ -23,38 +23,37 @@ from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError
 from patchbank.extraction import processes
 from patchbank.extraction.advice import advise
-from patchbank.extraction.pipeline import StageTimes
+from patchbank.extraction.pipeline import StageTimes, encode_into
 from patchbank.extraction.plan import ExtractPlan, check_disk, describe_run, make_plan
-from patchbank.extraction.work import Outcome, task_of, units_of
-from patchbank.extraction.worker import compiling_notes, encode_into
+from patchbank.extraction.work import Outcome, Task, units_of
 from patchbank.locations import locate
 
-_ENOUGH = 4  # batches, from which on a run says what bounds it
+_ENOUGH = 4  # batches of a run that can say which stage bounds it
 
-# Called after each batch is handed to the bank: features and failures since the last call. They are durable when the
-# run ends, and most of them before: a pickle at once, a shard when it is whole.
+# Called when the bank has taken a batch: features and failures since the last call. They are durable when the run ends,
+# and most of them earlier: a pickle at once, a shard when it is whole.
 OnProgress = Callable[[int, Sequence[Failure]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractSummary:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
         bank: its directory.
         images: features written by this run.
-        already_done: features that were there before.
-        failures: key -> reason, of this run's images that could not be extracted. A tar or table that is damaged or
-            missing is here under its own name, and not in the bank.
+        already_done: features of earlier runs.
+        failures: key -> reason, of this run's images that could not be extracted. A damaged or missing tar or table is
+            here under its own name, and not in the bank.
         remaining: images not reached, because the run was stopped.
-        settled: how many of the bank's images have a feature or a failure by now, whichever run it comes from.
+        settled: how many of the bank's images have a feature or a failure now, from any run.
         failed: how many of these have a failure.
-        listed: how many images the bank is for; of a data set that was loaded for a part, that part's.
-        seconds: how long it took, without loading the model.
+        listed: how many images the bank is for; if only a part of the data set was loaded, that part's.
+        seconds: the duration, without loading the model.
         bytes_written: of features.
         times: seconds spent waiting for each stage.
-        advice: what would make the stage that bounds the run faster; None where the run was too short to tell.
-        notes: what a user should know of this run, a sentence each.
+        advice: how to make the stage that bounds the run faster; None if the run was too short to say.
+        notes: what a user should know about this run, one sentence each.
     """
 
     bank: Path
@@ -73,7 +72,7 @@ class ExtractSummary:
 
     @property
     def images_per_second(self) -> float:
-        """Of this run, failures not counted."""
+        """This run's features per second, without failures."""
         return self.images / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -86,22 +85,22 @@ def extract(
     on_progress: OnProgress | None = None,
     stop: Event | None = None,
 ) -> ExtractSummary:
-    """Extract a dataset's patch tokens into the bank `out`, or complete the bank that is there.
+    """Extract a dataset's patch tokens into the bank `out`, or complete an existing bank.
 
     Args:
-        dataset: what `load_dataset` gives.
+        dataset: from `load_dataset`.
         out: the bank's directory, or an object store's URL (``s3://bucket/bank``).
-        config: what to do; None is `ExtractConfig`'s defaults, which are the original scripts'.
-        encoder: what to extract with (`patchbank.encoders.base.EncoderSpec`); None finds the configuration's model.
+        config: the options; None means `ExtractConfig`'s defaults, which are the original scripts'.
+        encoder: the encoder (`patchbank.encoders.base.EncoderSpec`); None finds the configuration's model.
         on_progress: called with every batch: (features, failures), for a progress bar.
-        stop: set it to end the run early; what is committed stays, and the next run goes on.
+        stop: set it to end the run early; what is committed stays, and the next run continues.
 
     Returns:
-        The summary. Images that could not be read are in its ``failures``: they raise nothing.
+        The summary. Images that cannot be read are in its ``failures``; they raise no error.
 
     Raises:
         PatchbankError: the setup is wrong (ConfigError, DatasetError, WeightsError, BankError), before anything is
-            written; or the disk fills up (BankError), after which the same call goes on.
+            written; or the disk is full (BankError), after which the same call continues.
     """
     plan = make_plan(dataset, locate(out), config or ExtractConfig(), encoder=encoder)
     if len(plan.devices.names) > 1:
@@ -112,14 +111,14 @@ def extract(
 
 
 def obtain_weights(plan: ExtractPlan, progress: DownloadProgress | None = None) -> ExtractPlan:
-    """The plan with its encoder's weights on this machine, downloaded if need be. Raises WeightsError."""
+    """The plan with its encoder's weights on this machine; downloads them if necessary. Raises WeightsError."""
     return replace(plan, encoder=plan.encoder.obtain(progress)) if plan.todo else plan
 
 
 def load_runner(plan: ExtractPlan, loaded: Runner | None = None) -> Runner | None:
-    """The encoder that a plan needs in this process; None where nothing is left to do, or other processes do it.
+    """The encoder that a plan needs in this process; None if there is nothing to do, or other processes do it.
 
-    `loaded`, an encoder of an earlier plan, is taken again if it is the same. Raises WeightsError.
+    Returns `loaded`, the encoder of an earlier plan, if it is the same. Raises WeightsError.
     """
     if not plan.todo or plan.devices.shared:
         return None
@@ -137,12 +136,12 @@ def execute(
     stop: Event | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ExtractSummary:
-    """Do what a plan says, with the encoder that `load_encoder` gives.
+    """Carry out a plan, with the encoder from `load_runner`.
 
     Args:
-        say: called with what a user should know while the run goes on.
+        say: called with messages for the user during the run.
 
-    Raises BankError where the bank cannot be written, DatasetError where the images are gone; what was committed stays.
+    Raises BankError if the bank cannot be written, DatasetError if the images are gone; what was committed stays.
     """
     stop = stop or Event()
     began, date = time.perf_counter(), datetime.now(UTC)
@@ -172,9 +171,7 @@ def execute(
         manifest = bank.manifest
         todo = [sample for sample in plan.selected if sample.key not in bank.done]
         if runner is not None:
-            times, gone = encode_into(bank, runner, todo, plan.config, added=added, stop=stop.is_set)
-            notes += runner.notes
-            notes += compiling_notes(manifest, runner)
+            times, notes, gone = encode_into(bank, runner, todo, plan.config, added=added, stop=stop.is_set)
         elif todo and plan.devices.shared:
             current = replace(plan, manifest=manifest, todo=todo, state=bank.state)
             _share_out(current, done, stop.is_set, say or (lambda _: None))
@@ -222,22 +219,21 @@ def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> No
     try:
         write_run(plan.out, run)
     except OSError as error:
-        summary.notes.append(f"This run could not be noted in {plan.out / RUNS}: {error.strerror or error}.")
+        summary.notes.append(f"The run log in {plan.out / RUNS} could not be written: {error.strerror or error}.")
 
 
 def _share_out(
     plan: ExtractPlan, done: Callable[[Outcome], None], stop: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
     """Have other processes do the work."""
-    on_cluster = plan.config.engine == "ray"
-    workers = plan.devices.workers or len(plan.devices.names)
-    units, task = units_of(plan, workers or 1), task_of(plan)
-    if on_cluster:
+    units = units_of(plan, plan.devices.workers or len(plan.devices.names))
+    task = Task(plan.out, plan.config, plan.encoder, plan.manifest, plan.devices)
+    if plan.config.engine == "ray":
         from patchbank.extraction import ray  # its package is an extra
 
         ray.run(task, units, done, stop, say)
     else:
-        processes.run(task, units, plan.devices.names, done, stop)
+        processes.run(task, units, done, stop)
 
 
 def _notes(plan: ExtractPlan, manifest: Manifest, worked: bool) -> list[str]:

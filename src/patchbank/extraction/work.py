@@ -1,32 +1,37 @@
-"""A plan's work in units, each a run of images that one worker reads, encodes and commits."""
+"""Splits a plan's work into units, runs of images; a worker reads, encodes and commits one after the other."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
+import torch
+
 from patchbank.bank.index import Part
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.writer import BankState
+from patchbank.bank.writer import BankState, BankWriter
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Failure
 from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.runner import Runner
 from patchbank.extraction.devices import Devices
-from patchbank.extraction.pipeline import StageTimes
+from patchbank.extraction.pipeline import StageTimes, encode_into
 from patchbank.extraction.plan import ExtractPlan
 
-# Images a unit, about, at most. At the end of each, a worker waits for the disk; if it dies, so much is done again.
+# Images per unit, at most, about. A worker waits for the disk after each unit; if it dies, its unit is done again.
 _UNIT = 1024
-_ROUNDS = 4  # units for each worker, at least, where there are enough images: the slower ones get fewer
+_ROUNDS = 4  # units per worker, at least, if there are enough images: slower workers get fewer
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every worker needs to know, and is told once."""
+    """The facts that each worker gets once, when it starts."""
 
     out: Path
     config: ExtractConfig
@@ -40,8 +45,8 @@ class Unit:
     """Some of a plan's images.
 
     Attributes:
-        samples: all images of the shards concerned; of pickles, those to do.
-        known: what the bank holds of them.
+        samples: all images of the unit's shards; for pickles, the images to do.
+        known: the bank's state for these samples.
     """
 
     samples: tuple[Sample, ...]
@@ -55,40 +60,30 @@ class Unit:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a unit.
+    """The result of a unit.
 
     Attributes:
         images: features committed.
         failures: of images that could not be extracted.
         bytes_written: of features.
         times: seconds waited for each stage.
-        notes: what a user should know of how it was computed.
-        stopped: whether images are left, because the worker was told to stop.
+        notes: what a user should know about the computation, one sentence each.
     """
 
     images: int
     failures: Sequence[Failure]
     bytes_written: int
     times: StageTimes
-    notes: Sequence[str] = field(default_factory=list)
-    stopped: bool = False
-
-
-def task_of(plan: ExtractPlan) -> Task:
-    """What workers must know of a plan whose weights are there."""
-    return Task(plan.out, plan.config, plan.encoder, plan.manifest, plan.devices)
+    notes: Sequence[str]
 
 
 def units_of(plan: ExtractPlan, workers: int) -> list[Unit]:
-    """The work that a plan has left, in the images' order, in units that keep `workers` busy.
-
-    A shard is in one unit, and so is a batch.
-    """
-    manifest, state = plan.manifest, plan.state or BankState(set(), {}, [])
+    """A plan's images to do, in their order, in units that keep `workers` busy. Units split no shard and no batch."""
+    manifest, state = plan.manifest, plan.state
     shards = manifest.layout == "shards"
-    atom = manifest.part_size if shards else manifest.batch_size  # positions that stay together
+    atom = manifest.part_size if shards else manifest.batch_size  # positions per shard or batch
     todo = {sample.position // atom for sample in plan.todo}
-    # A shard is made as a whole, though only some of it is left to do; of pickles, only those count.
+    # A shard is written as a whole, even if only some of its images are left to do.
     needed = plan.selected if shards else plan.todo
     most = max(1, min(_UNIT, len(plan.todo) // (_ROUNDS * workers)))
     runs: list[list[Sample]] = []
@@ -100,17 +95,51 @@ def units_of(plan: ExtractPlan, workers: int) -> list[Unit]:
             runs[-1] += samples
         else:
             runs.append(samples)
-    parts = _by_run({sample.key: number for number, samples in enumerate(runs) for sample in samples}, state.parts)
+    run_of = {sample.key: number for number, samples in enumerate(runs) for sample in samples}
+    parts: dict[int, list[Part]] = defaultdict(list)  # by run: those that list some of its samples
+    for part in state.parts:
+        for number in {run_of[entry.key] for entry in part.entries if entry.key in run_of}:
+            parts[number].append(part)
     return [
         Unit(tuple(samples), BankState({sample.key for sample in samples} & state.done, {}, parts[number]))
         for number, samples in enumerate(runs)
     ]
 
 
-def _by_run(number_of: dict[str, int], parts: Sequence[Part]) -> dict[int, list[Part]]:
-    """The parts that list some of each run's samples."""
-    found: dict[int, list[Part]] = defaultdict(list)
-    for part in parts:
-        for number in {number_of[entry.key] for entry in part.entries if entry.key in number_of}:
-            found[number].append(part)
-    return found
+class Worker:
+    """One process's part of a run: loads the model once, opens the bank once, and does one unit after the other."""
+
+    def __init__(self, task: Task, device: str) -> None:
+        """Load the model. Raises WeightsError and ConfigError as `Runner` does."""
+        batch_size, compiled = task.manifest.batch_size, task.manifest.compiled
+        self._task = task
+        self._runner = Runner(task.encoder, torch.device(device), batch_size=batch_size, compiled=compiled)
+        self._stack = ExitStack()
+
+    @cached_property
+    def _bank(self) -> BankWriter:
+        """Opened for the first unit: a worker without units leaves no files in it."""
+        return self._stack.enter_context(BankWriter(self._task.out, self._task.manifest, {}, helper=True))
+
+    def __call__(self, unit: Unit, stop: Callable[[], bool]) -> Outcome:
+        """Do a unit. It is durable when this returns.
+
+        Raises BankError if the bank cannot be opened or written, and DatasetError if the images are gone.
+        """
+        failures: list[Failure] = []
+
+        def added(_: int, failed: Sequence[Failure]) -> None:
+            failures.extend(failed)
+
+        bank = self._bank
+        images, size = bank.features_committed, bank.bytes_written
+        bank.expect({sample.key: sample.position for sample in unit.samples}, unit.known)
+        times, notes, gone = encode_into(bank, self._runner, unit.todo, self._task.config, added=added, stop=stop)
+        bank.commit()
+        if gone:
+            raise gone
+        return Outcome(bank.features_committed - images, failures, bank.bytes_written - size, times, notes)
+
+    def close(self) -> None:
+        """Close the bank."""
+        self._stack.close()

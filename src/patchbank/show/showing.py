@@ -16,7 +16,7 @@ from patchbank.boxes import union_boxes
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Dataset, Sample
 from patchbank.datasets.sources import Directory
-from patchbank.encoders.text import encode_texts
+from patchbank.encoders.openai.text import encode_texts
 from patchbank.errors import ConfigError, DatasetError
 from patchbank.extraction.recompute import spec_of
 from patchbank.pool import pool_regions

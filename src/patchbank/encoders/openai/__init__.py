@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from patchbank.config import Activation, ExtractConfig, Precision
 from patchbank.encoders.base import Product, Progress
-from patchbank.encoders.openai.registry import MEAN, STD, Model, get_model
+from patchbank.encoders.openai.registry import HEAD, MEAN, STD, Model, get_model
 from patchbank.errors import WeightsError
 from patchbank.features import CLS, GRID, Identity, Input, Output
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAISpec:
-    """The encoder that a configuration asks for. Raises ConfigError and WeightsError, as `encoders.find`."""
+    """The encoder of a configuration. Raises ConfigError and WeightsError as `encoders.find` does."""
     from patchbank.encoders.openai.checkpoints import (
         CHECKPOINTS,
         find_checkpoint,
@@ -37,8 +37,8 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAIS
         checkpoint = replace(checkpoint, path=checkpoint.path.absolute())
     found = OpenAISpec(model, config.precision, checkpoint, checkpoints, rounding=rounding)
     if checkpoint is None or config.weights is None:
-        return found  # official: QuickGELU, and nothing finer than float16
-    # Read now, so that a wrong file is refused before anything is done.
+        return found  # official: QuickGELU, and exact in float16
+    # Read now, to refuse a wrong file before the run begins.
     parameters = load_visual(model, checkpoint, rounding=rounding)
     halves = rounding or holds_halves(parameters)
     return replace(found, activation=resolve_activation(checkpoint, config.activation), halves=halves)
@@ -51,11 +51,11 @@ class OpenAISpec:
     Attributes:
         model: which one.
         precision: what it computes in.
-        checkpoint: the file with its weights; None where the official one has to be downloaded.
-        checkpoints: the directory that a download goes to.
+        checkpoint: the file with its weights; None if the official one has to be downloaded.
+        checkpoints: the directory for the download.
         activation: of its MLPs.
-        rounding: whether float32 weights are rounded to float16.
-        halves: whether the weights hold nothing finer than float16, rounded or not.
+        rounding: whether to round float32 weights to float16.
+        halves: whether the weights are exact in float16, rounded or not.
     """
 
     model: Model
@@ -79,7 +79,7 @@ class OpenAISpec:
 
     @property
     def outputs(self) -> Mapping[str, Output]:
-        """[CLS], as ``encode_image`` gives it, and patch tokens: both in the joint space of images and texts."""
+        """[CLS], as ``encode_image`` returns it, and patch tokens: both in the joint space of images and texts."""
         made = Output(shape=(self.model.output_dim,), block=self.model.layers, norm="ln_post", projection="proj")
         return {CLS: made, GRID: replace(made, shape=(self.model.tokens, self.model.output_dim))}
 
@@ -110,27 +110,37 @@ class OpenAISpec:
     @property
     def products(self) -> Sequence[Product]:
         """Every matrix product of one image."""
-        return self.model.products
+        model = self.model
+        tokens, width = model.tokens + 1, model.width
+        return [
+            Product(1, model.tokens, 3 * model.patch_size**2, width),  # patch embedding
+            Product(model.layers, tokens, width, 3 * width),  # queries, keys, values
+            Product(model.layers, tokens, HEAD, tokens, "attention", model.heads),
+            Product(model.layers, tokens, width, width),
+            Product(model.layers, tokens, width, 4 * width),
+            Product(model.layers, tokens, 4 * width, width),
+            Product(1, tokens, width, model.output_dim),
+        ]
 
     @property
     def sample_bytes(self) -> int:
-        """A pass holds about 18 numbers for each of a token's width."""
+        """A pass holds about 18 numbers per token and channel."""
         item = 2 if self.precision in ("fp16", "bf16") else 4
         return (self.model.tokens + 1) * 18 * self.model.width * item
 
     def obtain(self, progress: Progress | None = None) -> OpenAISpec:
-        """With the official file downloaded where there is none. Raises WeightsError."""
+        """Download the official file if there is no checkpoint. Raises WeightsError."""
         from patchbank.encoders.openai.checkpoints import is_there, obtain_checkpoint
 
         if self.checkpoint is not None and is_there(self.checkpoint):
             return self
-        found = obtain_checkpoint(self.model, None, self.checkpoints, progress)
+        found = obtain_checkpoint(self.model, self.checkpoints, progress)
         if self.checkpoint is not None and found.sha256 != self.checkpoint.sha256:
-            raise WeightsError(f"{found.path} holds other weights than {self.checkpoint.path}, which is not there.")
+            raise WeightsError(f"{found.path} holds other weights than {self.checkpoint.path}, which is missing.")
         return replace(self, checkpoint=found)
 
     def load(self, device: torch.device, batch_size: int) -> OpenAIEncoder:
-        """Raises WeightsError where the checkpoint is damaged or another model's."""
+        """Load the checkpoint. Raises WeightsError if it is damaged or another model's."""
         from patchbank.encoders.openai.checkpoints import load_visual
 
         found = self.obtain()
@@ -147,13 +157,13 @@ class OpenAIEncoder:
         self, spec: OpenAISpec, parameters: Mapping[str, Tensor], device: torch.device, batch_size: int
     ) -> None:
         from patchbank.encoders.device import DTYPES
-        from patchbank.encoders.openai import tower
+        from patchbank.encoders.openai.tower import VisionTransformer
 
         self.input, self.outputs, self.identity = spec.input, spec.outputs, spec.identity
-        dtype = DTYPES[spec.precision]
-        self.tower = tower.build(spec.model, parameters, spec.activation, dtype, device, batch_size)
+        tower = VisionTransformer(spec.model, parameters, spec.activation, DTYPES[spec.precision])
+        self.tower = tower.to(device).eval().pack(batch_size)
 
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B, n, n, 3) uint8 on the device to [CLS] (B, D) and patch tokens (B, N, D), in the tower's dtype."""
+        """(B, n, n, 3) uint8 on the device -> [CLS] (B, D) and patch tokens (B, N, D), in the tower's dtype."""
         tokens = self.tower(pixels)
         return {CLS: tokens[:, 0], GRID: tokens[:, 1:]}

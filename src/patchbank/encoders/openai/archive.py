@@ -2,7 +2,7 @@
 
 A TorchScript archive (OpenAI's format) is a zip of ``NAME/data.pkl`` (the module), ``NAME/data/N`` (each storage's
 numbers), and ``NAME/code/`` (the classes; their text lists the parameters and buffers). A state dict's zip has the
-first two; in its older form it is a row of pickles. Numbers are read when a tensor is asked for, each storage once.
+first two; its older form is a series of pickles. `get_tensor` reads the numbers, each storage once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,7 +34,7 @@ from patchbank.unpickling import (
 )
 
 _CHUNK = 1 << 20
-_LOCAL_HEADER = 30  # bytes at least before an entry's content
+_LOCAL_HEADER = 30  # bytes before an entry's content, at least
 _MOST_MODULES, _DEEPEST = 100_000, 64
 _NESTED = ("state_dict", "model", "model_state_dict")  # where training code keeps the state dict
 _CLASS = re.compile(
@@ -42,14 +43,14 @@ _CLASS = re.compile(
 
 
 class Archive:
-    """The named tensors of one file. Use it in a ``with`` statement, as `safetensors.safe_open`.
+    """The named tensors of one file. Use it in a ``with`` statement, like `safetensors.safe_open`.
 
     Attributes:
-        attributes: the names of all tensors that a TorchScript file's outermost module has; empty for a state dict.
+        attributes: the names of the tensors of a TorchScript file's outermost module; empty for a state dict.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read what the file describes. Raises WeightsError where it is no such file, or would run anything."""
+        """Read the description of the tensors. Raises WeightsError if it is no such file, or unsafe."""
         self._path = path
         self._numbers: dict[str, Tensor] = {}
         self.attributes: frozenset[str] = frozenset()
@@ -71,13 +72,13 @@ class Archive:
         self._file.close()
 
     def keys(self) -> list[str]:
-        """The names in the file's order; a module's are dotted. They are those of torch's ``state_dict``."""
+        """The names in the file's order, as in torch's ``state_dict``; a module's are dotted."""
         return list(self._views)
 
     def get_tensor(self, name: str) -> Tensor:
-        """A tensor on the CPU with its own dtype, shape and strides; those of one storage share memory.
+        """A tensor on the CPU with its own dtype, shape and strides; tensors of one storage share memory.
 
-        Raises WeightsError where its numbers are damaged.
+        Raises WeightsError if its numbers are damaged.
         """
         view = self._views[name]
         key = view.storage.key
@@ -94,7 +95,7 @@ class Archive:
         if not isinstance(value, Module):
             return _state_dict(value), entries.numbers
         self.attributes = frozenset(name for name, each in value.attributes.items() if isinstance(each, View))
-        return _Modules(entries).tensors(value), entries.numbers
+        return _module_tensors(entries, value), entries.numbers
 
     def _open_legacy(self) -> tuple[dict[str, View], Callable[[Storage], Tensor]]:
         value, places = read_legacy(self._file, _names)
@@ -114,18 +115,18 @@ class Archive:
             raise WeightsError(f"The checkpoint {self._path} cannot be read: {error.strerror}.") from error
         except UnsafePickleError as error:
             raise WeightsError(
-                f"{self._path} is no checkpoint that can be read safely: {error}. Expected is OpenAI's archive or a "
-                f"state dict: save one with torch.save(model.state_dict(), ...), or as .safetensors."
+                f"{self._path} is not a checkpoint that can be read safely: {error}. Expected OpenAI's archive or a "
+                "state dict: save one with torch.save(model.state_dict(), ...), or as .safetensors."
             ) from None
         except PickleError as error:
             raise WeightsError(
-                f"{self._path} cannot be read as a CLIP checkpoint: {error}. Expected is OpenAI's archive or a state "
+                f"{self._path} cannot be read as a CLIP checkpoint: {error}. Expected OpenAI's archive or a state "
                 "dict (.pt, .safetensors), and the whole file."
             ) from error
 
 
 class _Bounded(io.FileIO):
-    """A file that gives no more than `MOST_BYTES` at a time: `zipfile` reads a directory of any size at once."""
+    """A file that reads at most `MOST_BYTES` at a time: `zipfile` reads a directory of any size at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MOST_BYTES:
@@ -134,12 +135,12 @@ class _Bounded(io.FileIO):
 
 
 class _Entries:
-    """The entries of a zip, under their names less ``NAME/``."""
+    """The entries of a zip, by their names without ``NAME/``."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Raises PickleError where entries overlap, are encrypted, or are not all in one directory."""
+        """Raises PickleError if entries overlap, are encrypted, or lie in several directories."""
         self._zip = zipfile.ZipFile(file)
-        self._left = MOST_BYTES  # bytes of pickles and code that may be unpacked
+        self._left = MOST_BYTES  # bytes of pickles and code to unpack at most
         infos = sorted(self._zip.infolist(), key=lambda info: info.header_offset)
         top = infos[0].filename.partition("/")[0] if infos else ""
         self._infos = {info.filename.removeprefix(f"{top}/"): info for info in infos}
@@ -171,7 +172,7 @@ class _Entries:
         return content
 
     def numbers(self, storage: Storage) -> Tensor:
-        """A storage's bytes, (nbytes,) uint8, compared with their checksum."""
+        """A storage's bytes, (nbytes,) uint8. `zipfile` checks their CRC."""
         info = self._info(f"data/{storage.key}")
         if info.compress_type != zipfile.ZIP_STORED or not info.file_size == info.compress_size == storage.nbytes:
             raise PickleError(f"its storage {storage.key[:100]!r} does not have the {storage.nbytes:,} bytes it says")
@@ -195,65 +196,61 @@ def _numbers(file: Any, storage: Storage) -> Tensor:
     return numbers
 
 
-class _Modules:
-    """The parameters and buffers of TorchScript modules, which their classes' code lists."""
+def _module_tensors(entries: _Entries, root: Module) -> dict[str, View]:
+    """The parameters and buffers of a TorchScript module and the modules in it, under dotted names.
 
-    def __init__(self, entries: _Entries) -> None:
-        self._entries = entries
-        self._classes: dict[str, dict[str, list[str]]] = {}  # by file: class -> names of its tensors
-        self._seen = 0
+    A module's class lists them in its code.
+    """
+    found: dict[str, View] = {}
+    seen = 0
 
-    def tensors(self, module: Module, prefix: str = "") -> dict[str, View]:
-        """Those of a module and of the modules in it, under dotted names."""
-        self._seen += 1
-        if self._seen > _MOST_MODULES or prefix.count(".") > _DEEPEST:
+    @cache
+    def classes(file: str) -> dict[str, list[str]]:
+        """A file's classes of modules -> the names of their tensors."""
+        code = entries.text(file).decode()
+        return {match[1]: re.findall(r'"([^"]*)"', f"{match[2]} {match[3]}") for match in _CLASS.finditer(code)}
+
+    def collect(module: Module, prefix: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > _MOST_MODULES or prefix.count(".") > _DEEPEST:
             raise PickleError("its modules contain each other")
-        declared = self._declared(module)
-        if declared is None:
-            return {}
-        found: dict[str, View] = {}
+        place, _, kind = module.name.rpartition(".")
+        declared = classes(f"code/{place.replace('.', '/')}.py").get(kind)
+        if declared is None:  # an object of another class
+            return
         for name, value in module.attributes.items():
             if isinstance(value, Module):
-                found |= self.tensors(value, f"{prefix}{name}.")
+                collect(value, f"{prefix}{name}.")
             elif name in declared and value is not None:
                 found[f"{prefix}{name}"] = _view(f"{prefix}{name}", value)
-        return found
 
-    def _declared(self, module: Module) -> list[str] | None:
-        """The names of a module's own tensors; None for an object of a class that is no module."""
-        place, _, name = module.name.rpartition(".")
-        file = f"code/{place.replace('.', '/')}.py"
-        if file not in self._classes:
-            code = self._entries.text(file).decode()
-            self._classes[file] = {
-                match[1]: re.findall(r'"([^"]*)"', f"{match[2]} {match[3]}") for match in _CLASS.finditer(code)
-            }
-        return self._classes[file].get(name)
+    collect(root, "")
+    return found
 
 
 def _state_dict(value: Any) -> dict[str, View]:
-    """The tensors of a state dict, or of the one that training code keeps among other things."""
+    """The tensors of a state dict, or of the state dict in a training checkpoint."""
     for key in _NESTED:
         if type(value) is dict and type(value.get(key)) is dict:
             value = value[key]
     if type(value) is not dict:
         kind = "tensor" if isinstance(value, View) else getattr(value, "name", type(value).__name__)
         raise PickleError(f"it holds a {kind}, not a state dict")
-    tensors = {name: each for name, each in value.items() if isinstance(each, View) or _is_other_tensor(each)}
-    return {name: _view(name, each) for name, each in tensors.items()}
-
-
-def _is_other_tensor(value: Any) -> bool:
-    return isinstance(value, Opaque) and value.name.startswith("torch._utils.")
+    return {
+        name: _view(name, each)
+        for name, each in value.items()
+        if isinstance(each, View) or (isinstance(each, Opaque) and each.name.startswith("torch._utils."))
+    }
 
 
 def _view(name: str, value: Any) -> View:
     if not isinstance(value, View):
         kind = getattr(value, "name", type(value).__name__)
-        raise PickleError(f"{name[:100]} is no dense tensor but a {kind[:100]}")
+        raise PickleError(f"{name[:100]} is a {kind[:100]}, not a dense tensor")
     return value
 
 
 def _names(name: str) -> Any:
-    """What a checkpoint may name: tensors, and TorchScript's classes, which begin with ``__torch__.``"""
+    """The names that a checkpoint may use: those of tensors, and TorchScript's classes (``__torch__.``)."""
     return Function(lambda *_: Module(name)) if name.startswith("__torch__.") else TENSOR_NAMES.get(name)

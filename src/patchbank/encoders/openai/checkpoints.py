@@ -1,4 +1,4 @@
-"""Checkpoints: where they lie, that they are the right ones, their activation, and their parameters."""
+"""Checkpoints: finding, checking and downloading them; their activation; their parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CACHE = Path("~/.cache/clip")  # OpenAI's own package keeps its files here
 CHECKPOINTS = Path("checkpoints/pretrained_CLIP")  # an EZ-HOI checkout keeps its files here
 _TIMEOUT = 30.0  # seconds without a byte
 _CONFIG = "open_clip_config.json"  # beside the weights in open_clip's repositories on the Hugging Face Hub
-# Tensors of OpenAI's archives that are no parameters. No other exporter writes them.
+# Tensors of OpenAI's archives that are not parameters. No other exporter writes them.
 _MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
 
 
@@ -37,7 +37,7 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        sha256: of its content; that of an official file has been compared with OpenAI's.
+        sha256: of its content; an official file's has been compared with OpenAI's.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 def places(model: Model, checkpoints: Path | None) -> list[Path]:
-    """The paths where the official file may lie, in the order of search."""
+    """The possible paths of the official file, in the order of search."""
     directories = [CACHE.expanduser()]
     if checkpoints is not None:
         # EZ-HOI writes pretrained_CLIP; other code of the field writes pretrained_clip.
@@ -54,9 +54,9 @@ def places(model: Model, checkpoints: Path | None) -> list[Path]:
 
 
 def find_checkpoint(model: Model, weights: Path | None, checkpoints: Path | None) -> Checkpoint | None:
-    """The user's own file, or the official one on this machine; None where it has to be downloaded.
+    """The user's own file, or the official one on this machine; None if it has to be downloaded.
 
-    Raises WeightsError where the user's file is missing, or a file under the official name is not the official one.
+    Raises WeightsError if the user's file is missing, or a file with the official name is not the official one.
     """
     if weights is not None:
         if not weights.is_file():
@@ -73,11 +73,9 @@ def is_there(checkpoint: Checkpoint) -> bool:
     return checkpoint.path.is_file() and _sha256(checkpoint.path) == checkpoint.sha256
 
 
-def obtain_checkpoint(
-    model: Model, weights: Path | None, checkpoints: Path | None, progress: Progress | None = None
-) -> Checkpoint:
-    """As `find_checkpoint`, but downloads the official file where this machine lacks it. Raises WeightsError."""
-    if found := find_checkpoint(model, weights, checkpoints):
+def obtain_checkpoint(model: Model, checkpoints: Path | None, progress: Progress | None = None) -> Checkpoint:
+    """The official file; downloads it if this machine lacks it. Raises WeightsError."""
+    if found := find_checkpoint(model, None, checkpoints):
         return found
     candidates = places(model, checkpoints)
     try:
@@ -97,7 +95,7 @@ def _sha256(path: Path) -> str:
 
 @lru_cache(maxsize=16)
 def _sha256_of_version(path: Path, _size: int, _modified: int) -> str:
-    """Cached: one run plans several banks with one file of hundreds of megabytes."""
+    """Cached, since one run may plan several banks with the same large file."""
     return sha256_of(path)
 
 
@@ -113,12 +111,12 @@ def _check_official(model: Model, path: Path) -> str:
 
 
 def download(model: Model, target: Path, progress: Progress | None = None) -> Checkpoint:
-    """Fetch the official file to a temporary name, compare its SHA-256, then rename it to `target`.
+    """Download the official file under a temporary name, compare its SHA-256, then rename it to `target`.
 
-    Calls `progress` after each piece. Raises WeightsError where that fails, saying which file to put where.
+    Calls `progress` after each piece. Raises WeightsError, which says which file to put where, if the download fails.
     """
     if not model.url:
-        raise WeightsError("None can be downloaded either: give one with --weights.")
+        raise WeightsError("There is none to download either: give one with --weights.")
     try:
         with urllib.request.urlopen(model.url, timeout=_TIMEOUT) as response:
             make_directory(target.parent)
@@ -152,11 +150,11 @@ def _pieces(response: http.client.HTTPResponse, progress: Progress | None) -> It
 
 
 def activation_of(path: Path) -> Activation | None:
-    """The activation that a checkpoint was trained with, where the file or one beside it proves it.
+    """The activation that a checkpoint was trained with, if the file or open_clip's config beside it proves one.
 
     OpenAI's own archives, and files with an official SHA-256, need ``quickgelu``. Other files have the same names and
-    shapes whatever they need: of these, open_clip's config in the same directory decides. Raises WeightsError where the
-    file cannot be read, or the config asks for what is not computed here.
+    shapes with either activation. Raises WeightsError if the file cannot be read, or the config asks for something
+    else than OpenAI's architecture.
     """
     if path.suffix != ".safetensors":
         with Archive(path) as archive:
@@ -169,7 +167,7 @@ def activation_of(path: Path) -> Activation | None:
 
 
 def _activation_in(config: Path) -> Activation:
-    """What open_clip's config says. Without ``quick_gelu`` its models compute GELU."""
+    """The activation in open_clip's config. Without ``quick_gelu`` its models compute GELU."""
     try:
         content = parse_json(config.read_bytes())
         quick = content["model_cfg"].get("quick_gelu", False)
@@ -189,9 +187,9 @@ def _activation_in(config: Path) -> Activation:
 
 
 def resolve_activation(checkpoint: Checkpoint, asked: Activation | None) -> Activation:
-    """The activation to compute with: the one that is proven, or else the one that was asked for.
+    """The activation to compute with: the proven one, or else the one `asked` for.
 
-    Raises WeightsError where there is neither, where they differ, and as `activation_of` does.
+    Raises WeightsError if there is neither, if they differ, and as `activation_of` does.
     """
     path = checkpoint.path
     proven = activation_of(path)
@@ -212,37 +210,36 @@ def resolve_activation(checkpoint: Checkpoint, asked: Activation | None) -> Acti
 def load_visual(model: Model, checkpoint: Checkpoint, *, rounding: bool) -> Mapping[str, Tensor]:
     """The image tower's parameters under OpenAI's names less ``visual.``, as float32 on the CPU.
 
-    Takes OpenAI's TorchScript archives and state dicts (``.pt``, ``.safetensors``), and runs nothing that they name.
-    With `rounding`, the parameters of convolutions, linear layers, attention and projections are rounded to float16,
-    as ``clip.load`` does; official files hold nothing finer. Do not write to the tensors: the last call's are cached,
-    since a run's plan checks them before the run loads them.
+    Reads OpenAI's TorchScript archives and state dicts (``.pt``, ``.safetensors``), and runs no code in them. With
+    `rounding`, the parameters of convolutions, linear layers, attention and projections are rounded to float16, as
+    ``clip.load`` does; those of official files are exact in float16. Do not write to the tensors: the last call's are
+    cached, since a run's plan checks them before the run loads them.
 
-    Raises WeightsError where the file is no such checkpoint, its shapes are another model's, or a number is not finite.
+    Raises WeightsError if the file is no such checkpoint, its shapes are another model's, or a number is not finite.
     """
     path = checkpoint.path
-    visual = _load(path, "visual.")
+    visual = load_state(path, "visual.")
     _check_shapes(model, path, visual)
     return {name: _float32(path, name, visual.pop(name), rounding) for name in list(visual)}
 
 
 def holds_halves(parameters: Mapping[str, Tensor]) -> bool:
-    """Whether rounding parameters to float16 changes nothing, since they hold nothing finer."""
+    """Whether rounding the parameters to float16 changes nothing."""
     return all(torch.equal(value.half().float(), value) for name, value in parameters.items() if is_half(name))
 
 
-def load_state(path: Path) -> dict[str, Tensor]:
-    """All parameters of a checkpoint under OpenAI's names, as they are stored. Raises WeightsError."""
-    return _load(path, "")
+def load_state(path: Path, part: str = "") -> dict[str, Tensor]:
+    """A checkpoint's parameters as stored: those whose OpenAI names begin with `part`, which is cut off.
 
-
-def _load(path: Path, part: str) -> dict[str, Tensor]:
-    """The tensors below `part`, under their names less that."""
+    Raises WeightsError.
+    """
     try:
-        with _opened(path) as file:
+        opened: Any = safe_open(path, "pt") if path.suffix == ".safetensors" else Archive(path)
+        with opened as file:
             names = list(file.keys())
             begin = _prefix(path, names) + part
             found = {name.removeprefix(begin): file.get_tensor(name) for name in names if name.startswith(begin)}
-            # A tensor of safetensors is a window on the file, and would change with it.
+            # A tensor of safetensors is mapped from the file, and would change with it.
             loaded = found if isinstance(file, Archive) else {name: value.clone() for name, value in found.items()}
     except (SafetensorError, OSError) as error:
         raise WeightsError(
@@ -251,18 +248,13 @@ def _load(path: Path, part: str) -> dict[str, Tensor]:
     if part and not loaded:
         raise WeightsError(
             f"{path} holds no CLIP image tower: no parameter's name begins with '{part}' "
-            f"(it has {', '.join(sorted(names)[:3]) or 'none'} ...). OpenAI's names are expected."
+            f"(it has {', '.join(sorted(names)[:3]) or 'none'} ...). Expected OpenAI's names."
         )
     return loaded
 
 
-def _opened(path: Path) -> Any:
-    """An open file with `keys` and `get_tensor`."""
-    return safe_open(path, "pt") if path.suffix == ".safetensors" else Archive(path)
-
-
 def _prefix(path: Path, names: list[str]) -> str:
-    """What training code put before OpenAI's names: ``module.`` (DataParallel), ``model.`` (Lightning), ..."""
+    """The prefix of training code before OpenAI's names: ``module.`` (DataParallel), ``model.`` (Lightning), ..."""
     anchor = "visual.conv1.weight"
     found = [name.removesuffix(anchor) for name in names if f".{name}".endswith(f".{anchor}")]
     if len(found) > 1 and "" not in found:
@@ -273,23 +265,16 @@ def _prefix(path: Path, names: list[str]) -> str:
 def _check_shapes(model: Model, path: Path, visual: dict[str, Tensor]) -> None:
     expected = expected_shapes(model)
     found = {name: tuple(value.shape) for name, value in visual.items()}
-    for name, shape in expected.items():
-        if found.get(name) != shape:
-            has = f"has the shape {found[name]}" if name in found else "is missing"
-            raise WeightsError(
-                f"{path} is not a {model.name}: visual.{name} {has}, expected is {shape}. "
-                f"{_guess(found)}Give the --model that the file was made for."
-            )
-    if extra := sorted(found.keys() - expected.keys()):
-        raise WeightsError(
-            f"{path} is not a {model.name}: it has {len(extra)} more parameters, such as visual.{extra[0]}. "
-            f"{_guess(found)}Give the --model that the file was made for."
-        )
-
-
-def _guess(found: dict[str, tuple[int, ...]]) -> str:
-    match = next((model.name for model in MODELS.values() if expected_shapes(model) == found), None)
-    return f"By its shapes it is a {match}. " if match else ""
+    if name := next((name for name, shape in expected.items() if found.get(name) != shape), None):
+        has = f"has the shape {found[name]}" if name in found else "is missing"
+        wrong = f"visual.{name} {has}, expected {expected[name]}"
+    elif extra := sorted(found.keys() - expected.keys()):
+        wrong = f"it has {len(extra)} more parameters, such as visual.{extra[0]}"
+    else:
+        return
+    match = next((each.name for each in MODELS.values() if expected_shapes(each) == found), None)
+    guess = f"By its shapes it is a {match}. " if match else ""
+    raise WeightsError(f"{path} is not a {model.name}: {wrong}. {guess}Give the --model that the file was made for.")
 
 
 def _float32(path: Path, name: str, value: Tensor, rounding: bool) -> Tensor:

@@ -1,9 +1,8 @@
-"""Random numbers for weights: an encoder as large and as slow as the real one, to measure speeds with."""
+"""An encoder with random weights, as large and as slow as the real one, for measuring speed."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,30 +22,27 @@ class RandomSpec(OpenAISpec):
 
     @property
     def identity(self) -> Identity:
-        """The weights are named for what they are."""
+        """The model's, with other weights."""
         return {**super().identity, "weights": "random numbers"}
 
     @property
     def untrained(self) -> bool:
-        """They are."""
+        """Always."""
         return True
 
     def obtain(self, progress: Progress | None = None) -> RandomSpec:
-        """They are made when they are loaded."""
+        """The same: `load` makes the weights."""
         return self
 
     def load(self, device: torch.device, batch_size: int) -> OpenAIEncoder:
-        """The encoder that a run would use."""
-        return OpenAIEncoder(self, self._parameters(), device, batch_size)
-
-    def _parameters(self) -> Mapping[str, Tensor]:
+        """The encoder of a real run."""
         values: dict[str, Tensor] = {}
         for name, shape in expected_shapes(self.model).items():
             one = re.sub(r"resblocks\.\d+\.", "resblocks.0.", name)
             values[name] = values[one] if one in values else 0.02 * torch.randn(shape)
-        return values
+        return OpenAIEncoder(self, values, device, batch_size)
 
 
 def random_spec(model: str, precision: Precision = "fp32") -> RandomSpec:
-    """Of a model's name. Raises ConfigError where there is none."""
+    """The model of this name. Raises ConfigError if it is unknown."""
     return RandomSpec(get_model(model), precision)

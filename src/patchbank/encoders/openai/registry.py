@@ -1,4 +1,4 @@
-"""The CLIP models patchbank knows: their shapes, official files and checksums. A registry, and no torch.
+"""The CLIP models patchbank knows: their shapes, official files and checksums. Imports no torch.
 
 Shapes and file names are those of OpenAI's release (https://github.com/openai/CLIP, ``clip/clip.py``).
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from patchbank.encoders.base import Product
 from patchbank.errors import ConfigError
 
 # The mean and standard deviation of CLIP's training images, of RGB scaled to 0..1 (OpenAI's ``_transform``).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+HEAD = 64  # the width of every CLIP's attention heads: OpenAI's code derives their number from it
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Model:
 
     Attributes:
         name: OpenAI's name.
-        bank_prefix: how EZ-HOI's directories call it (``clipbase``, ``clip336``), or a name of its own.
+        bank_prefix: its name in EZ-HOI's directories (``clipbase``, ``clip336``), or a similar one.
         file_name: the official checkpoint's name in a checkpoint directory.
-        sha256: the official checkpoint's SHA-256; empty where there is no official file.
+        sha256: the official checkpoint's SHA-256; empty if there is no official file.
         input_size: the side of the square input, in pixels.
         patch_size: the side of a patch, in pixels.
-        width, layers, heads: the transformer's.
+        width, layers: the transformer's.
         output_dim: D, the dimension of the joint image-text space.
-        url: where the official file is downloaded from; empty where it cannot be.
+        url: of the official file; empty if it cannot be downloaded.
     """
 
     name: str
@@ -39,7 +39,6 @@ class Model:
     patch_size: int
     width: int
     layers: int
-    heads: int
     output_dim: int
     url: str = ""
 
@@ -51,29 +50,20 @@ class Model:
 
     @property
     def tokens(self) -> int:
-        """N: patch tokens an image, [CLS] not counted."""
+        """N: patch tokens per image, without [CLS]."""
         return self.grid[0] * self.grid[1]
 
     @property
-    def products(self) -> list[Product]:
-        """Every matrix product of one image's forward pass."""
-        tokens, width = self.tokens + 1, self.width
-        return [
-            Product(1, self.tokens, 3 * self.patch_size**2, width),  # patch embedding
-            Product(self.layers, tokens, width, 3 * width),  # queries, keys, values
-            Product(self.layers, tokens, width // self.heads, tokens, "attention", self.heads),
-            Product(self.layers, tokens, width, width),
-            Product(self.layers, tokens, width, 4 * width),
-            Product(self.layers, tokens, 4 * width, width),
-            Product(1, tokens, width, self.output_dim),
-        ]
+    def heads(self) -> int:
+        """Attention heads of each layer."""
+        return self.width // HEAD
 
 
 def _openai(name: str, prefix: str, sha256: str, size: int, patch: int, width: int, layers: int, out: int) -> Model:
     file_name = name.replace("/", "-").replace("@", "-") + ".pt"
     # OpenAI's server keeps each file under its checksum.
     url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{file_name}"
-    return Model(name, prefix, file_name, sha256, size, patch, width, layers, width // 64, out, url)
+    return Model(name, prefix, file_name, sha256, size, patch, width, layers, out, url)
 
 
 MODELS: dict[str, Model] = {
@@ -111,7 +101,7 @@ EZHOI_MODELS = ("ViT-B/16", "ViT-L/14@336px")
 
 
 def get_model(name: str) -> Model:
-    """The model of this name. Raises ConfigError, naming all there are, where there is none."""
+    """The model of this name. Raises ConfigError, which lists all models, if it is unknown."""
     try:
         return MODELS[name]
     except KeyError:

@@ -1,4 +1,4 @@
-"""The names, shapes and stored dtypes of a CLIP's parameters, as OpenAI's package has them. No torch."""
+"""The names, shapes and stored dtypes of a CLIP's parameters, as in OpenAI's package. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from patchbank.encoders.openai.registry import Model
 
 
 def expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the image tower, under OpenAI's names less ``visual.``, and its shape."""
+    """The image tower's parameters, under OpenAI's names without ``visual.``, and their shapes."""
     width, patch = model.width, model.patch_size
     return {
         "class_embedding": (width,),
@@ -20,7 +20,7 @@ def expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def transformer_shapes(width: int, layers: int) -> dict[str, tuple[int, ...]]:
-    """The parameters of a tower's residual blocks and their shapes; image and text tower name them alike."""
+    """The parameters of a tower's residual blocks and their shapes; the text tower uses the same names."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(layers):
         block = f"transformer.resblocks.{layer}"

@@ -1,39 +1,39 @@
-"""CLIP's vision transformer, from pixels to projected patch tokens: as little work a batch as the device allows.
+"""CLIP's vision transformer, from pixels to projected patch tokens, with as little work per batch as possible.
 
 The same function as ``VisionTransformer`` in OpenAI's ``clip/model.py``, with ``ln_post`` and ``proj`` applied to every
-token as EZ-HOI's fork does. With GELU it is LAION's and DataComp's (open_clip's class of that name). Everything that
-does not depend on the image is computed once, in float64, when the tower is built:
+token as EZ-HOI's fork does. With GELU it is LAION's and DataComp's (open_clip's class of that name). What does not
+depend on the image is computed once, in float64, when the tower is built:
 
-- (p - mean) / std, for pixels p of 0..255, is folded into the patch embedding, up to a whole number of each colour
-  that is subtracted from the pixels: the rest is small, and whole numbers are exact in every dtype;
+- (p - mean) / std, for pixels p of 0..255, is folded into the patch embedding. Only the mean's whole number of each
+  colour is subtracted from the pixels: the rest is small, and whole numbers are exact in every dtype;
 - [CLS] and the patch embedding's share of the mean are folded into the positional embedding;
 - QuickGELU, x sigmoid(1.702 x), is silu(1.702 x) / 1.702: both factors are folded into the layers around it (GELU,
   x Phi(x), stays as it is: oneDNN fuses it into the layer before);
 - the attention's factor, 1 / sqrt(64), is folded into the queries (it is a power of two, so nothing is rounded).
 
-In bfloat16 and float16 only the matrix products and the attention are computed; the residual stream and the norms stay
-in float32, which costs nothing measurable and leaves two thirds of the error.
+bfloat16 and float16 are for the matrix products and the attention only; the residual stream and the norms stay in
+float32, which costs nothing measurable and leaves two thirds of the error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchbank.config import Activation
-from patchbank.encoders.openai.registry import MEAN, STD, Model
+from patchbank.encoders.openai.registry import HEAD, MEAN, STD, Model
 from patchbank.encoders.packed import Linear
 
-_HEAD = 64  # every CLIP's attention heads are this wide: OpenAI's code derives their number from it
 _QUICK = 1.702  # QuickGELU's factor
-_SCORE_BYTES = 4 << 20  # attention scores at a time: about what a core's cache holds
+_SCORE_BYTES = 4 << 20  # of attention scores at a time: about a core's cache
 
 
 class Norm(nn.Module):
-    """Layer normalisation in float32; its output is rounded to `dtype`."""
+    """Layer normalisation in float32; rounds its output to `dtype`."""
 
     def __init__(self, parameters: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Block(nn.Module):
         p = {key.removeprefix(name): value for key, value in parameters.items() if key.startswith(name)}
         width = p["attn.out_proj.bias"].numel()
         scale = torch.ones(3 * width, dtype=torch.float64)
-        scale[:width] = _HEAD**-0.5
+        scale[:width] = HEAD**-0.5
         self.ln_1, self.ln_2 = Norm(p, "ln_1", dtype), Norm(p, "ln_2", dtype)
         self.qkv = Linear(p["attn.in_proj_weight"] * scale[:, None], p["attn.in_proj_bias"] * scale, dtype)
         self.out = Linear(p["attn.out_proj.weight"], p["attn.out_proj.bias"], dtype)
@@ -69,7 +69,7 @@ class Block(nn.Module):
         self.proj = Linear(p["mlp.c_proj.weight"].double() / factor, p["mlp.c_proj.bias"], dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, T, width) float32 -> the same. Writes over `x`."""
+        """x (B, T, width) float32 -> the same. Overwrites `x`."""
         x = self.out(attention(self.qkv(self.ln_1(x))), x)
         out: Tensor = self.proj(self.fc(self.ln_2(x)), x)
         return out
@@ -78,10 +78,10 @@ class Block(nn.Module):
 def attention(qkv: Tensor) -> Tensor:
     """Multi-head self-attention; the queries are already scaled.
 
-    (B, T, 3 width), each third a row of heads -> (B, T, width).
+    (B, T, 3 width): the heads' queries, keys and values -> (B, T, width).
     """
     batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    qkv = qkv.view(batch, tokens, 3, width // _HEAD, _HEAD)
+    qkv = qkv.view(batch, tokens, 3, width // HEAD, HEAD)
     if qkv.device.type == "cpu" and qkv.dtype != torch.float32:
         return _attention_on_cpu(qkv)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -90,18 +90,18 @@ def attention(qkv: Tensor) -> Tensor:
 
 
 def _attention_on_cpu(qkv: Tensor) -> Tensor:
-    """By batched products, a few images at a time, so that the scores stay in the cache.
+    """Batched products of a few images at a time, so that the scores stay in the cache.
 
-    In bfloat16 it takes half as long as torch's `scaled_dot_product_attention` (``python -m benchmarks.encoder``).
+    In bfloat16 this takes half as long as torch's `scaled_dot_product_attention` (``python -m benchmarks.encoder``).
     """
     batch, tokens, _, heads, _ = qkv.shape
     images = max(1, _SCORE_BYTES // (heads * tokens * tokens * qkv.itemsize))
-    out = qkv.new_empty(batch, tokens, heads, _HEAD)
+    out = qkv.new_empty(batch, tokens, heads, HEAD)
     for first in range(0, batch, images):
-        q, k, v = qkv[first : first + images].permute(2, 0, 3, 1, 4).reshape(3, -1, tokens, _HEAD)
+        q, k, v = qkv[first : first + images].permute(2, 0, 3, 1, 4).reshape(3, -1, tokens, HEAD)
         x = torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1), v)  # (images * heads, T, 64)
-        out[first : first + images] = x.view(-1, heads, tokens, _HEAD).transpose(1, 2)
-    return out.view(batch, tokens, heads * _HEAD)
+        out[first : first + images] = x.view(-1, heads, tokens, HEAD).transpose(1, 2)
+    return out.view(batch, tokens, heads * HEAD)
 
 
 class VisionTransformer(nn.Module):
@@ -113,7 +113,7 @@ class VisionTransformer(nn.Module):
     def __init__(
         self, model: Model, parameters: Mapping[str, Tensor], activation: Activation, dtype: torch.dtype
     ) -> None:
-        """From the parameters that `checkpoints.load_visual` gives, to compute in `dtype`; on the CPU."""
+        """Make the tower of the parameters of `checkpoints.load_visual`, to compute in `dtype`; on the CPU."""
         super().__init__()
         self.patch_size = model.patch_size
         std = torch.tensor(STD, dtype=torch.float64).view(3, 1, 1)
@@ -150,32 +150,16 @@ class VisionTransformer(nn.Module):
         return out
 
     def _patches(self, pixels: Tensor) -> Tensor:
-        """(B, n, n, 3) uint8 -> (B, N, p * p * 3), each patch a row."""
+        """(B, n, n, 3) uint8 -> (B, N, p * p * 3), one row per patch."""
         batch, n, patch = pixels.shape[0], pixels.shape[1], self.patch_size
         x = pixels.to(self.whole.dtype).sub_(self.whole)
         side = n // patch
         return x.view(batch, side, patch, side, patch, 3).transpose(2, 3).reshape(batch, side * side, -1)
 
-    def pack(self, batch_size: int) -> None:
-        """Pack every layer's weights for batches of about this size, where oneDNN can."""
+    def pack(self, batch_size: int) -> Self:
+        """The tower itself, with every layer's weights packed for batches of about this size, if oneDNN can."""
         rows = batch_size * self.positions.shape[0]
         for layer in self.modules():
             if isinstance(layer, Linear):
                 layer.pack(rows)
-
-
-def build(
-    model: Model,
-    parameters: Mapping[str, Tensor],
-    activation: Activation,
-    dtype: torch.dtype,
-    device: torch.device,
-    batch_size: int,
-) -> VisionTransformer:
-    """The tower with these parameters (as `checkpoints.load_visual` gives them), for inference on a device.
-
-    It is tuned for `batch_size` images, and takes any number.
-    """
-    tower = VisionTransformer(model, parameters, activation, dtype).to(device).eval()
-    tower.pack(batch_size)
-    return tower
+        return self

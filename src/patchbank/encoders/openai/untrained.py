@@ -14,7 +14,7 @@ from patchbank.encoders.openai.registry import Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half, transformer_shapes
 from patchbank.files import scratch_directory
 
-_MARK = "patchbank-untrained"  # a file in the archive that says so
+_MARK = "patchbank-untrained"  # the file in the archive that marks it
 _CONTEXT, _VOCABULARY, _TEXT_LAYERS = 77, 49408, 12  # the text tower of every official model
 
 
@@ -36,7 +36,7 @@ def untrained_state(model: Model, seed: int = 0, *, vocabulary: int = _VOCABULAR
 
 
 def _values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Values of the size that trained ones have, so that activations neither vanish nor overflow float16."""
+    """Random values as large as trained ones, so that activations neither vanish nor overflow float16."""
     noise = torch.randn(shape, generator=generator)
     if ".ln_" in f".{name}":
         return 1 + 0.1 * noise if name.endswith("weight") else 0.1 * noise
@@ -49,18 +49,24 @@ def _values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
 
 
 def write_untrained(model: Model, path: Path, seed: int = 0, *, vocabulary: int = _VOCABULARY) -> None:
-    """Write an untrained CLIP as a TorchScript archive, as OpenAI's files are. `clip.load` opens it."""
+    """Write an untrained CLIP as a TorchScript archive, in the format of OpenAI's files. `clip.load` opens it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = untrained_state(model, seed, vocabulary=vocabulary)
     facts = {"input_resolution": model.input_size, "context_length": _CONTEXT, "vocab_size": vocabulary}
     root = nn.Module()
     for name, value in state.items():
-        _owner(root, name).register_parameter(name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+        *parents, last = name.split(".")
+        module = root
+        for parent in parents:
+            if parent not in module._modules:
+                module.add_module(parent, nn.Module())
+            module = module.get_submodule(parent)
+        module.register_parameter(last, nn.Parameter(value, requires_grad=False))
     for name, fact in facts.items():
         root.register_buffer(name, torch.tensor(fact))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated, but what the files are
-        # The archive's bytes hold its file's name, so only its directory differs until it is whole.
+        warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated, but the files' format
+        # The archive contains its own file's name, so only its directory is temporary.
         with scratch_directory(path.parent) as scratch:
             torch.jit.save(torch.jit.script(root), str(scratch / path.name), _extra_files={_MARK: "random numbers"})
             (scratch / path.name).rename(path)
@@ -73,12 +79,3 @@ def is_untrained(path: Path) -> bool:
             return any(name.endswith(f"/extra/{_MARK}") for name in archive.namelist())
     except (OSError, ValueError, zipfile.BadZipFile):
         return False
-
-
-def _owner(root: nn.Module, name: str) -> nn.Module:
-    """The module that holds a parameter of this dotted name; makes it where it is missing."""
-    for part in name.split(".")[:-1]:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
-    return root

@@ -15,7 +15,7 @@ INSTALL = 'pip install "patchbank[show]"'
 
 
 def encode_texts(path: Path, texts: Sequence[str], activation: str = "quickgelu") -> Tensor:
-    """The texts' features, as OpenAI's ``encode_text`` gives them on the CPU.
+    """The texts' features, as OpenAI's ``encode_text`` computes them on the CPU.
 
     Args:
         activation: of the checkpoint's MLPs, in both towers.
@@ -31,7 +31,7 @@ def encode_texts(path: Path, texts: Sequence[str], activation: str = "quickgelu"
         from open_clip.model import build_model_from_openai_state_dict
         from open_clip.tokenizer import SimpleTokenizer
     except ImportError:
-        raise ConfigError(f"Texts are encoded by open_clip: {INSTALL}") from None
+        raise ConfigError(f"Encoding texts needs open_clip: {INSTALL}") from None
     state = load_state(path)
     if lacking := [name for name in ("text_projection", "positional_embedding") if name not in state]:
         raise WeightsError(f"{path} holds no text tower: it has no parameter {lacking[0]}.")
@@ -41,7 +41,7 @@ def encode_texts(path: Path, texts: Sequence[str], activation: str = "quickgelu"
         count = len(tokenizer.encode(text))
         if not count:
             raise ConfigError("--text is empty: give it a phrase, such as 'a person riding a bicycle'.")
-        if count > longest - 2:  # and the marks of its beginning and its end
+        if count > longest - 2:  # two tokens mark the beginning and the end
             raise ConfigError(
                 f"--text {text[:40]!r}... is {count} tokens long, and the text tower takes {longest - 2}."
             )
@@ -51,5 +51,5 @@ def encode_texts(path: Path, texts: Sequence[str], activation: str = "quickgelu"
             features: Tensor = model.encode_text(tokenizer(list(texts)))
     except (KeyError, RuntimeError, IndexError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"{path} has no text tower that can be used: {reason}") from error
+        raise WeightsError(f"{path} has no usable text tower: {reason}") from error
     return features.clone()
