@@ -95,13 +95,14 @@ def units_of(plan: ExtractPlan, workers: int) -> list[Unit]:
             runs[-1] += samples
         else:
             runs.append(samples)
-    run_of = {sample.key: number for number, samples in enumerate(runs) for sample in samples}
+    known = enumerate(runs) if state.parts else ()  # of a new bank, nothing is known
+    run_of = {sample.key: number for number, samples in known for sample in samples}
     parts: dict[int, list[Part]] = defaultdict(list)  # by run: those that list some of its samples
     for part in state.parts:
         for number in {run_of[entry.key] for entry in part.entries if entry.key in run_of}:
             parts[number].append(part)
     return [
-        Unit(tuple(samples), BankState({sample.key for sample in samples} & state.done, {}, parts[number]))
+        Unit(tuple(samples), BankState({each.key for each in samples if each.key in state.done}, {}, parts[number]))
         for number, samples in enumerate(runs)
     ]
 
