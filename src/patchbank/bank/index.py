@@ -8,6 +8,7 @@ processes can write one bank without a lock.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,13 +163,16 @@ class _Head(msgspec.Struct, gc=False):
 
 def write_document(manifest: Manifest, number: int, features: Sequence[Entry], failures: Sequence[Entry]) -> str:
     """The header document of a part, as JSON in ASCII."""
-    transforms = [None if entry.size is None else manifest.transform(entry.size) for entry in features]
+    # Once per size: pickles write their part again with every batch, and many images share a size.
+    transforms = {size: None if size is None else manifest.transform(size) for size in {each.size for each in features}}
+    resized = {size: None if each is None else each.resized for size, each in transforms.items()}
+    offsets = {size: None if each is None else each.offset for size, each in transforms.items()}
     revisions = [entry.revision for entry in features]
     samples = _Samples(
         keys=[entry.key for entry in features],
         sizes=[entry.size for entry in features],
-        resized=[None if transform is None else transform.resized for transform in transforms],
-        offsets=[None if transform is None else transform.offset for transform in transforms],
+        resized=[resized[entry.size] for entry in features],
+        offsets=[offsets[entry.size] for entry in features],
         sha256=[entry.sha256 or "" for entry in features],
         revisions=revisions if any(revisions) else None,
     )
@@ -180,6 +184,9 @@ def write_document(manifest: Manifest, number: int, features: Sequence[Entry], f
         samples=samples,
         failures=[_Failure(key=each.key, failure=each.failure or "", revision=each.revision) for each in failures],
     )
+    with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate, which file names may hold
+        if (text := msgspec.json.encode(document)).isascii():
+            return text.decode()
     return json.dumps(msgspec.to_builtins(document), separators=(",", ":"))
 
 

@@ -133,20 +133,20 @@ class Pickles(Payload):
         from patchbank.bank.unpickling import read_pickle
 
         shape, dtype = part.manifest.shape, getattr(torch, part.manifest.dtype)
-        path = self.file(part, part.features[row].key)
+        path = f"{self.bank}/{pickle_name(part.features[row].key)}"  # no Path: making it takes longer than opening it
         try:
-            tokens = read_own(path, shape, dtype)
+            if (numbers := read_own(path, shape, dtype)) is not None:
+                return numbers
         except OSError as error:
-            raise _unreadable(path, error) from error
-        if tokens is None:
-            tokens = read_pickle(path)  # other code has written it, or this raises
-            if tuple(tokens.shape) != shape or tokens.dtype != dtype:
-                raise BankError(
-                    f"{path} holds {tuple(tokens.shape)} {tokens.dtype}, not the bank's {shape} {dtype}: other code "
-                    f"wrote it. {_AGAIN}"
-                )
-        numbers: NDArray[np.uint8] = tokens.contiguous().view(torch.uint8).numpy().reshape(-1)
-        return numbers
+            raise _unreadable(Path(path), error) from error
+        tokens = read_pickle(Path(path))  # other code has written it, or this raises
+        if tuple(tokens.shape) != shape or tokens.dtype != dtype:
+            raise BankError(
+                f"{path} holds {tuple(tokens.shape)} {tokens.dtype}, not the bank's {shape} {dtype}: other code "
+                f"wrote it. {_AGAIN}"
+            )
+        found: NDArray[np.uint8] = tokens.contiguous().view(torch.uint8).numpy().reshape(-1)
+        return found
 
     def present(self, entries: Mapping[str, Entry], manifest: Manifest) -> set[str]:
         """Keys whose files exist in full size."""

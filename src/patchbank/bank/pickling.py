@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import collections
 import io
+import math
 import pickle
 import struct
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
@@ -97,14 +99,13 @@ def _legacy_preamble(storage: str, size: int) -> bytes:
     return stream.getvalue()
 
 
-def read_own(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-    """The tensor in a pickle that `to_pickle` wrote, without unpickling; None if the file is anything else.
+def read_own(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> NDArray[np.uint8] | None:
+    """The numbers in a pickle that `to_pickle` wrote, as bytes, without unpickling; None if the file is anything else.
 
     Raises OSError where the file cannot be read.
     """
     head, tail = _frame(shape, dtype)
-    tensor = torch.empty(shape, dtype=dtype)
-    numbers = memoryview(tensor.view(torch.uint8).numpy().data).cast("B")
+    numbers = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
     with open(path, "rb") as file:
-        own = file.read(len(head)) == head and file.readinto(numbers) == len(numbers) and file.read() == tail
-    return tensor if own else None
+        own = file.read(len(head)) == head and file.readinto(numbers.data) == len(numbers) and file.read() == tail
+    return numbers if own else None

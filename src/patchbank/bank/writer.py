@@ -370,6 +370,7 @@ class BankWriter:
         for each in replaced:
             if each.path != path:
                 payload.parts.delete(each.path.name)
+        self._numbers[name] = number
         gone = set(replaced)
         self._parts = [*(each for each in self._parts if each not in gone), known]
 
