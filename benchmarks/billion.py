@@ -38,10 +38,10 @@ from patchbank.encoders.openai.registry import MODELS, Model, get_model
 
 # Of docs/performance.md, "What grows with the number of images": shards, ten million keys, by `benchmarks.growth`.
 _KEYS = 10_000_000
-OPEN_SECONDS, OPEN_MB = 64.3, 6_380  # to open, and the process that has opened
-AGAIN_MB = 8_460  # `extract` at its peak, on a complete bank
-PLAN_SECONDS, PLAN_KEY_BYTES = 24.3, 438  # the list and the plan; memory it holds a key
-UNIT_BYTES, UNIT_IMAGES = 31_987, 634  # as a worker gets it
+OPEN_SECONDS, OPEN_MB = 53.6, 6_395  # to open, and the process that has opened
+AGAIN_MB = 8_476  # `extract` at its peak, on a complete bank
+PLAN_SECONDS, PLAN_KEY_BYTES = 17.9, 438  # the list and the plan; memory it holds a key
+UNIT_BYTES, UNIT_IMAGES = 31_985, 634  # as a worker gets it
 
 # Of docs/performance.md: patchbank to shards on two cores, fp32 and bf16 (`benchmarks.end_to_end`); milliseconds of one
 # core to decode an image, exact and fast (`benchmarks.decode`); features a second flushed (`benchmarks.write`).
