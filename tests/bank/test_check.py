@@ -193,6 +193,7 @@ def test_what_can_never_be_read_does_not_hang(tmp_path: Path, tiny_config: Extra
     os.mkfifo(tmp_path / "shards/shard-00008-0123456789abcdef.safetensors")
     (tmp_path / "ezhoi/index/index-00003-0123456789abcdef.json").symlink_to("nowhere")
     (tmp_path / "ezhoi/link_clip.pkl").symlink_to("nowhere")
+    (tmp_path / "ezhoi/loop_clip.pkl").symlink_to("loop_clip.pkl")
     os.mkfifo(tmp_path / "ezhoi/pipe_clip.pkl")
     for layout in ("ezhoi", "shards"):
         assert len(open_bank(tmp_path / layout)) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -84,8 +85,10 @@ def pickles_in(directory: Path, below: str = "") -> Iterator[tuple[str, int]]:
         elif entry.name.endswith(SUFFIX):
             try:
                 status = entry.stat()
-            except FileNotFoundError:
-                continue
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):  # deleted a moment ago, or a link to itself
+                    continue
+                raise
             if stat.S_ISREG(status.st_mode):
                 yield below + entry.name, status.st_size
 
