@@ -71,6 +71,14 @@ def test_every_image_is_in_its_slot_and_no_other_slot_is_filled() -> None:
     assert watched.failures == ["x", "x2"]
 
 
+def test_features_are_found_by_their_slot_in_any_order() -> None:
+    """A full batch too, as a data set whose samples are not in the order of their positions gives it."""
+    watched = Watched()
+    watched.run([[(2, "1"), (0, "2"), (3, "3"), (1, "4")], [(3, "5"), (1, "6")]])
+    assert watched.batches == [[2, 4, 1, 3], [0, 6, 0, 5]]
+    assert watched.features == {key: float(key) for key in "123456"}
+
+
 def test_features_that_wait_to_be_written_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     batch_bytes = 4 * (1 + 2) * 3 * 4
     monkeypatch.setattr(pipeline, "_WRITING_BYTES", 2 * batch_bytes)

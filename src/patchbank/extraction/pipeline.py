@@ -238,8 +238,8 @@ def _batch(images: Sequence[tuple[int, Decoded]], batch_size: int, input_size: t
 
 def _features(images: Sequence[tuple[int, Decoded]], outputs: Outputs) -> list[Feature]:
     slots = [slot for slot, _ in images]
-    # Without the empty slots: a view would keep the whole batch in memory.
-    chosen = {name: value if len(value) == len(images) else value[slots] for name, value in outputs.items()}
+    # A copy without the empty slots: a view would keep the whole batch in memory.
+    chosen = {name: value if slots == list(range(len(value))) else value[slots] for name, value in outputs.items()}
     return [
         Feature(image.key, {name: value[row] for name, value in chosen.items()}, image.size)
         for row, (_, image) in enumerate(images)
