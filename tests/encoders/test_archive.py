@@ -323,10 +323,21 @@ def test_small_files_that_would_fill_the_memory(tmp_path: Path) -> None:
     for _ in range(40):  # each has the one before it twice
         many += module + b"}(" + name + b"h\x00" + b"X\x01\x00\x00\x00bh\x00ub" + b"q\x00"
     many += b"."
+    wide = (
+        b"\x80\x02" + module + b"}(" + b"".join(b"X\x04\x00\x00\x00%04dN" % each for each in range(2000)) + b"ubq\x00"
+    )
+    for _ in range(10):  # 2^10 ways lead to one module of 2,000 attributes
+        wide += module + b"}(" + name + b"h\x00" + b"X\x01\x00\x00\x00bh\x00ub" + b"q\x00"
+    wide += b"."
     far = b"\x80\x02Nr\xff\xff\xff\xff."
     code = {"x/code/__torch__.py": b"class M(Module):\n  __parameters__ = []\n"}
     path = tmp_path / "file.pt"
-    for pickled, word in ((inside, "contain each other"), (many, "contain each other"), (far, "keeps values where")):
+    for pickled, word in (
+        (inside, "contain each other"),
+        (many, "contain each other"),
+        (wide, "contain each other"),
+        (far, "keeps values where"),
+    ):
         with pytest.raises(WeightsError, match=word):
             read(write(path, {"x/data.pkl": pickled, **code}))
     assert read(write(path, {"x/data.pkl": keyed})) == {}  # no such key is kept

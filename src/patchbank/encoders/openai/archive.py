@@ -35,7 +35,7 @@ from patchbank.unpickling import (
 
 _CHUNK = 1 << 20
 _LOCAL_HEADER = 30  # bytes before an entry's content, at least
-_MOST_MODULES, _DEEPEST = 100_000, 64
+_MOST_VISITS, _DEEPEST = 100_000, 64  # of modules and their attributes
 _NESTED = ("state_dict", "model", "model_state_dict")  # where training code keeps the state dict
 _CLASS = re.compile(
     r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*)\]\n(?:  __buffers__ = \[(.*)\]\n)?", re.MULTILINE
@@ -212,8 +212,8 @@ def _module_tensors(entries: _Entries, root: Module) -> dict[str, View]:
 
     def collect(module: Module, prefix: str) -> None:
         nonlocal seen
-        seen += 1
-        if seen > _MOST_MODULES or prefix.count(".") > _DEEPEST:
+        seen += 1 + len(module.attributes)
+        if seen > _MOST_VISITS or prefix.count(".") > _DEEPEST:
             raise PickleError("its modules contain each other")
         place, _, kind = module.name.rpartition(".")
         declared = classes(f"code/{place.replace('.', '/')}.py").get(kind)
