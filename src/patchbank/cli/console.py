@@ -15,6 +15,8 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from patchbank.files import bytes_text
+
 FAILURES_SHOWN = 20  # in a summary; the rest are counted
 
 stdout = Console(highlight=False)
@@ -54,6 +56,11 @@ def show_facts(place: Path, *facts: str) -> None:
     """What was done at a place; empty facts are left out."""
     say(str(place), "bold")
     say(f"  {', '.join(filter(None, facts))}")
+
+
+def written_text(features: int, size: int) -> str:
+    """``2,000 features written (804 MB)``."""
+    return f"{count_text(features, 'feature')} written ({bytes_text(size)})"
 
 
 def some(count: int, what: str) -> str:

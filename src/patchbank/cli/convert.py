@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, count_text, show_facts, show_failures, show_json, some
+from patchbank.cli.console import busy, count_text, show_facts, show_failures, show_json, some, written_text
 from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig, Layout, StoredDtype
-from patchbank.files import bytes_text
 from patchbank.locations import locate
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def convert(
 def _show(done: Converted) -> None:
     show_facts(
         done.bank,
-        f"{count_text(done.features, 'feature')} written ({bytes_text(done.bytes_written)})",
+        written_text(done.features, done.bytes_written),
         some(done.already_done, "already there"),
         f"{count_text(done.failures, 'failure')} carried over" if done.failures else "",
         some(done.remaining, "left to do"),

@@ -21,6 +21,7 @@ from patchbank.cli.console import (
     show_json,
     show_note,
     some,
+    written_text,
 )
 from patchbank.cli.help import Group, add_command
 from patchbank.cli.listing import ListingOptions
@@ -255,7 +256,8 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         if plan.dataset.damaged:
             show_failures("damaged", plan.dataset.damaged, "")
         if plan.to_delete:
-            say(f"  {len(plan.to_delete):,} existing features will be deleted ({bytes_text(plan.bytes_freed)})")
+            deleted = count_text(len(plan.to_delete), "existing feature")
+            say(f"  {deleted} will be deleted ({bytes_text(plan.bytes_freed)})")
         say(f"  weights: {weights}")
     total = sum(plan.bytes_needed for plan in plans)
     free = "" if is_remote(plans[0].out) else f", {bytes_text(free_bytes(plans[0].out))} free"
@@ -282,7 +284,7 @@ def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
         show_note(note)
     show_facts(
         summary.bank,
-        f"{count_text(summary.images, 'feature')} written ({bytes_text(summary.bytes_written)})",
+        written_text(summary.images, summary.bytes_written),
         some(summary.already_done, "already there"),
         some(len(summary.failures), "failed"),
         some(summary.remaining, "left to do"),

@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, count_text, say, show_facts, show_failures, show_json, show_note, some
+from patchbank.cli.console import (
+    busy,
+    say,
+    show_facts,
+    show_failures,
+    show_json,
+    show_note,
+    some,
+    written_text,
+)
 from patchbank.cli.listing import Listing, ListingOptions, find_listing
 from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig, as_path, option
 from patchbank.errors import BankError, PatchbankError
 from patchbank.features import GRID, UNKNOWN
-from patchbank.files import bytes_text
 from patchbank.locations import locate
 
 if TYPE_CHECKING:
@@ -151,7 +159,7 @@ def _show(done: Imported) -> None:
     written = done.written
     show_facts(
         written.bank,
-        f"{count_text(written.features, 'feature')} written ({bytes_text(written.bytes_written)})",
+        written_text(written.features, written.bytes_written),
         some(written.already_done, "already there"),
         some(len(done.left_out), "left out"),
         some(written.remaining, "left to do"),

@@ -72,7 +72,7 @@ def _parts(bank: Bank, dataset: Dataset, count: int) -> list[dict[str, Any]]:
     for index in range(count):
         part = Partition(index, count)
         keys = [sample.key for sample in share_of(dataset.samples, part, bank.manifest)]
-        done, failed = (sum(key in some for key in keys) for some in (bank, bank.failures))
+        done, failed = (sum(key in held for key in keys) for held in (bank, bank.failures))
         left = len(keys) - done - failed
         parts.append({"partition": str(part), "listed": len(keys), "done": done, "failed": failed, "left": left})
     return parts
