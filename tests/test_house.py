@@ -21,11 +21,14 @@ def imports(node: ast.AST) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
-        if isinstance(child, ast.ImportFrom) and child.module:
+        if isinstance(child, ast.ImportFrom):
+            assert not child.level, "a relative import does not name its room"
             names = [f"{child.module}.{each.name}" for each in child.names]
             yield from (name if name in MODULES else child.module for name in names)
         elif isinstance(child, ast.Import):
             yield from (each.name for each in child.names)
+        elif isinstance(child, ast.Call) and ast.unparse(child.func).endswith("import_module"):
+            yield from (each.value for each in ast.walk(child) if isinstance(each, ast.Constant))
         yield from imports(child)
 
 
