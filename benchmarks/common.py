@@ -26,7 +26,6 @@ from patchbank.bank.payload import Feature
 from patchbank.bench.machine import machine
 from patchbank.datasets import Dataset
 from patchbank.encoders.base import EncoderSpec
-from patchbank.encoders.openai.random import random_spec
 from patchbank.encoders.openai.registry import Model
 from patchbank.encoders.openai.untrained import write_untrained
 from patchbank.extraction.devices import Devices
@@ -102,7 +101,7 @@ def manifest_of(config: ExtractConfig, dataset: str = "folder", split: str | Non
     """The manifest of a configuration's bank with random weights, made on the CPU in batches of 8."""
     assert config.layout is not None
     made = Dataset(dataset, split, Path(), ())
-    return describe(made, config.layout, config, Devices(("cpu",)), random_spec(config.model))
+    return describe(made, config.layout, config, Devices(("cpu",)), encoders.random(config))
 
 
 def feature(key: str, tokens: torch.Tensor, size: tuple[int, int]) -> Feature:

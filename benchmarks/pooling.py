@@ -14,8 +14,7 @@ from dataclasses import replace
 import torch
 
 from benchmarks.common import alternate, finish, parser, print_table, seconds_of
-from patchbank import pool_regions
-from patchbank.encoders.openai.random import random_spec
+from patchbank import ExtractConfig, encoders, pool_regions
 from patchbank.features import GRID
 
 
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     command.add_argument("--rounds", type=int, default=200)
     options = command.parse_args(arguments)
-    spec, threads = random_spec("ViT-B/16"), torch.get_num_threads()
+    spec, threads = encoders.random(ExtractConfig()), torch.get_num_threads()
     transforms = [replace(spec.input, resize="squash").transform((640, 480))] * options.images
     tokens = torch.randn(options.images, *spec.outputs[GRID].shape, device=options.device)
     corners = torch.rand(options.images, options.boxes, 2, 2).sort(dim=2).values * torch.tensor([640, 480])

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from benchmarks.common import finish, parser, print_table
-from patchbank import union_boxes
+from patchbank import ExtractConfig, encoders, union_boxes
 from patchbank.datasets.hoi_files import read_hoi
-from patchbank.encoders.openai.random import random_spec
 
 _WHOLE = 1 - 1e-6
 
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("file", type=Path)
     command.add_argument("--model", default="ViT-B/16")
     options = command.parse_args(arguments)
-    taken, pairs = random_spec(options.model).input, read_hoi(options.file)
+    taken, pairs = encoders.random(ExtractConfig(model=options.model)).input, read_hoi(options.file)
     lost: list[float] = []
     visible: dict[str, list[torch.Tensor]] = {"human": [], "object": [], "union": []}
     for key, size in pairs.sizes.items():

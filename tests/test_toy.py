@@ -294,3 +294,13 @@ def test_the_commands_take_its_name(
     write_sample(tmp_path / "root")
     patchbank("extract", "hicodet", "--root", tmp_path / "root", "--split", "train", *options, check=0)
     assert len(open_bank(tmp_path / "root/hicodet_pkl_files/toy-small_img_hicodet_train")) == 7
+    found = patchbank("doctor", "--root", tmp_path / "root", *options, "--json", check=0)
+    findings = {each["what"]: each["data"] for each in json.loads(found.stdout)["findings"]}
+    assert findings["toy-small_img_hicodet_train"]["done"] == 7
+
+
+def test_it_is_measured(dataset: Dataset) -> None:
+    options = ("--model", "toy/small", "--images", dataset.images, "--limit", 2, "--device", "cpu", "--json")
+    measures = json.loads(patchbank("bench", *options, check=0).stdout)["measures"]
+    assert {each["stage"] for each in measures} == {"decode", "encode", "write", "read", "end to end"}
+    assert all(each["limit"] is None for each in measures)  # it does not count its products

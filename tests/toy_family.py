@@ -21,6 +21,11 @@ def spec(config: Any, root: object, *, rounding: bool) -> ToySpec:
     return ToySpec(config.model)
 
 
+def random(config: Any) -> ToySpec:
+    """Its weights are random as it is."""
+    return ToySpec(config.model)
+
+
 @dataclass(frozen=True)
 class ToySpec:
     """The specification, before the weights are made."""
@@ -33,7 +38,8 @@ class ToySpec:
         GRID: Output(shape=(15, 6), block=1, norm="norm"),
         CLS: Output(shape=(4,), block=1, norm="norm", projection="head"),
     }
-    weights: ClassVar[str | None] = None
+    weights: ClassVar[str | None] = "a seed"
+    sources: ClassVar[Sequence[str]] = ()
     untrained: ClassVar[bool] = True
     products: ClassVar[Sequence[Product]] = ()
     sample_bytes: ClassVar[int] = 0

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from patchbank import ExtractConfig, Runner, extract, load_dataset, load_encoder, open_bank
+from patchbank import ExtractConfig, Runner, encoders, extract, load_dataset, load_encoder, open_bank
 from patchbank.config import Partition, Precision
 from patchbank.encoders import compiling
 from patchbank.encoders import runner as runner_module
@@ -25,7 +25,6 @@ from patchbank.encoders.device import auto_batch_size, resolve_device, resolve_d
 from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai import tower as vit
 from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
-from patchbank.encoders.openai.random import random_spec
 from patchbank.encoders.openai.registry import MODELS
 from patchbank.encoders.packed import Linear
 from patchbank.errors import ConfigError, PatchbankError
@@ -195,7 +194,7 @@ def test_bfloat16_without_instructions_for_it_is_noted(tiny_weights: Path, monke
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_residual_stream_is_float32(precision: Precision) -> None:
-    runner = Runner(random_spec("tiny", precision), CPU)
+    runner = Runner(encoders.random(ExtractConfig(model="tiny", precision=precision)), CPU)
     seen: list[torch.dtype] = []
     for block in runner.encoder.tower.blocks:  # type: ignore[attr-defined]
         block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))

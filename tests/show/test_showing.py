@@ -96,7 +96,7 @@ def test_each_text_has_its_own_map_on_one_scale(
     extract(load_dataset("hicodet", root, "train"), tmp_path / "bank", tiny_config)
     bank = open_bank(tmp_path / "bank")
     features = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 32)).astype(np.float32))
-    monkeypatch.setattr(showing, "encode_texts", lambda checkpoint, texts, activation: features[: len(texts)])
+    monkeypatch.setattr("patchbank.encoders.encode_texts", lambda spec, texts: features[: len(texts)])
     texts = ["a cat", "a\x07dog"]
     first, second = showing.to_texts(bank, next(iter(bank)), TOKENS, texts, None, tiny_config.weights, None)
     for found, feature in ((first, features[0]), (second, features[1])):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from patchbank import encoders
 from patchbank.bank.manifest import library_versions
 from patchbank.bench import stages
 from patchbank.bench.limit import Limit, product_rate
@@ -18,7 +19,6 @@ from patchbank.bench.stages import Measure
 from patchbank.config import ExtractConfig, Precision
 from patchbank.datasets import Dataset
 from patchbank.encoders.device import has_bfloat16, resolve_device
-from patchbank.encoders.openai.random import random_spec
 from patchbank.extraction.advice import auto_workers
 
 _PRODUCTS = 64  # largest batch for measuring products: larger ones are no faster, and need much memory
@@ -88,7 +88,7 @@ def run(dataset: Dataset, config: ExtractConfig, place: Path, now: Callable[[str
     Raises PatchbankError if there is no such device, or no image can be decoded.
     """
     device = resolve_device(config.device, config.precision)
-    spec = random_spec(config.model, config.precision)
+    spec = encoders.random(config)
     workers = config.workers or auto_workers()
     measures: list[Measure] = []
     for how in ("exact", "fast"):
@@ -101,10 +101,13 @@ def run(dataset: Dataset, config: ExtractConfig, place: Path, now: Callable[[str
     best = sizes[0], 0.0
     for precision in dict.fromkeys((*_precisions(device), config.precision)):
         now(f"matrix products, {precision}")
-        each = random_spec(config.model, precision)
-        limit = limits[precision] = product_rate(each, precision, device, min(sizes[-1], _PRODUCTS))
+        each = encoders.random(replace(config, precision=precision))
+        limit = None
+        if each.products:
+            limits[precision] = product_rate(each, precision, device, min(sizes[-1], _PRODUCTS))
+            limit = limits[precision].images_per_second
         now(f"encoding, {precision}")
-        encoded = list(stages.encode(each, device, sizes, limit.images_per_second, config.compile == "on"))
+        encoded = list(stages.encode(each, device, sizes, limit, config.compile == "on"))
         measures += [measure for _, measure in encoded]
         if precision == config.precision:
             fastest = max((measure.rate for _, measure in encoded), default=0.0)

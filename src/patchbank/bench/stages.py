@@ -68,7 +68,7 @@ def decode(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, how: Deco
 
 
 def encode(
-    spec: EncoderSpec, device: torch.device, batch_sizes: list[int], limit: float, compiled: bool
+    spec: EncoderSpec, device: torch.device, batch_sizes: list[int], limit: float | None, compiled: bool
 ) -> Iterator[tuple[int, Measure]]:
     """(batch size, images encoded per second), from the smallest on; ends when the device is out of memory."""
     for batch_size in batch_sizes:

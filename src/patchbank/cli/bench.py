@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from patchbank import encoders
 from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
 from patchbank.cli.console import busy, plain_table, say, show_json, show_note, stderr, stdout
 from patchbank.cli.options import DEFAULTS
 from patchbank.cli.signals import exit_on_signal
 from patchbank.config import ExtractConfig, as_path, check_dtype, option
-from patchbank.encoders.openai.registry import get_model
 from patchbank.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def bench(
 
     patchbank bench --model ViT-L/14@336px --images DIR
     """
-    get_model(model)
+    encoders.check_model(model)
     limit, config = config.limit, replace(config, model=model, limit=None)
     check_dtype(config.layout or "", config.dtype)
     if not out.is_dir():

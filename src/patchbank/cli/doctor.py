@@ -13,7 +13,7 @@ from patchbank.cli.console import busy, count_text, say, show_json, stdout
 from patchbank.cli.listing import ListingOptions
 from patchbank.cli.options import RunOptions
 from patchbank.config import ExtractConfig, check_dtype, option
-from patchbank.encoders.openai.registry import EZHOI_MODELS
+from patchbank.encoders import EZHOI_MODELS
 from patchbank.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from patchbank.cli.options import DEFAULTS, RunOptions
 from patchbank.cli.progress import CountProgress, DownloadProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import WHOLE, ExtractConfig, option
-from patchbank.encoders.openai.registry import EZHOI_MODELS
+from patchbank.encoders import EZHOI_MODELS
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text, free_bytes
 from patchbank.locations import is_remote, locate
@@ -160,14 +160,11 @@ def _parquet(
 def _run_one(run: RunOptions, config: ExtractConfig, out: Path, kind: str, place: Any, **details: Any) -> None:
     """Load a data set of one bank, and make the bank. Raises ConfigError on several models."""
     from patchbank.datasets import load_dataset
-    from patchbank.encoders.openai.checkpoints import CHECKPOINTS
 
     models = run.models(config, [DEFAULTS.model])
     if len(models) != 1:
         raise ConfigError("This command writes one bank; pass --model once.")
     config = replace(config, model=models[0])
-    if config.checkpoints is None and CHECKPOINTS.is_dir():  # in an EZ-HOI checkout
-        config = replace(config, checkpoints=CHECKPOINTS)
     with busy("Looking for the images"):
         dataset = load_dataset(kind, place, **details)
     run_jobs([(dataset, out, config)], run)

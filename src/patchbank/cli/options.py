@@ -12,7 +12,6 @@ import typer
 
 from patchbank import encoders
 from patchbank.config import ExtractConfig, Option, checked, choices, flag, option
-from patchbank.encoders.openai.registry import MODELS
 from patchbank.errors import ConfigError
 from patchbank.locations import locate
 
@@ -30,7 +29,7 @@ JSON = option(False, "Print the result as JSON.")
 class RunOptions:
     """The options of a run beside the configuration of its banks."""
 
-    model: list[str] | None = option(None, f"{', '.join(MODELS)}; repeatable for hicodet and vcoco.", "Model")
+    model: list[str] | None = option(None, f"{', '.join(encoders.names())}; repeatable for hicodet and vcoco.", "Model")
     dry_run: bool = option(False, "Print what would be done, and stop.")
     report: bool = option(False, "Write a page about each bank beside it, as `patchbank report` does.")
     json: bool = JSON

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from patchbank import encoders
 from patchbank.bank.parts import third_party
 from patchbank.bank.pickles import bank_directory, bank_name, pickle_name, pickles_in
 from patchbank.bank.pickling import pickle_bytes
@@ -19,9 +20,11 @@ from patchbank.config import ExtractConfig
 from patchbank.datasets import SPLITS, Dataset
 from patchbank.doctor import checks
 from patchbank.doctor.checks import Finding, Level, extract_command, refusal, run, shell
-from patchbank.encoders.openai.registry import EZHOI_MODELS, Model, get_model
+from patchbank.encoders import EZHOI_MODELS
+from patchbank.encoders.base import EncoderSpec
 from patchbank.errors import PatchbankError
 from patchbank.extraction.plan import ExtractPlan, make_plan
+from patchbank.features import GRID
 from patchbank.files import bytes_text
 
 __all__ = ["Finding", "Level", "Report", "examine"]
@@ -74,9 +77,9 @@ def examine(
         ConfigError: an unknown model.
     """
     config = config or ExtractConfig()
-    chosen = [get_model(name) for name in dict.fromkeys(models)]
+    chosen = [encoders.random(replace(config, model=name)) for name in dict.fromkeys(models)]
     data, datasets = checks.check_data(root)
-    checkpoints = [checks.check_checkpoint(root, model, config) for model in chosen]
+    checkpoints = [checks.check_weights(root, model.name, config) for model in chosen]
     device = checks.check_device(chosen, config)
     known = {each.text: each.what for each in (*checkpoints, device) if each.level == "problem"}
     outcomes = [_plan(root, dataset, model, config, known) for dataset in datasets for model in chosen]
@@ -97,14 +100,14 @@ def examine(
 
 
 def _plan(
-    root: Path, dataset: Dataset, model: Model, config: ExtractConfig, known: dict[str, str]
+    root: Path, dataset: Dataset, model: EncoderSpec, config: ExtractConfig, known: dict[str, str]
 ) -> ExtractPlan | Finding:
     """The plan of one bank, or the finding that explains why there is none.
 
     `known`: a problem's text -> the thing with the problem. A bank with a known problem refers to it.
     """
     out = bank_directory(root, dataset.name, config.layout or "ezhoi")
-    out /= bank_name(model.bank_prefix, dataset.name, dataset.split or "")
+    out /= bank_name(encoders.bank_prefix(model.name), dataset.name, dataset.split or "")
     try:
         if not config.overwrite and third_party(out):
             return _third_party(out, dataset, model, dict(pickles_in(out)))
@@ -153,11 +156,11 @@ def _bank(root: Path, plan: ExtractPlan, config: ExtractConfig, speeds: Mapping[
     )
 
 
-def _third_party(out: Path, dataset: Dataset, model: Model, pickles: Mapping[str, int]) -> Finding:
+def _third_party(out: Path, dataset: Dataset, model: EncoderSpec, pickles: Mapping[str, int]) -> Finding:
     """A directory of pickles without a bank; `pickles`: name -> size in bytes."""
     names = [pickle_name(sample.key) for sample in dataset.samples]
     done = sum(name in pickles for name in names)
-    usual = pickle_bytes((model.tokens, model.output_dim), torch.float32)
+    usual = pickle_bytes(model.outputs[GRID].shape, torch.float32)
     odd = sorted(name for name, size in pickles.items() if not _USUAL[0] * usual < size < _USUAL[1] * usual)
     text = f"{done:,} of {len(names):,} features, third-party: pickles without a bank. `extract` does not continue it."
     if odd:
@@ -175,7 +178,9 @@ def _third_party(out: Path, dataset: Dataset, model: Model, pickles: Mapping[str
     )
 
 
-def _commands(root: Path, plans: Sequence[ExtractPlan], config: ExtractConfig, models: Sequence[Model]) -> list[str]:
+def _commands(
+    root: Path, plans: Sequence[ExtractPlan], config: ExtractConfig, models: Sequence[EncoderSpec]
+) -> list[str]:
     """One command per data set, or one per bank if some of its banks have no plan."""
     commands: list[str] = []
     for name in SPLITS:

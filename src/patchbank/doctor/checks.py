@@ -27,10 +27,8 @@ from patchbank.budget import ByteBudget
 from patchbank.config import ExtractConfig
 from patchbank.datasets import ANNOTATIONS, SPLITS, Dataset, Sample, load_dataset
 from patchbank.datasets.samples import Decoded, Failure
+from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.device import auto_batch_size
-from patchbank.encoders.openai.checkpoints import CHECKPOINTS, places
-from patchbank.encoders.openai.random import random_spec
-from patchbank.encoders.openai.registry import Model
 from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError, PatchbankError, first_line
 from patchbank.extraction.advice import auto_workers
@@ -200,23 +198,28 @@ def _elsewhere(root: Path, missing: Sequence[str]) -> list[tuple[Path, str]]:
     return best
 
 
-def check_checkpoint(root: Path, model: Model, config: ExtractConfig) -> Finding:
+def check_weights(root: Path, model: str, config: ExtractConfig) -> Finding:
     """Where a model's weights are, or how to get them."""
-    checkpoints = config.checkpoints or root / CHECKPOINTS
-    looked = places(model, checkpoints)
     try:
-        if finding := denied(model.name, config.weights or looked[0]):
+        if config.weights and (finding := denied(model, config.weights)):
             return finding
-        found = encoders.find(replace(config, model=model.name), root).weights
+        spec = encoders.find(replace(config, model=model), root)
     except (PatchbankError, OSError) as error:
-        return refusal(model.name, error)
-    if found:
-        kind = "your own" if config.weights else "OpenAI's, SHA-256 checked"
-        text = f"{found}, {kind} ({bytes_text(Path(found).stat().st_size)})."
-        return Finding(model.name, "ok", text, data={"path": found})
-    text = f"none of {', '.join(map(str, looked))}." + (" `extract` downloads it." if model.url else "")
-    fix = f"Without a network, put {model.url} at {looked[0]}." if model.url else "Give one with --weights."
-    return Finding(model.name, "note" if model.url else "problem", text, fix=fix)
+        return refusal(model, error)
+    if found := spec.weights:
+        publisher = encoders.official_weights(spec.identity)
+        kind = f", {publisher}, SHA-256 checked" if publisher else ", your own" if config.weights else ""
+        size = f" ({bytes_text(Path(found).stat().st_size)})" if Path(found).is_file() else ""
+        return Finding(model, "ok", f"{found}{kind}{size}.", data={"path": found})
+    urls = [source for source in spec.sources if "://" in source]
+    paths = [source for source in spec.sources if source not in urls]
+    if paths and (finding := denied(model, Path(paths[0]))):
+        return finding
+    text = f"none of {', '.join(paths)}." if paths else "not on this machine."
+    if not urls:
+        return Finding(model, "problem", text, fix="Give one with --weights.")
+    fix = f"Without a network, put {urls[0]} at {paths[0]}." if paths else None
+    return Finding(model, "note", f"{text} `extract` downloads it.", fix=fix)
 
 
 def check_clip(root: Path) -> Finding:
@@ -268,7 +271,7 @@ def check_disks(plans: Sequence[ExtractPlan]) -> list[Finding]:
     return findings
 
 
-def check_device(models: Sequence[Model], config: ExtractConfig) -> Finding:
+def check_device(models: Sequence[EncoderSpec], config: ExtractConfig) -> Finding:
     """The devices that an extraction computes on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of old drivers: the text below says that it sees no GPU
@@ -277,7 +280,7 @@ def check_device(models: Sequence[Model], config: ExtractConfig) -> Finding:
         except PatchbankError as error:
             return refusal("device", error)
     first, workers = devices.first, config.workers or auto_workers()
-    batches = {model.name: config.batch_size or auto_batch_size(model.grid, first) for model in models}
+    batches = {model.name: config.batch_size or auto_batch_size(model.input.grid, first) for model in models}
     kind = torch.cuda.get_device_name(first) if first.type == "cuda" else f"{torch.get_num_threads()} threads"
     text = (
         f"torch {torch.__version__} on {', '.join(devices.names)} ({kind}), {config.precision}, batch size "
@@ -349,7 +352,7 @@ def _encode(plan: ExtractPlan) -> tuple[int, list[float]]:
     The weights are random: no checkpoint is needed. Raises RuntimeError if memory is short.
     """
     device, batch_size = plan.devices.first, plan.manifest.batch_size
-    runner = Runner(random_spec(plan.encoder.name, plan.config.precision), device, batch_size=batch_size)
+    runner = Runner(encoders.random(plan.config), device, batch_size=batch_size)
 
     def one_pass(images: int) -> float:
         pixels = torch.randint(0, 256, (images, *plan.manifest.input.size, 3), dtype=torch.uint8)

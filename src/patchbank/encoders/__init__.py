@@ -1,21 +1,34 @@
 """Encoders: frozen vision transformers.
 
-A model's name selects its family; families other than OpenAI's are imported on demand.
+A model's name selects its family, a module with these functions:
+
+- ``spec(config, root, *, rounding)``: as `find`;
+- ``random(config)``: as `random`;
+- ``encode_texts(spec, texts)``: as `encode_texts`, if its models have a text tower.
+
+Families other than OpenAI's are imported on demand.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from patchbank.config import ExtractConfig
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.openai.registry import MODELS, get_model
+from patchbank.errors import ConfigError
 from patchbank.features import Identity
 
-# The prefix of a model's name, up to the first slash -> the module with the family's `spec`. Names without such a
-# prefix are OpenAI's.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EZHOI_MODELS = ("ViT-B/16", "ViT-L/14@336px")  # what EZ-HOI's scripts extract
+
+# The prefix of a model's name, up to the first slash -> the family's module. Names without such a prefix are OpenAI's.
 FAMILIES: dict[str, str] = {}
 
 
@@ -31,9 +44,36 @@ def find(config: ExtractConfig, root: Path | None = None, *, rounding: bool = Fa
         ConfigError: the model is unknown.
         WeightsError: its weights are missing, damaged or another model's.
     """
-    family = import_module(FAMILIES.get(config.model.partition("/")[0], "patchbank.encoders.openai"))
-    found: EncoderSpec = family.spec(config, root, rounding=rounding or config.round_weights)
+    found: EncoderSpec = _family(config.model).spec(config, root, rounding=rounding or config.round_weights)
     return found
+
+
+def random(config: ExtractConfig) -> EncoderSpec:
+    """The encoder of a configuration with random weights, as large and as slow as the real one.
+
+    Raises ConfigError if the model is unknown.
+    """
+    found: EncoderSpec = _family(config.model).random(config)
+    return found
+
+
+def encode_texts(spec: EncoderSpec, texts: Sequence[str]) -> Tensor:
+    """Texts in the space of an encoder's outputs: (T, D) float32 on the CPU, not normalised to unit length.
+
+    Raises:
+        ConfigError: the model has no text tower, a text is empty or too long, or a package is missing.
+        WeightsError: the weights cannot be read, or hold no text tower.
+    """
+    encode = getattr(_family(spec.name), "encode_texts", None)
+    if encode is None:
+        raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {spec.name} has none.")
+    features: Tensor = encode(spec, texts)
+    return features
+
+
+def names() -> list[str]:
+    """The models whose names need no prefix."""
+    return list(MODELS)
 
 
 def check_model(name: str) -> None:
@@ -55,3 +95,7 @@ def bank_prefix(name: str) -> str:
 def official_weights(identity: Identity) -> str | None:
     """The publisher of official weights (``OpenAI's``); None if the weights are not known to be official."""
     return "OpenAI's" if identity.get("weights") in {model.sha256 for model in MODELS.values()} else None
+
+
+def _family(name: str) -> Any:
+    return import_module(FAMILIES.get(name.partition("/")[0], "patchbank.encoders.openai"))

@@ -72,6 +72,7 @@ class EncoderSpec(Protocol):
         name: the model's, as ``--model`` takes it.
         input, outputs, identity: the encoder's.
         weights: their location, for people; None if they have to be downloaded first.
+        sources: the paths and URLs where they are looked for, in order.
         untrained: whether the weights are known to be random numbers.
         products: the matrix products of one sample's forward pass; empty if a family does not count them.
         sample_bytes: memory that a forward pass takes per sample; 0 if a family does not say.
@@ -87,6 +88,8 @@ class EncoderSpec(Protocol):
     def identity(self) -> Identity: ...
     @property
     def weights(self) -> str | None: ...
+    @property
+    def sources(self) -> Sequence[str]: ...
     @property
     def untrained(self) -> bool: ...
     @property

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from patchbank import encoders
 from patchbank.bank.reader import Bank
 from patchbank.boxes import union_boxes
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Dataset, Sample
 from patchbank.datasets.sources import Directory
-from patchbank.encoders.openai.text import encode_texts
 from patchbank.errors import ConfigError, DatasetError
 from patchbank.extraction.recompute import spec_of
 from patchbank.pool import pool_regions
@@ -127,14 +127,11 @@ def to_texts(
 ) -> list[Map]:
     """Similarities to texts.
 
-    Raises as `encode_texts` does; ConfigError if the model has no text tower, WeightsError on other weights than the
-    bank's.
+    Raises as `encoders.encode_texts` does; WeightsError on other weights than the bank's.
     """
-    if bank.manifest.identity.get("family", "openai") != "openai":
-        raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {bank.manifest.model} has none.")
     config = ExtractConfig(weights=weights, checkpoints=checkpoints)
-    spec = spec_of(bank.manifest, config, data.root if data else None).obtain()
-    features = encode_texts(Path(spec.weights or ""), texts, spec.identity["activation"])
+    spec = spec_of(bank.manifest, config, data.root if data else None)
+    features = encoders.encode_texts(spec, texts)
     every = [similarities(tokens, feature) for feature in features.numpy()]
     shown = np.stack(every)[:, bank.transform(key).valid.flatten()]
     finite = shown[np.isfinite(shown)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,8 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAIS
     )
 
     model = get_model(config.model)
-    checkpoints = config.checkpoints or (root / CHECKPOINTS if root is not None else None)
+    here = CHECKPOINTS if CHECKPOINTS.is_dir() else None  # in an EZ-HOI checkout
+    checkpoints = config.checkpoints or (here if root is None else root / CHECKPOINTS)
     checkpoint = find_checkpoint(model, config.weights, checkpoints)
     if checkpoint is not None:
         checkpoint = replace(checkpoint, path=checkpoint.path.absolute())
@@ -42,6 +44,20 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAIS
     parameters = load_visual(model, checkpoint, rounding=rounding)
     halves = rounding or holds_halves(parameters)
     return replace(found, activation=resolve_activation(checkpoint, config.activation), halves=halves)
+
+
+def random(config: ExtractConfig) -> RandomSpec:
+    """A model with random weights. Raises ConfigError if it is unknown."""
+    return RandomSpec(get_model(config.model), config.precision)
+
+
+def encode_texts(spec: OpenAISpec, texts: Sequence[str]) -> Tensor:
+    """Texts in the joint space. Raises as `encoders.encode_texts` does."""
+    from patchbank.encoders.openai import text
+
+    found = spec.obtain()
+    assert found.checkpoint is not None
+    return text.encode_texts(found.checkpoint.path, texts, found.activation)
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,15 @@ class OpenAISpec:
         return str(self.checkpoint.path) if self.checkpoint else None
 
     @property
+    def sources(self) -> Sequence[str]:
+        """The checkpoint's path, or those of the official file and its URL."""
+        from patchbank.encoders.openai.checkpoints import places
+
+        if self.checkpoint is not None:
+            return [str(self.checkpoint.path)]
+        return [*map(str, places(self.model, self.checkpoints)), *filter(None, [self.model.url])]
+
+    @property
     def untrained(self) -> bool:
         """Whether the checkpoint says that its weights are random numbers."""
         from patchbank.encoders.openai.untrained import is_untrained
@@ -148,6 +173,37 @@ class OpenAISpec:
         return OpenAIEncoder(
             found, load_visual(self.model, found.checkpoint, rounding=self.rounding), device, batch_size
         )
+
+
+@dataclass(frozen=True)
+class RandomSpec(OpenAISpec):
+    """One of the models, with the same random numbers in every layer."""
+
+    @property
+    def identity(self) -> Identity:
+        """The model's, with other weights."""
+        return {**super().identity, "weights": "random numbers"}
+
+    @property
+    def untrained(self) -> bool:
+        """Always."""
+        return True
+
+    def obtain(self, progress: Progress | None = None) -> RandomSpec:
+        """The same: `load` makes the weights."""
+        return self
+
+    def load(self, device: torch.device, batch_size: int) -> OpenAIEncoder:
+        """The encoder of a real run."""
+        import torch
+
+        from patchbank.encoders.openai.shapes import expected_shapes
+
+        values: dict[str, Tensor] = {}
+        for name, shape in expected_shapes(self.model).items():
+            one = re.sub(r"resblocks\.\d+\.", "resblocks.0.", name)
+            values[name] = values[one] if one in values else 0.02 * torch.randn(shape)
+        return OpenAIEncoder(self, values, device, batch_size)
 
 
 class OpenAIEncoder:

@@ -96,9 +96,6 @@ MODELS: dict[str, Model] = {
     )
 }
 
-# What EZ-HOI's scripts extract: ViT-B/16 and ViT-L/14@336px.
-EZHOI_MODELS = ("ViT-B/16", "ViT-L/14@336px")
-
 
 def get_model(name: str) -> Model:
     """The model of this name. Raises ConfigError, which lists all models, if it is unknown."""
