@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from dataclasses import replace
@@ -25,7 +27,7 @@ from patchbank.encoders.openai.registry import MEAN, STD
 from patchbank.errors import first_line
 from patchbank.features import Input
 from patchbank.preprocess import load, preprocess
-from tests.support import every_kind, photograph, sample
+from tests.support import REPOSITORY, every_kind, photograph, sample
 
 BUDGET = ByteBudget(1 << 30)
 
@@ -176,6 +178,41 @@ def test_a_picture_is_decoded_within_the_budget(tmp_path: Path) -> None:
     assert isinstance(load(sample("coffee.png", tmp_path), CLIP, budget), Decoded)
     assert held == [8 * (600 * 400 + 336 * 224)]
     assert budget.acquire(1 << 30) == 1 << 30  # all of it was given back
+
+
+_DECODE_MANY = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from patchbank.budget import ByteBudget, keep_freed_memory
+from patchbank.datasets.samples import Decoded
+from patchbank.preprocess import load
+from tests.test_preprocess import CLIP, sample
+
+place, threads, keep = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "command"
+if keep:
+    keep_freed_memory()
+names = sorted(path.name for path in place.iterdir())
+load(sample("small.jpg", place), CLIP, ByteBudget(1))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+budget = ByteBudget(256 << 20)
+with ThreadPoolExecutor(threads) as pool:
+    found = list(pool.map(lambda name: load(sample(name, place), CLIP, budget), names * (2 * threads)))
+assert all(isinstance(each, Decoded) for each in found)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library is not GNU's")
+@pytest.mark.parametrize("threads", [2, 8])
+@pytest.mark.parametrize("kind", ["library", "command"])
+def test_the_process_holds_no_more_than_the_budget(tmp_path: Path, threads: int, kind: str) -> None:
+    for name, side in (("large", 5000), ("middle", 2500), ("small", 700)):
+        Image.new("RGB", (side, side), (90, 120, 30)).save(tmp_path / f"{name}.jpg")
+    command = [sys.executable, "-c", _DECODE_MANY, str(tmp_path), str(threads), kind]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) * 1024 < 1.25 * (256 << 20)
 
 
 def test_reasons_hold_no_addresses_and_one_line() -> None:

@@ -10,12 +10,16 @@ import threading
 from collections.abc import Iterator
 
 
+_LARGE = 8 << 20  # bytes of a block from which on it is worth returning to the system
+
+
 class ByteBudget:
     """A number of bytes that threads may hold together."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._held = 0
+        self._freed = 0
         self._changed = threading.Condition()
 
     def acquire(self, size: int) -> int:
@@ -37,11 +41,21 @@ class ByteBudget:
 
     @contextlib.contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Hold `size` bytes within the block."""
+        """Hold `size` bytes within the block, which frees all of them.
+
+        The C library keeps what a thread has freed for that thread alone. So the memory of large blocks returns to the
+        system, whenever a quarter of the budget has been freed.
+        """
         held = self.acquire(size)
         try:
             yield
         finally:
+            with self._changed:
+                self._freed += held if held >= _LARGE else 0
+                full = self._freed >= self._capacity // 4
+                self._freed = 0 if full else self._freed
+            if full:
+                return_freed_memory()
             self.release(held)
 
 
@@ -66,9 +80,16 @@ def keep_freed_memory() -> None:
     Otherwise the C library returns large blocks to the system, and every batch requests them again, page by page, while
     the encoder waits on the CPU. Does nothing if the C library is not GNU's.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for setting in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: see mallopt(3)
-            mallopt(setting, 1 << 30)
+    for setting in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: see mallopt(3)
+        _glibc("mallopt", setting, 1 << 30)
+
+
+def return_freed_memory() -> None:
+    """Return this process's freed memory to the system, if the C library is GNU's."""
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *values: int) -> None:
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(AttributeError, OSError):
+            getattr(ctypes.CDLL(None), function)(*values)

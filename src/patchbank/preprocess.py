@@ -38,7 +38,10 @@ def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure
             # The picture and its resized form, at four bytes a pixel, and as much again in decoder and resizer.
             bytes_a_pixel = 12 if wanted.decoder == "fast" else 8
             with budget.reserve(bytes_a_pixel * (width * height + resized[0] * resized[1])):
-                return Decoded(sample.key, preprocess(image, wanted), size)
+                try:
+                    return Decoded(sample.key, preprocess(image, wanted), size)
+                finally:
+                    image.close()  # frees the picture
     except FileNotFoundError:
         sample.source.require()
         return Failure(sample.key, "missing: there is no such file")
