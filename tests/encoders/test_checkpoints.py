@@ -32,7 +32,8 @@ from patchbank.encoders.openai.checkpoints import (
 from patchbank.encoders.openai.registry import MODELS, Model
 from patchbank.encoders.openai.untrained import untrained_state, write_untrained
 from patchbank.errors import ConfigError, WeightsError
-from tests.support import TINY, TINY_VOCABULARY, patchbank, photographs
+from patchbank.extraction.recompute import spec_of
+from tests.support import TINY, TINY_VOCABULARY, patchbank, photographs, tiny_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +145,10 @@ def test_an_activation_without_weights() -> None:
     with pytest.raises(ConfigError, match=r"--activation gelu.*QuickGELU.*--weights"):
         find(ExtractConfig(model="tiny", activation="gelu"))
     assert find(ExtractConfig(model="tiny", activation="quickgelu")).identity["activation"] == "quickgelu"
+    bank = tiny_manifest()
+    bank = replace(bank, identity={**bank.identity, "activation": "gelu", "weights": "1" * 64})
+    with pytest.raises(WeightsError, match=r"made with other weights.*give the file with --weights"):
+        spec_of(bank, ExtractConfig(), None)
 
 
 def test_a_file_of_several_towers(tmp_path: Path, state: dict[str, Tensor]) -> None:
