@@ -12,16 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from patchbank.budget import ByteBudget
 from patchbank.config import ResizeMode
 from patchbank.datasets.samples import Decoded, Failure, Sample
 from patchbank.errors import first_line
 from patchbank.features import Input
-
-# Pillow does not open larger pictures; a resized one must not be larger either.
-MAX_PIXELS = 2 * int(Image.MAX_IMAGE_PIXELS or 89_478_485)
+from patchbank.images import MAX_PIXELS, open_image
 
 
 def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure:
@@ -30,7 +28,7 @@ def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure
     Raises DatasetError if the whole source of the images is gone.
     """
     try:
-        with Image.open(sample.source.content(sample)) as image:
+        with open_image(sample.source.content(sample)) as image:
             width, height = size = image.size
             resized = wanted.transform(size).resized
             if resized[0] * resized[1] > MAX_PIXELS:
@@ -45,17 +43,11 @@ def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure
     except FileNotFoundError:
         sample.source.require()
         return Failure(sample.key, "missing: there is no such file")
-    except UnidentifiedImageError:
-        return Failure(sample.key, "not an image that Pillow can identify")
-    except Image.DecompressionBombError:
-        return Failure(sample.key, f"too large: more than {MAX_PIXELS:,} pixels")
-    except MemoryError:
-        return Failure(sample.key, "out of memory while decoding")
     except OSError as error:
-        if error.errno is not None:  # the system's, not Pillow's
+        if error.errno is not None:  # the system's, not the image's
             sample.source.require()
         return Failure(sample.key, error.strerror or first_line(error))
-    except Exception as error:  # on damaged files, Pillow's plugins raise many kinds
+    except Exception as error:  # of a name that no file has, or a library that reads the source
         return Failure(sample.key, f"{type(error).__name__}: {first_line(error)}")
 
 

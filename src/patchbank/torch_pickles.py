@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from patchbank.unpickling import MOST_BYTES, MOST_INSTRUCTIONS, Function, Names, interpret, refusals
+from patchbank.unpickling import MOST_BYTES, MOST_INSTRUCTIONS, Function, Names, Opaque, interpret, refusals
 
 _MOST_DIMENSIONS = 8
 
@@ -71,6 +71,8 @@ def storage_of(identifier: Any) -> Storage:
     if type(identifier) is not tuple or len(identifier) not in (5, 6) or identifier[5:] not in ((), (None,)):
         raise ValueError("a storage of another form")
     kind, dtype, key, location, numel = identifier[:5]
+    if isinstance(dtype, Opaque):
+        raise ValueError(f"it holds a {dtype.name[:100]}, not numbers in float32, bfloat16 or float16")
     if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str or type(location) is not str:
         raise ValueError("a storage of another form or type")
     if type(numel) is not int or not 0 <= numel < 1 << 62 or location == "meta":

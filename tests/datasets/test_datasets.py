@@ -55,6 +55,8 @@ def test_structures_are_told_apart_whatever_the_file_is_called(tmp_path: Path, s
         ("{", "not valid JSON"),
         ("\udcff", "UTF-8"),
         ("[" * 100_000, "not valid JSON"),
+        ('[{"file_name": "a.jpg", "score": 1e999}]', "a number that is out of range"),
+        (f'[{{"file_name": "a.jpg", "id": {"7" * 5000}}}]', "a number that is out of range"),
         ("[]", "lists no images"),
         ("3", "another structure"),
         ('{"images": [], "info": 1}', "'images', 'info'"),

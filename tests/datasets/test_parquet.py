@@ -149,9 +149,14 @@ def test_wrong_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("names", "word"),
-    [(["../a.jpg", "b"], "not a plain path"), (["a", None], "row 1 has no name"), (["a", "a"], "rows 0 and 1 both")],
+    [
+        (["../a.jpg", "b"], "not a plain path"),
+        (["a", None], "row 1 has no name"),
+        (["a", "a"], "rows 0 and 1 both"),
+        (pyarrow.array([b"a", b"\xff"]).cast("string", safe=False), "name holds text that is not UTF-8"),
+    ],
 )
-def test_keys_that_cannot_be(tmp_path: Path, names: list[str | None], word: str) -> None:
+def test_keys_that_cannot_be(tmp_path: Path, names: list[str | None] | pyarrow.Array, word: str) -> None:
     with pytest.raises(DatasetError, match=word):
         load(write(tmp_path / "a.parquet", name=names, image=[b"x", b"y"]))
 

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchbank.config import Activation
+from patchbank.config import Activation, ExtractConfig
+from patchbank.encoders import find
 from patchbank.encoders.openai import checkpoints as weights
 from patchbank.encoders.openai.archive import Archive
 from patchbank.encoders.openai.checkpoints import (
@@ -30,8 +31,9 @@ from patchbank.encoders.openai.checkpoints import (
 )
 from patchbank.encoders.openai.registry import MODELS, Model
 from patchbank.encoders.openai.untrained import untrained_state, write_untrained
-from patchbank.errors import WeightsError
-from tests.support import TINY, TINY_VOCABULARY
+from patchbank.errors import ConfigError, WeightsError
+from patchbank.extraction.recompute import spec_of
+from tests.support import TINY, TINY_VOCABULARY, patchbank, photographs, tiny_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -102,18 +104,51 @@ def test_parameters_do_not_change_with_their_file(tmp_path: Path, state: dict[st
         (float("inf"), True, "visual.proj holds NaN or Inf"),
         (1e6, True, r"visual.proj does not fit into float16.*--round-weights"),
         (None, False, "visual.proj holds int32 numbers"),
+        (1e300, False, "visual.proj holds .* too large for float32"),
     ],
 )
 def test_numbers_that_no_trained_tower_has(
     tmp_path: Path, state: dict[str, Tensor], value: float | None, rounding: bool, word: str
 ) -> None:
-    proj = state["visual.proj"].float()
+    proj = state["visual.proj"].double()
     proj[3, 4] = value or 0
     torch.save(state | {"visual.proj": proj.int() if value is None else proj}, tmp_path / "state.pt")
     with pytest.raises(WeightsError, match=word):
         load_visual(TINY, tmp_path / "state.pt", rounding=rounding)
     if value == 1e6:
         assert load_visual(TINY, tmp_path / "state.pt", rounding=False)["proj"][3, 4] == 1e6
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "float8_e5m2", "complex64"])
+def test_numbers_that_are_no_weights(tmp_path: Path, state: dict[str, Tensor], dtype: str) -> None:
+    value = state["visual.proj"].to(getattr(torch, dtype))
+    save_file(state | {"visual.proj": value}, tmp_path / "state.safetensors")
+    with pytest.raises(WeightsError, match=rf"visual\.proj holds {dtype} numbers.*not quantised"):
+        load_visual(TINY, tmp_path / "state.safetensors")
+
+
+def test_weights_that_are_not_finite_are_refused_before_the_first_image(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
+    photographs(tmp_path / "images", 1)
+    proj = state["visual.proj"].clone()
+    proj[3, 4] = float("nan")
+    torch.save(state | {"visual.proj": proj}, tmp_path / "state.pt")
+    arguments = ("--model", "tiny", "--weights", tmp_path / "state.pt", "--activation", "gelu", "--out", tmp_path / "b")
+    done = patchbank("extract", "folder", tmp_path / "images", *arguments, check=2)
+    assert "visual.proj holds NaN or Inf" in " ".join(done.stderr.split())
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_activation_without_weights() -> None:
+    """OpenAI's own weights need QuickGELU: another one would be ignored."""
+    with pytest.raises(ConfigError, match=r"--activation gelu.*QuickGELU.*--weights"):
+        find(ExtractConfig(model="tiny", activation="gelu"))
+    assert find(ExtractConfig(model="tiny", activation="quickgelu")).identity["activation"] == "quickgelu"
+    bank = tiny_manifest()
+    bank = replace(bank, identity={**bank.identity, "activation": "gelu", "weights": "1" * 64})
+    with pytest.raises(WeightsError, match=r"made with other weights.*give the file with --weights"):
+        spec_of(bank, ExtractConfig(), None)
 
 
 def test_a_file_of_several_towers(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -127,10 +162,15 @@ def test_a_file_of_several_towers(tmp_path: Path, state: dict[str, Tensor]) -> N
 
 
 LAION = {  # as in open_clip's repositories on the Hugging Face Hub
-    "model_cfg": {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}},
+    "model_cfg": {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 64, "act_kwargs": {}},
+    },
     "preprocess_cfg": {
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
     },
 }
 
@@ -194,6 +234,17 @@ def test_open_clips_config_beside_the_weights_proves_it(
         ('{"model_cfg": {"quick_gelu": "yes", "vision_cfg": {}}}', "asks for quick_gelu yes"),
         ('{"model_cfg": {"vision_cfg": {"act_kwargs": {"approximate": "tanh"}}}}', "asks for act_kwargs.*tanh"),
         ('{"model_cfg": {"vision_cfg": {}}, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}', r"asks for mean \[0.5"),
+        ('{"model_cfg": {"vision_cfg": {}}, "preprocess_cfg": {"std": 0.5}}', "asks for std 0.5"),
+        (
+            '{"model_cfg": {"vision_cfg": {}}, "preprocess_cfg": {"interpolation": "bilinear"}}',
+            "interpolation bilinear",
+        ),
+        (
+            '{"model_cfg": {"vision_cfg": {}}, "preprocess_cfg": {"resize_mode": "squash"}}',
+            "asks for resize_mode squash",
+        ),
+        ('{"model_cfg": {"vision_cfg": {"head_width": 32, "pool_type": "avg"}}}', "head_width 32, pool_type avg"),
+        ('{"model_cfg": {"vision_cfg": {"global_average_pool": true}}}', "asks for global_average_pool True"),
     ],
 )
 def test_configs_that_ask_for_something_else(tmp_path: Path, state: dict[str, Tensor], text: str, word: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 
 import clip
@@ -52,8 +53,14 @@ def test_texts_that_cannot_be_encoded(
     torch.save(visual, tmp_path / "visual.pt")
     with pytest.raises(WeightsError, match="no text tower"):
         encode_texts(tmp_path / "visual.pt", ["a dog"])
-    with pytest.raises(WeightsError, match="no usable text tower"):
-        encode_texts(tiny_weights, ["a dog"])  # its vocabulary lacks the words
+    with pytest.raises(WeightsError, match=rf"vocabulary of {TINY_VOCABULARY:,} tokens, and CLIP's has 49,408"):
+        encode_texts(tiny_weights, ["a dog"])
+    state = untrained_state(TINY)
+    wrong = {"text_projection": torch.ones(3, 5), "ln_final.bias": torch.full((64,), torch.nan)}
+    for (name, value), word in zip(wrong.items(), ("no usable text tower", "NaN or Inf"), strict=True):
+        torch.save(state | {name: value}, tmp_path / "state.pt")
+        with pytest.raises(WeightsError, match=word):
+            encode_texts(tmp_path / "state.pt", ["a dog"])
     monkeypatch.setitem(sys.modules, "open_clip.model", None)
     with pytest.raises(ConfigError, match=r"patchbank\[show\]"):
         encode_texts(full, ["a dog"])
@@ -64,3 +71,8 @@ def test_untrained_weights_say_so(tiny_weights: Path, tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     (tmp_path / "text").write_text("no archive")
     assert not any(map(is_untrained, (tmp_path / "other.pt", tmp_path / "text", tmp_path / "none")))
+    with zipfile.ZipFile(tmp_path / "huge.pt", "w") as archive:
+        for number in range(150):
+            archive.writestr(f"x/{number:065000}", b"")  # a directory of 10 MB
+        archive.writestr("x/extra/patchbank-untrained", b"")
+    assert not is_untrained(tmp_path / "huge.pt")

@@ -135,7 +135,7 @@ def _confirmed(report: Report, wanted: Manifest, config: ExtractConfig, found: L
 
 def _sizes(found: Listing | None) -> SizeOf:
     """A function of a key that gives the image's size; None if the image cannot be read."""
-    from PIL import Image
+    from patchbank.images import open_image
 
     try:
         samples = {} if found is None else {each.key: each for each in found.load().samples}
@@ -145,7 +145,7 @@ def _sizes(found: Listing | None) -> SizeOf:
 
     def size_of(key: str) -> tuple[int, int] | None:
         try:
-            with Image.open((sample := samples[key]).source.content(sample)) as image:
+            with open_image((sample := samples[key]).source.content(sample)) as image:
                 return image.size
         except Exception:  # missing or damaged: decoders raise anything
             return None

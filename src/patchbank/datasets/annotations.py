@@ -71,3 +71,5 @@ def _read_json(path: Path) -> Any:
         raise DatasetError(
             f"The annotation file {path} is not valid JSON ({error}). Was its download cut short?"
         ) from error
+    except ValueError as error:
+        raise DatasetError(f"The annotation file {path} has a number that is out of range ({error}).") from error

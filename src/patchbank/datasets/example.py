@@ -89,15 +89,17 @@ def _load_photographs() -> dict[str, Image]:
         ) from error
     from PIL import Image
 
+    from patchbank.images import open_image
+
     directory = Path(data.__file__).parent
     photographs = {}
     for name in _PHOTOGRAPHS:
         path = next(directory.glob(f"{name}.*"), None) or next(directory.glob(f"{name}_left.*"))
-        photograph: Image.Image = Image.open(path)
-        if photograph.mode == "RGBA":  # the horse is a silhouette on nothing
-            white = Image.new("RGBA", photograph.size, "white")
-            photograph = Image.alpha_composite(white, photograph)
-        photographs[name] = photograph.convert("RGB")
+        with open_image(path) as photograph:
+            if photograph.mode == "RGBA":  # the horse is a silhouette on nothing
+                white = Image.new("RGBA", photograph.size, "white")
+                photograph = Image.alpha_composite(white, photograph)
+            photographs[name] = photograph.convert("RGB")
     return photographs
 
 

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-
-from PIL import Image
 
 from patchbank.datasets.samples import Dataset, make_samples, require_directory
 from patchbank.errors import DatasetError
+from patchbank.images import image_extensions, open_image
 from patchbank.locations import is_remote, remotely
-
-# Pillow identifies these formats but cannot decode them by itself.
-_STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def load(root: Path) -> Dataset:
     """The images under `root`, ordered by path, without hidden files and directories.
 
     Files with an image's extension are listed even if they are damaged, so that their failure shows; other local files
-    are listed if Pillow recognises their first bytes. Raises DatasetError if there is no image.
+    are listed if their first bytes are an image's. Raises DatasetError if there is no image.
     """
     if is_remote(root):
         keys = sorted(filter(has_image_name, _objects(root)))  # by name alone: opening each would be a request
@@ -33,16 +28,9 @@ def load(root: Path) -> Dataset:
     return Dataset("folder", None, root, make_samples(keys, root, root))
 
 
-@cache
-def _extensions() -> frozenset[str]:
-    Image.init()
-    registered = Image.registered_extensions().items()
-    return frozenset(extension for extension, name in registered if name in Image.OPEN and name not in _STUBS)
-
-
 def has_image_name(key: str) -> bool:
-    """Whether a name has an extension of images that Pillow decodes."""
-    return os.path.splitext(key)[1].lower() in _extensions()  # noqa: PTH122
+    """Whether a name has an extension of images that are read."""
+    return os.path.splitext(key)[1].lower() in image_extensions()  # noqa: PTH122
 
 
 def is_hidden(key: str) -> bool:
@@ -78,9 +66,9 @@ def _objects(root: Path) -> list[str]:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether Pillow recognises the file by its header. Decodes nothing."""
+    """Whether the file's header is an image's. Decodes nothing."""
     try:
-        with Image.open(path) as image:
-            return image.format not in _STUBS
-    except Exception:  # plugins raise many kinds on other files
+        with open_image(path):
+            return True
+    except OSError:
         return False

@@ -23,7 +23,8 @@ def reader(image_column: str, key_column: str | None) -> Callable[[Path], Conten
 def read_table(place: Path, image_column: str, key_column: str | None) -> Content:
     """A file's keys, each with its (row group, row). The images are not read.
 
-    Raises ConfigError if a column is missing or of another type; DatasetError if a row has no key, or two share one.
+    Raises ConfigError if a column is missing or of another type; DatasetError if a row has no key, two
+    share one, or they are not UTF-8.
     """
     import pyarrow
 
@@ -48,6 +49,8 @@ def read_table(place: Path, image_column: str, key_column: str | None) -> Conten
                     if (other := rows.setdefault(key, number)) != number:
                         raise DatasetError(f"{place}: rows {other:,} and {number:,} both have the key {key!r}.")
                     images.append((key, number, (group, row)))
+    except UnicodeDecodeError:
+        raise DatasetError(f"{place}: {key_column} holds text that is not UTF-8, and so no keys.") from None
     except OSError as error:
         return Content(source, images, reason_of(error))
     except pyarrow.ArrowException as error:

@@ -177,12 +177,12 @@ class Dataset:
 
 def image_size(path: Path) -> tuple[int, int] | None:
     """(width, height) of an image as Pillow opens it, without EXIF rotation; None if it cannot be opened."""
-    from PIL import Image
+    from patchbank.images import open_image
 
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.size
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except OSError:
         return None
 
 

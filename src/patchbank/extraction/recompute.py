@@ -48,7 +48,8 @@ def compare_sample(report: Report, dataset: Dataset, runner: Runner, wanted: Inp
 
 def config_of(bank: Manifest, config: ExtractConfig) -> ExtractConfig:
     """The configuration that a bank was made with; fields that the bank does not store are `config`'s."""
-    made = {name: bank.identity[name] for name in ("model", "precision", "activation") if name in bank.identity}
+    names = ["model", "precision"] + ["activation"] * (config.weights is not None)  # OpenAI's own have one
+    made = {name: bank.identity[name] for name in names if name in bank.identity}
     known = {name: value for name, value in made.items() if value != UNKNOWN}
     return replace(
         config,

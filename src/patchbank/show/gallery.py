@@ -106,17 +106,17 @@ def _geometry(transform: ImageTransform | None, rows: int, columns: int) -> dict
 
 
 def _add_picture(shown: dict[str, Any], sample: Sample, transform: ImageTransform) -> None:
-    from PIL import Image
+    from patchbank.images import open_image
 
     try:
-        with Image.open(sample.source.content(sample)) as opened:
+        with open_image(sample.source.content(sample)) as opened:
             if opened.size != (transform.width, transform.height):
                 shown["notes"].append("The image file has another size than the encoded image.")
                 return
             opened.draft("RGB", (2 * _SIDE, 2 * _SIDE))
             image = opened.convert("RGB")
-    except Exception:  # Pillow raises many kinds on a damaged image
-        shown["notes"].append("The image cannot be opened.")
+    except OSError as error:
+        shown["notes"].append(plain(f"The image cannot be opened: {error.strerror or error}."))
         return
     image.info.clear()  # metadata, such as a comment, would go into the new file
     image.thumbnail((_SIDE, _SIDE))

@@ -19,6 +19,7 @@ from patchbank.datasets import Dataset, Sample
 from patchbank.datasets.sources import Directory
 from patchbank.errors import ConfigError, DatasetError
 from patchbank.extraction.recompute import spec_of
+from patchbank.images import open_image
 from patchbank.pool import pool_regions
 from patchbank.show.figure import Box, Map
 from patchbank.show.maps import Floats, similarities
@@ -42,11 +43,10 @@ def image_of(key: str, file: Path | None, data: Dataset | None, transform: Image
             return None
         sample = found
     try:
-        with Image.open(sample.source.content(sample)) as image:
+        with open_image(sample.source.content(sample)) as image:
             image.load()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DatasetError(f"{sample.path} cannot be opened: {reason}.") from error
+    except OSError as error:
+        raise DatasetError(f"{sample.path} cannot be opened: {error.strerror or error}.") from error
     if image.size != (transform.width, transform.height):
         raise DatasetError(
             f"{sample.path} is another image: it has {image.width} x {image.height} pixels, and the bank's {key!r} has "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from patchbank.config import Activation, ExtractConfig, Precision
 from patchbank.encoders.base import Product, Progress
 from patchbank.encoders.openai.registry import HEAD, MEAN, STD, Model, get_model
-from patchbank.errors import WeightsError
+from patchbank.errors import ConfigError, WeightsError
 from patchbank.features import CLS, GRID, Identity, Input, Output
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAIS
     )
 
     model = get_model(config.model)
+    if config.weights is None and config.activation not in (None, "quickgelu"):
+        raise ConfigError(
+            f"--activation {config.activation} does not fit: OpenAI's own {model.name} needs QuickGELU. Leave it out, "
+            "or give the checkpoint that was trained with it (--weights)."
+        )
     here = CHECKPOINTS if CHECKPOINTS.is_dir() else None  # in an EZ-HOI checkout
     checkpoints = config.checkpoints or (here if root is None else root / CHECKPOINTS)
     checkpoint = find_checkpoint(model, config.weights, checkpoints)

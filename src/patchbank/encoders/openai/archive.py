@@ -55,7 +55,7 @@ class Archive:
         self._numbers: dict[str, Tensor] = {}
         self.attributes: frozenset[str] = frozenset()
         with self._reported():
-            self._file = _Bounded(path)
+            self._file = Bounded(path)
         try:
             with self._reported():
                 zipped = self._file.read(4) == b"PK\x03\x04"
@@ -125,7 +125,7 @@ class Archive:
             ) from error
 
 
-class _Bounded(io.FileIO):
+class Bounded(io.FileIO):
     """A file that reads at most `MOST_BYTES` at a time: `zipfile` reads a directory of any size at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:

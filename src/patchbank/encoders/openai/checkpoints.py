@@ -18,7 +18,7 @@ from torch import Tensor
 from patchbank.config import Activation
 from patchbank.encoders.base import Progress
 from patchbank.encoders.openai.archive import Archive
-from patchbank.encoders.openai.registry import MEAN, MODELS, STD, Model
+from patchbank.encoders.openai.registry import HEAD, MEAN, MODELS, STD, Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half
 from patchbank.errors import WeightsError
 from patchbank.files import fsync_directory, make_directory, parse_json, scratch_directory, sha256_of, write_and_sync
@@ -29,6 +29,13 @@ _TIMEOUT = 30.0  # seconds without a byte
 _CONFIG = "open_clip_config.json"  # beside the weights in open_clip's repositories on the Hugging Face Hub
 # Tensors of OpenAI's archives that are not parameters. No other exporter writes them.
 _MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
+_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+# What open_clip's config may say, if it says it: OpenAI's models and their preprocessing.
+_OURS = {
+    **{"mean": list(MEAN), "std": list(STD), "mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest"},
+    **{"head_width": HEAD, "pool_type": "tok", "global_average_pool": False, "attentional_pool": False},
+    **{"act_kwargs": {}, "norm_kwargs": {}, "timm_model_name": None},
+}
 
 
 @dataclass(frozen=True)
@@ -171,11 +178,8 @@ def _activation_in(config: Path) -> Activation:
     try:
         content = parse_json(config.read_bytes())
         quick = content["model_cfg"].get("quick_gelu", False)
-        vision, preprocess = content["model_cfg"]["vision_cfg"], content.get("preprocess_cfg") or {}
-        others = [f"{name} {vision[name]}" for name in ("act_kwargs", "norm_kwargs") if vision.get(name)]
-        for name, own in (("mean", MEAN), ("std", STD)):
-            if (value := preprocess.get(name)) is not None and tuple(value) != own:
-                others.append(f"{name} {value}")
+        stated = {**content["model_cfg"]["vision_cfg"], **(content.get("preprocess_cfg") or {})}
+        others = [f"{name} {stated[name]}" for name, own in _OURS.items() if stated.get(name) not in (None, own)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{config} cannot be read as open_clip's config ({error}).") from error
     if others or type(quick) is not bool:
@@ -278,10 +282,16 @@ def _check_shapes(model: Model, path: Path, visual: dict[str, Tensor]) -> None:
 
 
 def _float32(path: Path, name: str, value: Tensor, rounding: bool) -> Tensor:
-    if not value.is_floating_point():
-        raise WeightsError(f"{path} is damaged: visual.{name} holds {str(value.dtype).removeprefix('torch.')} numbers.")
-    if not torch.isfinite(value).all():
-        raise WeightsError(f"{path} is damaged: visual.{name} holds NaN or Inf. Use another checkpoint.")
+    if value.dtype not in _DTYPES:
+        raise WeightsError(
+            f"{path}: visual.{name} holds {str(value.dtype).removeprefix('torch.')} numbers. Use a checkpoint that is "
+            "not quantised: in float32, bfloat16 or float16."
+        )
+    if not torch.isfinite(value.float()).all():
+        raise WeightsError(
+            f"{path} is damaged: visual.{name} holds NaN or Inf, or a number too large for float32. Use another "
+            "checkpoint."
+        )
     rounded = (value.half() if rounding and is_half(name) else value).float().contiguous()
     if not torch.isfinite(rounded).all():
         raise WeightsError(f"{path}: visual.{name} does not fit into float16. Leave out --round-weights.")

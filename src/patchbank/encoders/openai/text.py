@@ -33,10 +33,16 @@ def encode_texts(path: Path, texts: Sequence[str], activation: str = "quickgelu"
     except ImportError:
         raise ConfigError(f"Encoding texts needs open_clip: {INSTALL}") from None
     state = load_state(path)
-    if lacking := [name for name in ("text_projection", "positional_embedding") if name not in state]:
-        raise WeightsError(f"{path} holds no text tower: it has no parameter {lacking[0]}.")
+    needed = ("text_projection", "positional_embedding", "token_embedding.weight")
+    if lacking := [name for name in needed if name not in state or state[name].ndim != 2]:
+        raise WeightsError(f"{path} holds no text tower: it has no matrix {lacking[0]}.")
     longest = len(state["positional_embedding"])
     tokenizer = SimpleTokenizer(context_length=longest)
+    if (words := len(state["token_embedding.weight"])) < tokenizer.vocab_size:
+        raise WeightsError(
+            f"{path} has no usable text tower: it has a vocabulary of {words:,} tokens, and CLIP's has "
+            f"{tokenizer.vocab_size:,}."
+        )
     for text in texts:
         count = len(tokenizer.encode(text))
         if not count:
@@ -49,7 +55,9 @@ def encode_texts(path: Path, texts: Sequence[str], activation: str = "quickgelu"
         model = build_model_from_openai_state_dict(state, activation == "quickgelu", torch.float32).float()
         with torch.inference_mode():
             features: Tensor = model.encode_text(tokenizer(list(texts)))
-    except (KeyError, RuntimeError, IndexError) as error:
+    except Exception as error:  # open_clip takes shapes and names from the file
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(f"{path} has no usable text tower: {reason}") from error
+    if not features.isfinite().all():
+        raise WeightsError(f"{path} gives texts features of NaN or Inf. Use another checkpoint.")
     return features.clone()

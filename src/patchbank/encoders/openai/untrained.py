@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from patchbank.encoders.openai.archive import Bounded
 from patchbank.encoders.openai.registry import Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half, transformer_shapes
 from patchbank.files import scratch_directory
+from patchbank.unpickling import PickleError, refusals
 
 _MARK = "patchbank-untrained"  # the file in the archive that marks it
 _CONTEXT, _VOCABULARY, _TEXT_LAYERS = 77, 49408, 12  # the text tower of every official model
@@ -75,7 +77,7 @@ def write_untrained(model: Model, path: Path, seed: int = 0, *, vocabulary: int 
 def is_untrained(path: Path) -> bool:
     """Whether a checkpoint says that its weights are random numbers."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with refusals(), Bounded(path) as file, zipfile.ZipFile(file) as archive:
             return any(name.endswith(f"/extra/{_MARK}") for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, PickleError):
         return False

@@ -1,0 +1,84 @@
+"""Opening images: the formats that are read, and errors of one kind."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from patchbank.errors import first_line
+
+# Photographs that decode within the process; HEIF only with a plug-in that the user registers. Pillow opens more: EPS
+# starts Ghostscript; IPTC opens a picture of any format in it; BUFR, GRIB, HDF5, MPEG and WMF it cannot decode by
+# itself; the rest are textures, icon sets, animations and measurements. TGA has no signature, and comes last.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000"),
+    *("QOI", "PSD", "ICO", "PCX", "SGI", "SUN", "TGA"),
+)
+# Pillow does not open larger pictures; a resized one must not be larger either.
+MAX_PIXELS = 2 * int(Image.MAX_IMAGE_PIXELS or 89_478_485)
+
+# Pillow warns of what it reads all the same. Added last: the program's own filters and handlers come first.
+warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+@contextmanager
+def open_image(content: Path | BinaryIO) -> Iterator[Image.Image]:
+    """An image to read and decode within the block.
+
+    Raises OSError alone, for what the block raises too: the system's, with its errno, or one whose text is the reason.
+    """
+    try:
+        with Image.open(content, formats=_formats()) as image:
+            yield image
+    except Exception as error:  # on damaged files, Pillow's plugins raise many kinds
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise OSError(_reason(error, content)) from error
+
+
+@cache
+def image_extensions() -> frozenset[str]:
+    """The extensions of the formats that are read, in lower case."""
+    known = _formats()
+    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in known)
+
+
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _reason(error: Exception, content: Path | BinaryIO) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        name = _other_format(content)
+        return f"{name} pictures are not read" if name else "not an image that Pillow can identify"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: more than {MAX_PIXELS:,} pixels"
+    if isinstance(error, MemoryError):
+        return "out of memory while decoding"
+    words = isinstance(error, (OSError, SyntaxError, ValueError, NotImplementedError)) and str(error)
+    return f"decoding failed: {'' if words else f'{type(error).__name__}: '}{first_line(error)}"
+
+
+def _other_format(content: Path | BinaryIO) -> str | None:
+    """The format whose signature a file has, if it is not read here."""
+    if isinstance(content, Path):
+        with open(content, "rb") as file:
+            return _other_format(file)
+    content.seek(0)
+    start = content.read(16)
+    for name, (_, accept) in Image.OPEN.items():
+        with suppress(Exception):  # of a file of few bytes
+            found = accept is not None and accept(start)
+            if found and (name not in FORMATS or isinstance(found, str)):  # a text says that a library is missing
+                return name
+    return None
