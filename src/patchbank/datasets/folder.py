@@ -80,6 +80,8 @@ def _objects(root: Path) -> list[str]:
 def _is_image(path: Path) -> bool:
     """Whether Pillow recognises the file by its header. Decodes nothing."""
     try:
+        if not path.is_file():  # a link to a pipe would wait for a writer for ever
+            return False
         with Image.open(path) as image:
             return image.format not in _STUBS
     except Exception:  # plugins raise many kinds on other files
