@@ -1,8 +1,8 @@
 """Writing a bank: features and failures go in, and what is committed is durable.
 
-Sample i belongs to part ``i // part_size`` of the index: of a dataset, or of the sorted keys of a converted bank. Pickles
-are written with every batch, and their part with them; a shard waits in memory until its samples are complete. A
-stopped run commits what it has, and a later one replaces it by a more complete part. The names of the two differ, and
+Sample i belongs to part ``i // part_size`` of the index: of a dataset, or of the sorted keys of a converted bank.
+Pickles are written with every batch, and their part with them; a shard waits in memory until its samples are complete.
+A stopped run commits what it has, and a later one replaces it by a more complete part. The names of the two differ, and
 the first is deleted only when the second is durable.
 """
 
