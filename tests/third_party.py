@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from patchbank.bank import check, unpickling
+
 
 class Call:
     """Pickles as a call: what a hostile file, or one put together by hand, holds."""
@@ -45,14 +47,15 @@ BEYOND_TWELVE_NUMBERS = [
 
 def unreadable(monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
     """Have the disk fail at files of such names."""
-    read = Path.read_bytes
+    read = unpickling.content_of
 
     def failing(path: Path) -> bytes:
         if path.match(pattern):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(path)
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    for module in (unpickling, check):
+        monkeypatch.setattr(module, "content_of", failing)
 
 
 def dumped(every: Tensor) -> bytes:

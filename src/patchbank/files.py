@@ -9,9 +9,11 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from filelock import FileLock, Timeout
 
 DAMAGED = ".damaged"  # added to the name of a file in quarantine
 _SCRATCH, _LOCK, _ABOUT = ".patchbank-tmp-", "lock", "about"
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -87,6 +90,22 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
+def place(temporary: Path, final: Path) -> bool:
+    """Give a file its final name in the same file system, unless a file has it already; returns whether it did."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if final.exists():
+            return False
+        temporary.rename(final)
+    temporary.unlink(missing_ok=True)
+    return True
+
+
 def quarantine(path: Path) -> Path:
     """Rename an unusable file to NAME.damaged, so that no reader takes it for a feature; returns the new path."""
     damaged = path.with_name(path.name + DAMAGED)
@@ -103,9 +122,18 @@ def sha256_of_chunks(chunks: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
+def open_regular(path: Path | str) -> BufferedReader:
+    """Open a regular file to read its bytes. Raises OSError; of a pipe too, which would wait for a writer for ever."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return file
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.check import KINDS, Report, compare_with_pixels, tolerance, verify
+from patchbank.config import StoredDtype
 from patchbank.errors import BankError
+from patchbank.features import Output
 from tests.support import contents, parts_in, photographs, tiny_manifest
 from tests.third_party import DEFECTS, Call, unreadable, write_bank
 
@@ -198,6 +201,49 @@ def test_what_can_never_be_read_does_not_hang(tmp_path: Path, tiny_config: Extra
     for layout in ("ezhoi", "shards"):
         assert len(open_bank(tmp_path / layout)) == 2
         assert verify(tmp_path / layout).findings == []
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_a_pickle_does_not_hang(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    names = photographs(tmp_path / "images", 2)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    path = tmp_path / "bank/photo_0001_clip.pkl"
+    path.unlink()
+    os.mkfifo(path)
+    assert kinds(verify(tmp_path / "bank")) == {names[1]: "unread"}
+    with pytest.raises(BankError, match="not a regular file"):
+        open_bank(tmp_path / "bank")[names[1]]
+
+
+def sparse(path: Path) -> None:
+    with open(path, "ab") as file:
+        file.truncate(1 << 36)  # more than a machine's memory
+
+
+def test_long_files_are_not_read(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    names = photographs(tmp_path / "images", 2)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    sparse(tmp_path / "bank/photo_0001_clip.pkl")
+    tracemalloc.start()
+    assert kinds(verify(tmp_path / "bank")) == {names[1]: "unreadable"}
+    with pytest.raises(BankError, match="more than 256 MB"):
+        open_bank(tmp_path / "bank")[names[1]]
+    [part] = parts_in(tmp_path / "bank")
+    sparse(part)
+    assert kinds(verify(tmp_path / "bank")) == {part.name: "damaged-part"}
+    assert tracemalloc.get_traced_memory()[1] < 1 << 27
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "reason"),
+    [("patch_tokens", (16, 1 << 30), "float32", "more than 67,108,864"), ("cls", (32,), "int8", "a vector of int8")],
+)
+def test_a_manifest_that_no_bank_has(name: str, shape: tuple[int, ...], dtype: StoredDtype, reason: str) -> None:
+    manifest = tiny_manifest("shards")
+    outputs = {**manifest.outputs, name: Output(shape=shape, dtype=dtype, block=1)}
+    with pytest.raises(ValueError, match=reason):
+        replace(manifest, outputs=outputs).check()
 
 
 def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(

@@ -13,6 +13,8 @@ import torch
 from patchbank import ImageTransform, open_bank
 from patchbank.bank.check import verify
 from patchbank.bank.convert import Imported, import_pickles
+from patchbank.bank.manifest import Manifest
+from patchbank.bank.pickles import pickle_name
 from patchbank.errors import BankError
 from patchbank.features import UNKNOWN
 from tests.bank.test_check import KEYS, kinds, tokens_of
@@ -116,6 +118,22 @@ def test_an_error_that_may_pass_writes_nothing(pickles: Path, tmp_path: Path, mo
     with pytest.raises(BankError, match=r"could not be read.*Nothing was written"):
         imported(pickles, tmp_path / "bank", listed=KEYS)
     assert not (tmp_path / "bank").exists()
+
+
+def test_a_pickle_that_changes_after_the_check_is_examined_again(tmp_path: Path) -> None:
+    source = tmp_path / "pickles"
+    write_bank(source, tokens_of(KEYS[:2]), {})
+
+    def confirm(_: object) -> Manifest:
+        numbers = torch.ones(16, 32)
+        numbers[0, 0] = 2
+        numbers[3] = 0
+        (source / pickle_name(KEYS[0])).write_bytes(pickle.dumps(numbers))
+        return tiny_manifest()
+
+    done = import_pickles(source, tmp_path / "bank", tiny_manifest(), KEYS[:2], confirm=confirm)
+    assert "tokens" in done.written.damaged[KEYS[0]]
+    assert set(open_bank(tmp_path / "bank")) == {KEYS[1]}
 
 
 @pytest.mark.parametrize("layout", ["ezhoi", "shards"])

@@ -79,6 +79,14 @@ def test_the_order_of_commits_leaves_no_trace(
     assert len(parts_in(bank)) == 3
 
 
+def test_of_two_sizes_the_greater_counts_in_any_order() -> None:
+    one, other = (Entry("a", size, "0" * 64) for size in ((1, 2), (2, 1)))
+    for order in ([one, other], [other, one]):
+        entries: dict[str, Entry] = {}
+        join(entries, order)
+        assert entries["a"] == other
+
+
 def test_names_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:
     keys = ["b", "ümlaut/\udcff.jpg"]
     with BankWriter(tmp_path, MANIFEST, keys) as writer:

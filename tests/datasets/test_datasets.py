@@ -119,6 +119,14 @@ def test_a_folder_takes_what_pillow_opens(tmp_path: Path) -> None:
     assert keys == ["a/b/photo_0000.jpg", "a/b/photo_0001.jpg", "damaged.PNG", "no_extension"]
 
 
+@pytest.mark.timeout(60)
+def test_a_link_to_a_pipe_is_no_image(tmp_path: Path) -> None:
+    names = photographs(tmp_path / "images", 1)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "images/link").symlink_to(tmp_path / "pipe")
+    assert [sample.key for sample in load_dataset("folder", tmp_path / "images").samples] == names
+
+
 def test_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no images"):
         load_dataset("folder", tmp_path)

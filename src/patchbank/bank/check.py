@@ -21,7 +21,7 @@ from patchbank.bank.parts import find_payload, read_parts
 from patchbank.bank.payload import Payload
 from patchbank.bank.pickles import SUFFIX, check_names, key_of, pickle_name, pickles_in
 from patchbank.bank.reader import Bank
-from patchbank.bank.unpickling import parse_pickle, read_pickle
+from patchbank.bank.unpickling import content_of, parse_pickle, read_pickle
 from patchbank.config import ARCHIVES
 from patchbank.errors import BankError
 from patchbank.files import DAMAGED
@@ -243,7 +243,7 @@ def _examine_pickle(bank: Bank, key: str) -> Defects:
         defects.append(wrong)
     if any(kind == "unread" for kind, _ in defects):
         return defects
-    if bank.checksum(key) != bank.sha256(key) and not any(KINDS[kind].fix == "extract" for kind, _ in defects):
+    if not any(KINDS[kind].fix == "extract" for kind, _ in defects) and bank.checksum(key) != bank.sha256(key):
         return [("checksum", ", ".join(KINDS[kind].says for kind, _ in defects))]
     return defects
 
@@ -294,7 +294,7 @@ def _usual_shape(shapes: Iterable[Shape]) -> Shape | None:
 def examined(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Tensor | None, Defects]:
     """The tensor in a pickle as it is stored, None if it is not one of floats; and its defects other than its shape."""
     try:
-        tensor, view = parse_pickle(path.read_bytes())
+        tensor, view = parse_pickle(content_of(path))
     except (OSError, MemoryError) as error:  # nothing is known of the file
         return None, [("unread", getattr(error, "strerror", None) or "out of memory")]
     except UnsafePickleError as error:

@@ -17,6 +17,7 @@ from patchbank.features import GRID, UNKNOWN, Input, Output, differences
 from patchbank.transform import ImageTransform
 
 _LARGEST = 1 << 31  # no size in a manifest is near it
+_MOST_NUMBERS = 1 << 26  # of one output of a sample: memory for one is made before its file is read
 
 Size = Annotated[int, msgspec.Meta(ge=1, lt=_LARGEST)]
 
@@ -137,6 +138,10 @@ class Manifest:
         for name, output in self.outputs.items():
             if not 1 <= len(output.shape) <= 2 or not all(1 <= size < _LARGEST for size in output.shape):
                 raise ValueError(f"output {name} has the shape {output.shape}")
+            if prod(output.shape) > _MOST_NUMBERS:
+                raise ValueError(f"output {name} has more than {_MOST_NUMBERS:,} numbers")
+            if output.dtype == "int8" and len(output.shape) == 1:
+                raise ValueError(f"output {name} is a vector of int8, which only tokens are stored in")
         sizes = (*self.input.size, self.input.patch)
         if min(sizes) < 1 or max(sizes) >= _LARGEST or prod(self.grid) != self.outputs[GRID].shape[0]:
             raise ValueError(f"an input of {self.input.size} has no grid of {self.outputs[GRID].shape[0]} patches")

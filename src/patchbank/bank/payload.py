@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -20,6 +20,7 @@ from patchbank.files import sha256_of_chunks
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGEST_HEADER = 100_000_000  # bytes; the safetensors package's limit
 
 # A row -> one field of that feature, (bytes,) uint8, in memory of its own. Raises BankError, and FileNotFoundError.
 Column = Callable[[int], NDArray[np.uint8]]
@@ -93,8 +94,8 @@ class Payload(ABC):
         return f"{document}\n".encode()
 
     def end(self, start: bytes, size: int) -> int:
-        """Where that ends, in bytes; from a file's first bytes and its size."""
-        return size
+        """Where that ends, in bytes; from a file's first bytes and its size. Nothing longer is read: 0 is no part."""
+        return size if size <= LARGEST_HEADER else 0
 
     def document_in(self, text: bytes) -> tuple[str | bytes, Mapping[str, Any]]:
         """The header document in the hashed bytes, and the `tensors` there. Raises ValueError, KeyError, TypeError."""
@@ -129,6 +130,10 @@ class Payload(ABC):
     def present(self, entries: Mapping[str, Entry], manifest: Manifest) -> set[str]:
         """The keys of the listed features that exist."""
         return {key for key, entry in entries.items() if entry.failure is None}
+
+    def settle(self, listed: Iterable[Entry], entries: dict[str, Entry]) -> None:
+        """Before `listed` are merged into `entries`: make those count whose features exist."""
+        return
 
     def file(self, part: Part, key: str) -> Path:
         """The file that holds a feature."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import io
 import math
+import os
 import pickle
 import struct
 from functools import lru_cache
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
+from patchbank.files import open_regular
 from patchbank.torch_pickles import DTYPES
 
 PROTOCOL = 4  # the default of Python 3.8 to 3.13, which is what the original scripts wrote
@@ -104,8 +106,10 @@ def read_own(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> NDArray[n
 
     Raises OSError where the file cannot be read.
     """
-    head, tail = _frame(shape, dtype)
-    numbers = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-    with open(path, "rb") as file:
-        own = file.read(len(head)) == head and file.readinto(numbers.data) == len(numbers) and file.read() == tail
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size <= (size := math.prod(shape) * dtype.itemsize):
+            return None  # before anything of that size is made
+        head, tail = _frame(shape, dtype)
+        numbers = np.empty(size, np.uint8)
+        own = file.read(len(head)) == head and file.readinto(numbers.data) == size and file.read(len(tail) + 1) == tail
     return numbers if own else None

@@ -20,7 +20,7 @@ import msgspec
 from patchbank.bank.index import Entry, Part
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import fields, memory, pack
-from patchbank.bank.payload import Column, Feature, Kept, Payload, Pieces, Rows
+from patchbank.bank.payload import LARGEST_HEADER, Column, Feature, Kept, Payload, Pieces, Rows
 from patchbank.bank.remote import fetch
 from patchbank.config import Layout
 from patchbank.errors import BankError
@@ -28,7 +28,6 @@ from patchbank.locations import is_remote
 
 METADATA = "patchbank"  # the one key of the header's metadata
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
-_LARGEST_HEADER = 100_000_000  # bytes; the safetensors package's limit
 _LENGTH = struct.Struct("<Q")
 
 
@@ -51,7 +50,7 @@ class Shards(Payload):
     def end(self, start: bytes, size: int) -> int:
         """The header's end; that of the length, where no such header fits into the file."""
         length = _LENGTH.unpack(start[: self.prefix])[0] if len(start) >= self.prefix else 0
-        return self.prefix + (length if length <= min(size, _LARGEST_HEADER) else 0)
+        return self.prefix + (length if length <= min(size, LARGEST_HEADER) else 0)
 
     def document_in(self, text: bytes) -> tuple[str, dict[str, Any]]:
         """The document in a header, and the rest of it."""

@@ -15,7 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from patchbank.files import DAMAGED, fsync_directory, make_directory, quarantine, remove_abandoned, scratch_directory
+from patchbank.files import (
+    DAMAGED,
+    fsync_directory,
+    make_directory,
+    open_regular,
+    quarantine,
+    remove_abandoned,
+    scratch_directory,
+)
 from patchbank.locations import is_remote, remotely
 
 _HEADER = 1 << 18  # bytes, in which most headers lie: a second request costs more than reading too much
@@ -60,12 +68,12 @@ class Storage:
 
     def head(self, name: str) -> tuple[bytes, int]:
         """The beginning of a file, at least 8 bytes if it has as many, and the file's size."""
-        with open(self.directory / name, "rb", buffering=0) as file:
+        with open_regular(self.directory / name) as file:
             return file.read(1 << 13), os.fstat(file.fileno()).st_size
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         """A part of a file; shorter where the file ends before `stop`."""
-        with open(self.directory / name, "rb") as file:
+        with open_regular(self.directory / name) as file:
             file.seek(start)
             return file.read(stop - start)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,26 @@ import torch
 from torch import Tensor
 
 from patchbank.errors import BankError
+from patchbank.files import bytes_text, open_regular
 from patchbank.torch_pickles import TENSOR_NAMES, Storage, View, read_legacy, storage_of
 from patchbank.unpickling import Function, Opaque, PickleError, interpret, refusals
 
 _LONGEST = 100  # instructions; a tensor's pickle has about fifty
+_LARGEST = 256_000_000  # bytes; a batch of 32 images, which a view keeps, has up to 60 MB
+
+
+def content_of(path: Path) -> bytes:
+    """A pickle's bytes. Raises OSError, and PickleError where there are more than of any batch of features."""
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
+            raise PickleError(f"it has more than {bytes_text(_LARGEST)}")
+        return file.read(size)
 
 
 def read_pickle(path: Path) -> Tensor:
     """The tensor in a pickle, on the CPU. Raises BankError where the file cannot be read, or holds anything else."""
     try:
-        return parse_pickle(path.read_bytes())[0]
+        return parse_pickle(content_of(path))[0]
     except OSError as error:
         raise BankError(f"{path} cannot be read: {error.strerror}.") from error
     except PickleError as error:
