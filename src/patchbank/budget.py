@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 
-
 _LARGE = 8 << 20  # bytes of a block from which on it is worth returning to the system
 
 
