@@ -111,6 +111,29 @@ def test_pickles_of_another_model_are_left_out(tmp_path: Path) -> None:
     assert "expected is (16, 32)" in reasons["b"]
 
 
+def test_unusable_pickles_of_no_listed_image_are_not_recorded(pickles: Path, tmp_path: Path) -> None:
+    """Nothing could ever make them: a bank that lists them as failed would never be complete."""
+    (pickles / "junk_clip.pkl").write_bytes(b"junk")
+    done = imported(pickles, tmp_path / "bank", listed=KEYS)
+    assert "junk" in {finding.name for finding in done.left_out}
+    assert set(open_bank(tmp_path / "bank").failures) == {*LEFT_OUT, KEYS[-1]}
+
+
+@pytest.mark.parametrize("listed", [None, KEYS])
+def test_pickles_of_which_none_is_usable_write_nothing(tmp_path: Path, listed: list[str] | None) -> None:
+    """A bank without features would refuse the right model."""
+    (tmp_path / "pickles").mkdir()
+    (tmp_path / "pickles/photo_00_clip.pkl").write_bytes(b"junk")
+    with pytest.raises(BankError, match="None of the pickles in .* is usable.* photo_00.*: cut short"):
+        imported(tmp_path / "pickles", tmp_path / "bank", listed=listed)
+    for number in range(3):
+        (tmp_path / f"pickles/photo_0{number}_clip.pkl").write_bytes(pickle.dumps(torch.randn(576, 768)))
+    cause = r"of shape \(576, 768\), and tiny's is \(16, 32\): give --model ViT-L/14@336px"
+    with pytest.raises(BankError, match=cause):
+        imported(tmp_path / "pickles", tmp_path / "bank", listed=listed)
+    assert not (tmp_path / "bank").exists()
+
+
 def test_an_error_that_may_pass_writes_nothing(pickles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unreadable(monkeypatch, "photo_12_clip.pkl")
     with pytest.raises(BankError, match=r"could not be read.*Nothing was written"):
