@@ -32,7 +32,9 @@ from patchbank.bank.pickles import file_bytes
 from patchbank.bank.removal import remove_bank
 from patchbank.bank.storage import storage_of
 from patchbank.datasets.samples import Failure
+from patchbank.encoders import official_weights
 from patchbank.errors import BankError
+from patchbank.features import UNKNOWN
 from patchbank.files import (
     DAMAGED,
     bytes_text,
@@ -50,6 +52,12 @@ _THREADS = max(1, min(8, os.cpu_count() or 1))
 _ATTEMPTS = 8  # to write a part, while other processes write too
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BLOCK = 4096  # bytes that usual file systems round a file's size up to
+# A manifest's field -> the option that decides it; weights and their rounding are stated by their own rules.
+_OPTIONS = {
+    **{name: f"--{name}" for name in ("model", "activation", "precision", "layout", "dtype")},
+    "input resize": "--resize",
+    "input decoder": "--decode",
+}
 _ENTRY = 256  # approximate bytes of the index for each sample
 
 
@@ -67,14 +75,45 @@ class BankState(NamedTuple):
     parts: Sequence[Part]
 
 
-def check_same(bank: Path, found: Manifest, wanted: Manifest) -> None:
-    """Raise BankError, naming the differences, if a bank is not what a run would make."""
-    if differences := found.differences(wanted):
-        listed = "\n".join(f"  {name}: the bank has {has}, this run {would}" for name, has, would in differences)
-        raise BankError(
-            f"{bank} was created with a different configuration:\n{listed}\n"
-            "Choose another directory, or start from scratch with --overwrite, which deletes its features."
+def check_same(bank: Path, found: Manifest, wanted: Manifest, *, extracting: bool = False) -> None:
+    """Raise BankError, naming the differences, if a bank is not what a run would make. The last line is the fix.
+
+    Args:
+        extracting: the run takes the options of an extraction.
+    """
+    if not (differences := found.differences(wanted)):
+        return
+    listed = "\n".join(f"  {name}: the bank has {has}, this run {would}" for name, has, would in differences)
+    fix = "Choose another directory, or start from scratch with --overwrite, which deletes its features."
+    if found.imported and UNKNOWN in (has for _, has, _ in differences):
+        images = "--dataset or --images, and " if found.dataset == UNKNOWN else ""
+        fix = (
+            "Nothing has shown what made its features: import the pickles again with the same command and "
+            f"{images}--sample 20 --overwrite. Then the bank can be completed."
         )
+    elif found.imported and UNKNOWN in (would for *_, would in differences):
+        fix = "It was imported with --sample: give that again, or choose another directory."
+    elif extracting and (options := _options_of(found, wanted, differences)):
+        fix = f"Give the options it was made with ({options}). Or c{fix[1:]}"
+    raise BankError(f"{bank} was created with a different configuration:\n{listed}\n{fix}")
+
+
+def _options_of(found: Manifest, wanted: Manifest, differences: Sequence[tuple[str, str, str]]) -> str:
+    """The options that a bank was made with, of those that differ; empty if options alone do not decide them."""
+    has = {name: value for name, value, _ in differences}
+    if has.keys() & {"dataset", "split", "rounded"}:
+        return ""
+    options = [f"{_OPTIONS[name]} {value}" for name, value in has.items() if name in _OPTIONS]
+    official = official_weights(found.identity)
+    if "weights" in has and not official:
+        options += [f"--model {found.model}"] * ("model" not in has) + ["--weights FILE"]
+    elif "weights" in has and not official_weights(wanted.identity):
+        options.append("no --weights")
+    if has.get("rounding", "none") != "none":
+        options.append("--round-weights")
+    elif "rounding" in has and "weights" not in has:
+        options.append("no --round-weights")
+    return ", ".join(options)
 
 
 def existing_manifest(bank: Path, *, overwrite: bool) -> Manifest | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +57,14 @@ class Listing(ListingOptions):
     """
 
     options: str = ""
+
+    @property
+    def named(self) -> str:
+        """Options that name these images wherever the bank lies."""
+        given = {name: getattr(self, name) for name in ("dataset", "split", "root", "images", "annotations")}
+        if self.dataset == "folder":
+            given["dataset"] = None
+        return _words(given)
 
     @property
     def source(self) -> Path:
@@ -167,7 +175,7 @@ def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) 
             raise ConfigError("Say which --dataset and --split it is of, or give the --annotations.")
         return None
     given = vars(asked) | {"dataset": dataset, "split": split} if asked.given else {}
-    options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
+    options = _words(given)
     chosen_split = split if chosen in SPLITS else None
     listing = Listing(**vars(asked) | {"dataset": chosen, "split": chosen_split, "options": options})
     if asked.root is None and chosen in SPLITS:
@@ -177,6 +185,32 @@ def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) 
             if not asked.given and not _there(listing):
                 return None
     return listing
+
+
+def _words(given: Mapping[str, object]) -> str:
+    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
+
+
+def completing(bank: Path, manifest: Manifest | None, options: str, weights: Path | None, pickles: str) -> str:
+    """The command that extracts what a bank lacks; what it does not know is for the user to fill in.
+
+    Imported features of unknown origin cannot be completed: their pickles are imported again, and compared.
+
+    Args:
+        options: that name the images.
+        pickles: the directory that the bank was imported from.
+    """
+    from patchbank.encoders import official_weights
+
+    place = shlex.quote(str(bank))
+    if weights is not None:
+        options += f" --weights {shlex.quote(str(weights))}"
+    if manifest is not None and UNKNOWN in manifest.identity.values():
+        options += " --layout shards" * (manifest.layout == "shards")
+        return f"patchbank import {pickles} {place} --model {manifest.model}{options} --sample 20 --overwrite"
+    if manifest is not None and weights is None and not official_weights(manifest.identity):
+        options += " --weights FILE"
+    return f"patchbank repair {place} --extract{options}"
 
 
 def options_needed(manifest: Manifest | None) -> str:

@@ -81,6 +81,8 @@ def refusal(what: str, error: PatchbankError | OSError, fix: str | None = None) 
     if isinstance(cause, PermissionError) and (finding := denied(what, Path(cause.filename))):
         return finding
     text = f"{error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
+    if fix is None and "\n" in text:
+        text, _, fix = text.rpartition("\n")
     return Finding(what, "problem", text, fix=fix)
 
 

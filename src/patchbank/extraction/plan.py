@@ -115,7 +115,7 @@ def make_plan(
         # Converted pickles hold patch tokens only.
         outputs = {name: each for name, each in wanted.outputs.items() if name in existing.outputs or name == GRID}
         wanted = replace(wanted, outputs=outputs)
-        check_same(out, existing, wanted)
+        check_same(out, existing, wanted, extracting=True)
         state = bank_state(out, existing)
     manifest = existing or wanted
     if layout == "ezhoi":
