@@ -457,7 +457,7 @@ def test_a_bank_that_another_run_extracts_at_this_moment(tmp_path: Path, tiny_we
     with scratch_directory(out, describe_run(ExtractConfig())):
         bank = finding(look(tmp_path, tiny_weights), "Banks and disk", BANK)
     assert bank.level == "note"
-    assert "Another run extracts some of the same images" in bank.text
+    assert "Another run is extracting some of the same images" in bank.text
 
 
 def test_a_bank_with_failures(tmp_path: Path, tiny_config: ExtractConfig) -> None:

@@ -124,7 +124,7 @@ def test_pickles_of_which_none_is_usable_write_nothing(tmp_path: Path, listed: l
     """A bank without features would refuse the right model."""
     (tmp_path / "pickles").mkdir()
     (tmp_path / "pickles/photo_00_clip.pkl").write_bytes(b"junk")
-    with pytest.raises(BankError, match="None of the pickles in .* is usable.* photo_00.*: cut short"):
+    with pytest.raises(BankError, match=r"None of the pickles in .* is usable.* photo_00.*: cut short"):
         imported(tmp_path / "pickles", tmp_path / "bank", listed=listed)
     for number in range(3):
         (tmp_path / f"pickles/photo_0{number}_clip.pkl").write_bytes(pickle.dumps(torch.randn(576, 768)))

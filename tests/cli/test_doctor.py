@@ -69,11 +69,13 @@ def test_a_bank_of_other_options_and_long_paths(tmp_path: Path, tiny_weights: Pa
     for finding in report["findings"]:
         for word in f"{finding['text']} {finding['fix'] or ''}".split():
             assert word in text
-    assert not [line for line in text.splitlines() if len(line) > 80 and not any(len(each) > 40 for each in line.split())]
+    assert not [
+        line for line in text.splitlines() if len(line) > 80 and not any(len(each) > 40 for each in line.split())
+    ]
 
 
 def test_wrong_usage(tmp_path: Path) -> None:
-    assert "no such directory" in patchbank("doctor", "--root", tmp_path / "nowhere", check=2).stderr
+    assert "There is no directory" in patchbank("doctor", "--root", tmp_path / "nowhere", check=2).stderr
     assert "Choose from" in patchbank("doctor", "--root", tmp_path, "--model", "ViT-B/17", check=2).stderr
     assert "one --model" in patchbank("doctor", "--root", tmp_path, "--weights", "a.pt", check=2).stderr
 

@@ -142,7 +142,7 @@ def test_weights_are_looked_for_in_the_datasets_root(tiny_weights: Path, tmp_pat
 
 
 def test_another_models_weights_are_refused_by_the_plan(tiny_weights: Path, tmp_path: Path) -> None:
-    """Of EZ-HOI's data sets too, where weights are rounded."""
+    """Of EZ-HOI's datasets too, where weights are rounded."""
     hico_root(tmp_path, 2, splits=["test"])
     config = ExtractConfig(model="ViT-B/16", weights=tiny_weights)
     with pytest.raises(WeightsError, match="is not a ViT-B/16"):

@@ -63,19 +63,19 @@ KINDS = {
     "unsafe": Kind("would run code when unpickled; was not run", "extract"),
     "damaged-part": Kind("part of the index that cannot be read", "extract"),
     "unread": Kind("could not be read: the disk, or permissions", "look"),
-    "unreadable": Kind("cut short, or no tensor of features", "extract"),
-    "checksum": Kind("differs from what was written: the checksum", "extract"),
+    "unreadable": Kind("cut short, or not a tensor", "extract"),
+    "checksum": Kind("its checksum is not that of what was written", "extract"),
     "pixels": Kind("differs from a fresh extraction", "scratch"),
     "shape": Kind("of a wrong shape", "extract"),
     "not-finite": Kind("with NaN or Inf", "extract"),
     "zero": Kind("with tokens that are all zero", "extract"),
     "normalised": Kind("already normalised: the norms are lost", "extract"),
-    "missing": Kind("missing: the image is listed, and has no feature", "extract"),
+    "missing": Kind("missing: a listed image without a feature", "extract"),
     "failed": Kind("failed", "extract"),
     "cls": Kind("with [CLS] left in", "import"),
     "cuda": Kind("saved from a GPU: it cannot be loaded without one", "import"),
     "dtype": Kind("of a dtype that EZ-HOI's reader does not take", "import"),
-    "view": Kind("a view: it holds more storage than its own", "import"),
+    "view": Kind("a view that stores more than its own numbers", "import"),
     "gradient": Kind("asking for gradients", "import"),
     "extra": Kind("of no listed image (harmless)", None),
     "quarantine": Kind("in quarantine since an earlier repair (delete it once nothing is missing)", None),
@@ -100,6 +100,11 @@ class Finding:
     def reason(self) -> str:
         """In words, for the index."""
         return KINDS[self.kind].says + (f": {self.detail}" if self.detail else "")
+
+
+def by_kind(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
+    """The findings of each kind, the worst kind first."""
+    return {kind: found for kind in KINDS if (found := [each for each in findings if each.kind == kind])}
 
 
 Defects = list[tuple[str, str]]  # (kind, detail) of each
@@ -139,7 +144,7 @@ class Report:
 
     def by_kind(self) -> dict[str, list[Finding]]:
         """The findings of each kind, the worst kind first."""
-        return {kind: found for kind in KINDS if (found := [each for each in self.findings if each.kind == kind])}
+        return by_kind(self.findings)
 
     def sort(self) -> None:
         """Order the findings, and remove features with problems from the sound ones."""

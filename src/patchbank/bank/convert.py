@@ -147,7 +147,7 @@ def import_pickles(
         stop: set it to end early; the same call continues.
 
     Raises:
-        BankError: there is nothing to import, no pickle is usable, a file cannot be read at the moment, or as `convert`.
+        BankError: there is no usable pickle, a file cannot be read at the moment, or as `convert`.
     """
     _refuse_inside(source, target)
     if find_payload(source) is not None:
@@ -198,9 +198,8 @@ def _nothing_usable(report: Report, wanted: Manifest, first: Finding | None) -> 
     text = f"None of the pickles in {report.bank} is usable; nothing was written."
     if report.shape not in (None, wanted.shape):
         names = " or ".join(models_with(report.shape))
-        return (
-            f"{text} Most are of shape {report.shape}, and {wanted.model}'s is {wanted.shape}: "
-            + (f"give --model {names}." if names else "no known model has theirs.")
+        return f"{text} Most are of shape {report.shape}, and {wanted.model}'s is {wanted.shape}: " + (
+            f"give --model {names}." if names else "no known model has theirs."
         )
     return f"{text} {f'{first.name}: {first.reason}. ' if first else ''}`patchbank verify {report.bank}` names all."
 

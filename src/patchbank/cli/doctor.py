@@ -45,9 +45,9 @@ def doctor(
     names = run.models(config, EZHOI_MODELS)
     root = asked.root or Path()
     if not root.is_dir():
-        raise ConfigError(f"--root {root}: no such directory. Pass an EZ-HOI checkout.")
+        raise ConfigError(f"There is no directory {root}. Give --root an EZ-HOI checkout.")
     check_dtype(config.layout or "ezhoi", config.dtype)
-    with busy("Looking at data sets, checkpoints, banks and machine"):
+    with busy("Looking at datasets, checkpoints, banks and machine"):
         from patchbank.doctor import examine
 
         report = examine(root, names, config, timing=not no_timing)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchbank.cli.console import say
 from patchbank.config import ARCHIVES, as_path, option
 from patchbank.errors import ConfigError, DatasetError, PatchbankError
 from patchbank.features import UNKNOWN
@@ -86,7 +87,7 @@ class Listing(ListingOptions):
         return list(dict.fromkeys(read_file_names(self.source)))
 
     def load(self) -> Dataset:
-        """The data set with its images. Raises DatasetError if they do not exist, ConfigError on a wrong split."""
+        """The dataset with its images. Raises DatasetError if they do not exist, ConfigError on a wrong split."""
         from patchbank.datasets import load_dataset
 
         if self.dataset == "folder":
@@ -103,7 +104,7 @@ def find_listing(
 ) -> Listing | None:
     """The images that a bank should hold; None if neither the options nor the bank say.
 
-    Without options, the data set and split are those that the bank names, or its directory's name, and the root is the
+    Without options, the dataset and split are those that the bank names, or its directory's name, and the root is the
     EZ-HOI checkout around it. Raises ConfigError on options that do not go together.
 
     Args:
@@ -121,7 +122,7 @@ def find_listing(
 
 
 def load_if_found(found: Listing | None, note: Callable[[str], None] = lambda _: None) -> Dataset | None:
-    """The listing's data set. Raises PatchbankError if the options name one that cannot be loaded.
+    """The listing's dataset. Raises PatchbankError if the options name one that cannot be loaded.
 
     A listing that no option names is a guess: where it cannot be loaded, `note` is called with the reason.
     """
@@ -191,8 +192,10 @@ def _words(given: Mapping[str, object]) -> str:
     return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
 
 
-def completing(bank: Path, manifest: Manifest | None, options: str, weights: Path | None, pickles: str) -> str:
-    """The command that extracts what a bank lacks; what it does not know is for the user to fill in.
+def show_completing(
+    title: str, bank: Path, manifest: Manifest | None, options: str, weights: Path | None, pickles: str = "PICKLES"
+) -> None:
+    """Print the command that extracts what a bank lacks, below a title; what nobody knows is for the user to fill in.
 
     Imported features of unknown origin cannot be completed: their pickles are imported again, and compared.
 
@@ -205,12 +208,15 @@ def completing(bank: Path, manifest: Manifest | None, options: str, weights: Pat
     place = shlex.quote(str(bank))
     if weights is not None:
         options += f" --weights {shlex.quote(str(weights))}"
-    if manifest is not None and UNKNOWN in manifest.identity.values():
-        options += " --layout shards" * (manifest.layout == "shards")
-        return f"patchbank import {pickles} {place} --model {manifest.model}{options} --sample 20 --overwrite"
-    if manifest is not None and weights is None and not official_weights(manifest.identity):
+    elif manifest is not None and not official_weights(manifest.identity) and UNKNOWN not in manifest.identity.values():
         options += " --weights FILE"
-    return f"patchbank repair {place} --extract{options}"
+    command = f"patchbank repair {place} --extract{options}"
+    if manifest is not None and UNKNOWN in manifest.identity.values():
+        title = "To complete it, import the pickles again, and compare them with a fresh extraction:"
+        options += " --layout shards" * (manifest.layout == "shards")
+        command = f"patchbank import {pickles} {place} --model {manifest.model}{options} --sample 20 --overwrite"
+    say(title)
+    say(f"  {command}", "cyan")
 
 
 def options_needed(manifest: Manifest | None) -> str:

@@ -112,7 +112,7 @@ def extract_command(root: Path, dataset: str, *options: object) -> str:
 
 
 def check_data(root: Path) -> tuple[list[Finding], list[Dataset]]:
-    """Check the lists and images of both data sets. Also returns the splits that have at least one image."""
+    """Check the lists and images of both datasets. Also returns the splits that have at least one image."""
     findings: list[Finding] = []
     datasets: list[Dataset] = []
     for name in SPLITS:

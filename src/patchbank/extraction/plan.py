@@ -105,7 +105,7 @@ def make_plan(
         check_names(keys)
     check_location(out, layout)
     check_dtype(layout, config.dtype)
-    _check_images(dataset)
+    check_images(dataset)
     devices = devices or decide(config)  # before the search for weights, which takes longer
     # EZ-HOI's scripts round weights, as clip.load does.
     encoder = encoder or encoders.find(config, dataset.root, rounding=dataset.name in SPLITS)
@@ -166,11 +166,11 @@ def describe(
 
 
 def _for_part(dataset: Dataset, config: ExtractConfig) -> ExtractConfig:
-    """The configuration with the part for which the data set was loaded. Raises ConfigError."""
+    """The configuration with the part for which the dataset was loaded. Raises ConfigError."""
     if dataset.part == WHOLE:
         return config
     if config.partition not in (WHOLE, dataset.part):
-        raise ConfigError(f"The data set was loaded for part {dataset.part}, and the run is for {config.partition}.")
+        raise ConfigError(f"The dataset was loaded for part {dataset.part}, and the run is for {config.partition}.")
     if config.limit is not None:
         raise ConfigError("--limit counts images from the first file on, and a part opens its own only: leave it out.")
     if config.overwrite:
@@ -196,7 +196,7 @@ def _others(out: Path, config: ExtractConfig) -> tuple[str, ...]:
             continue
         if part.overlaps(config.partition):
             notes.append(
-                f"Another run extracts some of the same images into {out} now: process {other['process']} on "
+                f"Another run is extracting some of the same images into {out}: process {other['process']} on "
                 f"{other['host']}, part {part}. Both runs are safe, but do the same work."
             )
     return tuple(notes)
@@ -217,11 +217,12 @@ def share_of(samples: Sequence[Sample], partition: Partition, bank: Manifest) ->
 
 
 def default_layout(dataset: str, remote: bool = False) -> Layout:
-    """EZ-HOI's layout for its data sets; shards for any other, and in an object store."""
+    """EZ-HOI's layout for its datasets; shards for any other, and in an object store."""
     return "ezhoi" if dataset in SPLITS and not remote else "shards"
 
 
-def _check_images(dataset: Dataset) -> None:
+def check_images(dataset: Dataset) -> None:
+    """Raise DatasetError if none of the images exists."""
     if dataset.name in SPLITS:
         require_images(dataset)
     if not dataset.samples and dataset.part != WHOLE:
@@ -230,7 +231,7 @@ def _check_images(dataset: Dataset) -> None:
         first = dataset.samples[0]
         raise DatasetError(
             f"None of the {len(dataset):,} listed images is in {dataset.images}: there is no {first.path}, for one. "
-            "Are these the images of another split or data set? Name their directory with --images."
+            "Are these the images of another split or dataset? Name their directory with --images."
         )
 
 
