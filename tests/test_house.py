@@ -58,6 +58,11 @@ def test_only_the_door_of_the_encoders_and_the_demo_know_a_family() -> None:
     assert {name for name in knowing if not name.startswith(family)} == {"patchbank.encoders", "patchbank.cli.demo"}
 
 
+def test_a_bank_knows_neither_encoders_nor_decoders() -> None:
+    found = set().union(*(found for name, found in IMPORTS.items() if room(name) == "bank"))
+    assert not {room(name) for name in found} & {"encoders", "images", "preprocess"}
+
+
 def test_imports_run_up_the_list() -> None:
     order = listed()
     assert order[0] == "__init__"

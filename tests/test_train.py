@@ -133,7 +133,7 @@ def test_pinned_memory(root: Path, dataset: Dataset) -> None:
 def test_a_bank_of_another_split_is_refused(root: Path, dataset: Dataset) -> None:
     with pytest.raises(DatasetError, match=r"shards_hicodet_test is of hicodet test, .* is hicodet train"):
         FeatureDataset(root / "shards_hicodet_test", dataset)
-    with pytest.raises(DatasetError, match=r"is of vcoco val, and the data set is hicodet train"):
+    with pytest.raises(DatasetError, match=r"is of vcoco val, and the dataset is hicodet train"):
         FeatureDataset(root / "ezhoi_vcoco_val", dataset)
     with pytest.raises(BankError, match="no bank"):
         FeatureDataset(root / "nowhere", dataset)

@@ -1,4 +1,7 @@
-"""Every error patchbank raises for a cause it knows. Each message names the cause and what to do about it."""
+"""Every error patchbank raises for a cause it knows. Each message names the cause and what to do about it.
+
+The last line of a message of several lines is what to do.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ Sample = tuple[Tensor, HOITarget]
 
 
 class FeatureDataset(torch.utils.data.Dataset[Sample]):
-    """The features of a data set's images, with their human-object pairs: map-style, for any DataLoader and sampler.
+    """The features of a dataset's images, with their human-object pairs: map-style, for any DataLoader and sampler.
 
     A DataLoader over it needs ``collate_fn=patchbank.collate``, since images differ in their number of pairs.
 
@@ -57,7 +57,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             missing: whether to raise on images without a feature, or to skip them.
 
         Raises:
-            DatasetError: the bank is of another split or data set; or lacks features and `missing` is ``raise``; or the
+            DatasetError: the bank is of another split or dataset; or lacks features and `missing` is ``raise``; or the
                 annotations are malformed.
             BankError: the bank does not exist.
             ConfigError: a region does not exist.
@@ -182,11 +182,11 @@ def _mirrored(boxes: Tensor, width: int) -> Tensor:
 
 
 def _require_same(bank: Bank, dataset: Dataset) -> None:
-    """Raise DatasetError if the bank is of another data set or split."""
+    """Raise DatasetError if the bank is of another dataset or split."""
     made_of = bank.manifest.dataset, bank.manifest.split
     if made_of[0] in ("folder", *ARCHIVES, UNKNOWN) or made_of == (dataset.name, dataset.split):
         return
     raise DatasetError(
-        f"The bank {bank.path} is of {' '.join(filter(None, made_of))}, and the data set is {dataset.title}. "
-        "Open the bank of that split, or load the data set's other one."
+        f"The bank {bank.path} is of {' '.join(filter(None, made_of))}, and the dataset is {dataset.title}. "
+        "Open the bank of that split, or load the dataset's other one."
     )

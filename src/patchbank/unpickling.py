@@ -78,6 +78,8 @@ def refusals() -> Iterator[None]:
         yield
     except (PatchbankError, MemoryError, OSError):
         raise
+    except IndexError as error:
+        raise PickleError("it takes a value that is not there") from error
     except Exception as error:
         raise PickleError(str(error).strip().split("\n")[0].removesuffix(".") or type(error).__name__) from error
 
@@ -120,6 +122,8 @@ def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any]
             case name if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
             case "BINGET" | "LONG_BINGET" | "GET":
+                if argument not in memo:
+                    raise PickleError("it takes a value that it has not kept")
                 stack.append(memo[argument])
             case "BINPUT" | "LONG_BINPUT" | "PUT" | "MEMOIZE" as name:
                 place = len(memo) if name == "MEMOIZE" else argument

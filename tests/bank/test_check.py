@@ -67,6 +67,13 @@ def test_without_a_list_nothing_is_missing_or_extra(third_party: Path) -> None:
     assert "photo_00_clip.pkl" in found  # by its file's name
 
 
+def test_the_reason_of_a_junk_pickle_is_words(tmp_path: Path) -> None:
+    for name, content in (("a", b"h\x05."), ("b", b"\x80\x04R.")):
+        (tmp_path / f"{name}_clip.pkl").write_bytes(content)
+    details = [finding.detail for finding in verify(tmp_path).findings]
+    assert details == ["it takes a value that it has not kept", "it takes a value that is not there"]
+
+
 def test_a_slice_of_a_batch_is_a_view(tmp_path: Path) -> None:
     batch = torch.randn(8, 17, 32)
     (tmp_path / "a_clip.pkl").write_bytes(pickle.dumps(batch[:, 1:][3]))
@@ -127,7 +134,7 @@ def test_a_sound_bank(bank: Path) -> None:
     report = verify(bank, ["broken.jpg", *(f"photo_000{number}.jpg" for number in range(7))])
     assert kinds(report) == {"broken.jpg": "failed"}
     assert report.looked_at == len(report.sound) == 7
-    assert kinds(verify(bank, [*report.sound, "more.jpg"])) == {"more.jpg": "missing", "broken.jpg": "failed"}
+    assert kinds(verify(bank, [*report.sound, "more.jpg"])) == {"more.jpg": "missing", "broken.jpg": "extra"}
     assert kinds(verify(bank, report.sound[1:]))["photo_0000.jpg"] == "extra"
 
 

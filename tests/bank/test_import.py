@@ -10,7 +10,7 @@ from threading import Event
 import pytest
 import torch
 
-from patchbank import ImageTransform, open_bank
+from patchbank import ImageTransform, encoders, open_bank
 from patchbank.bank.check import verify
 from patchbank.bank.convert import Imported, import_pickles
 from patchbank.bank.manifest import Manifest
@@ -42,7 +42,7 @@ def pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def imported(source: Path, target: Path, layout: str = "ezhoi", **options: object) -> Imported:
-    return import_pickles(source, target, wanted(layout), **options)  # type: ignore[arg-type]
+    return import_pickles(source, target, wanted(layout), models_with=encoders.models_with, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layout", ["ezhoi", "shards"])
@@ -111,6 +111,29 @@ def test_pickles_of_another_model_are_left_out(tmp_path: Path) -> None:
     reasons = {finding.name: finding.reason for finding in done.left_out}
     assert "stock `clip`" in reasons["a"]
     assert "expected is (16, 32)" in reasons["b"]
+
+
+def test_unusable_pickles_of_no_listed_image_are_not_recorded(pickles: Path, tmp_path: Path) -> None:
+    """Nothing could ever make them: a bank that lists them as failed would never be complete."""
+    (pickles / "junk_clip.pkl").write_bytes(b"junk")
+    done = imported(pickles, tmp_path / "bank", listed=KEYS)
+    assert "junk" in {finding.name for finding in done.left_out}
+    assert set(open_bank(tmp_path / "bank").failures) == {*LEFT_OUT, KEYS[-1]}
+
+
+@pytest.mark.parametrize("listed", [None, KEYS])
+def test_pickles_of_which_none_is_usable_write_nothing(tmp_path: Path, listed: list[str] | None) -> None:
+    """A bank without features would refuse the right model."""
+    (tmp_path / "pickles").mkdir()
+    (tmp_path / "pickles/photo_00_clip.pkl").write_bytes(b"junk")
+    with pytest.raises(BankError, match=r"None of the pickles in .* is usable.* photo_00.*: cut short"):
+        imported(tmp_path / "pickles", tmp_path / "bank", listed=listed)
+    for number in range(3):
+        (tmp_path / f"pickles/photo_0{number}_clip.pkl").write_bytes(pickle.dumps(torch.randn(576, 768)))
+    cause = r"of shape \(576, 768\), and tiny's is \(16, 32\): give --model ViT-L/14@336px"
+    with pytest.raises(BankError, match=cause):
+        imported(tmp_path / "pickles", tmp_path / "bank", listed=listed)
+    assert not (tmp_path / "bank").exists()
 
 
 def test_an_error_that_may_pass_writes_nothing(pickles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,21 @@ def test_an_interrupted_repair_can_be_repeated(
     assert at > 0
 
 
+def test_what_no_list_names_is_not_to_be_extracted(tiny_config: ExtractConfig, tmp_path: Path) -> None:
+    """A feature, a failure and a damaged feature of images that are no longer listed: `verify` and `repair` agree."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/broken.jpg").write_bytes(b"")
+    bank = extracted(tmp_path, tiny_config, 3)
+    listed = ["photo_0000.jpg"]
+    damage_numbers(bank / "photo_0002_clip.pkl")
+    assert [finding.name for finding in verify(bank, listed).problems] == ["photo_0002.jpg"]
+    done = repair(bank, listed)
+    assert done.quarantined == ["photo_0002_clip.pkl.damaged"]
+    assert done.to_extract == []
+    assert verify(bank, listed).problems == []
+    assert list(open_bank(bank)) == ["photo_0000.jpg", "photo_0001.jpg"]
+
+
 def test_third_party_pickles_are_not_repaired(tmp_path: Path) -> None:
     (tmp_path / "a_clip.pkl").write_bytes(pickle.dumps(torch.randn(16, 32)))
     before = contents(tmp_path)

@@ -68,7 +68,7 @@ def test_third_party_pickles_are_verified_and_imported(root: Path, tiny_weights:
         "dtype",
         "a view",
         "gradients",
-        "12 of 14 are not as they should be",
+        "12 of 14 have problems",
         f"patchbank import {root / BANK}",
     ):
         lacking += [words] * (words not in done.stdout)
@@ -119,12 +119,70 @@ def test_weights_that_are_not_the_banks(root: Path, tiny_weights: Path, tmp_path
     patchbank(*sample, "--weights", tiny_weights, check=0)
     done = patchbank(*sample, "--weights", tmp_path / "other.pt", check=2)
     assert "made with other weights than" in done.stderr
-    assert "No problems found." in done.stdout  # the report comes first
+    assert "Verifying" not in done.stderr and not done.stdout  # before the bank is read
     assert "give the file with --weights" in patchbank(*sample, check=2).stderr
     before = contents(tmp_path / "bank")
     repair = "repair", tmp_path / "bank", "--extract", "--images", root / "hicodet"
     assert "give the file with --weights" in patchbank(*repair, check=2).stderr
     assert contents(tmp_path / "bank") == before
+
+
+def test_an_import_ends_with_the_command_that_completes_the_bank(root: Path, tiny_weights: Path) -> None:
+    """First the one that imports again and compares, and then the one that extracts."""
+    new, listed = root / "new", ("--dataset", "hicodet", "--split", "test", "--root", root)
+    model = "--model", "tiny", "--weights", tiny_weights
+    done = patchbank("import", root / BANK, new, *model, *listed, check=1)
+    assert "without the images' extensions" not in done.stderr
+    command = done.stdout.splitlines()[-1].split()
+    assert command[:2] == ["patchbank", "import"] and command[-3:] == ["--sample", "20", "--overwrite"]
+    # Until then the bank is refused, before anything changes; and `--sample` cannot be added without --overwrite.
+    os.truncate(next(new.glob("*_clip.pkl")), 9)  # which `repair` would put in quarantine
+    before = contents(new)
+    for arguments in (("repair", new, "--extract", *listed, *model[2:]), tuple(command[1:-1])):
+        assert "--sample 20 --overwrite" in patchbank(*arguments, check=2).stderr
+    assert contents(new) == before
+    done = patchbank(*command[1:], check=1)
+    command = done.stdout.splitlines()[-1].split()
+    assert command[:2] == ["patchbank", "repair"]
+    assert "made on" not in patchbank("info", new, check=0).stdout
+    done = patchbank(*command[1:], check=0)
+    assert "7 features written" in done.stdout and "begun on" not in done.stderr
+    assert open_bank(new).manifest.batch_size > 1  # as `extract` would choose on this machine
+    patchbank("verify", new, *listed, check=0)
+    shutil.copytree(root / BANK, root / "elsewhere")  # where nothing says what they are of
+    done = patchbank("import", root / "elsewhere", root / "nameless", *model, check=1)
+    assert "without the images' extensions" in done.stderr and "--images DIR" in done.stderr
+
+
+def test_a_bank_is_not_a_directory_of_banks(root: Path, tiny_weights: Path) -> None:
+    extract = "extract", "hicodet", "--root", root, "--split", "test", "--model", "tiny", "--weights", tiny_weights
+    done = patchbank(*extract, "--out", root / BANK, check=2)
+    assert f"Did you mean --out {root / BANK}".rpartition("/")[0] in done.stderr
+    shutil.rmtree(root / BANK)
+    patchbank(*extract, check=0)
+    assert "is a bank itself" in patchbank(*extract, "--out", root / BANK, check=2).stderr
+    # Pickles in a subdirectory belong to the bank there.
+    patchbank("extract", "folder", root / "hicodet", "--out", root / BANK.split("/")[0], *tiny(tiny_weights), check=0)
+
+
+def test_failed_images_are_not_to_be_put_in_quarantine(tmp_path: Path, tiny_weights: Path) -> None:
+    photographs(tmp_path / "images", 5)
+    (tmp_path / "images/broken.jpg").write_bytes(b"")
+    run = "extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights)
+    done = patchbank(*run, "--partition", "0/1", "--limit", 4, check=1)
+    assert "the bank has 3 of 6 features; 1 image failed" in done.stdout
+    images = "--images", tmp_path / "images"
+    (tmp_path / "images/photo_0004.jpg").unlink()
+    (tmp_path / "images/photo_0003.jpg").unlink()
+    done = patchbank("verify", tmp_path / "bank", *images, check=1)
+    assert "1 of 4 has problems.\nReplace images that cannot be read, and extract again what failed:" in done.stdout
+    command = f"patchbank repair {tmp_path / 'bank'} --extract --images {tmp_path / 'images'} --weights FILE"
+    assert command in done.stdout
+    done = patchbank("repair", tmp_path / "bank", *images, check=1)
+    assert command in done.stdout and "\nfailed\n  broken.jpg: the file is empty\n" in done.stdout
+    images = "--images", tmp_path / "nowhere"
+    done = patchbank("verify", tmp_path / "bank", *images, "--sample", 1, "--weights", tiny_weights, check=2)
+    assert "nowhere" in done.stderr and not done.stdout
 
 
 def tiny(weights: Path) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from patchbank.bench.measure import Report
+from patchbank.bench.stages import Measure
 from tests.support import command, patchbank, photographs
 
 
@@ -61,7 +63,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path: Path, number: signal.Signals, co
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--out", "nowhere"], "--out nowhere: there is no such directory"),
+        (["--out", "nowhere"], "There is no directory nowhere"),
         (["--images", "nowhere"], "nowhere"),
         (["--model", "ViT-B/17"], "no model 'ViT-B/17'"),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs CUDA"),
@@ -73,6 +75,13 @@ def test_a_wrong_setup_is_one_message(arguments: list[str], words: str) -> None:
     done = patchbank("bench", *arguments, check=2)
     assert words in done.stderr
     assert not done.stdout
+
+
+@pytest.mark.parametrize(("rate", "steady"), [(99.0, True), (100.4, True), (101.0, False)])
+def test_more_than_the_limit_is_not_steady(rate: float, steady: bool) -> None:
+    """As it is printed: no 101 % goes without a note."""
+    measures = [Measure("encode", "fp32", rate, 100.0), Measure("read", "", 1000.0)]
+    assert Report("", "tiny", {}, measures, None, {}).steady == steady
 
 
 def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:

@@ -47,13 +47,35 @@ def test_problems_and_their_fixes(tmp_path: Path, tiny_weights: Path) -> None:
         for line in (finding["fix"] or "").splitlines():
             if line.startswith("$ "):
                 assert line.removeprefix("$ ") in text  # unbroken, to be copied
-            elif not any(len(word) > 40 for word in line.split()):
-                assert line in words
+            else:
+                assert " ".join(line.split()) in words
     assert contents(tmp_path) == before
 
 
+def test_a_bank_of_other_options_and_long_paths(tmp_path: Path, tiny_weights: Path) -> None:
+    """The problem has a fix of its own, and lines of 80 columns break no path: each can be copied."""
+    root = hico_root(tmp_path / "a_root_with_a_name_so_long_that_no_path_in_it_fits_into_a_line_of_eighty_columns", 2)
+    options = "--root", root, "--model", "tiny", "--weights", tiny_weights
+    patchbank("extract", "hicodet", *options, check=0)
+    arguments = "doctor", *options, "--no-timing", "--precision", "bf16"
+    report = json.loads(patchbank(*arguments, "--json", check=1).stdout)
+    problems = [finding for finding in report["findings"] if finding["level"] == "problem"]
+    assert [each["fix"] for each in problems] == [
+        "Give the options it was made with (--precision fp32). Or choose another directory, or start from scratch with "
+        "--overwrite, which deletes its features."
+    ] * 2
+    text = patchbank(*arguments, check=1).stdout
+    assert text.count("fix: Give the options it was made with (--precision fp32).") == 2
+    for finding in report["findings"]:
+        for word in f"{finding['text']} {finding['fix'] or ''}".split():
+            assert word in text
+    assert not [
+        line for line in text.splitlines() if len(line) > 80 and not any(len(each) > 40 for each in line.split())
+    ]
+
+
 def test_wrong_usage(tmp_path: Path) -> None:
-    assert "no such directory" in patchbank("doctor", "--root", tmp_path / "nowhere", check=2).stderr
+    assert "There is no directory" in patchbank("doctor", "--root", tmp_path / "nowhere", check=2).stderr
     assert "Choose from" in patchbank("doctor", "--root", tmp_path, "--model", "ViT-B/17", check=2).stderr
     assert "one --model" in patchbank("doctor", "--root", tmp_path, "--weights", "a.pt", check=2).stderr
 

@@ -72,7 +72,7 @@ def test_every_image_is_in_its_slot_and_no_other_slot_is_filled() -> None:
 
 
 def test_features_are_found_by_their_slot_in_any_order() -> None:
-    """A full batch too, as a data set whose samples are not in the order of their positions gives it."""
+    """A full batch too, as a dataset whose samples are not in the order of their positions gives it."""
     watched = Watched()
     watched.run([[(2, "1"), (0, "2"), (3, "3"), (1, "4")], [(3, "5"), (1, "6")]])
     assert watched.batches == [[2, 4, 1, 3], [0, 6, 0, 5]]

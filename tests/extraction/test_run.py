@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -141,7 +142,7 @@ def test_weights_are_looked_for_in_the_datasets_root(tiny_weights: Path, tmp_pat
 
 
 def test_another_models_weights_are_refused_by_the_plan(tiny_weights: Path, tmp_path: Path) -> None:
-    """Of EZ-HOI's data sets too, where weights are rounded."""
+    """Of EZ-HOI's datasets too, where weights are rounded."""
     hico_root(tmp_path, 2, splits=["test"])
     config = ExtractConfig(model="ViT-B/16", weights=tiny_weights)
     with pytest.raises(WeightsError, match="is not a ViT-B/16"):
@@ -233,8 +234,10 @@ def test_a_resumed_run_takes_the_banks_batch_size(
     [
         ({"dtype": "float16"}, "dtype: the bank has float32, this run float16"),
         ({"precision": "bf16"}, "precision: the bank has fp32, this run bf16"),
+        ({"precision": "bf16", "resize": "squash"}, "it was made with (--precision fp32, --resize center-crop)."),
         ({"resize": "squash"}, "input resize: the bank has center-crop, this run squash"),
         ({"weights": None}, "weights: the bank has"),
+        ({"weights": None}, "it was made with (--model tiny, --weights FILE)."),
     ],
 )
 def test_a_bank_of_other_features_is_refused(
@@ -251,6 +254,7 @@ def test_a_bank_of_other_features_is_refused(
         extract(dataset, tmp_path / "bank", other)
     assert words in str(caught.value)
     assert "--overwrite" in str(caught.value)
+    assert not re.search(r"None|\(\)|'|[0-9a-f]{13}", str(caught.value).replace(str(tmp_path), ""))
     assert contents(tmp_path / "bank") == before
     summary = extract(dataset, tmp_path / "bank", replace(other, overwrite=True))
     assert summary.images == 11

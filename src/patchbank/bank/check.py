@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, pairwise
 from math import isqrt
@@ -63,19 +63,19 @@ KINDS = {
     "unsafe": Kind("would run code when unpickled; was not run", "extract"),
     "damaged-part": Kind("part of the index that cannot be read", "extract"),
     "unread": Kind("could not be read: the disk, or permissions", "look"),
-    "unreadable": Kind("cut short, or no tensor of features", "extract"),
-    "checksum": Kind("differs from what was written: the checksum", "extract"),
+    "unreadable": Kind("cut short, or not a tensor", "extract"),
+    "checksum": Kind("its checksum is not that of what was written", "extract"),
     "pixels": Kind("differs from a fresh extraction", "scratch"),
     "shape": Kind("of a wrong shape", "extract"),
     "not-finite": Kind("with NaN or Inf", "extract"),
     "zero": Kind("with tokens that are all zero", "extract"),
     "normalised": Kind("already normalised: the norms are lost", "extract"),
-    "missing": Kind("missing: the image is listed, and has no feature", "extract"),
+    "missing": Kind("missing: a listed image without a feature", "extract"),
     "failed": Kind("failed", "extract"),
     "cls": Kind("with [CLS] left in", "import"),
     "cuda": Kind("saved from a GPU: it cannot be loaded without one", "import"),
     "dtype": Kind("of a dtype that EZ-HOI's reader does not take", "import"),
-    "view": Kind("a view: it holds more storage than its own", "import"),
+    "view": Kind("a view that stores more than its own numbers", "import"),
     "gradient": Kind("asking for gradients", "import"),
     "extra": Kind("of no listed image (harmless)", None),
     "quarantine": Kind("in quarantine since an earlier repair (delete it once nothing is missing)", None),
@@ -100,6 +100,11 @@ class Finding:
     def reason(self) -> str:
         """In words, for the index."""
         return KINDS[self.kind].says + (f": {self.detail}" if self.detail else "")
+
+
+def by_kind(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
+    """The findings of each kind, the worst kind first."""
+    return {kind: found for kind in KINDS if (found := [each for each in findings if each.kind == kind])}
 
 
 Defects = list[tuple[str, str]]  # (kind, detail) of each
@@ -139,7 +144,7 @@ class Report:
 
     def by_kind(self) -> dict[str, list[Finding]]:
         """The findings of each kind, the worst kind first."""
-        return {kind: found for kind in KINDS if (found := [each for each in self.findings if each.kind == kind])}
+        return by_kind(self.findings)
 
     def sort(self) -> None:
         """Order the findings, and remove features with problems from the sound ones."""
@@ -173,10 +178,14 @@ def verify(
     else:
         report = _verify_pickles(bank, listed or (), progress, expected)
     if listed is not None:
-        report.listed = len(listed)
+        report.listed, expected_keys = len(listed), set(listed)
         known = {*report.sound, *(finding.name for finding in report.findings)}
+        report.findings = [
+            replace(each, kind="extra") if each.kind == "failed" and each.name not in expected_keys else each
+            for each in report.findings
+        ]
         report.findings += [Finding("missing", key) for key in listed if key not in known]
-        report.findings += [Finding("extra", name) for name in {*report.sound} - set(listed)]
+        report.findings += [Finding("extra", name) for name in {*report.sound} - expected_keys]
     if is_remote(bank):
         names = payload.parts.names() if payload else []
     else:
@@ -267,14 +276,15 @@ def _verify_pickles(directory: Path, listed: Sequence[str], progress: Progress, 
 
     found = list(_in_threads(examine, names, progress))
     report.looked_at = len(found)
-    report.shape = expected or _usual_shape(shape for _, (shape, _) in found if shape is not None)
+    report.shape = _usual_shape(shape for _, (shape, _) in found if shape is not None)
+    expected = expected or report.shape
     for file, (shape, defects) in found:
         name = keys.get(file, file)
         if key_of(file) is None:
             report.findings.append(Finding("extra", file, "no image's features have this name"))
             continue
         report.sound.append(name)
-        if shape is not None and (wrong := shape_defect(shape, report.shape)):
+        if shape is not None and (wrong := shape_defect(shape, expected)):
             defects = [wrong] if wrong[0] == "shape" else [*defects, wrong]  # of a wrong shape, nothing else matters
         report.findings += [Finding(kind, name, detail) for kind, detail in defects]
     return report
@@ -356,19 +366,16 @@ def compare_with_pixels(report: Report, keys: Sequence[str], count: int, recompu
     random.Random(0).shuffle(chosen)
     bank = Bank(report.bank, damaged="skip") if report.layout is not None else None
 
-    def stored(key: str) -> Tensor:
-        """As float32 and without [CLS]."""
-        if bank is not None:
-            return bank[key].float()
-        tokens = read_pickle(report.bank / pickle_name(key)).float()
-        return tokens[1:] if report.shape and tokens.shape[0] == report.shape[0] + 1 else tokens
+    def stored(key: str, count: int) -> Tensor:
+        """As float32 and without [CLS]: the last `count` tokens."""
+        return (bank[key] if bank is not None else read_pickle(report.bank / pickle_name(key)))[-count:].float()
 
     for key in chosen:
         if len(report.sample) == count:
             break
         if (expected := recompute(key)) is None:
             continue
-        error = float((stored(key) - expected).norm() / expected.norm())
+        error = float((stored(key, len(expected)) - expected).norm() / expected.norm())
         report.sample[key] = error
         if not error <= tolerance(report.manifest):
             report.findings.append(Finding("pixels", key, f"relative error {error:.1e}"))

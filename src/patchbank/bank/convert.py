@@ -110,8 +110,8 @@ class Imported:
     Attributes:
         written: what was written of them.
         fixed: findings about pickles that needed a change; their tensors are sound.
-        left_out: findings about unusable pickles and about listed images without one; the new bank lists them as
-            failures.
+        left_out: findings about unusable pickles and about listed images without one. The new bank lists them as
+            failures, except for pickles of no listed image: nothing could make them again.
     """
 
     written: Converted
@@ -127,6 +127,7 @@ def import_pickles(
     *,
     size_of: SizeOf = lambda _: None,
     confirm: Callable[[Report], Manifest] | None = None,
+    models_with: Callable[[tuple[int, ...]], Sequence[str]] = lambda _: (),
     overwrite: bool = False,
     progress: Progress | None = None,
     writing: Progress | None = None,
@@ -141,12 +142,13 @@ def import_pickles(
             unknown.
         size_of: sizes of the images; without them boxes cannot be mapped.
         confirm: returns the final manifest from the report on the pickles; raises to write nothing.
+        models_with: names of models whose patch tokens have a shape, for a message.
         overwrite: start the new bank from scratch.
         progress, writing: called with the numbers of pickles checked or written, and of all.
         stop: set it to end early; the same call continues.
 
     Raises:
-        BankError: there is nothing to import, a file cannot be read at the moment, or as `convert`.
+        BankError: there is no usable pickle, a file cannot be read at the moment, or as `convert`.
     """
     _refuse_inside(source, target)
     if find_payload(source) is not None:
@@ -158,7 +160,6 @@ def import_pickles(
             f"{len(unread):,} files could not be read, such as {first.name} ({first.detail}). Nothing was written. "
             "Check the disk or the permissions, and run it again."
         )
-    wanted = confirm(report) if confirm else wanted
     useless = {finding.name: finding for finding in reversed(report.problems) if KINDS[finding.kind].fix == "extract"}
     files = {key: pickle_name(key) for key in listed or ()}
     names = {*report.sound, *(finding.name for finding in report.findings)} - files.keys() - {*files.values()}
@@ -166,6 +167,14 @@ def import_pickles(
         if (key := key_of(name)) is not None and (source / name).exists():
             files[key] = name
     reasons = {key: useless[name] for key, file in files.items() for name in (key, file) if name in useless}
+    if files.keys() == reasons.keys():
+        models = models_with(report.shape) if report.shape else []
+        raise BankError(_nothing_usable(report, wanted, models, next(iter(reasons.values()), None)))
+    wanted = confirm(report) if confirm else wanted
+    left_out = [replace(finding, name=key) for key, finding in sorted(reasons.items())]
+    if listed is not None:
+        for key in reasons.keys() - set(listed):
+            del files[key], reasons[key]
 
     def read(key: str) -> Feature | Failure:
         if key in reasons:
@@ -183,7 +192,17 @@ def import_pickles(
     fixed = [
         finding for finding in report.findings if KINDS[finding.kind].fix == "import" and finding.name not in useless
     ]
-    return Imported(written, fixed, [replace(finding, name=key) for key, finding in sorted(reasons.items())])
+    return Imported(written, fixed, left_out)
+
+
+def _nothing_usable(report: Report, wanted: Manifest, models: Sequence[str], first: Finding | None) -> str:
+    """Why none of the pickles can be imported, and what to do."""
+    text = f"None of the pickles in {report.bank} is usable; nothing was written."
+    if report.shape not in (None, wanted.shape):
+        return f"{text} Most are of shape {report.shape}, and {wanted.model}'s is {wanted.shape}: " + (
+            f"give --model {' or '.join(models)}." if models else "no known model has theirs."
+        )
+    return f"{text} {f'{first.name}: {first.reason}. ' if first else ''}`patchbank verify {report.bank}` names all."
 
 
 def _refuse_inside(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -34,6 +35,14 @@ def library_versions() -> dict[str, str]:
 def stored_outputs(outputs: Mapping[str, Output], layout: Layout, dtype: StoredDtype) -> dict[str, Output]:
     """What a layout stores of an encoder's or a bank's outputs. A pickle holds the patch tokens alone."""
     return {name: each.stored_as(dtype) for name, each in outputs.items() if layout == "shards" or name == GRID}
+
+
+def _shown(value: object) -> str:
+    """A field's value for people: no Python, and of a checksum the first digits."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    text = "none" if value in (None, "") else str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +125,8 @@ class Manifest:
             chain.pop()
         return replace(self, layout=layout, outputs=stored_outputs(self.outputs, layout, dtype), rounded=tuple(chain))
 
-    def differences(self, other: Manifest) -> list[tuple[str, object, object]]:
-        """(field, own value, other's value) for each difference between two banks' features or layouts."""
+    def differences(self, other: Manifest) -> list[tuple[str, str, str]]:
+        """(field, own value, other's value), for people, of each difference between two banks' features or layouts."""
         names = ("layout", "dataset", "split", "rounded")
         mine, theirs = ({name: getattr(each, name) for name in names} for each in (self, other))
         found = differences(mine, theirs)
@@ -129,7 +138,7 @@ class Manifest:
                 found.append((f"output {name}", "stored" if one else "absent", "stored" if two else "absent"))
             else:
                 found += differences(asdict(one), asdict(two), prefix="" if name == GRID else f"{name} ")
-        return found
+        return [(name, _shown(one), _shown(two)) for name, one, two in found]
 
     def check(self) -> None:
         """Raise ValueError where fields contradict each other."""

@@ -14,7 +14,7 @@ from patchbank.bank.index import Part, read_document, write_document
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import samples_a_shard
 from patchbank.bank.payload import Payload
-from patchbank.bank.pickles import INDEX, PART_SIZE, Pickles, pickles_in
+from patchbank.bank.pickles import INDEX, PART_SIZE, SUFFIX, Pickles
 from patchbank.bank.shard import Shards
 from patchbank.bank.storage import storage_of
 from patchbank.budget import without_collection
@@ -70,8 +70,10 @@ def third_party(bank: Path) -> bool:
 
     A bank has an index beside them, which is empty until the first are listed, and after all its parts were damaged.
     """
-    own = is_remote(bank) or not bank.is_dir() or (bank / INDEX).is_dir() or find_payload(bank) is not None
-    return not own and next(pickles_in(bank), None) is not None
+    if is_remote(bank) or not bank.is_dir() or (bank / INDEX).is_dir() or find_payload(bank) is not None:
+        return False
+    with os.scandir(bank) as entries:  # pickles in its subdirectories may belong to banks there
+        return any(each.name.endswith(SUFFIX) and each.is_file() for each in entries)
 
 
 def manifest_in(bank: Path) -> Manifest | None:

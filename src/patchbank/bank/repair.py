@@ -87,7 +87,8 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
             for each in lost:
                 if (path := bank / pickle_name(each.name)).exists():
                     done.quarantined.append(quarantine(path).relative_to(bank).as_posix())
-    done.to_extract += lost
+    wanted = {each.name for each in lost} if listed is None else set(listed)
+    done.to_extract += [each for each in lost if each.name in wanted]
     return done
 
 

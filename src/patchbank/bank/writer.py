@@ -33,6 +33,7 @@ from patchbank.bank.removal import remove_bank
 from patchbank.bank.storage import storage_of
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
+from patchbank.features import UNKNOWN
 from patchbank.files import (
     DAMAGED,
     bytes_text,
@@ -69,14 +70,27 @@ class BankState(NamedTuple):
     parts: Sequence[Part]
 
 
-def check_same(bank: Path, found: Manifest, wanted: Manifest) -> None:
-    """Raise BankError, naming the differences, if a bank is not what a run would make."""
-    if differences := found.differences(wanted):
-        listed = "\n".join(f"  {name}: the bank has {has}, this run {would}" for name, has, would in differences)
-        raise BankError(
-            f"{bank} was created with a different configuration:\n{listed}\n"
-            "Choose another directory, or start from scratch with --overwrite, which deletes its features."
+def check_same(bank: Path, found: Manifest, wanted: Manifest, options: str = "") -> None:
+    """Raise BankError, naming the differences, if a bank is not what a run would make. The last line is the fix.
+
+    Args:
+        options: those that would make it, for the message.
+    """
+    if not (differences := found.differences(wanted)):
+        return
+    listed = "\n".join(f"  {name}: the bank has {has}, this run {would}" for name, has, would in differences)
+    fix = "Choose another directory, or start from scratch with --overwrite, which deletes its features."
+    if found.imported and UNKNOWN in (has for _, has, _ in differences):
+        images = "--dataset or --images, and " if found.dataset == UNKNOWN else ""
+        fix = (
+            "Nothing has shown what made its features: import the pickles again with the same command and "
+            f"{images}--sample 20 --overwrite. Then the bank can be completed."
         )
+    elif found.imported and UNKNOWN in (would for *_, would in differences):
+        fix = "It was imported with --sample: give that again, or choose another directory."
+    elif options:
+        fix = f"Give the options it was made with ({options}). Or c{fix[1:]}"
+    raise BankError(f"{bank} was created with a different configuration:\n{listed}\n{fix}")
 
 
 def existing_manifest(bank: Path, *, overwrite: bool) -> Manifest | None:

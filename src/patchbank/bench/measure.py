@@ -22,7 +22,6 @@ from patchbank.encoders.device import has_bfloat16, resolve_device
 from patchbank.extraction.advice import auto_workers
 
 _PRODUCTS = 64  # largest batch for measuring products: larger ones are no faster, and need much memory
-_NOISE = 1.03
 _ENOUGH = 0.97  # of the fastest batch's speed: the smallest batch that reaches it is chosen
 
 
@@ -48,8 +47,8 @@ class Report:
 
     @property
     def steady(self) -> bool:
-        """Whether no measure exceeds its limit, which was measured just before it."""
-        return all(each.limit is None or each.rate <= _NOISE * each.limit for each in self.measures)
+        """Whether no measure exceeds its limit, in whole percent; the limit was measured just before it."""
+        return all(each.limit is None or round(each.rate / each.limit, 2) <= 1 for each in self.measures)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's types."""

@@ -47,7 +47,7 @@ def bench(
     limit, config = config.limit, replace(config, model=model, limit=None)
     check_dtype(config.layout or "", config.dtype)
     if not out.is_dir():
-        raise ConfigError(f"--out {out}: there is no such directory.")
+        raise ConfigError(f"There is no directory {out}. Give --out another one.")
     keep_freed_memory()
     with busy("Getting ready"):
         from patchbank.bench.measure import run
@@ -91,7 +91,10 @@ def _show(report: Report, config: ExtractConfig) -> None:
         before = each.stage
     stdout.print(table)
     if not report.steady:
-        show_note("this machine's speed changed meanwhile: the encoder exceeded its limit. Measure again.")
+        show_note(
+            "an encoder cannot exceed its limit. The two are measured one after the other, and this machine was faster "
+            "at the later moment (turbo, other programs, noise). Measure again."
+        )
     chosen = " ".join(f"{name} {value}" for name, value in report.options.items())
     say(f"\nEnd to end is {report.bound}-bound. For {config.precision}: {chosen}")
 

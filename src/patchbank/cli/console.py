@@ -25,7 +25,7 @@ stderr = Console(highlight=False, stderr=True)
 
 def say(text: str, style: str = "") -> None:
     """Print a line of the result: markup is not interpreted, paths are not broken."""
-    stdout.print(Text(_harmless(text), style=style), soft_wrap=True)
+    stdout.print(Text(harmless(text), style=style), soft_wrap=True)
 
 
 def busy(text: str) -> AbstractContextManager[object]:
@@ -44,10 +44,10 @@ def show_note(message: str) -> None:
 
 
 def _print_labelled(label: str, style: str, message: str) -> None:
-    stderr.print(Text.assemble((label, style), _harmless(message)), soft_wrap=True)
+    stderr.print(Text.assemble((label, style), harmless(message)), soft_wrap=True)
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """The text with control characters escaped: file names must not control the terminal."""
     return "".join(each if each in "\n\t" or each.isprintable() else repr(each)[1:-1] for each in text)
 

@@ -47,7 +47,7 @@ def demo(
         "patchbank-demo"
     ),
 ) -> None:
-    """Extract both data sets of a small EZ-HOI root made from public-domain photographs, and check the result.
+    """Extract both datasets of a small EZ-HOI root made from public-domain photographs, and check the result.
 
     patchbank demo
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ import typer
 from rich.text import Text
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, count_text, say, show_json, stdout
+from patchbank.cli.console import busy, count_text, harmless, say, show_json, stdout
 from patchbank.cli.listing import ListingOptions
 from patchbank.cli.options import RunOptions
 from patchbank.config import ExtractConfig, check_dtype, option
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _MARKS = {"ok": ("ok", "green"), "note": ("note", "bold yellow"), "problem": ("PROBLEM", "bold red")}
 _MARK_WIDTH = 11
 _WIDTH = 78  # largest width of a finding's text
+_WIDEST = 14  # largest width of a thing with the text beside it, if that has several lines
 
 
 @options.takes({"root": Path()}, asked=("root",), run=("model", "json"), config=options.BANK)
@@ -42,9 +45,9 @@ def doctor(
     names = run.models(config, EZHOI_MODELS)
     root = asked.root or Path()
     if not root.is_dir():
-        raise ConfigError(f"--root {root}: no such directory. Pass an EZ-HOI checkout.")
+        raise ConfigError(f"There is no directory {root}. Give --root an EZ-HOI checkout.")
     check_dtype(config.layout or "ezhoi", config.dtype)
-    with busy("Looking at data sets, checkpoints, banks and machine"):
+    with busy("Looking at datasets, checkpoints, banks and machine"):
         from patchbank.doctor import examine
 
         report = examine(root, names, config, timing=not no_timing)
@@ -75,9 +78,17 @@ def _notes(report: Report) -> str:
 
 
 def _show_finding(finding: Finding, widest: int) -> None:
-    """Print mark, thing and text side by side; below them the fix. Commands are not broken: they can be copied."""
+    """Print mark, thing and text side by side; below them the fix. Commands are not broken: they can be copied.
+
+    A text of several lines begins below a thing with a long name: beside it there is too little room.
+    """
     mark, style = _MARKS[finding.level]
-    _say_wrapped(Text.assemble((f"  {mark}".ljust(_MARK_WIDTH), style), f"{finding.what:{widest}}  "), finding.text)
+    head = Text.assemble((f"  {mark}".ljust(_MARK_WIDTH), style), f"{finding.what:{widest}}  ")
+    if widest > _WIDEST and head.cell_len + len(finding.text) > stdout.width:
+        head.rstrip()
+        stdout.print(head)
+        head = Text(" " * _MARK_WIDTH)
+    _say_wrapped(head, finding.text)
     for number, line in enumerate((finding.fix or "").splitlines()):
         indent = Text(" " * _MARK_WIDTH + ("fix: " if not number else "     "))
         if line.startswith("$ "):
@@ -87,8 +98,11 @@ def _show_finding(finding: Finding, widest: int) -> None:
 
 
 def _say_wrapped(head: Text, text: str) -> None:
-    """Print `head`, and `text` beside it in lines of a readable length."""
-    width = min(stdout.width - head.cell_len, _WIDTH)
-    for number, line in enumerate(Text(text).wrap(stdout, max(20, width))):
-        line.rstrip()
+    """Print `head`, and `text` beside it in lines of a readable length. Words are not broken: paths, URLs."""
+    room = max(20, min(stdout.width - head.cell_len, _WIDTH))
+    lines = [part for line in harmless(text).split("\n") for part in _unbroken(line, room)]
+    for number, line in enumerate(lines):
         stdout.print(Text.assemble(" " * head.cell_len if number else head, line), soft_wrap=True)
+
+
+_unbroken = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)

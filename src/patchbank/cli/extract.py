@@ -58,7 +58,7 @@ def _command(name: str, text: str = "") -> Callable[[Callable[..., None]], None]
 
 
 def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
-    """Add the command of a data set that has splits and annotation files."""
+    """Add the command of a dataset that has splits and annotation files."""
     each = f"{' or '.join(splits)}; repeatable."
     where = f"ROOT/{dataset}_pkl_files, or ROOT/{dataset}_shards"
 
@@ -77,12 +77,18 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
         run: RunOptions,
         config: ExtractConfig,
     ) -> None:
+        from patchbank.bank.parts import find_payload, third_party
         from patchbank.bank.pickles import bank_directory, bank_name
         from patchbank.datasets import load_splits
 
         root = asked.root or Path()
         banks = bank_directory(root, dataset, config.layout or "ezhoi") if out is None else out
         models = run.models(config, EZHOI_MODELS)
+        if out is not None and (third_party(out) or find_payload(out) is not None):
+            raise ConfigError(
+                f"--out {out} is a bank itself, and not the directory of the banks. Did you mean --out {out.parent}? "
+                f"A bank of any name is completed with `patchbank repair {out} --extract`."
+            )
         jobs = [
             (
                 loaded,
@@ -158,7 +164,7 @@ def _parquet(
 
 
 def _run_one(run: RunOptions, config: ExtractConfig, out: Path, kind: str, place: Any, **details: Any) -> None:
-    """Load a data set of one bank, and make the bank. Raises ConfigError on several models."""
+    """Load a dataset of one bank, and make the bank. Raises ConfigError on several models."""
     from patchbank.datasets import load_dataset
 
     models = run.models(config, [DEFAULTS.model])
@@ -183,7 +189,7 @@ def run_jobs(
     keep_freed_memory()
     if any(config.engine == "ray" for _, _, config in jobs):
         results_alone_on_stdout()  # until the process ends: Ray may print at any time
-    with busy("Looking at data set, weights and bank"):
+    with busy("Looking at dataset, weights and bank"):
         from patchbank.extraction.devices import decide
         from patchbank.extraction.plan import check_disk, make_plan
         from patchbank.extraction.run import execute, load_runner, obtain_weights
@@ -288,11 +294,11 @@ def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
         f"{summary.images_per_second:.1f} images/s for {duration_text(summary.seconds)}" if summary.images else "",
     )
     what = "the bank" if plan.dataset.part == WHOLE else f"part {plan.dataset.part}"
-    failed = f", {summary.failed:,} failed" if summary.failed else ""
-    if summary.settled < summary.listed:
-        say(f"  {what} has {summary.settled - summary.failed:,} of {summary.listed:,} images{failed}")
+    done, failed = summary.settled - summary.failed, count_text(summary.failed, "image")
+    if done < summary.listed and (summary.settled < summary.listed or plan.config.partition != WHOLE):
+        say(f"  {what} has {done:,} of {summary.listed:,} features{f'; {failed} failed' if summary.failed else ''}")
     elif plan.config.partition != WHOLE:
-        say(f"  {what} is complete: {count_text(summary.settled - summary.failed, 'image')}{failed}")
+        say(f"  {what} is complete: {count_text(done, 'feature')}")
     if summary.advice:
         say(f"  {summary.times.bound}-bound; faster with {summary.advice}")
     show_failures("failed", summary.failures, f": patchbank info {summary.bank} --failures")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,9 +21,10 @@ from patchbank.cli.console import (
     some,
     written_text,
 )
-from patchbank.cli.listing import Listing, ListingOptions, find_listing
+from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed, show_completing
 from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
+from patchbank.cli.verify import comparison
 from patchbank.config import ExtractConfig, as_path, option
 from patchbank.errors import BankError, PatchbankError
 from patchbank.features import GRID, UNKNOWN
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from patchbank.bank.convert import Imported, SizeOf
     from patchbank.bank.manifest import Manifest
     from patchbank.encoders.base import EncoderSpec
+    from patchbank.encoders.runner import Runner
 
 
 @options.takes(
@@ -66,7 +70,12 @@ def import_(
         made = replace(config, model=model)
         spec = encoders.find(made, found.root if found else None, rounding=True)
         wanted = _wanted(spec, made, found)
-    confirm = (lambda report: _confirmed(report, wanted, made, found, sample)) if sample and found else None
+        compare = comparison(wanted, found, made, sample) if found and sample else None
+    if found is None:
+        show_note(
+            "no list of images: keys are the files' names without the images' extensions, and boxes cannot be mapped. "
+            f"To have both, add{options_needed(None)}, or --images DIR."
+        )
     with (
         StopOnSignal() as signals,
         CountProgress(f"Checking {source.name}") as progress,
@@ -78,13 +87,14 @@ def import_(
             wanted,
             keys,
             size_of=_sizes(found),
-            confirm=confirm,
+            confirm=(lambda report: _confirmed(report, wanted, compare)) if compare else None,
+            models_with=encoders.models_with,
             overwrite=config.overwrite,
             progress=progress,
             writing=writing,
             stop=signals.stop,
         )
-    show_json(_imported_dict(done)) if json else _show(done)
+    show_json(_imported_dict(done)) if json else _show(done, source, found, config.weights)
     signals.end(1 if done.left_out or done.written.damaged else 0)
 
 
@@ -92,6 +102,7 @@ def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> 
     """The new bank's manifest: the model's shapes and input; the rest of its identity is unknown."""
     from patchbank.bank.manifest import Manifest
     from patchbank.bank.parts import part_size
+    from patchbank.encoders.device import auto_batch_size, resolve_device
 
     known = {name: spec.identity[name] for name in ("family", "model") if name in spec.identity}
     layout = config.layout or "ezhoi"
@@ -104,21 +115,17 @@ def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> 
         identity={name: known.get(name, UNKNOWN) for name in spec.identity},
         input=replace(spec.input, resize=config.resize or spec.input.resize),
         part_size=part_size(layout, outputs, config.shard_size),
-        batch_size=1,
+        # Of the extraction that completes the bank: pickles are not made again.
+        batch_size=auto_batch_size(spec.input.grid, resolve_device(config.device, config.precision)),
         device=UNKNOWN,
         versions={},
         imported="from pickles of other code",
     )
 
 
-def _confirmed(report: Report, wanted: Manifest, config: ExtractConfig, found: Listing, count: int) -> Manifest:
+def _confirmed(report: Report, wanted: Manifest, compare: Callable[[Report], Runner]) -> Manifest:
     """The manifest with the model's identity, if features agree with a fresh extraction. Raises BankError if not."""
-    from patchbank.extraction.recompute import compare_sample, runner_of
-
-    dataset = found.load()
-    with busy(f"Extracting {count} images again"):
-        runner = runner_of(wanted, config, found.root)
-        compare_sample(report, dataset, runner, wanted.input, count)
+    runner = compare(report)
     different = [finding for finding in report.findings if finding.kind == "pixels"]
     if different:
         raise BankError(
@@ -153,7 +160,7 @@ def _sizes(found: Listing | None) -> SizeOf:
     return size_of
 
 
-def _show(done: Imported) -> None:
+def _show(done: Imported, source: Path, found: Listing | None, weights: Path | None) -> None:
     from patchbank.bank.check import KINDS
 
     written = done.written
@@ -171,6 +178,9 @@ def _show(done: Imported) -> None:
             say(f"  fixed: {count:,} {KINDS[kind].says}", "green")
     left_out = {finding.name: finding.reason for finding in done.left_out}
     show_failures("left out", left_out | written.damaged, f": patchbank info {written.bank} --failures")
+    if found is not None and left_out:
+        place, bank = shlex.quote(str(source)), written.bank
+        show_completing("Extract what is missing:", bank, written.manifest, found.named, weights, place)
 
 
 def _imported_dict(done: Imported) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchbank.cli.console import say
 from patchbank.config import ARCHIVES, as_path, option
 from patchbank.errors import ConfigError, DatasetError, PatchbankError
 from patchbank.features import UNKNOWN
@@ -59,6 +60,14 @@ class Listing(ListingOptions):
     options: str = ""
 
     @property
+    def named(self) -> str:
+        """Options that name these images wherever the bank lies."""
+        given = {name: getattr(self, name) for name in ("dataset", "split", "root", "images", "annotations")}
+        if self.dataset == "folder":
+            given["dataset"] = None
+        return _words(given)
+
+    @property
     def source(self) -> Path:
         """The file or directory that lists the images."""
         from patchbank.datasets import find_annotations
@@ -78,7 +87,7 @@ class Listing(ListingOptions):
         return list(dict.fromkeys(read_file_names(self.source)))
 
     def load(self) -> Dataset:
-        """The data set with its images. Raises DatasetError if they do not exist, ConfigError on a wrong split."""
+        """The dataset with its images. Raises DatasetError if they do not exist, ConfigError on a wrong split."""
         from patchbank.datasets import load_dataset
 
         if self.dataset == "folder":
@@ -95,7 +104,7 @@ def find_listing(
 ) -> Listing | None:
     """The images that a bank should hold; None if neither the options nor the bank say.
 
-    Without options, the data set and split are those that the bank names, or its directory's name, and the root is the
+    Without options, the dataset and split are those that the bank names, or its directory's name, and the root is the
     EZ-HOI checkout around it. Raises ConfigError on options that do not go together.
 
     Args:
@@ -113,7 +122,7 @@ def find_listing(
 
 
 def load_if_found(found: Listing | None, note: Callable[[str], None] = lambda _: None) -> Dataset | None:
-    """The listing's data set. Raises PatchbankError if the options name one that cannot be loaded.
+    """The listing's dataset. Raises PatchbankError if the options name one that cannot be loaded.
 
     A listing that no option names is a guess: where it cannot be loaded, `note` is called with the reason.
     """
@@ -167,7 +176,7 @@ def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) 
             raise ConfigError("Say which --dataset and --split it is of, or give the --annotations.")
         return None
     given = vars(asked) | {"dataset": dataset, "split": split} if asked.given else {}
-    options = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
+    options = _words(given)
     chosen_split = split if chosen in SPLITS else None
     listing = Listing(**vars(asked) | {"dataset": chosen, "split": chosen_split, "options": options})
     if asked.root is None and chosen in SPLITS:
@@ -177,6 +186,37 @@ def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) 
             if not asked.given and not _there(listing):
                 return None
     return listing
+
+
+def _words(given: Mapping[str, object]) -> str:
+    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
+
+
+def show_completing(
+    title: str, bank: Path, manifest: Manifest | None, options: str, weights: Path | None, pickles: str = "PICKLES"
+) -> None:
+    """Print the command that extracts what a bank lacks, below a title; what nobody knows is for the user to fill in.
+
+    Imported features of unknown origin cannot be completed: their pickles are imported again, and compared.
+
+    Args:
+        options: that name the images.
+        pickles: the directory that the bank was imported from.
+    """
+    from patchbank.encoders import official_weights
+
+    place = shlex.quote(str(bank))
+    if weights is not None:
+        options += f" --weights {shlex.quote(str(weights))}"
+    elif manifest is not None and not official_weights(manifest.identity) and UNKNOWN not in manifest.identity.values():
+        options += " --weights FILE"
+    command = f"patchbank repair {place} --extract{options}"
+    if manifest is not None and UNKNOWN in manifest.identity.values():
+        title = "To complete it, import the pickles again, and compare them with a fresh extraction:"
+        options += " --layout shards" * (manifest.layout == "shards")
+        command = f"patchbank import {pickles} {place} --model {manifest.model}{options} --sample 20 --overwrite"
+    say(title)
+    say(f"  {command}", "cyan")
 
 
 def options_needed(manifest: Manifest | None) -> str:

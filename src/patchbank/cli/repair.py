@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, interruptible, say, show_failures, show_json
+from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, interruptible, say, show_json
 from patchbank.cli.extract import run_jobs
-from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
+from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed, show_completing
 from patchbank.cli.options import RunOptions
 from patchbank.cli.progress import CountProgress
+from patchbank.cli.verify import show_findings
 from patchbank.config import ExtractConfig, option
 from patchbank.errors import BankError, ConfigError
 from patchbank.locations import is_remote
@@ -39,6 +41,7 @@ def repair(
     with busy("Looking at the bank"):
         from patchbank.bank.parts import manifest_in
         from patchbank.bank.repair import repair
+        from patchbank.extraction.plan import make_plan
         from patchbank.extraction.recompute import config_of, spec_of
 
         if is_remote(bank):
@@ -51,14 +54,16 @@ def repair(
         loaded = found.load() if found and extract else None
         keys = found.keys() if found else None
         if loaded is not None and before is not None:
-            spec_of(before, config, loaded.root)  # refuses other weights before anything changes
+            # Refuse other weights, a bank that cannot be completed, and images that are gone before anything changes.
+            spec_of(before, config, loaded.root)
+            make_plan(loaded, bank, config_of(before, config))
     with (
         interruptible("nothing is lost: the same command continues."),
         CountProgress(f"Verifying {bank.name}") as progress,
     ):
         done = repair(bank, keys, progress=progress)
     if not json:
-        show_repaired(done, found, extracting=extract)
+        show_repaired(done, found, config.weights, extracting=extract)
     elif not extract:
         show_json(_repaired_dict(done))
     if loaded is None:
@@ -75,10 +80,8 @@ def repair(
     )
 
 
-def show_repaired(done: Repaired, found: Listing | None, *, extracting: bool) -> None:
+def show_repaired(done: Repaired, found: Listing | None, weights: Path | None, *, extracting: bool) -> None:
     """Print what was fixed, what is in quarantine, what is left to extract."""
-    from patchbank.bank.check import KINDS
-
     report = done.before
     say(str(report.bank), "bold")
     say(f"  {report.looked_at:,} features read")
@@ -87,18 +90,19 @@ def show_repaired(done: Repaired, found: Listing | None, *, extracting: bool) ->
     if done.quarantined:
         where = f"{done.quarantined[0]}, ..." if len(done.quarantined) > 1 else done.quarantined[0]
         say(
-            f"  in quarantine: {count_text(len(done.quarantined), 'file')} ({where}); delete them when you like",
+            f"  in quarantine: {count_text(len(done.quarantined), 'file')} ({where}); delete when you like",
             "yellow",
         )
-    for finding in done.unread[:FAILURES_SHOWN]:
-        say(f"  left as it is: {finding.name}: {KINDS[finding.kind].says} ({finding.detail})", "red")
-    reasons = {each.name: each.detail if each.kind == "failed" else each.reason for each in done.to_extract}
-    show_failures("to extract", reasons, " to extract: --json names them all")
-    if done.to_extract and not extracting:
-        needed = found.options if found else options_needed(report.manifest)
-        say(f"  {len(done.to_extract):,} to extract again: add --extract{needed}")
-    elif not done.to_extract:
+    if done.unread:
+        say(f"  left as they are: {count_text(len(done.unread), 'feature')} that could not be read", "red")
+    if done.to_extract:
+        say(f"  to extract: {count_text(len(done.to_extract), 'image')}", "red")
+    else:
         say("  nothing is left to extract", "green")
+    show_findings([*done.unread, *done.to_extract], FAILURES_SHOWN, "--json")
+    if done.to_extract and not extracting:
+        options = found.options if found else options_needed(report.manifest)
+        show_completing("\nExtract them again:", report.bank, report.manifest, options, weights)
 
 
 def _repaired_dict(done: Repaired) -> dict[str, Any]:

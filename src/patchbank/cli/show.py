@@ -35,7 +35,7 @@ def show(
     bank: options.Bank,
     key: Annotated[str, typer.Argument(metavar="KEY", help="The image's key: its file name.")],
     *,
-    image: Path | None = option(None, "The image, if the data set is elsewhere.", metavar="FILE", parse=as_path),
+    image: Path | None = option(None, "The image, if the dataset is elsewhere.", metavar="FILE", parse=as_path),
     at: list[str] | None = option(
         None, "Map the similarity to the patch at this original pixel; repeatable.", metavar="X,Y"
     ),
@@ -62,7 +62,7 @@ def show(
     """Draw one image's features: what the model saw, their principal components as colours, and similarities.
 
     The similarity is the cosine between every patch token and the token at --at, the tokens pooled in --box, or a
-    --text. With the data set, found beside the bank or named below, it draws the human, object and union boxes too.
+    --text. With the dataset, found beside the bank or named below, it draws the human, object and union boxes too.
 
     patchbank show BANK KEY --at 470,250 --box 480,60,660,340 -o out.png
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,15 @@ from rich.text import Text
 
 from patchbank.cli import options
 from patchbank.cli.console import busy, interruptible, plain_table, say, show_json, show_note, stdout
-from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed
+from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed, show_completing
 from patchbank.cli.progress import CountProgress
 from patchbank.config import ExtractConfig, option
-from patchbank.errors import BankError, PatchbankError
+from patchbank.errors import BankError
 
 if TYPE_CHECKING:
-    from patchbank.bank.check import Report
-    from patchbank.datasets import Dataset
+    from patchbank.bank.check import Finding, Report
+    from patchbank.bank.manifest import Manifest
+    from patchbank.encoders.runner import Runner
 
 _NAMED = 10  # findings named for each kind; the rest are counted
 
@@ -47,51 +49,47 @@ def verify(
         manifest = manifest_in(bank)
         found = find_listing(bank, manifest, asked, "--sample" if sample else None)
         keys = found.keys() if found else None
-        images_there = found.load() if found and sample else None
-    with interruptible("nothing was changed."), CountProgress(f"Verifying {bank.name}") as progress:
-        report = verify(bank, keys, progress)
-    problem: PatchbankError | None = None
-    if images_there is not None:
-        try:
-            with interruptible("nothing was changed."):
-                _sample(report, images_there, sample, config)
-        except PatchbankError as error:
-            problem = error  # raised after the report
+        # Before the bank is read, which may take hours: what is missing for the comparison ends the command.
+        compare = comparison(manifest, found, config, sample) if found and sample else None
+    with interruptible("nothing was changed."):
+        with CountProgress(f"Verifying {bank.name}") as progress:
+            report = verify(bank, keys, progress)
+        if compare:
+            compare(report)
     if json:
         show_json(_report_dict(report, found))
     else:
-        show_report(report, found, _command_options(report, found, config.weights), names=None if all else _NAMED)
-    if problem is not None:
-        raise problem
+        show_report(report, found, config.weights, names=None if all else _NAMED)
     if sample and not report.sample:
         show_note("no image could be extracted again: none that can be read has a feature to compare with.")
     raise typer.Exit(1 if report.problems else 0)
 
 
-def _sample(report: Report, dataset: Dataset, count: int, config: ExtractConfig) -> None:
-    """Compare with a fresh extraction. Raises PatchbankError if the model or its weights are not available."""
+def comparison(
+    manifest: Manifest | None, found: Listing, config: ExtractConfig, count: int
+) -> Callable[[Report], Runner]:
+    """A function that compares features with a fresh extraction, and returns the encoder.
+
+    Raises PatchbankError if the model, its weights or the images are not available.
+    """
+    from patchbank.extraction.plan import check_images
     from patchbank.extraction.recompute import compare_sample, runner_of
 
-    if report.manifest is None:
-        raise BankError(f"{report.bank} names no model: features cannot be extracted again.")
-    with busy(f"Extracting {count} images again"):
-        runner = runner_of(report.manifest, config, dataset.root)
-        compare_sample(report, dataset, runner, report.manifest.input, count)
+    if manifest is None:
+        raise BankError("Nothing says which model made these pickles: import them with --sample, to compare them.")
+    dataset, wanted = found.load(), manifest.input
+    check_images(dataset)
+    runner = runner_of(manifest, config, found.root)
+
+    def compare(report: Report) -> Runner:
+        with busy(f"Extracting {count} images again"):
+            compare_sample(report, dataset, runner, wanted, count)
+        return runner
+
+    return compare
 
 
-def _command_options(report: Report, found: Listing | None, weights: Path | None) -> str:
-    """The options of the suggested `repair --extract`."""
-    from patchbank.encoders import official_weights
-
-    options = found.options if found else options_needed(report.manifest)
-    if weights is not None:
-        return f"{options} --weights {shlex.quote(str(weights))}"
-    if report.manifest is None or official_weights(report.manifest.identity):
-        return options
-    return f"{options} --weights FILE"
-
-
-def show_report(report: Report, found: Listing | None, options: str, names: int | None = _NAMED) -> None:
+def show_report(report: Report, found: Listing | None, weights: Path | None, names: int | None = _NAMED) -> None:
     """Print the problems, worst first, each with names and its fix; then a summary."""
     from patchbank.bank.check import KINDS
 
@@ -113,32 +111,51 @@ def show_report(report: Report, found: Listing | None, options: str, names: int 
         table.add_row(f"{len(findings):,}", Text(KINDS[kind].says, style), fixes.get(KINDS[kind].fix or "", ""))
     if table.row_count:
         stdout.print("", table)
-    for kind, findings in report.by_kind().items():
-        say(f"\n{KINDS[kind].says}", "bold")
-        for finding in findings[:names]:
-            say(f"  {finding.name}" + (f": {finding.detail}" if finding.detail else ""))
-        if names is not None and (more := len(findings) - names) > 0:
-            say(f"  and {more:,} more: --all names them")
+    show_findings(report.findings, names, "--all")
     if not report.problems:
         unlisted = "; completeness not checked (no image list)" if report.listed is None else ""
         say(f"\nNo problems found{unlisted}.", "bold green")
         return
     count = len({finding.name for finding in report.problems})
     total = len({*report.sound, *(finding.name for finding in report.findings)})
-    say(f"\n{count:,} of {total:,} {'is not as it' if count == 1 else 'are not as they'} should be.", "bold red")
+    say(f"\n{count:,} of {total:,} {'has' if count == 1 else 'have'} problems.", "bold red")
     needed = {KINDS[finding.kind].fix for finding in report.problems}
-    place = shlex.quote(str(report.bank))
+    options = found.options if found else options_needed(report.manifest)
     if report.layout is None:
+        place = shlex.quote(str(report.bank))
         say("Import them into a bank, which leaves out the unusable ones, and extract those again:")
-        say(f"  patchbank import {place} BANK --model MODEL{found.options if found else ''}", "cyan")
+        say(f"  patchbank import {place} BANK --model MODEL{options if found else ''}", "cyan")
     elif needed & {"extract", "import"}:
-        say("Put these in quarantine and extract them again:")
-        say(f"  patchbank repair {place} --extract{options}", "cyan")
+        kinds = {finding.kind for finding in report.problems if KINDS[finding.kind].fix != "scratch"}
+        if kinds - {"failed", "missing", "unread"}:
+            title = "Put the unusable files in quarantine, and extract them again:"
+        elif "failed" in kinds:
+            title = "Replace images that cannot be read, and extract again what failed:"
+        else:
+            title = "Extract what is missing:"
+        show_completing(title, report.bank, report.manifest, options, weights)
     if "scratch" in needed:
         say("Features differ from a fresh extraction: images, weights or preprocessing changed.")
         say("If the change is intended, extract all features from scratch: patchbank extract ... --overwrite")
     if "look" in needed:
         say("Check the disk and the permissions of the files that could not be read; repair does not change them.")
+
+
+def show_findings(findings: Sequence[Finding], names: int | None, option: str) -> None:
+    """Print the findings of each kind below its title.
+
+    Args:
+        names: how many of a kind are named; None is all.
+        option: the option that names all.
+    """
+    from patchbank.bank.check import KINDS, by_kind
+
+    for kind, found in by_kind(findings).items():
+        say(f"\n{KINDS[kind].says}", "bold")
+        for finding in found[:names]:
+            say(f"  {finding.name}" + (f": {finding.detail}" if finding.detail else ""))
+        if names is not None and (more := len(found) - names) > 0:
+            say(f"  and {more:,} more: {option} names them")
 
 
 def _what(report: Report) -> str:

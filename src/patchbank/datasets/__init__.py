@@ -66,7 +66,7 @@ def load_dataset(
         images: another image directory than the dataset's own.
         annotations: another annotation file than the dataset's own; its kind is recognised by its structure.
         partition: for ``tar`` and ``parquet``, only this part of the files; the others are not opened. `extract` then
-            takes it as the run's partition. For other data sets use `ExtractConfig.partition`.
+            takes it as the run's partition. For other datasets use `ExtractConfig.partition`.
         prefix: for ``tar`` and ``parquet``, put the file's name, without its extension, before every key.
         image_column, key_column: for ``parquet``, the columns of the images' bytes and of their keys.
 

@@ -156,7 +156,7 @@ def _write_vcoco(root: Path, split: str, photographs: dict[str, Image]) -> None:
     names = ["background", *OBJECTS]
     for number, scene in enumerate(_SCENES[split], start=1):
         file_name = f"COCO_{split}2014_{number:012}.jpg"
-        # In a mirror, so that the two data sets differ.
+        # In a mirror, so that the two datasets differ.
         things = _compose(scene, photographs, root / IMAGES["vcoco"][split] / file_name, mirrored=True)
         targets = things[1:] if scene[0] == "camera" else []
         annotations.append(

@@ -28,7 +28,7 @@ class Sample(NamedTuple):
     Attributes:
         key: its ``file_name`` as the annotations give it: a relative POSIX path with its extension.
         source: what it lies in.
-        position: its place in the data set, which decides its place in a batch and its shard. Positions may have gaps.
+        position: its place in the dataset, which decides its place in a batch and its shard. Positions may have gaps.
         place: its place in a source that is a file: (offset, size) in a tar, (row group, row) in a table.
     """
 
@@ -162,10 +162,10 @@ class Dataset:
     def rare_hois(self, fewer_than: int = RARE) -> list[int]:
         """HICO-DET's rare classes: those with fewer pairs than this in its training split.
 
-        Raises DatasetError on another or a filtered data set, or without hoi classes.
+        Raises DatasetError on another or a filtered dataset, or without hoi classes.
         """
         if self.pairs.filtered:
-            raise DatasetError("Rare classes are counted before any are left out: ask the whole data set.")
+            raise DatasetError("Rare classes are counted before any are left out: ask the whole dataset.")
         if (self.name, self.split) != ("hicodet", "train"):
             raise DatasetError(f"Rare classes are counted in HICO-DET's training split; this is {self.title}.")
         return [int(hoi) for hoi in (self.hoi_counts() < fewer_than).nonzero()[0]]

@@ -181,7 +181,7 @@ def _third_party(out: Path, dataset: Dataset, model: EncoderSpec, pickles: Mappi
 def _commands(
     root: Path, plans: Sequence[ExtractPlan], config: ExtractConfig, models: Sequence[EncoderSpec]
 ) -> list[str]:
-    """One command per data set, or one per bank if some of its banks have no plan."""
+    """One command per dataset, or one per bank if some of its banks have no plan."""
     commands: list[str] = []
     for name in SPLITS:
         own = [plan for plan in plans if plan.dataset.name == name]

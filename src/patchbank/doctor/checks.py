@@ -79,6 +79,8 @@ def refusal(what: str, error: PatchbankError | OSError, fix: str | None = None) 
     if isinstance(cause, PermissionError) and (finding := denied(what, Path(cause.filename))):
         return finding
     text = f"{error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
+    if fix is None and "\n" in text:
+        text, _, fix = text.rpartition("\n")
     return Finding(what, "problem", text, fix=fix)
 
 
@@ -108,7 +110,7 @@ def extract_command(root: Path, dataset: str, *options: object) -> str:
 
 
 def check_data(root: Path) -> tuple[list[Finding], list[Dataset]]:
-    """Check the lists and images of both data sets. Also returns the splits that have at least one image."""
+    """Check the lists and images of both datasets. Also returns the splits that have at least one image."""
     findings: list[Finding] = []
     datasets: list[Dataset] = []
     for name in SPLITS:

@@ -92,6 +92,11 @@ def bank_prefix(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
 
 
+def models_with(shape: tuple[int, ...]) -> list[str]:
+    """The known models whose patch tokens have this shape, (N, D)."""
+    return [name for name, model in MODELS.items() if (model.tokens, model.output_dim) == shape]
+
+
 def official_weights(identity: Identity) -> str | None:
     """The publisher of official weights (``OpenAI's``); None if the weights are not known to be official."""
     return "OpenAI's" if identity.get("weights") in {model.sha256 for model in MODELS.values()} else None

@@ -36,6 +36,13 @@ from patchbank.features import GRID
 from patchbank.files import live_scratches, nearest_existing
 from patchbank.locations import is_remote
 
+# A manifest's field -> the option that decides it; weights and their rounding are stated by their own rules.
+_OPTIONS = {
+    **{name: f"--{name}" for name in ("model", "activation", "precision", "layout", "dtype")},
+    "input resize": "--resize",
+    "input decoder": "--decode",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractPlan:
@@ -105,7 +112,7 @@ def make_plan(
         check_names(keys)
     check_location(out, layout)
     check_dtype(layout, config.dtype)
-    _check_images(dataset)
+    check_images(dataset)
     devices = devices or decide(config)  # before the search for weights, which takes longer
     # EZ-HOI's scripts round weights, as clip.load does.
     encoder = encoder or encoders.find(config, dataset.root, rounding=dataset.name in SPLITS)
@@ -115,7 +122,7 @@ def make_plan(
         # Converted pickles hold patch tokens only.
         outputs = {name: each for name, each in wanted.outputs.items() if name in existing.outputs or name == GRID}
         wanted = replace(wanted, outputs=outputs)
-        check_same(out, existing, wanted)
+        check_same(out, existing, wanted, _options_of(existing, wanted))
         state = bank_state(out, existing)
     manifest = existing or wanted
     if layout == "ezhoi":
@@ -165,12 +172,30 @@ def describe(
     )
 
 
+def _options_of(found: Manifest, wanted: Manifest) -> str:
+    """The options that a bank was made with, of those that differ; empty if options alone do not decide them."""
+    has = {name: value for name, value, _ in found.differences(wanted)}
+    if has.keys() & {"dataset", "split", "rounded"}:
+        return ""
+    options = [f"{_OPTIONS[name]} {value}" for name, value in has.items() if name in _OPTIONS]
+    official = encoders.official_weights(found.identity)
+    if "weights" in has and not official:
+        options += [f"--model {found.model}"] * ("model" not in has) + ["--weights FILE"]
+    elif "weights" in has and not encoders.official_weights(wanted.identity):
+        options.append("no --weights")
+    if has.get("rounding", "none") != "none":
+        options.append("--round-weights")
+    elif "rounding" in has and "weights" not in has:
+        options.append("no --round-weights")
+    return ", ".join(options)
+
+
 def _for_part(dataset: Dataset, config: ExtractConfig) -> ExtractConfig:
-    """The configuration with the part for which the data set was loaded. Raises ConfigError."""
+    """The configuration with the part for which the dataset was loaded. Raises ConfigError."""
     if dataset.part == WHOLE:
         return config
     if config.partition not in (WHOLE, dataset.part):
-        raise ConfigError(f"The data set was loaded for part {dataset.part}, and the run is for {config.partition}.")
+        raise ConfigError(f"The dataset was loaded for part {dataset.part}, and the run is for {config.partition}.")
     if config.limit is not None:
         raise ConfigError("--limit counts images from the first file on, and a part opens its own only: leave it out.")
     if config.overwrite:
@@ -196,7 +221,7 @@ def _others(out: Path, config: ExtractConfig) -> tuple[str, ...]:
             continue
         if part.overlaps(config.partition):
             notes.append(
-                f"Another run extracts some of the same images into {out} now: process {other['process']} on "
+                f"Another run is extracting some of the same images into {out}: process {other['process']} on "
                 f"{other['host']}, part {part}. Both runs are safe, but do the same work."
             )
     return tuple(notes)
@@ -217,11 +242,12 @@ def share_of(samples: Sequence[Sample], partition: Partition, bank: Manifest) ->
 
 
 def default_layout(dataset: str, remote: bool = False) -> Layout:
-    """EZ-HOI's layout for its data sets; shards for any other, and in an object store."""
+    """EZ-HOI's layout for its datasets; shards for any other, and in an object store."""
     return "ezhoi" if dataset in SPLITS and not remote else "shards"
 
 
-def _check_images(dataset: Dataset) -> None:
+def check_images(dataset: Dataset) -> None:
+    """Raise DatasetError if none of the images exists."""
     if dataset.name in SPLITS:
         require_images(dataset)
     if not dataset.samples and dataset.part != WHOLE:
@@ -230,7 +256,7 @@ def _check_images(dataset: Dataset) -> None:
         first = dataset.samples[0]
         raise DatasetError(
             f"None of the {len(dataset):,} listed images is in {dataset.images}: there is no {first.path}, for one. "
-            "Are these the images of another split or data set? Name their directory with --images."
+            "Are these the images of another split or dataset? Name their directory with --images."
         )
 
 

@@ -26,6 +26,7 @@ from patchbank.extraction.advice import advise
 from patchbank.extraction.pipeline import StageTimes, encode_into
 from patchbank.extraction.plan import ExtractPlan, check_disk, describe_run, make_plan
 from patchbank.extraction.work import Outcome, Task, units_of
+from patchbank.features import UNKNOWN
 from patchbank.locations import locate
 
 _ENOUGH = 4  # batches of a run that can say which stage bounds it
@@ -48,7 +49,7 @@ class ExtractSummary:
         remaining: images not reached, because the run was stopped.
         settled: how many of the bank's images have a feature or a failure now, from any run.
         failed: how many of these have a failure.
-        listed: how many images the bank is for; if only a part of the data set was loaded, that part's.
+        listed: how many images the bank is for; if only a part of the dataset was loaded, that part's.
         seconds: the duration, without loading the model.
         bytes_written: of features.
         times: seconds spent waiting for each stage.
@@ -251,7 +252,7 @@ def _notes(plan: ExtractPlan, manifest: Manifest, worked: bool) -> list[str]:
         notes.append(f"The bank was begun {'' if manifest.compiled else 'un'}compiled; that was kept.")
     if manifest.atom not in (1, samples_a_shard(manifest.outputs, plan.config.shard_size)):
         notes.append(f"The bank was begun with {manifest.part_size:,} images a shard; that was kept.")
-    if plan.resumed and manifest.device != (device := plan.devices.kind):
+    if plan.resumed and manifest.device not in (UNKNOWN, device := plan.devices.kind):
         notes.append(
             f"The bank was begun on {manifest.device}, this is {device}: the last bits of its features may differ."
         )

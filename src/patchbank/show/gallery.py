@@ -52,7 +52,7 @@ def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None) -
     except PatchbankError:
         shown["notes"].append(
             "The image's size is not known, so the page cannot place patches and boxes on it: import the bank again "
-            "with the data set's options."
+            "with the dataset's options."
         )
     shown |= _geometry(transform, rows, columns)
     if sample is None:

@@ -201,15 +201,17 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
     facts = [
         ("Model", made.model),
         ("Weights", weights_of(made, runs)[1]),
-        ("Data set", made.title),
+        ("Dataset", made.title),
         ("Features", f"{len(bank):,} x ({tokens}, {dim}) {made.dtype}, grid {rows} x {columns}"),
         ("[CLS] features", f"{len(bank):,} x ({dim},)" if "cls" in made.outputs else "none"),
         ("Failed images", f"{len(bank.failures):,}"),
         ("On disk", f"{bytes_text(bank.bytes_on_disk())}, layout {made.layout}"),
         ("Resize", made.input.resize),
-        ("Made on", f"{made.device}, batches of {made.batch_size}{', compiled' if made.compiled else ''}"),
-        ("Begun with", ", ".join(f"{name} {version}" for name, version in made.versions.items()) or "unknown"),
     ]
+    if not made.imported:
+        compiled = ", compiled" if made.compiled else ""
+        facts.append(("Made on", f"{made.device}, batches of {made.batch_size}{compiled}"))
+        facts.append(("Begun with", ", ".join(f"{name} {version}" for name, version in made.versions.items())))
     if runs:
         if len(runs) < MOST_RUNS:
             facts.append(("Runs", f"{len(runs):,}, the first at {runs[0].began}, the last at {runs[-1].began}"))
@@ -225,7 +227,7 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def _completeness(bank: Bank, dataset: Dataset | None) -> dict[str, Any] | None:
-    """How many of the data set's images have a feature, failed, or are missing."""
+    """How many of the dataset's images have a feature, failed, or are missing."""
     if dataset is None:
         return None
     keys = [sample.key for sample in dataset.samples]

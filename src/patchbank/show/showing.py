@@ -31,7 +31,7 @@ _TOUCH = 1e-6  # visible fraction of a box that only touches the visible part of
 
 
 def image_of(key: str, file: Path | None, data: Dataset | None, transform: ImageTransform) -> Image.Image | None:
-    """The image from the file or the data set; None if neither has it.
+    """The image from the file or the dataset; None if neither has it.
 
     Raises DatasetError if it cannot be opened, or has another size than the encoded one.
     """
