@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from patchbank.cli.main import app
+from patchbank.cli.application import app
 
 HEAD = """# Options
 

@@ -17,7 +17,7 @@ import typer
 from benchmarks import billion
 
 from patchbank import open_bank
-from patchbank.cli.main import app
+from patchbank.cli.application import app
 from patchbank.encoders.openai.registry import MODELS
 from tests.support import REPOSITORY, TINY, no_leftovers, photographs
 

@@ -28,7 +28,7 @@ Activation = Literal["quickgelu", "gelu"]
 
 PAGE_IMAGES = 24  # in the gallery of a bank's page
 
-# Data sets of files with many images each. Their images' positions have gaps, and so the numbers of a bank's shards.
+# Datasets of files with many images each. Their images' positions have gaps, and so the numbers of a bank's shards.
 ARCHIVES = ("tar", "parquet")
 
 

@@ -14,7 +14,10 @@ import torch
 from PIL import Image
 
 from patchbank import extract, load_dataset, load_encoder, open_bank
+from patchbank.bank.payload import Feature
+from patchbank.bank.writer import BankWriter
 from patchbank.config import ExtractConfig, Partition
+from patchbank.datasets.samples import Failure
 from patchbank.encoders.openai.untrained import write_untrained
 from patchbank.extraction.plan import make_plan
 from patchbank.features import CLS, GRID
@@ -28,6 +31,7 @@ from tests.support import (
     patchbank,
     photographs,
     relative_error,
+    tiny_manifest,
 )
 from tests.third_party import DEFECTS, write_bank
 
@@ -286,6 +290,21 @@ def test_a_bank_of_fast_decoding_is_verified_and_repaired_as_one(tmp_path: Path,
     (bank / "photo_0001_clip.pkl").unlink()
     patchbank("repair", bank, *given, "--extract", check=0)
     assert contents(bank)["photo_0001_clip.pkl"] == feature
+
+
+def test_texts_of_a_bank_do_not_control_the_terminal(tmp_path: Path) -> None:
+    title, forged = "\x1b]0;owned\x07", "a\nNo problems found.\u202eb.jpg"
+    made = replace(tiny_manifest(), dataset="folder", identity={"family": title, "model": forged, "weights": "unknown"})
+    with BankWriter(tmp_path / "bank", made, [forged, "b.jpg"]) as bank:
+        features = {GRID: torch.ones(16, 32)}
+        bank.add([Feature("b.jpg", features, None)], [Failure(forged, title)])
+    for arguments in (["info"], ["info", "--failures"], ["info", "--keys"], ["verify"], ["convert"]):
+        more = [tmp_path / "other"] if arguments == ["convert"] else []
+        done = patchbank(arguments[0], tmp_path / "bank", *arguments[1:], *more)
+        for text in (done.stdout, done.stderr):
+            assert not {"\x1b", "\x07", "\u202e"} & set(text)
+            assert not any(line.startswith("No problems found.\\u202e") for line in text.splitlines())
+    assert json.loads(patchbank("info", tmp_path / "bank", "--json").stdout)["identity"]["family"] == title
 
 
 def test_info_prints_how_complete_each_partition_is(tmp_path: Path, tiny_config: ExtractConfig) -> None:

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from patchbank.cli import extract
-from patchbank.cli.main import app
+from patchbank.cli.application import app
 from patchbank.config import ExtractConfig, Partition
 from patchbank.errors import ConfigError
 

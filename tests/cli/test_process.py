@@ -302,6 +302,23 @@ def test_a_part_without_a_shard_says_so(many: Path, tiny_weights: Path, tmp_path
 def test_a_pipe_that_closes(many: Path, tiny_weights: Path, tmp_path: Path) -> None:
     bank = tmp_path / "bank"
     patchbank("extract", "folder", many, "--out", bank, *tiny(tiny_weights), "--limit", "2", check=0)
-    line = f"{' '.join(command('info', bank, tiny=False))} | true"
-    done = subprocess.run(line, shell=True, cwd=REPOSITORY, capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
+    read, write = os.pipe()
+    os.close(read)
+    process = command("info", bank, "--json", tiny=False)
+    done = subprocess.run(process, stdout=write, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_while_modules_are_imported() -> None:
+    program = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from patchbank.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

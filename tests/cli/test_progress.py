@@ -40,6 +40,26 @@ def test_images_with_rate_time_left_and_failures(stderr: Console) -> None:
         assert ": 4/2,000 images, " in third and " elapsed, " in third and third.endswith(" left, 1 failed")
 
 
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    dumb = {"TERM": "dumb"}
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None, _environ=dumb)
+    monkeypatch.setattr(progress, "stderr", console)
+    with CountProgress("photos", 2) as bar:
+        bar.advance(2, [])
+    first, second = said(console).splitlines()
+    assert first == "photos: 2 images to do" and second.startswith("photos: 2/2 images, ")
+
+
+def test_the_clock_begins_at_the_first_report(stderr: Console) -> None:
+    """What was done before it is not part of the rate."""
+    with CountProgress("photos") as bar:
+        bar(1000, 2000)
+        assert bar._per_second() == 0
+        bar(1001, 2000)
+        elapsed = bar._task.elapsed
+        assert elapsed is not None and bar._per_second() <= 1 / elapsed * 1.01
+
+
 def test_nothing_is_said_twice(stderr: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last state has one line, also where the lines between are too frequent to be written."""
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 1e9)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import typer
 
-from patchbank.cli.main import app
+from patchbank.cli.application import app
 from patchbank.config import ExtractConfig
 from tests.support import REPOSITORY
 

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from patchbank.cli.main import main
+import os
+import signal
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Run the command line, as `patchbank.cli.application.main` does."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # while modules are imported
+    from patchbank.cli.application import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()

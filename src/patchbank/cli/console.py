@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console, JustifyMethod
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from patchbank.files import bytes_text
 
+_WIDTH = 78  # largest width of a text beside another
 FAILURES_SHOWN = 20  # in a summary; the rest are counted
 
-stdout = Console(highlight=False)
-stderr = Console(highlight=False, stderr=True)
+
+class _Harmless(Console):
+    """Escapes control characters in all that it prints: a name in data must not control the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As the base class does."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else harmless(text), style, control)
+
+
+stdout = _Harmless(highlight=False)
+stderr = _Harmless(highlight=False, stderr=True)
 
 
 def say(text: str, style: str = "") -> None:
@@ -28,9 +42,25 @@ def say(text: str, style: str = "") -> None:
     stdout.print(Text(harmless(text), style=style), soft_wrap=True)
 
 
+def say_beside(head: Text, text: str, *, wrapped: bool = True) -> None:
+    """Print `head`, and `text` beside it in lines of a readable length. Words are not broken: paths, URLs."""
+    room = max(20, min(stdout.width - head.cell_len, _WIDTH))
+    lines = [part for line in harmless(text).split("\n") for part in (_unbroken(line, room) if wrapped else [line])]
+    for number, line in enumerate(lines or [""]):
+        stdout.print(Text.assemble(" " * head.cell_len if number else head, line), soft_wrap=True)
+
+
+_unbroken = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
+
+
 def busy(text: str) -> AbstractContextManager[object]:
     """On a terminal, a spinner beside `text` while the block runs; elsewhere nothing."""
-    return stderr.status(Text(text)) if stderr.is_terminal else nullcontext()
+    return stderr.status(Text(text)) if can_redraw(stderr) else nullcontext()
+
+
+def can_redraw(console: Console) -> bool:
+    """Whether a bar or a spinner can be drawn in place."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def show_error(message: str) -> None:
@@ -47,9 +77,14 @@ def _print_labelled(label: str, style: str, message: str) -> None:
     stderr.print(Text.assemble((label, style), harmless(message)), soft_wrap=True)
 
 
-def harmless(text: str) -> str:
-    """The text with control characters escaped: file names must not control the terminal."""
-    return "".join(each if each in "\n\t" or each.isprintable() else repr(each)[1:-1] for each in text)
+def harmless(text: str, allowed: str = "\n\t") -> str:
+    """The text with control characters escaped, but for those allowed."""
+    return "".join(each if each in allowed or each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def one_line(value: object) -> str:
+    """A text from data, as part of a line: with line breaks escaped too, which would forge lines."""
+    return harmless(str(value), "")
 
 
 def show_facts(place: Path, *facts: str) -> None:
@@ -76,7 +111,7 @@ def count_text(count: int, what: str) -> str:
 def show_failures(state: str, reasons: Mapping[str, str], where: str, count: int | None = FAILURES_SHOWN) -> None:
     """Print the first `count` failures with their reasons (None: all), and the number of the others with `where`."""
     for key, reason in islice(reasons.items(), count):
-        say(f"  {state}: {key}: {reason}", "red")
+        say(f"  {state}: {one_line(key)}: {one_line(reason)}", "red")
     if count is not None and (more := len(reasons) - count) > 0:
         say(f"  and {more:,} more{where}", "red")
 

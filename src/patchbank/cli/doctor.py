@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +9,7 @@ import typer
 from rich.text import Text
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, count_text, harmless, say, show_json, stdout
+from patchbank.cli.console import busy, count_text, say, say_beside, show_json, stdout
 from patchbank.cli.listing import ListingOptions
 from patchbank.cli.options import RunOptions
 from patchbank.config import ExtractConfig, check_dtype, option
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 _MARKS = {"ok": ("ok", "green"), "note": ("note", "bold yellow"), "problem": ("PROBLEM", "bold red")}
 _MARK_WIDTH = 11
-_WIDTH = 78  # largest width of a finding's text
 _WIDEST = 14  # largest width of a thing with the text beside it, if that has several lines
 
 
@@ -88,21 +85,10 @@ def _show_finding(finding: Finding, widest: int) -> None:
         head.rstrip()
         stdout.print(head)
         head = Text(" " * _MARK_WIDTH)
-    _say_wrapped(head, finding.text)
+    say_beside(head, finding.text)
     for number, line in enumerate((finding.fix or "").splitlines()):
         indent = Text(" " * _MARK_WIDTH + ("fix: " if not number else "     "))
         if line.startswith("$ "):
             say(f"{indent}{line.removeprefix('$ ')}", "cyan")
         else:
-            _say_wrapped(indent, line)
-
-
-def _say_wrapped(head: Text, text: str) -> None:
-    """Print `head`, and `text` beside it in lines of a readable length. Words are not broken: paths, URLs."""
-    room = max(20, min(stdout.width - head.cell_len, _WIDTH))
-    lines = [part for line in harmless(text).split("\n") for part in _unbroken(line, room)]
-    for number, line in enumerate(lines):
-        stdout.print(Text.assemble(" " * head.cell_len if number else head, line), soft_wrap=True)
-
-
-_unbroken = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
+            say_beside(indent, line)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, say, show_failures, show_json, some, stdout
+from patchbank.cli.console import FAILURES_SHOWN, one_line, say, say_beside, show_failures, show_json, some, stdout
 from patchbank.cli.listing import ListingOptions, find_listing
 from patchbank.config import Partition, option
 from patchbank.errors import ConfigError
@@ -42,7 +42,7 @@ def info(
             show_json(list(opened))
         else:
             for key in opened:
-                say(key)
+                say(one_line(key))
         return
     found = None
     if partitions is not None or asked.given:
@@ -102,7 +102,7 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     rows, columns = manifest.grid
 
     def add(name: str, value: str) -> None:
-        stdout.print(Text.assemble((f"{name:16}", "bold"), value), soft_wrap=True)
+        say_beside(Text(f"{one_line(name):16}", "bold"), one_line(value), wrapped=stdout.is_terminal)
 
     add("bank", str(bank.path))
     add("dataset", manifest.title)

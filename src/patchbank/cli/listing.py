@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchbank.cli.console import say
+from patchbank.cli.console import one_line, say
 from patchbank.config import ARCHIVES, as_path, option
 from patchbank.errors import ConfigError, DatasetError, PatchbankError
 from patchbank.features import UNKNOWN
@@ -214,9 +214,11 @@ def show_completing(
     if manifest is not None and UNKNOWN in manifest.identity.values():
         title = "To complete it, import the pickles again, and compare them with a fresh extraction:"
         options += " --layout shards" * (manifest.layout == "shards")
-        command = f"patchbank import {pickles} {place} --model {manifest.model}{options} --sample 20 --overwrite"
+        command = (
+            f"patchbank import {pickles} {place} --model {shlex.quote(manifest.model)}{options} --sample 20 --overwrite"
+        )
     say(title)
-    say(f"  {command}", "cyan")
+    say(f"  {one_line(command)}", "cyan")
 
 
 def options_needed(manifest: Manifest | None) -> str:

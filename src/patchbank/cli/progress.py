@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from patchbank.cli.console import count_text, duration_text, some, stderr
+from patchbank.cli.console import can_redraw, count_text, duration_text, some, stderr
 from patchbank.files import bytes_text
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -47,6 +47,7 @@ class CountProgress:
         self._bar.add_task(title, start=False, total=None, rate="", failed="")
         [self._task] = self._bar.tasks
         self._said = time.monotonic(), 0.0  # of the last line: its time, and the number done
+        self._first = 0  # done when the clock began
 
     def __enter__(self) -> Self:
         if self._total is not None:
@@ -54,7 +55,7 @@ class CountProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if stderr.is_terminal:
+        if can_redraw(stderr):
             self._bar.stop()
         elif self._task.completed != self._said[1]:
             self._say_state()
@@ -63,6 +64,7 @@ class CountProgress:
         """Set the number done, and the total; 0 if the total is unknown."""
         if not self._task.started:
             self._start(total)
+            self._first = done
         self._update(done)
         if done == total:  # another bar can take its place
             self.__exit__()
@@ -78,19 +80,22 @@ class CountProgress:
     def _start(self, total: int) -> None:
         self._bar.update(self._task.id, total=total or None)
         self._bar.start_task(self._task.id)
-        if stderr.is_terminal:
+        if can_redraw(stderr):
             self._bar.start()
         else:
             self._say(self._begin(total))
 
     def _update(self, done: int) -> None:
         self._bar.update(self._task.id, completed=done, failed=some(self._failed, "failed"))
-        self._bar.update(self._task.id, rate=f"{self._per_second():.1f} images/s")
-        if not stderr.is_terminal and time.monotonic() - self._said[0] >= _SECONDS_BETWEEN_LINES:
+        self._bar.update(self._task.id, rate=self._rate())
+        if not can_redraw(stderr) and time.monotonic() - self._said[0] >= _SECONDS_BETWEEN_LINES:
             self._say_state()
 
     def _per_second(self) -> float:
-        return self._task.completed / max(self._task.elapsed or 0.0, 1e-9)
+        return (self._task.completed - self._first) / max(self._task.elapsed or 0.0, 1e-9)
+
+    def _rate(self) -> str:
+        return f"{rate:.1f} images/s" if (rate := self._per_second()) else ""
 
     def _begin(self, total: int) -> str:
         return f"{count_text(total, 'image')} to do"
@@ -98,7 +103,7 @@ class CountProgress:
     def _state(self) -> list[str]:
         return [
             f"{self._task.completed:,.0f}/{self._task.total or 0:,.0f} images",
-            f"{self._per_second():.1f} images/s",
+            self._rate(),
         ]
 
     def _say_state(self) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, interruptible, plain_table, say, show_json, show_note, stdout
+from patchbank.cli.console import busy, interruptible, one_line, plain_table, say, show_json, show_note, stdout
 from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed, show_completing
 from patchbank.cli.progress import CountProgress
 from patchbank.config import ExtractConfig, option
@@ -94,7 +94,7 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
     from patchbank.bank.check import KINDS
 
     say(str(report.bank), "bold")
-    say(f"  {report.looked_at:,} features read: {_what(report)}")
+    say(f"  {report.looked_at:,} features read: {one_line(_what(report))}")
     if found is not None and report.listed is not None:
         say(f"  compared with the {report.listed:,} images that {found.source} lists")
     else:
@@ -153,7 +153,7 @@ def show_findings(findings: Sequence[Finding], names: int | None, option: str) -
     for kind, found in by_kind(findings).items():
         say(f"\n{KINDS[kind].says}", "bold")
         for finding in found[:names]:
-            say(f"  {finding.name}" + (f": {finding.detail}" if finding.detail else ""))
+            say(f"  {one_line(finding.name)}" + (f": {one_line(finding.detail)}" if finding.detail else ""))
         if names is not None and (more := len(found) - names) > 0:
             say(f"  and {more:,} more: {option} names them")
 

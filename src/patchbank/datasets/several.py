@@ -1,4 +1,4 @@
-"""Data sets in several large files, tars or tables: the files that patterns name, and their images in one list.
+"""Datasets in several large files, tars or tables: the files that patterns name, and their images in one list.
 
 File t of the list has the positions from ``t * POSITIONS`` on. So its images share batches and shards with no other
 file's, and a process with some of the files need not open the others.

@@ -68,10 +68,9 @@ def main() -> None:
     except KeyboardInterrupt:
         show_error("stopped.")
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader is gone: `patchbank info BANK | head`.
-        sys.stderr.close()
-        sys.exit(1)
+    except SystemExit as end:
+        # Typer's 1 if the reader has read enough: `patchbank info BANK | head`.
+        sys.exit(0 if isinstance(end.__context__, BrokenPipeError) else end.code)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
             raise
