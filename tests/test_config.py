@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from patchbank.config import WHOLE, ExtractConfig, Option, Partition, checked, choices, partition_of_environment
+from patchbank.encoders import model_name
 from patchbank.errors import ConfigError
 
 
@@ -109,6 +110,7 @@ def test_auto_asks_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, tf32, not 'fp8'."),
         ({"precision": None}, "precision must be one of fp32, bf16, fp16, tf32, not None."),
+        ({"workers": "x"}, "workers must be a number, not 'x'."),
         ({"layout": "zip"}, "layout must be one of ezhoi, shards, not 'zip'."),
         ({"activation": "relu"}, "activation must be one of quickgelu, gelu, not 'relu'."),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0."),
@@ -127,6 +129,23 @@ def test_an_invalid_value_is_named_as_it_was_given(values: dict[str, Any], messa
     assert message in str(raised.value)
     with pytest.raises(ConfigError):
         replace(ExtractConfig(), **values)
+
+
+def test_a_dtype_has_its_usual_spellings() -> None:
+    for short, long in (("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")):
+        for given in (short, long):
+            config = ExtractConfig(precision=given, dtype=given, layout="shards")  # type: ignore[arg-type]
+            assert (config.precision, config.dtype) == (short, long)
+
+
+def test_a_model_has_its_usual_spellings() -> None:
+    for given in ("vit-b-16", "ViT-B/16", "VITB16", "vit_b_16"):
+        assert model_name(given) == "ViT-B/16"
+    assert model_name("vit-l-14-336px") == "ViT-L/14@336px"
+    with pytest.raises(ConfigError, match=r"no model 'ViT-B/61'. Did you mean ViT-B/16\? Choose from: ViT-B/32, "):
+        model_name("ViT-B/61")
+    with pytest.raises(ConfigError, match=r"no model 'nonsense'. Choose from: "):
+        model_name("nonsense")
 
 
 def test_an_error_of_the_command_line_names_the_option() -> None:

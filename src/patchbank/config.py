@@ -32,6 +32,10 @@ PAGE_IMAGES = 24  # in the gallery of a bank's page
 ARCHIVES = ("tar", "parquet")
 
 
+# Other spellings of a value: each option takes those of its own choices.
+_SPELLINGS = (("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16"))
+
+
 @dataclass(frozen=True)
 class Option:
     """A field's description as an option.
@@ -91,7 +95,12 @@ def checked(each: dataclasses.Field[Any], value: Any, name: str) -> Any:
         except ValueError as error:
             raise ConfigError(f"{name}: {error}.") from None
     if allowed and value not in allowed:
+        same = {other for spellings in _SPELLINGS if value in spellings for other in spellings}
+        value = next((each for each in allowed if each in same), value)
+    if allowed and value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
+    if stated.minimum is not None and not isinstance(value, int | float):
+        raise ConfigError(f"{name} must be a number, not {value!r}.")
     if stated.minimum is not None and not stated.minimum <= value < math.inf:
         raise ConfigError(f"{name} must be at least {stated.minimum}, not {value}.")
     if stated.maximum is not None and value > stated.maximum:

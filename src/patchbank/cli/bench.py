@@ -43,7 +43,7 @@ def bench(
 
     patchbank bench --model ViT-L/14@336px --images DIR
     """
-    encoders.check_model(model)
+    model = encoders.model_name(model)
     limit, config = config.limit, replace(config, model=model, limit=None)
     check_dtype(config.layout or "", config.dtype)
     if not out.is_dir():

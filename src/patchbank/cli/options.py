@@ -36,9 +36,7 @@ class RunOptions:
 
     def models(self, config: ExtractConfig, default: Sequence[str]) -> list[str]:
         """The models' names, given or default. Raises ConfigError on unknown ones, or several with --weights."""
-        names = list(dict.fromkeys(self.model or default))
-        for name in names:
-            encoders.check_model(name)
+        names = list(dict.fromkeys(map(encoders.model_name, self.model or default)))
         if config.weights is not None and len(names) != 1:
             raise ConfigError("--weights is the checkpoint of one model: name it with one --model.")
         return names

@@ -76,16 +76,18 @@ def names() -> list[str]:
     return list(MODELS)
 
 
-def check_model(name: str) -> None:
-    """Raise ConfigError if a name has no family. Whether a family has the model, only `find` checks."""
-    if name.partition("/")[0] not in FAMILIES:
-        get_model(name)
+def model_name(name: str) -> str:
+    """A model's own spelling of its name: ``vit-b-16`` is ``ViT-B/16``.
+
+    Raises ConfigError if the name has no family. Whether a family has the model, only `find` checks.
+    """
+    return name if name.partition("/")[0] in FAMILIES else get_model(name).name
 
 
 def bank_prefix(name: str) -> str:
     """How the default names of a model's banks begin: EZ-HOI's word for OpenAI's models, else the model's own name.
 
-    Raises ConfigError as `check_model` does.
+    Raises ConfigError as `model_name` does.
     """
     if name.partition("/")[0] not in FAMILIES:
         return get_model(name).bank_prefix

@@ -5,6 +5,7 @@ Shapes and file names are those of OpenAI's release (https://github.com/openai/C
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
 from patchbank.errors import ConfigError
@@ -98,8 +99,19 @@ MODELS: dict[str, Model] = {
 
 
 def get_model(name: str) -> Model:
-    """The model of this name. Raises ConfigError, which lists all models, if it is unknown."""
-    try:
+    """The model of this name, in any case and with any signs between: ``vit-b-16``.
+
+    Raises ConfigError, which lists all models, if it is unknown.
+    """
+    if name in MODELS:
         return MODELS[name]
-    except KeyError:
-        raise ConfigError(f"There is no model {name!r}. Choose from: {', '.join(MODELS)}.") from None
+    plain = {_letters(each): model for each, model in MODELS.items()}
+    if (model := plain.get(_letters(name))) is not None:
+        return model
+    near = difflib.get_close_matches(_letters(name), plain, 1)
+    guess = f"Did you mean {plain[near[0]].name}? " if near else ""
+    raise ConfigError(f"There is no model {name!r}. {guess}Choose from: {', '.join(MODELS)}.")
+
+
+def _letters(name: str) -> str:
+    return "".join(each for each in name.casefold() if each.isalnum())
