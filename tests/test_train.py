@@ -177,10 +177,17 @@ def test_boxes_of_another_image_size_are_not_pooled(root: Path, tmp_path: Path) 
     }
     (tmp_path / "upt.json").write_text(json.dumps(content))
     dataset = load_dataset("hicodet", root / "root", "test", annotations=tmp_path / "upt.json")
-    with pytest.raises(DatasetError, match=r"2015_00000001.jpg has \(1, 2\) pixels, and the bank .* misplaced"):
-        FeatureDataset(root / "shards_hicodet_test", dataset, "union")[0]
-    with pytest.raises(DatasetError, match="would be misplaced"):
-        FeatureDataset(root / "shards_hicodet_test", dataset)[0]
+    bank = open_bank(root / "shards_hicodet_test")
+    with pytest.raises(
+        DatasetError, match=r"(?s)would be misplaced\. Correct .*2015_00000001.jpg: \(1, 2\), the bank"
+    ) as error:
+        FeatureDataset(bank, dataset)
+    assert all(name in str(error.value) for name in names)
+    content["size"] = [list(bank.size(name) or ())[::-1] for name in names]
+    (tmp_path / "turned.json").write_text(json.dumps(content))
+    dataset = load_dataset("hicodet", root / "root", "test", annotations=tmp_path / "turned.json")  # one is square
+    with pytest.raises(DatasetError, match=rf"{len(names) - 1} of these are turned by EXIF"):
+        FeatureDataset(bank, dataset)
 
 
 def test_without_an_images_size_there_are_tokens_but_no_regions(dataset: Dataset, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ REGIONS = ("human", "object", "union")
 
 Sample = tuple[Tensor, HOITarget]
 
+_NAMED = 20  # images in an error
+
 
 class FeatureDataset(torch.utils.data.Dataset[Sample]):
     """The features of a dataset's images, with their human-object pairs: map-style, for any DataLoader and sampler.
@@ -57,7 +59,8 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             missing: whether to raise on images without a feature, or to skip them.
 
         Raises:
-            DatasetError: the bank is of another split or dataset; or lacks features and `missing` is ``raise``; or the
+            DatasetError: the bank is of another split or dataset; or lacks features and `missing` is ``raise``; or was
+                made of images of other sizes than the annotations', so that boxes would be misplaced; or the
                 annotations are malformed.
             BankError: the bank does not exist.
             ConfigError: a region does not exist.
@@ -81,6 +84,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             dataset = dataset.of(each for each in dataset.samples if each.key not in without)
         self.dataset = dataset
         self._pairs = dataset.pairs  # read now, so that data-loader workers do not read it
+        _require_sizes(self.bank, dataset)
         self._regions = [name for name in REGIONS if name in names]
         self._transform = transform
         self._dtype = dtype
@@ -92,8 +96,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Patch tokens (N, D) on the CPU, not normalised, and the image's pairs.
 
-        Raises DatasetError if bank and annotations have different sizes of the image, so that boxes would be misplaced;
-        BankError if the size is unknown and there are regions to pool.
+        Raises BankError if the image's size is unknown and there are regions to pool.
         """
         key = self.dataset.samples[index].key
         tokens = self.bank[key]
@@ -108,13 +111,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
 
     def _located(self, target: HOITarget) -> HOITarget:
         """The target with its size and transform from the bank."""
-        encoded, annotated = self.bank.size(target.key), target.size
-        if encoded is not None and annotated not in (None, encoded):
-            raise DatasetError(
-                f"{self.dataset.annotations} says that {target.key} has {annotated} pixels, and the bank "
-                f"{self.bank.path} was made of an image of {encoded}: its boxes would be misplaced."
-            )
-        size = encoded or annotated
+        size = self.bank.size(target.key) or target.size
         if size is None:
             return target
         return replace(target, size=size, transform=self.bank.manifest.transform(size))
@@ -189,4 +186,21 @@ def _require_same(bank: Bank, dataset: Dataset) -> None:
     raise DatasetError(
         f"The bank {bank.path} is of {' '.join(filter(None, made_of))}, and the dataset is {dataset.title}. "
         "Open the bank of that split, or load the dataset's other one."
+    )
+
+
+def _require_sizes(bank: Bank, dataset: Dataset) -> None:
+    """Raise DatasetError, naming the images, if the annotations have other sizes than the bank's images."""
+    stated = dataset.pairs.sizes
+    pairs = ((sample.key, bank.size(sample.key), stated.get(sample.key)) for sample in dataset.samples)
+    wrong = [each for each in pairs if None not in each and each[1] != each[2]]
+    if not wrong:
+        return
+    turned = sum(encoded == annotated[::-1] for _, encoded, annotated in wrong if encoded and annotated)
+    names = "\n".join(f"  {key}: {annotated}, the bank {encoded}" for key, encoded, annotated in wrong[:_NAMED])
+    names += f"\n  and {len(wrong) - _NAMED:,} more" if len(wrong) > _NAMED else ""
+    why = f" {turned:,} of these are turned by EXIF, which EZ-HOI's pixels are not." if turned else ""
+    raise DatasetError(
+        f"The bank {bank.path} was made of images of other sizes than {dataset.annotations} says: boxes would be "
+        f"misplaced.{why} Correct the list, or leave these images out (dataset.of):\n{names}"
     )

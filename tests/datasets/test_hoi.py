@@ -105,7 +105,7 @@ def test_hoi_classes_come_from_the_list_or_from_upts_file_beside_it(tmp_path: Pa
     found = read_hoi(path)
     hoi = found.target("a.jpg").hoi
     assert hoi is not None and hoi.tolist() == [1]
-    assert found.known_classes.name(1) == "72 3"
+    assert found.classes is not None and found.classes.name(1) == "72 3"
 
 
 def test_upts_file(tmp_path: Path) -> None:
@@ -116,7 +116,8 @@ def test_upts_file(tmp_path: Path) -> None:
     assert (target.object.tolist(), target.verb.tolist(), target.size) == ([1], [0], (640, 480))
     assert target.hoi is not None and target.hoi.tolist() == [1]
     assert pairs.target("b.jpg").size == (32, 64)
-    classes = pairs.known_classes
+    classes = pairs.classes
+    assert classes is not None
     assert classes.hois == ((1, 1), (1, 0), (0, 0))
     assert classes.name(0) == "ride bicycle"
     assert classes.objects_of == ((0, 1), (1,))
@@ -131,7 +132,7 @@ def test_vcocos_file(tmp_path: Path) -> None:
     assert target.boxes_o.tolist() == [[5, 6, 7, 8]]
     assert (target.object.tolist(), target.verb.tolist()) == ([1], [1])
     assert (target.hoi, target.size, target.incomplete) == (None, None, 1)
-    assert pairs.known_classes == (("person", "bicycle"), ("hold obj", "ride instr"), (), ((0, 1), (1,)))
+    assert pairs.classes == (("person", "bicycle"), ("hold obj", "ride instr"), (), ((0, 1), (1,)))
 
 
 def test_an_image_named_twice_has_all_its_pairs(tmp_path: Path) -> None:
@@ -244,8 +245,9 @@ def test_targets_through_the_data_set(tmp_path: Path) -> None:
     assert target.size == (120, 90)  # the image's, since the list does not have it
     with pytest.raises(DatasetError, match=r"hicodet train has no image 'x\.jpg'.*HICO_train2015"):
         dataset.target("x.jpg")
-    with pytest.raises(DatasetError, match="names no classes"):
-        _ = dataset.classes
+    assert (dataset.classes.objects[1], dataset.classes.verbs[0]) == ("bicycle", "adjust")  # HICO-DET's own
+    with pytest.raises(DatasetError, match=r"do not define hoi classes\. For HICO-DET, put UPT's"):
+        dataset.classes.hois_with(objects=[1])
     kept = dataset.with_pairs()
     assert [sample.key for sample in kept.samples] == [dataset.samples[1].key, dataset.samples[3].key]
     again = pickle.loads(pickle.dumps(kept))

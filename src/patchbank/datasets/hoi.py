@@ -103,8 +103,8 @@ class HOIClasses(NamedTuple):
     Attributes:
         objects: COCO's 80.
         verbs: HICO-DET's 117 verbs, or V-COCO's 24 actions.
-        hois: (object, verb) of each of HICO-DET's 600 classes; empty for V-COCO, which has none.
-        objects_of: for each verb, the objects it occurs with, ascending.
+        hois: (object, verb) of each of HICO-DET's 600 classes; empty for V-COCO, which has none, and if unknown.
+        objects_of: for each verb, the objects it occurs with, ascending; empty if unknown.
     """
 
     objects: tuple[str, ...]
@@ -118,7 +118,12 @@ class HOIClasses(NamedTuple):
         return f"{self.verbs[verb]} {self.objects[target]}"
 
     def hois_with(self, *, objects: Iterable[int] = (), verbs: Iterable[int] = ()) -> list[int]:
-        """The hoi classes with one of these objects or verbs, such as all of an unseen object."""
+        """The hoi classes with one of these objects or verbs, such as all of an unseen object.
+
+        Raises DatasetError if the hoi classes are unknown.
+        """
+        if not self.hois:
+            raise DatasetError(f"The annotations do not define hoi classes.{_BESIDE}")
         objects, verbs = set(objects), set(verbs)
         return [hoi for hoi, (target, verb) in enumerate(self.hois) if target in objects or verb in verbs]
 
@@ -162,13 +167,6 @@ class HOIAnnotations:
             if (column := getattr(self, name)) is not None
         }
         return HOITarget(key=key, size=self.sizes.get(key), incomplete=self.incomplete.get(key, 0), **columns)
-
-    @property
-    def known_classes(self) -> HOIClasses:
-        """The classes. Raises DatasetError if the file does not name them."""
-        if self.classes is None:
-            raise DatasetError(f"{self.source} names no classes.{_BESIDE}")
-        return self.classes
 
     def hoi_counts(self) -> NDArray[np.int64]:
         """(600,): the number of pairs of each hoi class. Raises DatasetError without hoi classes."""

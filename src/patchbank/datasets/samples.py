@@ -119,8 +119,14 @@ class Dataset:
 
     @property
     def classes(self) -> HOIClasses:
-        """The names of the targets' classes. Raises DatasetError if the annotations do not name them."""
-        return self.pairs.known_classes
+        """The names of the targets' classes: the annotations', else HICO-DET's and V-COCO's own, without hoi classes.
+
+        Raises DatasetError as `pairs` does.
+        """
+        from patchbank.datasets.classes import ACTIONS, OBJECTS, VERBS
+        from patchbank.datasets.hoi import HOIClasses
+
+        return self.pairs.classes or HOIClasses(OBJECTS, ACTIONS if self.name == "vcoco" else VERBS, (), ())
 
     def target(self, key: str) -> HOITarget:
         """The annotated pairs of one image, which may be none. Its tensors are the caller's own.

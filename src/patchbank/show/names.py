@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from patchbank.datasets.classes import OBJECTS, VERBS
-from patchbank.errors import DatasetError
 from patchbank.features import UNKNOWN
 
 if TYPE_CHECKING:
@@ -20,14 +18,11 @@ _LONGEST = 400  # characters of a text from a file
 def named_pairs(data: Dataset, key: str) -> list[tuple[list[float], list[float], str, str]]:
     """The annotated pairs of an image: the human's and the object's box, and the names of object and verb.
 
-    The boxes are xyxy in original pixels. The names are the annotations'; if there are none, COCO's for objects and
-    HICO-DET's for its verbs; else numbers, such as ``verb 67``. Raises DatasetError as `Dataset.target`.
+    The boxes are xyxy in original pixels. The names are those of `Dataset.classes`; beyond them numbers, such as
+    ``verb 167``. Raises DatasetError as `Dataset.target`.
     """
     target = data.target(key)
-    try:
-        objects, verbs = data.classes[:2]
-    except DatasetError:
-        objects, verbs = OBJECTS, VERBS if data.name == "hicodet" else ()
+    objects, verbs = data.classes[:2]
 
     def name(names: tuple[str, ...], number: int, kind: str) -> str:
         return names[number].replace("_", " ") if number < len(names) else f"{kind} {number}"
