@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from patchbank.cli.application import app
 from patchbank.config import ExtractConfig
-from tests.support import REPOSITORY
+from patchbank.datasets.example import write_sample
+from patchbank.encoders.openai.registry import MODELS
+from patchbank.files import sha256_of
+from tests.support import REPOSITORY, patchbank
 
 README = (REPOSITORY / "README.md").read_text()
 OPTIONS = (REPOSITORY / "docs/options.md").read_text()
@@ -65,6 +72,20 @@ def test_the_commands_that_are_promised() -> None:
         assert options(example)
 
 
-def test_its_python_compiles() -> None:
-    for snippet in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
-        compile(snippet, "README.md", "exec")
+def test_its_python_runs_in_its_order(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the demo's root, with a tiny model in the place of ViT-B/16."""
+    monkeypatch.chdir(tmp_path)
+    checkpoints = Path("patchbank-demo/checkpoints/pretrained_CLIP")
+    write_sample(Path("patchbank-demo"))
+    checkpoints.mkdir(parents=True)
+    official = replace(MODELS["tiny"], name="ViT-B/16", bank_prefix="clipbase", sha256=sha256_of(tiny_weights))
+    shutil.copy(tiny_weights, checkpoints / official.file_name)
+    monkeypatch.setitem(MODELS, "ViT-B/16", official)
+    root = tmp_path / "patchbank-demo"
+    patchbank("extract", "hicodet", "--root", root, "--split", "train", "--model", "ViT-B/16", check=0)
+    names: dict[str, Any] = {}
+    snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(snippets) >= 3
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert names["summary"].images == 7 and names["target"].regions["union"].shape[1] == 32
