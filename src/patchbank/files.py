@@ -22,7 +22,6 @@ from filelock import FileLock, Timeout
 
 DAMAGED = ".damaged"  # added to the name of a file in quarantine
 _SCRATCH, _LOCK, _ABOUT = ".patchbank-tmp-", "lock", "about"
-_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -88,22 +87,6 @@ def write_whole(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-
-
-def place(temporary: Path, final: Path) -> bool:
-    """Give a file its final name in the same file system, unless a file has it already; returns whether it did."""
-    try:
-        os.link(temporary, final)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        if final.exists():
-            return False
-        temporary.rename(final)
-    temporary.unlink(missing_ok=True)
-    return True
 
 
 def quarantine(path: Path) -> Path:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import partial
-from itertools import product
 from pathlib import Path
 from threading import Event, Thread
 
@@ -16,10 +13,8 @@ import torch
 
 from patchbank import open_bank
 from patchbank.bank import pickles, writer
-from patchbank.bank.check import verify
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.payload import Feature
-from patchbank.bank.pickling import to_pickle
 from patchbank.bank.writer import BankWriter
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
@@ -41,7 +36,7 @@ def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_index(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log: list[tuple[str, str]] = []
-    fsync, rename, link = os.fsync, os.rename, os.link
+    fsync, rename = os.fsync, os.rename
 
     def logged_fsync(descriptor: int) -> None:
         log.append(("fsync", os.path.realpath(f"/proc/self/fd/{descriptor}")))
@@ -51,16 +46,11 @@ def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_index(
         log.append(("rename", f"{source} -> {target}"))
         rename(source, target)
 
-    def logged_link(source: Path, target: Path) -> None:
-        log.append(("rename", f"{source} -> {target}"))
-        link(source, target)
-
     if not Path("/proc/self/fd").exists():
         pytest.skip("no /proc shows a descriptor's file")
     with BankWriter(tmp_path / "bank", manifest, KEYS) as bank:
         monkeypatch.setattr(os, "fsync", logged_fsync)
         monkeypatch.setattr(os, "rename", logged_rename)
-        monkeypatch.setattr(os, "link", logged_link)
         bank.add(features("a.jpg", "sub/b.jpg"), [Failure("c.jpg", "missing")])
         monkeypatch.undo()
 
@@ -78,7 +68,8 @@ def test_a_feature_is_on_the_disk_before_its_name_and_its_name_before_the_index(
     assert log[-1] == ("fsync", f"{directory}/index")  # the name of the part
 
 
-@pytest.mark.parametrize(("call", "at"), [*product(["write", "fsync", "link"], range(3)), ("rename", 0)])
+@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+@pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_failing_disk_is_one_error_and_the_index_stays_true(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, call: str, at: int
 ) -> None:
@@ -160,55 +151,3 @@ def test_a_write_that_fails_does_not_affect_the_writes_of_the_next_call(
     for key, mark in (("sub/b.jpg", 3), ("c.jpg", 4)):
         found.check(key)
         assert (found[key] == mark).all()
-
-
-@pytest.mark.parametrize("killed", [False, True])
-@pytest.mark.parametrize("leftover", [False, True])
-@pytest.mark.parametrize("values", [(2.0, 3.0), (3.0, 2.0)])
-def test_runs_at_once_of_other_last_bits(
-    tmp_path: Path,
-    manifest: Manifest,
-    monkeypatch: pytest.MonkeyPatch,
-    killed: bool,
-    leftover: bool,
-    values: Sequence[float],
-) -> None:
-    """One run commits a feature at any instant of another's commit, which may be killed then: the index is true."""
-    first, second, third = values[0], values[1], 4.0
-
-    def of(value: float) -> list[Feature]:
-        return [Feature("a.jpg", {"patch_tokens": torch.full((16, 32), value) + torch.arange(32)}, (640, 480))]
-
-    calls = {name: getattr(os, name) for name in ("link", "rename", "fsync", "unlink")}
-    for instant in range(100):
-        bank, left = tmp_path / f"{instant}", instant
-        one, other = BankWriter(bank, manifest, KEYS), BankWriter(bank, manifest, KEYS)
-
-        def step(name: str, *arguments: object, **options: object) -> object:
-            nonlocal left
-            left -= 1
-            if left == -1:
-                other.add(of(second), [])  # noqa: B023
-                other.__exit__(None, None, None)  # noqa: B023
-                if killed:
-                    raise KeyboardInterrupt
-            return calls[name](*arguments, **options)
-
-        with suppress(KeyboardInterrupt), one:
-            other.__enter__()
-            if leftover:
-                (bank / "a_clip.pkl").write_bytes(b"".join(to_pickle(of(third)[0].outputs["patch_tokens"])))
-            with monkeypatch.context() as patch:
-                for name in calls:
-                    patch.setattr(os, name, partial(step, name))
-                one.add(of(first), [])
-        if left >= 0:
-            other.__exit__(None, None, None)
-        assert {*verify(bank).by_kind()} <= {"missing", "failed"}, instant
-        with BankWriter(bank, manifest, KEYS) as again:
-            if "a.jpg" not in again.done:
-                again.add(of(first), [])
-        assert not verify(bank).problems, instant
-        if left >= 0:
-            break
-    assert instant > 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -130,10 +130,6 @@ class Payload(ABC):
     def present(self, entries: Mapping[str, Entry], manifest: Manifest) -> set[str]:
         """The keys of the listed features that exist."""
         return {key for key, entry in entries.items() if entry.failure is None}
-
-    def settle(self, listed: Iterable[Entry], entries: dict[str, Entry]) -> None:
-        """Before `listed` are merged into `entries`: make those count whose features exist."""
-        return
 
     def file(self, part: Part, key: str) -> Path:
         """The file that holds a feature."""

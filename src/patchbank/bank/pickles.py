@@ -163,19 +163,6 @@ class Pickles(Payload):
                 continue
         return keys
 
-    def settle(self, listed: Iterable[Entry], entries: dict[str, Entry]) -> None:
-        """Of different features that several runs listed at once, the one on the disk counts."""
-        rivals: dict[str, list[Entry]] = {}
-        for entry in listed:
-            winner = entries[entry.key]
-            if entry.failure is None and winner.failure is None and entry.sha256 != winner.sha256:
-                rivals.setdefault(entry.key, [winner]).append(entry)
-        for key, several in rivals.items():
-            path = self.bank / pickle_name(key)
-            found = sha256_of(path) if path.is_file() else None
-            lost = Entry(key, failure="several runs wrote it at once; to be extracted again")
-            entries[key] = next((each for each in several if each.sha256 == found), lost).after(entries[key])
-
     def file(self, part: Part, key: str) -> Path:
         """The key's pickle."""
         return self.bank / pickle_name(key)

@@ -12,7 +12,7 @@ import errno
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
@@ -41,8 +41,6 @@ from patchbank.files import (
     fsync_directory,
     make_directory,
     nearest_existing,
-    place,
-    sha256_of,
     sha256_of_chunks,
     write_and_sync,
 )
@@ -257,7 +255,6 @@ class BankWriter:
         self._positions = positions
         self._new: dict[str, Entry] = {}
         self._kept: dict[str, Kept] = {}
-        self._later: list[str] = []  # keys whose files get their names after they are listed
         self._parts = list(known.parts)
         self._entries = joined(self._parts)
         self.done = known.done
@@ -328,52 +325,17 @@ class BankWriter:
     def _commit(self) -> None:
         if self._current is None or not self._new:
             return
-        files = {key: kept.file for key, kept in self._kept.items() if kept.file}
-        for _, final in files.values():
+        files = [kept.file for kept in self._kept.values() if kept.file]
+        for temporary, final in files:
             make_directory(final.parent)
-        contested = [key for key, file in files.items() if self._differs(key) or not place(*file)]
-        self._later = self._contested(contested) if contested else []
-        _sync(files.values())
+            temporary.rename(final)
+        for directory in {final.parent for _, final in files}:
+            fsync_directory(directory)
         self._write(self._current)
-        for key in self._later:
-            if not place(*files[key]):
-                files[key][1].unlink(missing_ok=True)  # another run was faster: the next one makes it again
-        _sync(files[key] for key in self._later)
         join(self._entries, self._new.values())
         self.features_committed += len(self._kept)
         self.bytes_written += sum(kept.bytes for kept in self._kept.values())
-        self._new, self._kept, self._later = {}, {}, []
-
-    def _differs(self, key: str) -> bool:
-        """Whether the bank lists other features of a key than those that are written now."""
-        known = self._entries.get(key)
-        return known is not None and known.sha256 not in (None, self._new[key].sha256)
-
-    def _contested(self, keys: Sequence[str]) -> list[str]:
-        """Decide about features whose files exist, or are listed otherwise; returns those to place once listed.
-
-        Another run of the same images may compute other last bits. What is listed and on the disk stays. Any other file
-        is deleted before the index changes, so that a run that is killed here leaves the feature missing, and not
-        another one than the index says.
-        """
-        self._read()
-        listed = joined(part for part in self._parts if self._only_number(part) in (None, self._current))
-        later = []
-        for key in keys:
-            kept = self._kept[key].file
-            assert kept is not None
-            final, known = kept[1], listed.get(key)
-            found = sha256_of(final) if final.is_file() else None
-            if found is not None and found == self._new[key].sha256:
-                continue
-            if found is not None and known and found == known.sha256 and key not in self.done:
-                self._new[key] = known
-                del self._kept[key]
-                continue
-            final.unlink(missing_ok=True)
-            self._new[key] = self._new[key].after(known)
-            later.append(key)
-        return later
+        self._new, self._kept = {}, {}
 
     def _read(self) -> None:
         """Read the current parts. Raises BankError where another run has written other features."""
@@ -402,10 +364,7 @@ class BankWriter:
         replaced = [part for part in self._parts if self._only_number(part) == number]
         entries = joined(replaced)
         rows = rows_of(replaced, entries)
-        self._new |= {key: self._new[key].after(entries.get(key)) for key in self._later}
         join(entries, self._new.values())
-        listed = chain(*(part.features for part in replaced), self._new.values())
-        payload.settle((entry for entry in listed if entry.key not in self._later), entries)
         ordered = sorted(entries.values(), key=lambda entry: self._positions[entry.key])
         features = tuple(entry for entry in ordered if entry.failure is None)
         failures = tuple(entry for entry in ordered if entry.failure is not None)
@@ -457,12 +416,6 @@ class BankWriter:
             raise BankError(
                 f"{error.filename or self.bank} cannot be written: {error.strerror or error}. {safe}"
             ) from error
-
-
-def _sync(files: Iterable[tuple[Path, Path]]) -> None:
-    """Make the final names of (temporary name, final name) durable."""
-    for directory in {final.parent for _, final in files}:
-        fsync_directory(directory)
 
 
 def _numbers_of(payload: Payload, parts: Sequence[Part], rows: Mapping[str, Row]) -> Rows:
