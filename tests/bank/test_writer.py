@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -23,7 +24,8 @@ from patchbank.bank.pickling import to_pickle
 from patchbank.bank.writer import BankWriter
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
-from tests.support import no_leftovers, tiny_manifest
+from patchbank.files import live_scratches
+from tests.support import abandoned_scratch, no_leftovers, tiny_manifest
 
 KEYS = ["a.jpg", "sub/b.jpg", "b.jpg", "c.jpg", "before.jpg"]
 
@@ -115,14 +117,37 @@ def test_live_scratch_stays_and_abandoned_scratch_is_removed(tmp_path: Path, man
     bank = tmp_path / "bank"
     with BankWriter(bank, manifest, KEYS) as first:
         [live] = bank.glob(".patchbank-tmp-*")
-        abandoned = bank / ".patchbank-tmp-abandoned"
-        abandoned.mkdir()
+        abandoned = abandoned_scratch(bank)
         (abandoned / "0.part").write_bytes(b"half a file")
         with BankWriter(bank, manifest, KEYS):
             assert live.exists()
             assert not abandoned.exists()
         first.add(features("a.jpg"), [])
     assert no_leftovers(bank)
+
+
+def test_only_this_hosts_own_scratch_is_removed(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link is not followed, a user's directory stays, and another host's lock is not visible on every file system."""
+    bank, victim = tmp_path / "bank", tmp_path / "victim"
+    victim.mkdir()
+    named_alike = bank / ".patchbank-tmp-evil"
+    named_alike.mkdir(parents=True)
+    (named_alike / "mine").write_text("a user's")
+    (bank / ".patchbank-tmp-link").symlink_to(victim)
+    abandoned = abandoned_scratch(bank)
+    link = bank / abandoned.name.replace(abandoned.name[-4:], "0000")
+    link.symlink_to(victim)
+    with monkeypatch.context() as patch:
+        patch.setattr(platform, "node", lambda: "another-host")
+        with BankWriter(bank, manifest, KEYS):
+            assert live_scratches(bank) == []
+            assert abandoned.exists()
+    with BankWriter(bank, manifest, KEYS):
+        assert not abandoned.exists()
+    assert (named_alike / "mine").exists()
+    assert link.is_symlink() and not [*victim.iterdir()]
 
 
 def test_a_write_that_fails_does_not_affect_the_writes_of_the_next_call(
