@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,14 @@ def place(temporary: Path, final: Path) -> bool:
     return True
 
 
+def damaged_name(name: str, taken: Callable[[str], bool]) -> str:
+    """The name of a file in quarantine; where it is taken, another one."""
+    return name + DAMAGED if not taken(name + DAMAGED) else f"{name}.{uuid.uuid4().hex}{DAMAGED}"
+
+
 def quarantine(path: Path) -> Path:
     """Rename an unusable file to NAME.damaged, so that no reader takes it for a feature; returns the new path."""
-    damaged = path.with_name(path.name + DAMAGED)
+    damaged = path.with_name(damaged_name(path.name, lambda name: os.path.lexists(path.with_name(name))))
     path.rename(damaged)
     fsync_directory(path.parent)
     return damaged

@@ -15,13 +15,13 @@ import torch
 from patchbank.bank.check import Finding, Progress, Report, verify
 from patchbank.bank.index import joined
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.parts import find_payload, read_parts
+from patchbank.bank.parts import find_payload, read_parts, refuse_link
 from patchbank.bank.pickles import pickle_name
 from patchbank.bank.pickling import to_pickle
 from patchbank.bank.unpickling import read_pickle
 from patchbank.bank.writer import revoke
 from patchbank.errors import BankError
-from patchbank.files import DAMAGED, fsync_directory, quarantine, scratch_directory, sha256_of_chunks, write_and_sync
+from patchbank.files import fsync_directory, quarantine, scratch_directory, sha256_of_chunks, write_and_sync
 
 _AGAIN = "to be extracted again"
 
@@ -60,9 +60,11 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
             f"{bank} is not a bank of patchbank: nothing in it says what its files should hold. `patchbank verify` "
             "checks pickles, and `patchbank import` makes a bank of them."
         )
+    refuse_link(bank)
     report = verify(bank, listed, progress)
     done = Repaired(report)
-    parts = read_parts(payload, "quarantine")
+    damaged: dict[str, str] = {}
+    parts = read_parts(payload, "quarantine", reasons=damaged)
     entries = joined(parts)
     lost: list[Finding] = []  # unusable features that the index lists
     for finding in {each.name: each for each in reversed(report.problems)}.values():
@@ -74,7 +76,7 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
         else:
             lost.append(finding)
     with scratch_directory(bank) as scratch:
-        done.quarantined += [each.name + DAMAGED for each in report.findings if each.kind == "damaged-part"]
+        done.quarantined += sorted(damaged)
         if payload.layout == "ezhoi" and report.manifest:
             for each in [each for each in lost if each.kind == "checksum"]:
                 sha256 = entries[each.name].sha256 or ""

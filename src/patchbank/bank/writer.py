@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from patchbank.bank.index import Entry, Part, Row, failures_of, join, joined, rows_of
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import NotFiniteError, sample_bytes
-from patchbank.bank.parts import manifest_in, name_part, payload_of, read_parts, third_party
+from patchbank.bank.parts import manifest_in, name_part, payload_of, read_parts, refuse_link, third_party
 from patchbank.bank.payload import Feature, Kept, Payload, Rows
 from patchbank.bank.pickles import file_bytes
 from patchbank.bank.removal import remove_bank
@@ -34,7 +34,6 @@ from patchbank.bank.storage import storage_of
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
 from patchbank.files import (
-    DAMAGED,
     bytes_text,
     free_bytes,
     fsync_directory,
@@ -82,10 +81,11 @@ def check_same(bank: Path, found: Manifest, wanted: Manifest) -> None:
 def existing_manifest(bank: Path, *, overwrite: bool) -> Manifest | None:
     """The manifest of the bank that a run would complete; None if it would start one.
 
-    Raises BankError for a file, and for a directory of third-party pickles. Writes nothing.
+    Raises BankError for a file, for a link as index, and for a directory of third-party pickles. Writes nothing.
     """
     if not is_remote(bank) and not (place := nearest_existing(bank)).is_dir():
         raise BankError(f"{place} is a file; a bank is a directory. Choose another --out.")
+    refuse_link(bank)
     if overwrite:
         return None
     if third_party(bank):
@@ -283,7 +283,7 @@ class BankWriter:
         if not self._helper:
             parts = read_parts(self._payload, "quarantine", self._known.parts if self._known else (), damaged)
         if damaged:
-            names = ", ".join(sorted(name + DAMAGED for name in damaged))
+            names = ", ".join(sorted(damaged))
             self.notes.append(f"Damaged parts are in quarantine; their samples are extracted again: {names}.")
         self.manifest = parts[0].manifest if parts else self._wanted
         self.expect(self._positions, BankState(set(), {}, parts))
