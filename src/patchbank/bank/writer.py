@@ -191,9 +191,9 @@ class BankWriter:
 
     def __enter__(self) -> Self:
         with self._storage_errors(), ExitStack() as stack:
-            if self._overwrite:
-                remove_bank(self.bank)
             self._scratch = stack.enter_context(storage_of(self.bank).scratch(self._about))
+            if self._overwrite:  # last of what can be refused: the place takes files
+                remove_bank(self.bank)
             if not is_remote(self.bank):
                 make_directory(self._payload.parts.directory)  # index/ distinguishes own from third-party pickles
             self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="write"))
