@@ -144,6 +144,8 @@ def show_report(report: Report, found: Listing | None, options: str, names: int 
 def _what(report: Report) -> str:
     if (bank := report.manifest) is not None:
         return f"{bank.model}, {bank.shape} {bank.dtype}, layout {bank.layout}, {bank.title}"
+    if report.by_kind().get("unlisted"):
+        return "pickles of a bank whose index is missing"
     return f"third-party pickles, most of shape {report.shape}" if report.shape else "third-party pickles"
 
 
