@@ -86,8 +86,10 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
         # First the index: readers must not look for files that are renamed next.
         revoke(payload, parts, {each.name: f"{each.reason}; {_AGAIN}" for each in lost}, scratch)
         if payload.layout == "ezhoi":
-            for each in lost:
-                if (path := bank / pickle_name(each.name)).exists():
+            # A repair that was killed here has revoked others.
+            revoked = [key for key, entry in entries.items() if (entry.failure or "").endswith(_AGAIN)]
+            for key in (*(each.name for each in lost), *revoked):
+                if (path := bank / pickle_name(key)).exists():
                     done.quarantined.append(quarantine(path).relative_to(bank).as_posix())
     done.to_extract += lost
     return done
