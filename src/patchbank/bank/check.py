@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from patchbank.locations import is_remote
 from patchbank.unpickling import PickleError, UnsafePickleError
 
 _AT_ONCE = 256  # features that wait for the threads
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _STOCK = 511  # the features' width if EZ-HOI's script runs with the stock `clip` package
 
 # How far a fresh extraction may be from what is stored, as ||a - b|| / ||b||: the error of each precision and each
@@ -239,7 +241,11 @@ def _examine_row(bank: Bank, key: str) -> Defects:
 
 def _examine_pickle(bank: Bank, key: str) -> Defects:
     path, manifest = bank.file(key), bank.manifest
-    if not path.exists():
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        if isinstance(error, OSError) and error.errno not in _GONE:
+            return [("unread", error.strerror or "")]
         return [("missing", f"the bank lists it, and {path.name} is gone")]
     tensor, defects = examined(path, getattr(torch, manifest.dtype))
     if tensor is not None and (wrong := shape_defect(tuple(tensor.shape), manifest.shape)):

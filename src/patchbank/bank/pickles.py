@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -172,7 +173,7 @@ class Pickles(Payload):
                 rivals.setdefault(entry.key, [winner]).append(entry)
         for key, several in rivals.items():
             path = self.bank / pickle_name(key)
-            found = sha256_of(path) if path.is_file() else None
+            found = sha256_of(path) if os.path.isfile(path) else None  # noqa: PTH113 (no error of a long name)
             lost = Entry(key, failure="several runs wrote it at once; to be extracted again")
             entries[key] = next((each for each in several if each.sha256 == found), lost).after(entries[key])
 
@@ -190,8 +191,12 @@ class Pickles(Payload):
 
     def bytes_on_disk(self, parts: Sequence[Part], entries: Mapping[str, Entry]) -> int:
         """The size of all features' files."""
-        paths = [self.bank / pickle_name(key) for key, entry in entries.items() if entry.failure is None]
-        return sum(path.stat().st_size for path in paths if path.exists())
+        total = 0
+        for key, entry in entries.items():
+            if entry.failure is None:
+                with contextlib.suppress(OSError, ValueError):
+                    total += (self.bank / pickle_name(key)).stat().st_size
+        return total
 
 
 def _unreadable(path: Path, error: OSError) -> BankError:
