@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import shutil
@@ -272,6 +273,19 @@ def test_a_manifest_that_no_bank_has(name: str, shape: tuple[int, ...], dtype: S
     outputs = {**manifest.outputs, name: Output(shape=shape, dtype=dtype, block=1)}
     with pytest.raises(ValueError, match=reason):
         replace(manifest, outputs=outputs).check()
+
+
+def test_a_manifest_with_a_filter_that_nobody_has_is_damaged(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    """Else no image could be extracted again to compare with."""
+    photographs(tmp_path / "images", 1)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    [part] = parts_in(tmp_path / "bank")
+    changed = part.read_bytes().replace(b'"bicubic"', b'"evil"')
+    part.unlink()
+    name = f"index-00000-{hashlib.sha256(changed).hexdigest()[:16]}.json"
+    part.with_name(name).write_bytes(changed)
+    [finding] = [each for each in verify(tmp_path / "bank").findings if each.kind == "damaged-part"]
+    assert finding.name == name and "interpolation" in finding.detail
 
 
 def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from patchbank.config import ARCHIVES, as_path, option
 from patchbank.errors import ConfigError, DatasetError, PatchbankError
-from patchbank.features import UNKNOWN
 from patchbank.locations import locate
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) 
         raise ConfigError(f"There is no dataset {dataset!r}. Choose from: {', '.join([*SPLITS, 'folder'])}.")
     name: str | None = None
     own_split: str | None = None
-    if manifest is not None and manifest.dataset != UNKNOWN:
+    if manifest is not None and manifest.dataset in (*SPLITS, "folder", *ARCHIVES):
         name, own_split = manifest.dataset, manifest.split
         for what, value, own in (("dataset", dataset, name), ("split", split, own_split)):
             if value not in (None, own):
