@@ -382,5 +382,6 @@ def test_tolerances_follow_what_the_bank_says() -> None:
     assert allowed("fp32", "float32") == 2e-5
     assert allowed("fp32", "float16") == allowed("fp32", "float32", "float16") > 5e-4
     assert allowed("fp32", "float16", "int8") > allowed("fp32", "int8")
+    assert 5e-3 < allowed("fp32", "int8") < 5e-2  # int8 rounds by about a hundredth
     assert allowed("bf16", "float32") == 3e-2
     assert allowed("unknown", "float32", imported="by hand") == tolerance(None) == 2e-2

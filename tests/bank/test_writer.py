@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -25,7 +26,7 @@ from patchbank.bank.writer import BankWriter
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
 from patchbank.files import live_scratches
-from tests.support import abandoned_scratch, no_leftovers, tiny_manifest
+from tests.support import abandoned_scratch, contents, no_leftovers, tiny_manifest
 
 KEYS = ["a.jpg", "sub/b.jpg", "b.jpg", "c.jpg", "before.jpg"]
 
@@ -111,6 +112,38 @@ def test_a_failing_disk_is_one_error_and_the_index_stays_true(
         assert bank.done == {"before.jpg"}
     sizes = {path.stat().st_size for path in (tmp_path / "bank").glob("*_clip.pkl")}
     assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_every_way_in_which_a_disk_is_full(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pickles, "write_and_sync", failing)
+    with pytest.raises(BankError, match="The disk is full"), BankWriter(tmp_path, manifest, KEYS) as bank:
+        bank.add(features("a.jpg"), [])
+
+
+def test_another_bank_that_came_before_the_writer_was_entered(tmp_path: Path, manifest: Manifest) -> None:
+    other = replace(manifest, identity={**manifest.identity, "weights": "1" * 64})
+    late = BankWriter(tmp_path, other, KEYS)
+    with BankWriter(tmp_path, manifest, KEYS) as bank:
+        bank.add(features("a.jpg"), [])
+    before = contents(tmp_path)
+    with pytest.raises(BankError, match="weights"), late:
+        pytest.fail("entered")
+    assert contents(tmp_path) == before
+
+
+def test_what_a_writer_has_committed_is_in_its_state(tmp_path: Path, manifest: Manifest) -> None:
+    """A later outcome of the same sample counts over it."""
+    with BankWriter(tmp_path, manifest, KEYS) as bank:
+        bank.add([], [Failure("a.jpg", "z")])
+        assert bank.state.failed == {"a.jpg": "z"}
+        bank.add([], [Failure("a.jpg", "b")])
+    assert open_bank(tmp_path).failures == {"a.jpg": "b"}
 
 
 def test_live_scratch_stays_and_abandoned_scratch_is_removed(tmp_path: Path, manifest: Manifest) -> None:
