@@ -37,6 +37,7 @@ from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import MODELS, Model
 from patchbank.extraction.devices import Devices
 from patchbank.extraction.plan import describe
+from patchbank.files import scratch_directory
 
 # As small as CLIP's architecture allows (one head is 64 wide); 16 patch tokens of 32 dimensions.
 TINY = Model(
@@ -283,6 +284,15 @@ def read_part(path: Path) -> Part:
     bank = path.parent if path.suffix == ".safetensors" else path.parent.parent
     payload = parts.payload_of(bank, "shards" if path.suffix == ".safetensors" else "ezhoi")
     return parts.read_part(payload, path.name)
+
+
+def abandoned_scratch(directory: Path) -> Path:
+    """Make a scratch directory as a killed process of this host leaves it."""
+    with scratch_directory(directory) as live:
+        name = live.name
+    (directory / name).mkdir()
+    (directory / name / "lock").touch()
+    return directory / name
 
 
 def no_leftovers(directory: Path) -> bool:

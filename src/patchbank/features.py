@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from patchbank.config import Decode, ResizeMode, StoredDtype
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 GRID = "patch_tokens"  # the output of the grid: (N, D), row-major
 CLS = "cls"  # the output of the whole image: (D,)
 UNKNOWN = "unknown"  # a field of the identity of imported features
+
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 # Named fields that decide the numbers: family, model, weights, activation, precision, and others of a family. Two
 # encoders with equal identities and equal inputs give the same outputs.
@@ -40,7 +42,7 @@ class Input:
     patch: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str = "bicubic"
+    interpolation: Interpolation = "bicubic"
     resize: ResizeMode = "center-crop"
     decoder: Decode = "exact"
 

@@ -7,12 +7,12 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import stat
-import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,14 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
+def damaged_name(name: str, taken: Callable[[str], bool]) -> str:
+    """The name of a file in quarantine; where it is taken, another one."""
+    return name + DAMAGED if not taken(name + DAMAGED) else f"{name}.{uuid.uuid4().hex}{DAMAGED}"
+
+
 def quarantine(path: Path) -> Path:
     """Rename an unusable file to NAME.damaged, so that no reader takes it for a feature; returns the new path."""
-    damaged = path.with_name(path.name + DAMAGED)
+    damaged = path.with_name(damaged_name(path.name, lambda name: os.path.lexists(path.with_name(name))))
     path.rename(damaged)
     fsync_directory(path.parent)
     return damaged
@@ -154,8 +159,8 @@ def scratch_directory(parent: Path, about: str = "") -> Iterator[Path]:
 
     `about` is what `live_scratches` returns in other processes.
 
-    The next process that makes one here removes those of killed processes. A live one stays: its owner holds a file
-    lock in it, which the kernel releases when the process dies.
+    The next process of this host that makes one here removes those of killed processes. A live one stays: its owner
+    holds a file lock in it, which the kernel releases when the process dies.
     """
     remove_abandoned(parent)
     directory, lock = _locked_directory(parent)
@@ -171,7 +176,7 @@ def scratch_directory(parent: Path, about: str = "") -> Iterator[Path]:
 def live_scratches(parent: Path) -> list[str]:
     """Descriptions of scratch directories held by running processes."""
     found = []
-    for directory in parent.glob(f"{_SCRATCH}*"):
+    for directory in _scratches(parent):
         try:
             with FileLock(directory / _LOCK, timeout=0):
                 continue  # no process holds it
@@ -185,7 +190,8 @@ def live_scratches(parent: Path) -> list[str]:
 
 def _locked_directory(parent: Path) -> tuple[Path, FileLock]:
     while True:
-        directory = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+        directory = parent / f"{_SCRATCH}{_host()}-{uuid.uuid4().hex}"
+        directory.mkdir(mode=0o700)
         lock = FileLock(directory / _LOCK, timeout=0)
         try:
             lock.acquire()
@@ -201,9 +207,23 @@ def _locked_directory(parent: Path) -> tuple[Path, FileLock]:
         lock.release()
 
 
+def _host() -> str:
+    return re.sub(r"[^\w.]", "_", platform.node())[:64]
+
+
+def _scratches(parent: Path, host: str = r"[\w.]*") -> list[Path]:
+    """Scratch directories by their full names: a link, or another directory of such a name, is somebody else's."""
+    name = re.compile(f"{re.escape(_SCRATCH)}{host}-[0-9a-f]{{32}}")
+    found = parent.glob(f"{_SCRATCH}*")
+    return [each for each in found if name.fullmatch(each.name) and each.is_dir() and not each.is_symlink()]
+
+
 def remove_abandoned(parent: Path) -> None:
-    """Remove the scratch directories of processes that have died."""
-    for directory in parent.glob(f"{_SCRATCH}*"):
+    """Remove the scratch directories of this host's processes that have died.
+
+    Of another host's, a lock that looks free proves nothing: some cluster file systems lock within a host only.
+    """
+    for directory in _scratches(parent, re.escape(_host())):
         with contextlib.suppress(Timeout, NotImplementedError, OSError), FileLock(directory / _LOCK, timeout=0):
             shutil.rmtree(directory, ignore_errors=True)
 

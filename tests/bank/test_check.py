@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +18,11 @@ from torch import Tensor
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.check import KINDS, Report, compare_with_pixels, tolerance, verify
+from patchbank.bank.convert import import_pickles
 from patchbank.config import StoredDtype
 from patchbank.errors import BankError
 from patchbank.features import Output
-from tests.support import contents, parts_in, photographs, tiny_manifest
+from tests.support import contents, parts_in, patchbank, photographs, tiny_manifest
 from tests.third_party import DEFECTS, Call, unreadable, write_bank
 
 KEYS = [f"photo_{number:02}.jpg" for number in range(len(DEFECTS) + 4)]
@@ -174,6 +177,32 @@ def test_what_happens_to_a_pickle_is_found(
     assert kinds(verify(tmp_path / "bank")) == {"photo_0001.jpg": kind}
 
 
+def test_pickles_that_no_index_lists_are_a_problem(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    """Whether the index lists others, is empty, or is gone; with a list of images, those of none are harmless."""
+    names, bank = photographs(tmp_path / "images", 6), tmp_path / "bank"
+    extract(load_dataset("folder", tmp_path / "images"), bank, tiny_config)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "half", replace(tiny_config, limit=3))
+    pickles = {name: name.replace(".jpg", "_clip.pkl") for name in names}
+    [part], [half] = parts_in(bank), parts_in(tmp_path / "half")
+    part.unlink()
+    shutil.copy(half, part.with_name(half.name))
+    assert kinds(verify(bank)) == dict.fromkeys([pickles[name] for name in names[3:]], "unlisted")
+    assert kinds(verify(bank, names[:4])) == {
+        names[3]: "missing", pickles[names[4]]: "extra", pickles[names[5]]: "extra",
+    }  # fmt: skip
+    done = patchbank("verify", bank, check=1)
+    assert "that no index lists" in done.stdout and f"patchbank repair {bank} --extract" in done.stdout
+    part.with_name(half.name).unlink()
+    for _ in range(2):
+        assert kinds(verify(bank)) == dict.fromkeys(pickles.values(), "unlisted")
+        done = patchbank("verify", bank, check=1)
+        assert "index is missing" in done.stdout and f"patchbank import {bank}" in done.stdout
+        shutil.rmtree(bank / "index", ignore_errors=True)
+    imported = import_pickles(bank, tmp_path / "new", open_bank(tmp_path / "half").manifest, names)
+    assert imported.left_out == []
+    assert kinds(verify(tmp_path / "new")) == {}
+
+
 def test_a_shard_that_is_missing_is_noticed_without_a_list(tmp_path: Path, tiny_config: ExtractConfig) -> None:
     photographs(tmp_path / "images", 7)
     config = replace(tiny_config, layout="shards", shard_size=3 * 2176)
@@ -251,6 +280,19 @@ def test_a_manifest_that_no_bank_has(name: str, shape: tuple[int, ...], dtype: S
     outputs = {**manifest.outputs, name: Output(shape=shape, dtype=dtype, block=1)}
     with pytest.raises(ValueError, match=reason):
         replace(manifest, outputs=outputs).check()
+
+
+def test_a_manifest_with_a_filter_that_nobody_has_is_damaged(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    """Else no image could be extracted again to compare with."""
+    photographs(tmp_path / "images", 1)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    [part] = parts_in(tmp_path / "bank")
+    changed = part.read_bytes().replace(b'"bicubic"', b'"evil"')
+    part.unlink()
+    name = f"index-00000-{hashlib.sha256(changed).hexdigest()[:16]}.json"
+    part.with_name(name).write_bytes(changed)
+    [finding] = [each for each in verify(tmp_path / "bank").findings if each.kind == "damaged-part"]
+    assert finding.name == name and "interpolation" in finding.detail
 
 
 def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(
@@ -347,5 +389,6 @@ def test_tolerances_follow_what_the_bank_says() -> None:
     assert allowed("fp32", "float32") == 2e-5
     assert allowed("fp32", "float16") == allowed("fp32", "float32", "float16") > 5e-4
     assert allowed("fp32", "float16", "int8") > allowed("fp32", "int8")
+    assert 5e-3 < allowed("fp32", "int8") < 5e-2  # int8 rounds by about a hundredth
     assert allowed("bf16", "float32") == 3e-2
     assert allowed("unknown", "float32", imported="by hand") == tolerance(None) == 2e-2

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from patchbank.bank.check import verify
 from patchbank.bank.convert import Converted, convert, import_pickles
 from patchbank.bank.manifest import Manifest
 from patchbank.errors import BankError, ConfigError
+from patchbank.locations import locate
 from tests.bank.test_check import damage_numbers
 from tests.support import contents, photographs, relative_error, tiny_manifest
 
@@ -168,8 +171,10 @@ def test_numbers_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_converted(banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BankError, match="is the source itself"):
         converted(banks / "ezhoi", banks / "images/../ezhoi", "shards")
-    with pytest.raises(BankError, match="or in it"):
-        converted(banks / "ezhoi", banks / "ezhoi/sub", "shards")
+    (tmp_path / "link").symlink_to(banks / "ezhoi")
+    for target in (banks / "ezhoi/sub", banks, tmp_path / "link/sub"):
+        with pytest.raises(BankError, match="or in it"):
+            converted(banks / "ezhoi", target, "shards", overwrite=True)
     with pytest.raises(ConfigError, match="int8 is for --layout shards"):
         converted(banks / "ezhoi", tmp_path / "int8", "ezhoi", "int8")
     with pytest.raises(BankError, match="layout: the bank has shards, this run ezhoi"):
@@ -181,6 +186,24 @@ def test_what_cannot_be_converted(banks: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(BankError, match="Not enough disk"):
         converted(banks / "ezhoi", tmp_path / "full", "shards")
     assert not (tmp_path / "full").exists()
+
+
+@pytest.mark.parametrize("target", ["s3a://b/bank", "s3://b//bank/", "s3://b/bank/sub", "s3://b"])
+def test_other_names_of_the_source_are_refused(target: str) -> None:
+    bank = SimpleNamespace(path=locate("s3://b/bank"))
+    with pytest.raises(BankError, match="is the source itself"):
+        convert(bank, locate(target), "shards", shard_size=1, overwrite=True)  # type: ignore[arg-type]
+
+
+def test_the_same_directory_under_another_mount_is_refused(
+    banks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount has the directory's own device and number, and no link to resolve."""
+    mount, stat = tmp_path / "mount", os.stat
+    mount.mkdir()
+    monkeypatch.setattr(os, "stat", lambda path, **more: stat(banks / "ezhoi" if path == mount else path, **more))
+    with pytest.raises(BankError, match="is the source itself"):
+        converted(banks / "ezhoi", mount / "sub", "shards", overwrite=True)
 
 
 def test_keys_that_share_a_pickle_stay_shards(tiny_config: ExtractConfig, tmp_path: Path) -> None:

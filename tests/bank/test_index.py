@@ -14,13 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patchbank import open_bank
+from patchbank.bank.check import verify
 from patchbank.bank.index import Entry, join
-from patchbank.bank.parts import payload_of, read_parts
+from patchbank.bank.parts import name_part, payload_of, read_parts
 from patchbank.bank.payload import Feature
+from patchbank.bank.removal import removable
+from patchbank.bank.repair import repair
 from patchbank.bank.writer import BankWriter
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
-from tests.support import contents, parts_in, tiny_manifest
+from tests.support import contents, parts_in, read_part, tiny_manifest
 
 MANIFEST = replace(tiny_manifest(), part_size=5)
 KEYS = [f"key{number:03}" for number in range(12)]
@@ -46,6 +49,23 @@ entries = st.builds(
     st.integers(0, 3),
     st.integers(0, 2),
 )
+
+
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    """Of a file that other code wrote, or changed: its features are missing, and nothing ends."""
+    names = ["a" * 300, "/".join(["b" * 200] * 30), "\ud800"]
+    write(tmp_path, [KEYS[0]])
+    [part] = parts_in(tmp_path)
+    found = read_part(part)
+    listed = tuple(found.features[0]._replace(key=name) for name in [*names, KEYS[0]])
+    start, name = name_part(payload_of(tmp_path, "ezhoi"), replace(found, features=listed))
+    part.unlink()
+    part.with_name(name).write_bytes(start)
+    assert {finding.name: finding.kind for finding in verify(tmp_path).findings} == dict.fromkeys(names, "missing")
+    assert open_bank(tmp_path).bytes_on_disk() == (tmp_path / f"{KEYS[0]}_clip.pkl").stat().st_size
+    assert removable(tmp_path) == [tmp_path / f"{KEYS[0]}_clip.pkl"]
+    assert {finding.name for finding in repair(tmp_path).to_extract} == {*names}
+    assert [*open_bank(tmp_path)] == [KEYS[0]]
 
 
 @given(st.lists(st.lists(entries, max_size=5), max_size=5), st.randoms())

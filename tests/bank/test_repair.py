@@ -15,6 +15,7 @@ from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.check import verify
 from patchbank.bank.repair import repair
 from patchbank.errors import BankError
+from patchbank.files import quarantine
 from tests.bank.test_check import damage_numbers, kinds
 from tests.support import contents, no_leftovers, parts_in, photographs
 from tests.third_party import DEFECTS, unreadable
@@ -147,6 +148,7 @@ def test_an_interrupted_repair_can_be_repeated(
         repair(copy)
         assert set(open_bank(copy)) == sound
         assert kinds(verify(copy)) == dict.fromkeys(wrong, "failed")
+        assert layout == "shards" or len([*copy.glob("*_clip.pkl")]) == len(sound)
         shutil.rmtree(copy)
     assert at > 0
 
@@ -164,6 +166,22 @@ def test_what_no_list_names_is_not_to_be_extracted(tiny_config: ExtractConfig, t
     assert done.to_extract == []
     assert verify(bank, listed).problems == []
     assert list(open_bank(bank)) == ["photo_0000.jpg", "photo_0001.jpg"]
+
+
+def test_readers_learn_of_a_lost_feature_before_its_file_is_renamed(
+    tiny_config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = extracted(tmp_path, tiny_config, 2)
+    damage_numbers(bank / "photo_0001_clip.pkl")
+    listed: list[list[str]] = []
+
+    def renamed(path: Path) -> Path:
+        listed.append([*open_bank(bank)])
+        return quarantine(path)
+
+    monkeypatch.setattr("patchbank.bank.repair.quarantine", renamed)
+    repair(bank)
+    assert listed == [["photo_0000.jpg"]]
 
 
 def test_third_party_pickles_are_not_repaired(tmp_path: Path) -> None:

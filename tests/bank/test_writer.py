@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
@@ -18,7 +20,8 @@ from patchbank.bank.payload import Feature
 from patchbank.bank.writer import BankWriter
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
-from tests.support import no_leftovers, tiny_manifest
+from patchbank.files import live_scratches
+from tests.support import abandoned_scratch, contents, no_leftovers, tiny_manifest
 
 KEYS = ["a.jpg", "sub/b.jpg", "b.jpg", "c.jpg", "before.jpg"]
 
@@ -102,18 +105,73 @@ def test_a_failing_disk_is_one_error_and_the_index_stays_true(
     assert len(sizes) == 1
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_every_way_in_which_a_disk_is_full(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pickles, "write_and_sync", failing)
+    with pytest.raises(BankError, match="The disk is full"), BankWriter(tmp_path, manifest, KEYS) as bank:
+        bank.add(features("a.jpg"), [])
+
+
+def test_another_bank_that_came_before_the_writer_was_entered(tmp_path: Path, manifest: Manifest) -> None:
+    other = replace(manifest, identity={**manifest.identity, "weights": "1" * 64})
+    late = BankWriter(tmp_path, other, KEYS)
+    with BankWriter(tmp_path, manifest, KEYS) as bank:
+        bank.add(features("a.jpg"), [])
+    before = contents(tmp_path)
+    with pytest.raises(BankError, match="weights"), late:
+        pytest.fail("entered")
+    assert contents(tmp_path) == before
+
+
+def test_what_a_writer_has_committed_is_in_its_state(tmp_path: Path, manifest: Manifest) -> None:
+    """A later outcome of the same sample counts over it."""
+    with BankWriter(tmp_path, manifest, KEYS) as bank:
+        bank.add([], [Failure("a.jpg", "z")])
+        assert bank.state.failed == {"a.jpg": "z"}
+        bank.add([], [Failure("a.jpg", "b")])
+    assert open_bank(tmp_path).failures == {"a.jpg": "b"}
+
+
 def test_live_scratch_stays_and_abandoned_scratch_is_removed(tmp_path: Path, manifest: Manifest) -> None:
     bank = tmp_path / "bank"
     with BankWriter(bank, manifest, KEYS) as first:
         [live] = bank.glob(".patchbank-tmp-*")
-        abandoned = bank / ".patchbank-tmp-abandoned"
-        abandoned.mkdir()
+        abandoned = abandoned_scratch(bank)
         (abandoned / "0.part").write_bytes(b"half a file")
         with BankWriter(bank, manifest, KEYS):
             assert live.exists()
             assert not abandoned.exists()
         first.add(features("a.jpg"), [])
     assert no_leftovers(bank)
+
+
+def test_only_this_hosts_own_scratch_is_removed(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link is not followed, a user's directory stays, and another host's lock is not visible on every file system."""
+    bank, victim = tmp_path / "bank", tmp_path / "victim"
+    victim.mkdir()
+    named_alike = bank / ".patchbank-tmp-evil"
+    named_alike.mkdir(parents=True)
+    (named_alike / "mine").write_text("a user's")
+    (bank / ".patchbank-tmp-link").symlink_to(victim)
+    abandoned = abandoned_scratch(bank)
+    link = bank / abandoned.name.replace(abandoned.name[-4:], "0000")
+    link.symlink_to(victim)
+    with monkeypatch.context() as patch:
+        patch.setattr(platform, "node", lambda: "another-host")
+        with BankWriter(bank, manifest, KEYS):
+            assert live_scratches(bank) == []
+            assert abandoned.exists()
+    with BankWriter(bank, manifest, KEYS):
+        assert not abandoned.exists()
+    assert (named_alike / "mine").exists()
+    assert link.is_symlink() and not [*victim.iterdir()]
 
 
 def test_a_write_that_fails_does_not_affect_the_writes_of_the_next_call(

@@ -245,6 +245,14 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, arguments: tuple[str, ...],
     assert words in done.stderr
 
 
+def test_a_bank_of_an_unknown_dataset_has_no_list(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    photographs(tmp_path / "images", 2)
+    dataset = load_dataset("folder", tmp_path / "images")
+    extract(replace(dataset, name="mine"), tmp_path / "bank", tiny_config)
+    done = patchbank("verify", tmp_path / "bank", check=0)
+    assert "mine" in done.stdout and "completeness not checked" in done.stdout
+
+
 def test_an_invalid_size(tmp_path: Path, tiny_weights: Path) -> None:
     photographs(tmp_path / "images", 1)
     run = "extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights)

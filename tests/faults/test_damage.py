@@ -16,7 +16,7 @@ from patchbank.bank.check import verify
 from tests.faults.conftest import BROKEN, Extraction, Short, committed
 from tests.faults.processes import run
 from tests.faults.soundness import sound_keys
-from tests.support import contents, no_leftovers
+from tests.support import abandoned_scratch, contents, no_leftovers
 
 
 def flipped(path: Path, position: int) -> None:
@@ -107,9 +107,7 @@ def test_clocks_that_jump(short: Short, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(time, "time_ns", lambda: int(next(backwards) * 1e9))
     assert extract(dataset, bank, short.config, stop=AfterTwoBatches()).remaining
     kept = sound_keys(bank, short.expected, {"photo_0003a.jpg"})
-    abandoned = bank / ".patchbank-tmp-abandoned"
-    abandoned.mkdir()
-    (abandoned / "0.part").write_bytes(b"half of it")
+    (abandoned_scratch(bank) / "0.part").write_bytes(b"half of it")
     moment = (year - 1970) * 365.25 * 86400
     for path in (*bank.rglob("*"), *short.images.iterdir(), bank):
         os.utime(path, (moment, moment))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from random import Random
 import pytest
 
 from patchbank import open_bank
-from tests.faults.conftest import BROKEN, Extraction, in_shards
+from patchbank.bank.parts import find_payload
+from tests.bank.test_check import damage_numbers
+from tests.faults.conftest import BROKEN, Extraction, committed, in_shards
 from tests.faults.processes import Run, run
 from tests.faults.soundness import sound_keys
 from tests.support import contents, no_leftovers
@@ -83,6 +86,69 @@ def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path
         assert contents(bank) == extraction.expected
         if killed >= KILLS:
             return
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("command", "extraction"),
+    [("convert", "ezhoi"), ("convert", "shards"), ("import", "ezhoi"), ("repair", "ezhoi"), ("repair", "shards")],
+    indirect=["extraction"],
+)
+def test_other_commands_killed_at_random_instants(command: str, extraction: Extraction, tmp_path: Path) -> None:
+    """Likewise what converts, imports and repairs."""
+    random, killed, output, source = Random(0), 0, tmp_path / "printed", tmp_path / "source"
+    run(output, *extraction.to(source), check=1)
+    weights = extraction.arguments[extraction.arguments.index("--weights") + 1]
+    options = {
+        "convert": ("--layout", "shards" if extraction.layout == "ezhoi" else "ezhoi", "--shard-size", "20kB"),
+        "import": ("--model", "tiny", "--weights", weights),
+        "repair": (),
+    }
+    if command == "import":
+        shutil.rmtree(source / "index")
+    if command == "repair":
+        for path in committed(source)[::3]:
+            damage_numbers(path)
+
+    def begun(bank: Path) -> Run:
+        if command != "repair":
+            return started(bank, output, command, source, bank, *options[command])
+        if not bank.exists():
+            shutil.copytree(source, bank)
+        return started(bank, output, command, bank)
+
+    def state(bank: Path) -> object:
+        """A repair that goes on leaves a revoked part beside the new one, for the next run to merge."""
+        if command != "repair":
+            return contents(bank)
+        return [*open_bank(bank)], open_bank(bank).failures, sorted(path.name for path in bank.rglob("*.damaged"))
+
+    whole = begun(tmp_path / "whole")
+    began = time.monotonic()
+    code, seconds = whole.wait(), time.monotonic() - began
+    expected = state(tmp_path / "whole")
+    for number in range(KILLS):
+        bank = tmp_path / f"bank{number}"
+        kept = set(open_bank(tmp_path / "whole")) if command == "repair" else set[str]()
+        for _ in range(3):
+            process = begun(bank)
+            time.sleep(random.uniform(0, seconds))
+            process.send(signal.SIGKILL)
+            if process.wait() == code:
+                seconds *= 0.8
+                break
+            killed += 1
+            found = set(open_bank(bank)) if find_payload(bank) else set[str]()
+            assert kept <= found, "what was committed is gone"
+            kept = kept if command == "repair" else found
+            for key in kept:
+                open_bank(bank).check(key)
+        assert begun(bank).wait() == code
+        assert state(bank) == expected
+        if killed >= KILLS // 6:
+            return
+    raise AssertionError("no run was killed in time")
 
 
 @in_shards

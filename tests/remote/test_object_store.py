@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +265,27 @@ def test_a_bank_in_memory(images: Path, config: ExtractConfig, tmp_path: Path) -
     assert download("memory://patchbank/bank", tmp_path / "there") == contents(tmp_path / "bank")
     replaced = extract(load_dataset("folder", images), "memory://patchbank/bank", replace(config, overwrite=True))
     assert replaced.images == COUNT
+
+
+def test_a_cached_feature_that_is_damaged_or_closed_is_fetched_again(
+    images: Path, config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, key = "memory://patchbank/cached", "photo_0003.jpg"
+    extract(load_dataset("folder", images), url, config)
+    bank = open_bank(url, cache=tmp_path)
+    expected = bank[key]
+    [kept] = tmp_path.rglob("*.patch_tokens")
+    whole = kept.read_bytes()
+    for damaged in (b"", whole[:-1], whole + b"0", bytes([whole[0] ^ 1]) + whole[1:]):
+        kept.write_bytes(damaged)
+        assert torch.equal(bank[key], expected)
+        assert kept.read_bytes() == whole
+
+    def closed(path: Path) -> BufferedReader:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("patchbank.bank.remote.open_regular", closed)  # root may read anything
+    assert torch.equal(bank[key], expected)
 
 
 def test_where_a_bank_cannot_be(images: Path, config: ExtractConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +20,9 @@ from torch import Tensor
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.parts import find_payload, read_parts
 from patchbank.bank.payload import Payload
-from patchbank.bank.pickles import SUFFIX, check_names, key_of, pickle_name, pickles_in
+from patchbank.bank.pickles import INDEX, SUFFIX, check_names, key_of, pickle_name, pickles_in
 from patchbank.bank.reader import Bank
+from patchbank.bank.runs import read_runs
 from patchbank.bank.unpickling import content_of, parse_pickle, read_pickle
 from patchbank.config import ARCHIVES
 from patchbank.errors import BankError
@@ -29,6 +31,7 @@ from patchbank.locations import is_remote
 from patchbank.unpickling import PickleError, UnsafePickleError
 
 _AT_ONCE = 256  # features that wait for the threads
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _STOCK = 511  # the features' width if EZ-HOI's script runs with the stock `clip` package
 
 # How far a fresh extraction may be from what is stored, as ||a - b|| / ||b||: the error of each precision and each
@@ -72,6 +75,7 @@ KINDS = {
     "normalised": Kind("already normalised: the norms are lost", "extract"),
     "missing": Kind("missing: a listed image without a feature", "extract"),
     "failed": Kind("failed", "extract"),
+    "unlisted": Kind("that no index lists: nothing says what they should hold", "import"),
     "cls": Kind("with [CLS] left in", "import"),
     "cuda": Kind("saved from a GPU: it cannot be loaded without one", "import"),
     "dtype": Kind("of a dtype that EZ-HOI's reader does not take", "import"),
@@ -174,7 +178,7 @@ def verify(
     progress = progress or (lambda *_: None)
     payload = find_payload(bank)
     if payload is not None:
-        report = _verify_bank(payload, progress, listed is None)
+        report = _verify_bank(payload, progress, listed)
     else:
         report = _verify_pickles(bank, listed or (), progress, expected)
     if listed is not None:
@@ -195,7 +199,7 @@ def verify(
     return report
 
 
-def _verify_bank(payload: Payload, progress: Progress, gaps: bool) -> Report:
+def _verify_bank(payload: Payload, progress: Progress, listed: Sequence[str] | None) -> Report:
     bank, damaged = payload.bank, dict[str, str]()
     parts = read_parts(payload, "skip", reasons=damaged)
     findings = [Finding("damaged-part", name, reason) for name, reason in damaged.items()]
@@ -211,9 +215,10 @@ def _verify_bank(payload: Payload, progress: Progress, gaps: bool) -> Report:
         report.sound.append(key)
         report.findings += [Finding(kind, key, detail) for kind, detail in defects]
     if payload.layout == "ezhoi":
-        names = {pickle_name(key) for key in (*opened, *opened.failures)}
-        report.findings += [Finding("extra", name) for name, _ in pickles_in(bank) if name not in names]
-    elif gaps and manifest.dataset not in ARCHIVES:
+        names = {pickle_name(key) for key in (*opened, *opened.failures, *(listed or ()))}  # of a listed one: missing
+        kind = "unlisted" if listed is None else "extra"
+        report.findings += [Finding(kind, name) for name, _ in pickles_in(bank) if name not in names]
+    elif listed is None and manifest.dataset not in ARCHIVES:
         # Without a list, only a number without a part shows that samples are missing.
         numbers = {part.number for part in parts} | {int(name.split("-")[1]) for name in damaged}
         report.findings += [
@@ -245,7 +250,11 @@ def _examine_row(bank: Bank, key: str) -> Defects:
 
 def _examine_pickle(bank: Bank, key: str) -> Defects:
     path, manifest = bank.file(key), bank.manifest
-    if not path.exists():
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        if isinstance(error, OSError) and error.errno not in _GONE:
+            return [("unread", error.strerror or "")]
         return [("missing", f"the bank lists it, and {path.name} is gone")]
     tensor, defects = examined(path, getattr(torch, manifest.dtype))
     if tensor is not None and (wrong := shape_defect(tuple(tensor.shape), manifest.shape)):
@@ -268,6 +277,7 @@ def _verify_pickles(directory: Path, listed: Sequence[str], progress: Progress, 
         )
     report = Report(directory, None, None)
     check_names(listed)
+    own = (directory / INDEX).is_dir() or read_runs(directory)
     keys = {pickle_name(key): key for key in listed}
 
     def examine(name: str) -> tuple[Shape | None, Defects]:
@@ -284,6 +294,8 @@ def _verify_pickles(directory: Path, listed: Sequence[str], progress: Progress, 
             report.findings.append(Finding("extra", file, "no image's features have this name"))
             continue
         report.sound.append(name)
+        if own:
+            report.findings.append(Finding("unlisted", name))
         if shape is not None and (wrong := shape_defect(shape, expected)):
             defects = [wrong] if wrong[0] == "shape" else [*defects, wrong]  # of a wrong shape, nothing else matters
         report.findings += [Finding(kind, name, detail) for kind, detail in defects]

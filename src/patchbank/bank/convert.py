@@ -23,7 +23,7 @@ from patchbank.config import Layout, StoredDtype, check_dtype
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
 from patchbank.features import GRID
-from patchbank.locations import is_remote
+from patchbank.locations import filesystem, is_remote
 
 _AT_ONCE = 64  # features that are read and then written
 
@@ -79,9 +79,10 @@ def convert(
 
     Raises:
         ConfigError: pickles cannot store int8.
-        BankError: the target is the source or another bank, the disk is too small, or two keys would share a pickle.
+        BankError: the target shares the source's directory or is another bank, the disk is too small, or two keys
+            would share a pickle.
     """
-    _refuse_inside(source.path, target)
+    _refuse_shared(source.path, target)
     dtype = dtype or ("float32" if layout == "ezhoi" else source.manifest.dtype)
     check_dtype(layout, dtype)
     wanted = source.manifest.stored_as(layout, dtype)
@@ -150,7 +151,7 @@ def import_pickles(
     Raises:
         BankError: there is no usable pickle, a file cannot be read at the moment, or as `convert`.
     """
-    _refuse_inside(source, target)
+    _refuse_shared(source, target)
     if find_payload(source) is not None:
         raise BankError(f"{source} is a bank of patchbank already. `patchbank convert` makes another of it.")
     report = verify(source, listed, progress, expected=wanted.shape)
@@ -205,12 +206,23 @@ def _nothing_usable(report: Report, wanted: Manifest, models: Sequence[str], fir
     return f"{text} {f'{first.name}: {first.reason}. ' if first else ''}`patchbank verify {report.bank}` names all."
 
 
-def _refuse_inside(source: Path, target: Path) -> None:
-    same = str(source) == str(target)
-    if not (is_remote(source) or is_remote(target)):
-        same = same or source.resolve() in (target.resolve(), *target.resolve().parents)
-    if same:
-        raise BankError(f"{target} is the source itself, or in it. Give the new bank a directory of its own.")
+def _refuse_shared(source: Path, target: Path) -> None:
+    if _within(target, source) or _within(source, target):
+        raise BankError(
+            f"{target} is the source itself, or in it, or around it. Give the new bank a directory of its own."
+        )
+
+
+def _within(place: Path, directory: Path) -> bool:
+    """Whether a place is a directory or lies in it, by whatever link, mount or scheme its name leads there."""
+    if is_remote(place) and is_remote(directory):
+        (store, path), (other, outer) = filesystem(place), filesystem(directory)
+        names, outer_names = (list(filter(None, each.split("/"))) for each in (path, outer))
+        return type(store) is type(other) and names[: len(outer_names)] == outer_names
+    if is_remote(place) or is_remote(directory) or not directory.exists():
+        return False
+    place = place.resolve()
+    return any(each.exists() and each.samefile(directory) for each in (place, *place.parents))
 
 
 def _transfer(

@@ -65,6 +65,12 @@ def find_payload(bank: Path) -> Payload | None:
     return pickles
 
 
+def refuse_link(bank: Path) -> None:
+    """Raise BankError where a bank's index is a link: parts would be written and deleted elsewhere."""
+    if not is_remote(bank) and (bank / INDEX).is_symlink():
+        raise BankError(f"{bank / INDEX} is a link; a bank's index is a directory in it. Move that directory here.")
+
+
 def third_party(bank: Path) -> bool:
     """Whether a directory holds pickles that other code wrote.
 
@@ -154,7 +160,7 @@ def read_parts(
         damaged: what to do about a damaged part: raise BankError; leave it out, so that its samples count as not done;
             or leave it out and quarantine it.
         known: parts that were read before. A part never changes, so they are not read again.
-        reasons: gets name -> reason of each part that is left out.
+        reasons: gets name -> reason of each part that is left out; of one in quarantine, its new name.
 
     Raises BankError where two parts are of different banks.
     """
@@ -167,7 +173,7 @@ def read_parts(
             if damaged == "raise":
                 raise BankError(f"{error} `patchbank repair {payload.bank}` says what to do.") from error
             if damaged == "quarantine":
-                payload.parts.quarantine(name)
+                name = payload.parts.quarantine(name)
             if reasons is not None:
                 reasons[name] = error.reason
             return None

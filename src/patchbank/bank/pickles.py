@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -177,8 +178,12 @@ class Pickles(Payload):
 
     def bytes_on_disk(self, parts: Sequence[Part], entries: Mapping[str, Entry]) -> int:
         """The size of all features' files."""
-        paths = [self.bank / pickle_name(key) for key, entry in entries.items() if entry.failure is None]
-        return sum(path.stat().st_size for path in paths if path.exists())
+        total = 0
+        for key, entry in entries.items():
+            if entry.failure is None:
+                with contextlib.suppress(OSError, ValueError):
+                    total += (self.bank / pickle_name(key)).stat().st_size
+        return total
 
 
 def _unreadable(path: Path, error: OSError) -> BankError:

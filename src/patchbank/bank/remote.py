@@ -1,12 +1,13 @@
 """Features of a bank in an object store: fetched one at a time, and cached in a local directory on request.
 
-A cached file is named by the checksum of its feature. So it never grows stale, serves every bank that holds the same
-feature, and may be deleted at any time.
+A cached file is named by the checksum of its feature, and ends with that of its own bytes. So it never grows stale,
+serves every bank that holds the same feature, is fetched again when damaged, and may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from patchbank.bank.index import Part
 from patchbank.bank.packing import Field
 from patchbank.bank.storage import Storage
 from patchbank.errors import BankError
-from patchbank.files import write_whole
+from patchbank.files import open_regular, write_whole
 
 
 def fetch(storage: Storage, part: Part, field: Field, begin: int, cache: Path | None, row: int) -> NDArray[np.uint8]:
@@ -31,9 +32,9 @@ def fetch(storage: Storage, part: Part, field: Field, begin: int, cache: Path | 
     sha256 = part.features[row].sha256
     kept = cache / sha256[:2] / f"{sha256}.{field.name}" if cache and sha256 else None
     if kept is not None:
-        with contextlib.suppress(FileNotFoundError):
-            content = kept.read_bytes()
-            if len(content) == field.nbytes:
+        with contextlib.suppress(OSError), open_regular(kept) as file:  # another user's cache may be closed to this one
+            content, digest = file.read(field.nbytes), file.read(33)
+            if digest == hashlib.sha256(content).digest():
                 return np.frombuffer(bytearray(content), np.uint8)
     start = begin + row * field.nbytes
     try:
@@ -47,5 +48,5 @@ def fetch(storage: Storage, part: Part, field: Field, begin: int, cache: Path | 
     if kept is not None:
         with contextlib.suppress(OSError):  # a full cache is no error
             kept.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(kept, content)
+            write_whole(kept, content + hashlib.sha256(content).digest())
     return np.frombuffer(bytearray(content), np.uint8)

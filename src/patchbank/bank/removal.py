@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from patchbank.bank.index import joined
@@ -14,16 +15,16 @@ from patchbank.locations import is_remote
 
 
 def removable(bank: Path) -> list[Path]:
-    """The features' files that starting from scratch deletes: those that the bank lists, and pickles beside them.
+    """The features' files that starting from scratch deletes: those that the bank lists.
 
-    Unlisted pickles in subdirectories stay: they may belong to other banks.
+    Where no index lists any, they are the directory's pickles; in subdirectories they may belong to other banks.
     """
     shards = {bank / name for name in part_names(payload_of(bank, "shards"))}
     if is_remote(bank):
         return list(shards)
     names = {pickle_name(key) for key in joined(read_parts(payload_of(bank, "ezhoi"), "skip"))}
-    paths = {bank / name for name in names} | set(bank.glob(f"*{SUFFIX}")) | shards
-    return [path for path in paths if path.is_file()]
+    paths = shards | {bank / name for name in names} or set(bank.glob(f"*{SUFFIX}"))
+    return [path for path in paths if os.path.isfile(path)]  # noqa: PTH113 (no error of a long name)
 
 
 def remove_bank(bank: Path) -> None:

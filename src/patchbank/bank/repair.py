@@ -6,6 +6,7 @@ pickles.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,13 @@ import torch
 from patchbank.bank.check import Finding, Progress, Report, verify
 from patchbank.bank.index import joined
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.parts import find_payload, read_parts
+from patchbank.bank.parts import find_payload, read_parts, refuse_link
 from patchbank.bank.pickles import pickle_name
 from patchbank.bank.pickling import to_pickle
 from patchbank.bank.unpickling import read_pickle
 from patchbank.bank.writer import revoke
 from patchbank.errors import BankError
-from patchbank.files import DAMAGED, fsync_directory, quarantine, scratch_directory, sha256_of_chunks, write_and_sync
+from patchbank.files import fsync_directory, quarantine, scratch_directory, sha256_of_chunks, write_and_sync
 
 _AGAIN = "to be extracted again"
 
@@ -60,9 +61,11 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
             f"{bank} is not a bank of patchbank: nothing in it says what its files should hold. `patchbank verify` "
             "checks pickles, and `patchbank import` makes a bank of them."
         )
+    refuse_link(bank)
     report = verify(bank, listed, progress)
     done = Repaired(report)
-    parts = read_parts(payload, "quarantine")
+    damaged: dict[str, str] = {}
+    parts = read_parts(payload, "quarantine", reasons=damaged)
     entries = joined(parts)
     lost: list[Finding] = []  # unusable features that the index lists
     for finding in {each.name: each for each in reversed(report.problems)}.values():
@@ -74,7 +77,7 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
         else:
             lost.append(finding)
     with scratch_directory(bank) as scratch:
-        done.quarantined += [each.name + DAMAGED for each in report.findings if each.kind == "damaged-part"]
+        done.quarantined += sorted(damaged)
         if payload.layout == "ezhoi" and report.manifest:
             for each in [each for each in lost if each.kind == "checksum"]:
                 sha256 = entries[each.name].sha256 or ""
@@ -84,8 +87,10 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
         # First the index: readers must not look for files that are renamed next.
         revoke(payload, parts, {each.name: f"{each.reason}; {_AGAIN}" for each in lost}, scratch)
         if payload.layout == "ezhoi":
-            for each in lost:
-                if (path := bank / pickle_name(each.name)).exists():
+            # A repair that was killed here has revoked others.
+            revoked = [key for key, entry in entries.items() if (entry.failure or "").endswith(_AGAIN)]
+            for key in (*(each.name for each in lost), *revoked):
+                if os.path.exists(path := bank / pickle_name(key)):  # noqa: PTH110 (no error of a long name)
                     done.quarantined.append(quarantine(path).relative_to(bank).as_posix())
     wanted = {each.name for each in lost} if listed is None else set(listed)
     done.to_extract += [each for each in lost if each.name in wanted]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ from patchbank.locations import is_remote, remotely
 
 DIRECTORY = "runs"
 _LARGEST = 1 << 16  # bytes that are read of a file
+_OURS = re.compile(r"\d+T\d+Z-[0-9a-f]{16}\.json")  # the names that `write_run` gives
 MOST_RUNS = 1000  # the latest ones are read
 
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
@@ -104,7 +106,7 @@ def remove_runs(bank: Path) -> None:
     """Delete the log of a bank that is started from scratch; ignore failures."""
     log = storage_of(bank / DIRECTORY)
     with contextlib.suppress(OSError):
-        for name in _names(log):
+        for name in filter(_OURS.fullmatch, _names(log)):
             with contextlib.suppress(OSError):
                 log.delete(name)
         if not is_remote(bank):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from patchbank.files import (
-    DAMAGED,
+    damaged_name,
     fsync_directory,
     make_directory,
     open_regular,
@@ -91,9 +91,9 @@ class Storage:
         """Delete a file, if it exists."""
         (self.directory / name).unlink(missing_ok=True)
 
-    def quarantine(self, name: str) -> None:
-        """Rename an unusable file to ``*.damaged``."""
-        quarantine(self.directory / name)
+    def quarantine(self, name: str) -> str:
+        """Rename an unusable file to ``*.damaged``; returns its new name."""
+        return quarantine(self.directory / name).name
 
     def map(self, function: Any, names: Sequence[str]) -> list[Any]:
         """A function's values for several files."""
@@ -166,8 +166,10 @@ class ObjectStorage(Storage):
         with contextlib.suppress(FileNotFoundError):
             self._ask(lambda files, path: files.rm_file(path), name)
 
-    def quarantine(self, name: str) -> None:
-        self._ask(lambda files, path: files.mv(path, path + DAMAGED), name)
+    def quarantine(self, name: str) -> str:
+        damaged = damaged_name(name, {*self.names()}.__contains__)
+        self._ask(lambda files, path: files.mv(path, path.removesuffix(name) + damaged), name)
+        return damaged
 
     def map(self, function: Any, names: Sequence[str]) -> list[Any]:
         """Likewise; several requests at once, since each waits long."""

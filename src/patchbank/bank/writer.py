@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from patchbank.bank.index import Entry, Part, Row, failures_of, join, joined, rows_of
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import NotFiniteError, sample_bytes
-from patchbank.bank.parts import manifest_in, name_part, payload_of, read_parts, third_party
+from patchbank.bank.parts import manifest_in, name_part, payload_of, read_parts, refuse_link, third_party
 from patchbank.bank.payload import Feature, Kept, Payload, Rows
 from patchbank.bank.pickles import file_bytes
 from patchbank.bank.removal import remove_bank
@@ -35,7 +35,6 @@ from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
 from patchbank.features import UNKNOWN
 from patchbank.files import (
-    DAMAGED,
     bytes_text,
     free_bytes,
     fsync_directory,
@@ -94,10 +93,11 @@ def check_same(bank: Path, found: Manifest, wanted: Manifest, options: str = "")
 def existing_manifest(bank: Path, *, overwrite: bool) -> Manifest | None:
     """The manifest of the bank that a run would complete; None if it would start one.
 
-    Raises BankError for a file, and for a directory of third-party pickles. Writes nothing.
+    Raises BankError for a file, for a link as index, and for a directory of third-party pickles. Writes nothing.
     """
     if not is_remote(bank) and not (place := nearest_existing(bank)).is_dir():
         raise BankError(f"{place} is a file; a bank is a directory. Choose another --out.")
+    refuse_link(bank)
     if overwrite:
         return None
     if third_party(bank):
@@ -203,9 +203,9 @@ class BankWriter:
 
     def __enter__(self) -> Self:
         with self._storage_errors(), ExitStack() as stack:
-            if self._overwrite:
-                remove_bank(self.bank)
             self._scratch = stack.enter_context(storage_of(self.bank).scratch(self._about))
+            if self._overwrite:  # last of what can be refused: the place takes files
+                remove_bank(self.bank)
             if not is_remote(self.bank):
                 make_directory(self._payload.parts.directory)  # index/ distinguishes own from third-party pickles
             self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="write"))
@@ -294,7 +294,7 @@ class BankWriter:
         if not self._helper:
             parts = read_parts(self._payload, "quarantine", self._known.parts if self._known else (), damaged)
         if damaged:
-            names = ", ".join(sorted(name + DAMAGED for name in damaged))
+            names = ", ".join(sorted(damaged))
             self.notes.append(f"Damaged parts are in quarantine; their samples are extracted again: {names}.")
         self.manifest = parts[0].manifest if parts else self._wanted
         self.expect(self._positions, BankState(set(), {}, parts))

@@ -143,7 +143,7 @@ def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) 
         raise ConfigError(f"There is no dataset {dataset!r}. Choose from: {', '.join([*SPLITS, 'folder'])}.")
     name: str | None = None
     own_split: str | None = None
-    if manifest is not None and manifest.dataset != UNKNOWN:
+    if manifest is not None and manifest.dataset in (*SPLITS, "folder", *ARCHIVES):
         name, own_split = manifest.dataset, manifest.split
         for what, value, own in (("dataset", dataset, name), ("split", split, own_split)):
             if value not in (None, own):

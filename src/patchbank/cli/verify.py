@@ -161,6 +161,8 @@ def show_findings(findings: Sequence[Finding], names: int | None, option: str) -
 def _what(report: Report) -> str:
     if (bank := report.manifest) is not None:
         return f"{bank.model}, {bank.shape} {bank.dtype}, layout {bank.layout}, {bank.title}"
+    if report.by_kind().get("unlisted"):
+        return "pickles of a bank whose index is missing"
     return f"third-party pickles, most of shape {report.shape}" if report.shape else "third-party pickles"
 
 

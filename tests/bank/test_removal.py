@@ -1,0 +1,88 @@
+"""What a run may rename or delete in a bank's directory is the bank's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from patchbank import ExtractConfig, extract, load_dataset, open_bank
+from patchbank.bank.repair import repair
+from patchbank.bank.runs import Run, write_run
+from patchbank.errors import BankError
+from patchbank.files import quarantine
+from tests.bank.test_check import damage_numbers
+from tests.support import contents, parts_in, photographs
+
+
+@pytest.fixture(params=["ezhoi", "shards"])
+def config(tiny_config: ExtractConfig, request: pytest.FixtureRequest) -> ExtractConfig:
+    return replace(tiny_config, layout=request.param)
+
+
+@pytest.fixture
+def bank(tmp_path: Path, config: ExtractConfig) -> Path:
+    photographs(tmp_path / "images", 3)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
+    return tmp_path / "bank"
+
+
+def test_starting_from_scratch_deletes_what_the_bank_lists(bank: Path, config: ExtractConfig) -> None:
+    """And no other pickle, or file beside the log."""
+    dataset, whole = load_dataset("folder", bank.parent / "images"), contents(bank)
+    run = Run(
+        began="2026-01-31T12:00:00Z", seconds=1, images=1, failures=0, remaining=0, bytes_written=1, device="cpu",
+        engine="local", partition="0/1",
+    )  # fmt: skip
+    (bank / "runs").mkdir(exist_ok=True)
+    own = {*(bank / "runs").iterdir()}
+    write_run(bank, run)
+    [logged] = {*(bank / "runs").iterdir()} - own
+    mine = [bank / "mine_clip.pkl", bank / "runs/mine.json", bank / "runs/run-0123456789abcdef.json"]
+    for path in mine:
+        path.write_text(json.dumps(asdict(run)))
+    extract(dataset, bank, replace(config, overwrite=True))
+    assert all(path.exists() for path in mine)
+    assert not logged.exists()
+    mine[0].unlink()
+    assert contents(bank) == whole
+
+
+def test_an_index_that_is_a_link_is_refused(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    photographs(tmp_path / "images", 2)
+    bank, elsewhere, dataset = tmp_path / "bank", tmp_path / "elsewhere", load_dataset("folder", tmp_path / "images")
+    bank.mkdir()
+    elsewhere.mkdir()
+    (bank / "index").symlink_to(elsewhere)
+    for overwrite in (False, True):
+        with pytest.raises(BankError, match="index is a link"):
+            extract(dataset, bank, replace(tiny_config, overwrite=overwrite))
+    assert not [*elsewhere.iterdir()]
+    extract(dataset, tmp_path / "whole", tiny_config)
+    (tmp_path / "whole/index").rename(elsewhere / "index")
+    (tmp_path / "whole/index").symlink_to(elsewhere / "index")
+    with pytest.raises(BankError, match="index is a link"):
+        repair(tmp_path / "whole")
+
+
+def test_quarantine_replaces_no_file(bank: Path, tmp_path: Path) -> None:
+    part = parts_in(bank)[0]
+    mine = part.with_name(f"{part.name}.damaged")
+    mine.write_text("a user's")
+    if part.suffix == ".json":
+        damage_numbers(pickle := open_bank(bank).file("photo_0000.jpg"))
+        pickle.with_name(f"{pickle.name}.damaged").write_text("a user's")
+        [renamed] = repair(bank).quarantined
+        assert (bank / renamed).exists() and renamed != f"{pickle.name}.damaged"
+        part = parts_in(bank)[0]
+        mine = part.with_name(f"{part.name}.damaged")
+        mine.write_text("a user's")
+    part.write_bytes(part.read_bytes()[:-1])
+    [renamed] = repair(bank).quarantined
+    assert mine.read_text() == "a user's"
+    assert part.with_name(renamed).exists() and renamed.endswith(".damaged")
+    (tmp_path / "x").touch()
+    (tmp_path / "x.damaged").symlink_to("nowhere")
+    assert quarantine(tmp_path / "x") != tmp_path / "x.damaged"
