@@ -192,6 +192,10 @@ def test_pickles_that_no_index_lists_are_a_problem(tmp_path: Path, tiny_config: 
     }  # fmt: skip
     done = patchbank("verify", bank, check=1)
     assert "that no index lists" in done.stdout and f"patchbank repair {bank} --extract" in done.stdout
+    shutil.copytree(tmp_path / "half", bank / "sub/half")  # another bank, with its own index
+    nested = [f"sub/half/{pickles[name]}" for name in names[:3]]
+    assert {name: kind for name, kind in kinds(verify(bank)).items() if "/" in name} == dict.fromkeys(nested, "extra")
+    shutil.rmtree(bank / "sub")
     part.with_name(half.name).unlink()
     for _ in range(2):
         assert kinds(verify(bank)) == dict.fromkeys(pickles.values(), "unlisted")

@@ -216,8 +216,9 @@ def _verify_bank(payload: Payload, progress: Progress, listed: Sequence[str] | N
         report.findings += [Finding(kind, key, detail) for kind, detail in defects]
     if payload.layout == "ezhoi":
         names = {pickle_name(key) for key in (*opened, *opened.failures, *(listed or ()))}  # of a listed one: missing
-        kind = "unlisted" if listed is None else "extra"
-        report.findings += [Finding(kind, name) for name, _ in pickles_in(bank) if name not in names]
+        for name in (name for name, _ in pickles_in(bank) if name not in names):
+            another = any((bank / each / INDEX).is_dir() for each in Path(name).parents[:-1])  # bank, in a directory
+            report.findings.append(Finding("unlisted" if listed is None and not another else "extra", name))
     elif listed is None and manifest.dataset not in ARCHIVES:
         # Without a list, only a number without a part shows that samples are missing.
         numbers = {part.number for part in parts} | {int(name.split("-")[1]) for name in damaged}
