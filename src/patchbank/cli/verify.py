@@ -49,7 +49,7 @@ def verify(
         keys = found.keys() if found else None
         images_there = found.load() if found and sample else None
     with interruptible("nothing was changed."), CountProgress(f"Verifying {bank.name}") as progress:
-        report = verify(bank, keys, progress)
+        report = verify(bank, keys, progress, size_of=found.size_of() if found else None)
     problem: PatchbankError | None = None
     if images_there is not None:
         try:

@@ -27,6 +27,7 @@ from patchbank.bank.writer import (
 from patchbank.budget import without_collection
 from patchbank.config import WHOLE, ExtractConfig, Layout, Partition, check_dtype
 from patchbank.datasets import SPLITS, Dataset, Sample, require_images
+from patchbank.datasets.folder import passed_over_text
 from patchbank.encoders import compiling
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.device import auto_batch_size
@@ -138,7 +139,7 @@ def make_plan(
         todo=todo,
         failed_before=sum(sample.key in state.failed for sample in todo),
         to_delete=removable(out) if config.overwrite else [],
-        notes=_others(out, config),
+        notes=(*_others(out, config), *filter(None, [passed_over_text(dataset)])),
     )
 
 
