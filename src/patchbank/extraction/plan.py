@@ -102,9 +102,9 @@ def make_plan(
     except OSError as error:
         raise BankError(f"{out} cannot be read: {error.strerror or error}.") from error
     layout = config.layout or (existing.layout if existing else default_layout(dataset.name, is_remote(out)))
-    if layout == "ezhoi" and existing is None:
-        check_names(keys)
     check_location(out, layout)
+    if layout == "ezhoi" and existing is None:
+        check_names(keys, out)
     check_dtype(layout, config.dtype)
     _check_images(dataset)
     devices = devices or decide(config)  # before the search for weights, which takes longer
@@ -120,7 +120,7 @@ def make_plan(
         state = bank_state(out, existing)
     manifest = existing or wanted
     if layout == "ezhoi":
-        check_names([*keys, *state.done])
+        check_names([*keys, *state.done], out)
     limit = min(config.limit or len(dataset), len(dataset))
     selected: Sequence[Sample] = dataset.samples[:limit]
     if dataset.part == WHOLE:
