@@ -199,6 +199,17 @@ def test_what_a_folder_leaves_out_is_counted(tmp_path: Path, tiny_weights: Path)
             load_dataset("folder", tmp_path / "none")
 
 
+def test_an_objects_name_that_is_no_path_fails_alone(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("upath")
+    fsspec.filesystem("memory").pipe({f"/names{tmp_path}/{name}": b"content" for name in ("a.jpg", "b//c.jpg", "d.md")})
+    url = f"memory://names{tmp_path}"
+    dataset = load_dataset("folder", url)
+    assert [sample.key for sample in dataset.samples] == ["a.jpg"]
+    assert dataset.damaged == {f"{url}/b//c.jpg": "its name is not a plain relative path"}
+    assert dataset.passed_over == {".md": 1}
+
+
 @pytest.mark.timeout(60)
 def test_a_link_to_a_pipe_is_no_image(tmp_path: Path) -> None:
     names = photographs(tmp_path / "images", 1)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path, PurePath
 
-from patchbank.datasets.samples import Dataset, make_samples, require_directory
+from patchbank.datasets.samples import NOT_PLAIN, Dataset, make_samples, require_directory
 from patchbank.errors import DatasetError
+from patchbank.files import is_plain
 from patchbank.images import image_extensions, open_image
 from patchbank.locations import is_remote, remotely
 
@@ -26,7 +27,8 @@ def load(root: Path) -> Dataset:
     damaged: dict[str, str] = {}
     if is_remote(root):
         found = _objects(root)
-        keys = sorted(filter(has_image_name, found))  # by name alone: opening each would be a request
+        damaged |= {f"{root}/{key}": NOT_PLAIN for key in found if has_image_name(key) and not is_plain(key)}
+        keys = sorted(key for key in found if has_image_name(key) and is_plain(key))  # opening each is a request
     else:
         require_directory(root, "a directory of images", "Name an existing one.")
         found = list(_files(root, damaged))
@@ -34,7 +36,9 @@ def load(root: Path) -> Dataset:
     if str(root) in damaged:
         raise DatasetError(f"{root} {damaged[str(root)]}.")
     images = set(keys)
-    passed_over = Counter(PurePath(key).suffix.lower() or "no extension" for key in found if key not in images)
+    passed_over = Counter(
+        PurePath(key).suffix.lower() or "no extension" for key in found if key not in images and is_plain(key)
+    )
     dataset = Dataset("folder", None, root, make_samples(keys, root, root), damaged=damaged, passed_over=passed_over)
     if not keys:
         reasons = "".join(f"\n  {place}: {reason}" for place, reason in list(damaged.items())[:5])

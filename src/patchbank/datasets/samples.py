@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from patchbank.datasets.hoi import HOIAnnotations, HOIClasses, HOITarget
 
+NOT_PLAIN = "its name is not a plain relative path"
 RARE = 10  # HICO-DET calls a class with fewer annotated pairs in its training split rare
 
 
