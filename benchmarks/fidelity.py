@@ -4,7 +4,8 @@
 
 Each mode of computing, against OpenAI's package in float32 on the CPU, one image at a time: the relative error of an
 image, ||a - b|| / ||b||, its median over the pictures and the largest; and the least cosine between a patch token and
-the original's. Then the float32 error of every picture. Ends in one JSON line.
+the original's. Then the float32 error of every picture; and of flat pictures, the distances from float64 too. Ends in
+one JSON line.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tests.reference.original import Original
-from tests.support import every_kind, relative_error
+from tests.support import every_kind, flat_pictures, relative_error
 from torch import Tensor
 
 from benchmarks.common import finish, parser, print_table, spec_of, untrained
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         expected = {name: original(images / name) for name in names}
         errors: dict[str, dict[str, float]] = {}
         rows: list[list[object]] = []
+        flat: list[list[object]] = []
         for mode, encode in _modes(model, weights, options.device, compiled=not options.without_compiled).items():
             least = 1.0
             errors[mode] = {}
@@ -60,18 +62,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 errors[mode][name] = relative_error(found, expected[name])
                 least = min(least, float(F.cosine_similarity(found.double(), expected[name].double(), dim=-1).min()))
             each = errors[mode].values()
+            if mode == "fp32":
+                flat = [_flat(images / name, encode, original) for name in flat_pictures(images, model.input_size)]
             rows.append([mode, f"{statistics.median(each):.1e}", f"{max(each):.1e}", f"{least:.6f}"])
     print_table(["mode", "relative error, median", "largest", "least cosine of a token"], rows)
     print()
     print_table(["picture", "fp32"], [[name, f"{errors['fp32'][name]:.1e}"] for name in names])
+    print()
+    print_table(["flat picture", "fp32", "fp32 from float64", "the original from float64"], flat)
     finish(
         "fidelity",
         *("pillow", "clip-anytorch"),
         device=resolve_device(options.device, "fp32"),
         model=options.model,
         largest_relative_error={mode: max(each.values()) for mode, each in errors.items()},
+        flat=flat,
         modes={row[0]: row[1:] for row in rows},  # type: ignore[misc]
     )
+
+
+def _flat(path: Path, encode: Mode, original: Original) -> list[object]:
+    with Image.open(path) as image:
+        found, expected, exact = encode(image), original(path), original.exact(path)
+    pairs = ((found, expected), (found.double(), exact), (expected.double(), exact))
+    return [path.name, *(f"{relative_error(*pair):.1e}" for pair in pairs)]
 
 
 def _modes(model: Model, weights: Path, device: str, *, compiled: bool) -> dict[str, Mode]:

@@ -143,6 +143,18 @@ def every_kind(directory: Path) -> list[str]:
     return names
 
 
+def flat_pictures(directory: Path, side: int = 224) -> list[str]:
+    """Write pictures of one colour or two, whose features differ most between ways of rounding; returns their names."""
+    halves = Image.new("RGB", (side, side))
+    halves.paste((255, 255, 255), (0, 0, side // 2, side))
+    pictures = {"black.png": Image.new("RGB", (side, side)), "half_black_half_white.png": halves}
+    pictures["mean_colour.png"] = Image.new("RGB", (side, side), (123, 117, 104))  # CLIP's
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        picture.save(directory / name)
+    return list(pictures)
+
+
 def hico_list(names: Iterable[str]) -> list[dict[str, object]]:
     """HICO-DET's list; every second image has no pair."""
     return [

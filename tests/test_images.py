@@ -68,6 +68,14 @@ def test_no_image_starts_a_program(tmp_path: Path, ghostscript: Path) -> None:
     assert ghostscript.exists()  # Pillow itself would have run it
 
 
+def test_heic_is_read_where_its_package_is_installed(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(photograph("chelsea")).save(tmp_path / "a.heic")
+    assert [each.key for each in load_dataset("folder", tmp_path).samples] == ["a.heic"]
+    found = load(sample("a.heic", tmp_path), INPUT, BUDGET)
+    assert not isinstance(found, Failure) and found.size == photograph("chelsea").size
+
+
 def test_images_are_opened_in_one_place() -> None:
     wrong = [
         f"{name}:{node.lineno}"

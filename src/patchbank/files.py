@@ -147,6 +147,12 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(nearest_existing(path)).free
 
 
+def room_text(path: Path) -> str:
+    """What a full file system lacks: ``0 B free``, or ``no inodes free``, which are files' entries."""
+    status = os.statvfs(nearest_existing(path))
+    return "no inodes free" if status.f_files and not status.f_favail else f"{bytes_text(free_bytes(path))} free"
+
+
 def nearest_existing(path: Path) -> Path:
     """`path`, or its nearest ancestor that exists."""
     path = path.absolute()

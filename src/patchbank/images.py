@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from patchbank.errors import first_line
 
-# Photographs that decode within the process; HEIF only with a plug-in that the user registers. Pillow opens more: EPS
+# Photographs that decode within the process; HEIF only if the package pillow-heif is installed. Pillow opens more: EPS
 # starts Ghostscript; IPTC opens a picture of any format in it; BUFR, GRIB, HDF5, MPEG and WMF it cannot decode by
 # itself; the rest are textures, icon sets, animations and measurements. TGA has no signature, and comes last.
 FORMATS = (
@@ -53,8 +53,17 @@ def image_extensions() -> frozenset[str]:
 
 def _formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this Pillow has."""
-    Image.init()
+    _initialise()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def _initialise() -> None:
+    Image.init()
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
 
 
 def _reason(error: Exception, content: Path | BinaryIO) -> str:

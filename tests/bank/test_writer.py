@@ -137,6 +137,20 @@ def test_what_a_writer_has_committed_is_in_its_state(tmp_path: Path, manifest: M
     assert open_bank(tmp_path).failures == {"a.jpg": "b"}
 
 
+def test_a_disk_without_inodes_says_so(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = [*os.statvfs(tmp_path)]
+    status[5:8] = 1000, 0, 0  # f_files, f_ffree, f_favail
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    bank = BankWriter(tmp_path, manifest, KEYS)
+    with pytest.raises(BankError, match="; no inodes free"), bank:
+        monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(status))
+        monkeypatch.setattr(pickles, "write_and_sync", full)
+        bank.add(features("a.jpg"), [])
+
+
 def test_live_scratch_stays_and_abandoned_scratch_is_removed(tmp_path: Path, manifest: Manifest) -> None:
     bank = tmp_path / "bank"
     with BankWriter(bank, manifest, KEYS) as first:

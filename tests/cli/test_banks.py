@@ -212,11 +212,18 @@ def test_images_that_changed_since_are_found(tmp_path: Path, tiny_weights: Path)
         bank = tmp_path / layout
         run = "extract", "folder", tmp_path / "images", "--out", bank, "--layout", layout
         patchbank(*run, *tiny(tiny_weights), check=0)
-    shutil.copy(tmp_path / "images/photo_0000.jpg", tmp_path / "images/photo_0002.jpg")
+    shutil.copy(tmp_path / "images/photo_0000.jpg", tmp_path / "images/photo_0003.jpg")
+    with Image.open(tmp_path / "images/photo_0002.jpg") as image:
+        larger = image.resize((200, 100))
+    larger.save(tmp_path / "images/photo_0002.jpg")
     for layout in ("ezhoi", "shards"):
-        sample = "--images", tmp_path / "images", "--sample", 4, "--weights", tiny_weights
-        done = patchbank("verify", tmp_path / layout, *sample, check=1)
-        assert "differs from a fresh extraction\n  photo_0002.jpg: relative error" in done.stdout
+        sample = "--images", tmp_path / "images", "--weights", tiny_weights
+        done = patchbank("verify", tmp_path / layout, *sample, "--sample", 4, check=1)
+        assert "differs from a fresh extraction\n  photo_0003.jpg: relative error" in done.stdout
+        assert "photo_0002.jpg: the image is (200, 100), and was (120, 90)" in done.stdout
+        patchbank("repair", tmp_path / layout, *sample, "--extract", check=0)
+        assert open_bank(tmp_path / layout).size("photo_0002.jpg") == (200, 100)
+        patchbank("verify", tmp_path / layout, "--images", tmp_path / "images", check=0)
 
 
 @pytest.mark.parametrize(

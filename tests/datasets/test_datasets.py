@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from patchbank import load_dataset
+from patchbank import load_dataset, open_bank
 from patchbank.datasets.annotations import read_file_names
 from patchbank.errors import ConfigError, DatasetError
-from tests.support import REPOSITORY, hico_list, hico_root, photographs, vcoco_dict, vcoco_root, write_json
+from patchbank.images import image_extensions
+from tests.support import (
+    REPOSITORY,
+    command,
+    hico_list,
+    hico_root,
+    patchbank,
+    photographs,
+    vcoco_dict,
+    vcoco_root,
+    write_json,
+)
 
 ANNOTATIONS = Path(os.environ.get("PATCHBANK_ANNOTATIONS", REPOSITORY.parent / "shared" / "annotations"))
 
@@ -117,6 +131,83 @@ def test_a_folder_takes_what_pillow_opens(tmp_path: Path) -> None:
     (tmp_path / "film.mpg").write_bytes(b"\x00\x00\x01\xb3" + bytes(100))
     keys = [sample.key for sample in load_dataset("folder", tmp_path).samples]
     assert keys == ["a/b/photo_0000.jpg", "a/b/photo_0001.jpg", "damaged.PNG", "no_extension"]
+
+
+def test_a_link_takes_no_keys_of_a_directory(tmp_path: Path) -> None:
+    photographs(tmp_path / "images/run2/deep", 1)
+    photographs(tmp_path / "elsewhere", 1)
+    (tmp_path / "images/latest").symlink_to("run2")  # sorts before it
+    (tmp_path / "images/a").symlink_to("run2/deep")
+    (tmp_path / "images/other").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "images")
+    keys = [sample.key for sample in load_dataset("folder", tmp_path / "images").samples]
+    assert keys == ["other/photo_0000.jpg", "run2/deep/photo_0000.jpg"]
+
+
+def test_directories_that_cannot_be_listed(tmp_path: Path, tiny_weights: Path) -> None:
+    """In a process that cannot override permissions, as a superuser can."""
+    unprivileged = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    if unprivileged and not shutil.which("setpriv"):
+        pytest.skip("a superuser may enter everything, and there is no setpriv here")
+    images = tmp_path / "images"
+    names = [*photographs(images, 2), *(f"{place}/photo_0000.jpg" for place in ("closed", "names_only"))]
+    for place in ("closed", "names_only"):
+        photographs(images / place, 1)
+    run = ("extract", "folder", images, "--out", tmp_path / "bank", "--model", "tiny", "--weights", tiny_weights)
+    verify = "verify", tmp_path / "bank", "--images", images
+
+    def unprivileged_run(*arguments: object, closed: Path) -> subprocess.CompletedProcess[str]:
+        closed.chmod(0)
+        (images / "names_only").chmod(0o444)
+        try:
+            return subprocess.run([*unprivileged, *command(*arguments)], cwd=REPOSITORY, capture_output=True, text=True)
+        finally:
+            closed.chmod(0o755)
+            (images / "names_only").chmod(0o755)
+
+    done = unprivileged_run(*run, closed=images / "closed")
+    assert done.returncode == 1, done.stderr
+    assert f"{images / 'closed'}: cannot be listed: Permission denied" in done.stdout
+    assert f"{images / 'names_only'}: cannot be read: Permission denied" in done.stdout
+    assert [*open_bank(tmp_path / "bank")] == names[:2]
+    done = unprivileged_run(*verify, closed=images / "closed")
+    assert done.returncode == 2
+    assert f"{images / 'closed'} cannot be listed: Permission denied" in done.stderr
+    done = unprivileged_run(*run, closed=images)
+    assert done.returncode == 2
+    assert f"{images} cannot be listed: Permission denied" in done.stderr
+    patchbank(*run, check=0)
+    assert {*open_bank(tmp_path / "bank")} == {*names}
+
+
+def test_what_a_folder_leaves_out_is_counted(tmp_path: Path, tiny_weights: Path) -> None:
+    photographs(tmp_path / "images", 2)
+    for name in ("a.svg", "b.SVG", "deep/notes.txt", "README", ".hidden", "e.1", "e.2", "e.3", "e.4"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_text("words")
+    done = patchbank(
+        *("extract", "folder", tmp_path / "images", "--out", tmp_path / "bank"),
+        *("--model", "tiny", "--weights", tiny_weights),
+        check=0,
+    )
+    [kinds] = re.findall("note: 8 files are passed over as no images that are read: (.*)\\.", done.stderr)
+    assert kinds.startswith(".svg 2, ") and kinds.endswith(", others 2")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/a.heic").write_bytes(b"words")
+    if ".heic" not in image_extensions():
+        with pytest.raises(DatasetError, match=r"1 file is passed over .*: \.heic 1\. .*pip install pillow-heif"):
+            load_dataset("folder", tmp_path / "none")
+
+
+def test_an_objects_name_that_is_no_path_fails_alone(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("upath")
+    fsspec.filesystem("memory").pipe({f"/names{tmp_path}/{name}": b"content" for name in ("a.jpg", "b//c.jpg", "d.md")})
+    url = f"memory://names{tmp_path}"
+    dataset = load_dataset("folder", url)
+    assert [sample.key for sample in dataset.samples] == ["a.jpg"]
+    assert dataset.damaged == {f"{url}/b//c.jpg": "its name is not a plain relative path"}
+    assert dataset.passed_over == {".md": 1}
 
 
 @pytest.mark.timeout(60)

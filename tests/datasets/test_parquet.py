@@ -150,7 +150,6 @@ def test_wrong_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("names", "word"),
     [
-        (["../a.jpg", "b"], "not a plain path"),
         (["a", None], "row 1 has no name"),
         (["a", "a"], "rows 0 and 1 both"),
         (pyarrow.array([b"a", b"\xff"]).cast("string", safe=False), "name holds text that is not UTF-8"),
@@ -159,6 +158,13 @@ def test_wrong_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keys_that_cannot_be(tmp_path: Path, names: list[str | None] | pyarrow.Array, word: str) -> None:
     with pytest.raises(DatasetError, match=word):
         load(write(tmp_path / "a.parquet", name=names, image=[b"x", b"y"]))
+
+
+def test_a_key_that_leads_elsewhere_fails_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", name=["../a.jpg", "b"], image=[b"x", b"y"])
+    dataset = load(path)
+    assert [sample.key for sample in dataset.samples] == ["b"]
+    assert dataset.damaged == {f"{path}/../a.jpg": "its name is not a plain relative path"}
 
 
 def test_files_that_are_damaged_missing_or_too_long(both: list[Path], tmp_path: Path) -> None:

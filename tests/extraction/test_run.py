@@ -290,6 +290,31 @@ def test_names_that_share_a_pickle_stop_the_run(tiny_config: ExtractConfig, tmp_
     assert not (tmp_path / "bank").exists()
 
 
+def test_a_name_that_no_pickle_can_have_stops_the_run(tiny_config: ExtractConfig, tmp_path: Path) -> None:
+    [name] = photographs(tmp_path / "images", 1)
+    long = "ü" * 125
+    for directory, key in (("images", f"{long}.jpg"), ("fits", f"{'n' * (255 - len('_clip.pkl'))}.jpg")):
+        (tmp_path / directory).mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "images" / name, tmp_path / directory / key)
+    dataset = load_dataset("folder", tmp_path / "images")
+    with pytest.raises(BankError, match=f"'{long}.jpg' would have a pickle whose name is longer than the 255 bytes"):
+        extract(dataset, tmp_path / "bank", tiny_config)
+    assert not (tmp_path / "bank").exists()
+    assert extract(dataset, tmp_path / "bank", replace(tiny_config, layout="shards")).images == 2
+    assert extract(load_dataset("folder", tmp_path / "fits"), tmp_path / "pickles", tiny_config).images == 1
+
+
+def test_names_that_differ_by_case_alone_on_a_disk_that_ignores_it(tiny_config: ExtractConfig, tmp_path: Path) -> None:
+    [name] = photographs(tmp_path / "images", 1)
+    shutil.copy(tmp_path / "images" / name, tmp_path / "images/PHOTO_0000.jpg")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "DISK").symlink_to("disk")  # as on such a disk, both names are one directory's
+    dataset = load_dataset("folder", tmp_path / "images")
+    with pytest.raises(BankError, match=r"'PHOTO_0000\.jpg' and 'photo_0000\.jpg' .*A and a for the same"):
+        extract(dataset, tmp_path / "disk/bank", tiny_config)
+    assert extract(dataset, tmp_path / "bank", tiny_config).images == 2
+
+
 def test_a_name_that_shares_a_pickle_with_one_in_the_bank_stops_the_run(
     tiny_config: ExtractConfig, tmp_path: Path
 ) -> None:

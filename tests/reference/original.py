@@ -6,9 +6,12 @@ there, module by module, and then those two.
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import clip
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -31,6 +34,21 @@ class Original:
             image = self.preprocess(opened).unsqueeze(0)
         with torch.no_grad():
             return self.encode_image(image).squeeze(0)[1:]
+
+    def exact(self, path: Path) -> Tensor:
+        """(N, D) float64: the same of a picture in RGB of the model's size, with nothing rounded to float32 on the way.
+
+        The mean and deviation are those that the scripts divide by, in float32.
+        """
+        wide = deepcopy(self)
+        for layer in wide._model.double().modules():
+            if isinstance(layer, nn.LayerNorm):  # OpenAI's computes in float32, whatever it is given
+                layer.forward = partial(nn.LayerNorm.forward, layer)
+        normalise = self.preprocess.transforms[-1]
+        mean, std = (torch.tensor(each).double().view(3, 1, 1) for each in (normalise.mean, normalise.std))
+        with Image.open(path) as image, torch.no_grad():
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).double() / 255
+            return wide.encode_image(((pixels - mean) / std).unsqueeze(0)).squeeze(0)[1:]
 
     def encode_image(self, x: Tensor) -> Tensor:
         """(B, 3, n, n) -> (B, 1 + N, D), as the fork's ``encode_image``."""

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice, pairwise
 from math import isqrt
 from pathlib import Path
@@ -41,6 +40,7 @@ _STORED = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3, "int8": 3e-2}
 _IMPORTED = 2e-2
 
 Progress = Callable[[int, int], None]  # features that were read, and all
+SizeOf = Callable[[str], tuple[int, int] | None]  # a key -> its image's (width, height) now, if it can be opened
 Recompute = Callable[[str], Tensor | None]  # a key -> its (N, D) patch tokens, freshly extracted
 
 T = TypeVar("T")
@@ -69,6 +69,7 @@ KINDS = {
     "unreadable": Kind("cut short, or not a tensor", "extract"),
     "checksum": Kind("its checksum is not that of what was written", "extract"),
     "pixels": Kind("differs from a fresh extraction", "scratch"),
+    "replaced": Kind("of another image: the one of this name has another size now", "extract"),
     "shape": Kind("of a wrong shape", "extract"),
     "not-finite": Kind("with NaN or Inf", "extract"),
     "zero": Kind("with tokens that are all zero", "extract"),
@@ -164,6 +165,7 @@ def verify(
     progress: Progress | None = None,
     *,
     expected: Shape | None = None,
+    size_of: SizeOf | None = None,
 ) -> Report:
     """Read and examine every feature of a bank, or of a directory of third-party pickles. Writes nothing.
 
@@ -171,6 +173,7 @@ def verify(
         listed: the expected keys; None compares with no list.
         progress: called with the numbers of features read, and of all.
         expected: (N, D) of third-party pickles; None is the most frequent shape.
+        size_of: the sizes of the images, to compare with those that the bank lists; None compares none.
 
     Raises:
         BankError: there is nothing to verify, or the bank has another format version.
@@ -178,7 +181,7 @@ def verify(
     progress = progress or (lambda *_: None)
     payload = find_payload(bank)
     if payload is not None:
-        report = _verify_bank(payload, progress, listed)
+        report = _verify_bank(payload, progress, listed, size_of)
     else:
         report = _verify_pickles(bank, listed or (), progress, expected)
     if listed is not None:
@@ -199,7 +202,7 @@ def verify(
     return report
 
 
-def _verify_bank(payload: Payload, progress: Progress, listed: Sequence[str] | None) -> Report:
+def _verify_bank(payload: Payload, progress: Progress, listed: Sequence[str] | None, size_of: SizeOf | None) -> Report:
     bank, damaged = payload.bank, dict[str, str]()
     parts = read_parts(payload, "skip", reasons=damaged)
     findings = [Finding("damaged-part", name, reason) for name, reason in damaged.items()]
@@ -209,8 +212,15 @@ def _verify_bank(payload: Payload, progress: Progress, listed: Sequence[str] | N
     manifest = opened.manifest
     report = Report(bank, payload.layout, manifest, manifest.shape, findings=findings)
     report.findings += [Finding("failed", key, reason) for key, reason in opened.failures.items()]
-    examine = _examine_pickle if payload.layout == "ezhoi" else _examine_row
-    for key, defects in _in_threads(partial(examine, opened), list(opened), progress):
+    one = _examine_pickle if payload.layout == "ezhoi" else _examine_row
+
+    def examine(key: str) -> Defects:
+        known, size = opened.size(key), size_of(key) if size_of else None
+        replaced = known and size and known != size
+        text = f"the image is {size}, and was {known}"
+        return one(opened, key) or ([("replaced", text)] if replaced else [])
+
+    for key, defects in _in_threads(examine, list(opened), progress):
         report.looked_at += 1
         report.sound.append(key)
         report.findings += [Finding(kind, key, detail) for kind, detail in defects]

@@ -237,7 +237,7 @@ def _transfer(
 ) -> Converted:
     """Write what `read` returns for each key. Failures of keys in `failed` are written too, others are damage."""
     if wanted.layout == "ezhoi":
-        check_names(keys)
+        check_names(keys, target)
     stop = stop or Event()
     existing = existing_manifest(target, overwrite=overwrite)
     state = bank_state(target, existing) if existing else None

@@ -22,7 +22,7 @@ from patchbank.bank.payload import Column, Feature, Kept, Payload, Pieces
 from patchbank.config import Layout
 from patchbank.errors import BankError
 from patchbank.features import GRID
-from patchbank.files import is_plain, is_scratch, sha256_of, write_and_sync
+from patchbank.files import is_plain, is_scratch, nearest_existing, sha256_of, write_and_sync
 
 SUFFIX = "_clip.pkl"
 INDEX = "index"  # the directory of the parts
@@ -49,19 +49,36 @@ def pickle_name(key: str) -> str:
     return f"{directory}{slash}{name.partition('.')[0]}{SUFFIX}"
 
 
-def check_names(keys: Iterable[str]) -> None:
-    """Raise BankError, naming both, if two keys share one pickle."""
+def check_names(keys: Iterable[str], bank: Path | None = None) -> None:
+    """Raise BankError, naming them, if two keys share one pickle, or the bank's disk takes no file of a key's name."""
     unique = dict.fromkeys(keys)
-    if len({pickle_name(key) for key in unique}) == len(unique):
-        return
-    owners: dict[str, str] = {}
-    for key in unique:
-        name = pickle_name(key)
-        if (other := owners.setdefault(name, key)) != key:
+    folds = bank is not None and _folds_case(bank)
+    names = [pickle_name(key) for key in unique]
+    if len({name.lower() for name in names} if folds else {*names}) < len(unique):
+        owners: dict[str, str] = {}
+        for key, name in zip(unique, names, strict=True):
+            if (other := owners.setdefault(name.lower() if folds else name, key)) != key:
+                shared = pickle_name(other) == name
+                why = "EZ-HOI cuts names at their first dot" if shared else f"{bank}'s disk takes A and a for the same"
+                raise BankError(
+                    f"{other!r} and {key!r} would share one pickle, {name}: {why}. "
+                    "Rename one of them (and its entry in the annotations, if it has one). Nothing was written."
+                )
+    longest = 0 if bank is None else os.pathconf(nearest_existing(bank), "PC_NAME_MAX")
+    for key, name in zip(unique, names, strict=True):
+        if longest and 4 * len(name) > longest and max(map(len, os.fsencode(name).split(b"/"))) > longest:
             raise BankError(
-                f"{other!r} and {key!r} would share one pickle, {name}: EZ-HOI cuts names at their first dot. "
-                "Rename one of them (and its entry in the annotations, if it has one). Nothing was written."
+                f"{key!r} would have a pickle whose name is longer than the {longest} bytes that the disk takes: "
+                f"{name}. Rename it (and its entry in the annotations, if it has one), or use --layout shards. "
+                "Nothing was written."
             )
+
+
+def _folds_case(bank: Path) -> bool:
+    """Whether a directory's file system takes names that differ by case alone for the same."""
+    place = nearest_existing(bank)
+    other = place.with_name(place.name.swapcase())
+    return other.name != place.name and other.exists() and other.samefile(place)
 
 
 def key_of(name: str) -> str | None:

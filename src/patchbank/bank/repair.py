@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from patchbank.bank.check import Finding, Progress, Report, verify
+from patchbank.bank.check import Finding, Progress, Report, SizeOf, verify
 from patchbank.bank.index import joined
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.parts import find_payload, read_parts, refuse_link
@@ -46,12 +46,19 @@ class Repaired:
     unread: list[Finding] = field(default_factory=list)
 
 
-def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progress | None = None) -> Repaired:
+def repair(
+    bank: Path,
+    listed: Sequence[str] | None = None,
+    *,
+    progress: Progress | None = None,
+    size_of: SizeOf | None = None,
+) -> Repaired:
     """Fix what needs no images, and quarantine other damaged features.
 
     Args:
         listed: the expected keys; None compares with no list.
         progress: called with the numbers of features verified, and of all.
+        size_of: the sizes of the images, as in `verify`.
 
     Raises:
         BankError: there is no bank, or it has another format version.
@@ -62,7 +69,7 @@ def repair(bank: Path, listed: Sequence[str] | None = None, *, progress: Progres
             "checks pickles, and `patchbank import` makes a bank of them."
         )
     refuse_link(bank)
-    report = verify(bank, listed, progress)
+    report = verify(bank, listed, progress, size_of=size_of)
     done = Repaired(report)
     damaged: dict[str, str] = {}
     parts = read_parts(payload, "quarantine", reasons=damaged)

@@ -40,6 +40,7 @@ from patchbank.files import (
     fsync_directory,
     make_directory,
     nearest_existing,
+    room_text,
     sha256_of_chunks,
     write_and_sync,
 )
@@ -410,8 +411,8 @@ class BankWriter:
             if error.errno in _FULL:
                 place = Path(tempfile.gettempdir()) if is_remote(self.bank) else self.bank
                 raise BankError(
-                    f"The disk is full: {place} takes no more ({error.strerror}; {bytes_text(free_bytes(place))} "
-                    f"free). {safe} Free some space and run the same command again: it continues from here."
+                    f"The disk is full: {place} takes no more ({error.strerror}; {room_text(place)}). "
+                    f"{safe} Free some space and run the same command again: it continues from here."
                 ) from error
             raise BankError(
                 f"{error.filename or self.bank} cannot be written: {error.strerror or error}. {safe}"

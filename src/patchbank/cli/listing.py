@@ -14,7 +14,7 @@ from patchbank.cli.console import one_line, say
 from patchbank.config import ARCHIVES, as_path, option
 from patchbank.errors import ConfigError, DatasetError, PatchbankError
 from patchbank.features import UNKNOWN
-from patchbank.locations import locate
+from patchbank.locations import is_remote, locate
 
 if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
@@ -86,12 +86,25 @@ class Listing(ListingOptions):
             return [sample.key for sample in self.load().samples]
         return list(dict.fromkeys(read_file_names(self.source)))
 
+    def size_of(self) -> Callable[[str], tuple[int, int] | None] | None:
+        """A key -> its image's size; None if the images are unknown, or in a store: a request for each takes long."""
+        from patchbank.datasets import IMAGES
+        from patchbank.datasets.samples import image_size
+
+        images = self.images
+        if images is None and self.dataset in IMAGES:
+            images = (self.root or Path()) / IMAGES[self.dataset][self.split or ""]
+        return None if images is None or is_remote(images) else lambda key: image_size(images / key)
+
     def load(self) -> Dataset:
         """The dataset with its images. Raises DatasetError if they do not exist, ConfigError on a wrong split."""
         from patchbank.datasets import load_dataset
 
         if self.dataset == "folder":
-            return load_dataset("folder", self.images or Path())
+            found = load_dataset("folder", self.images or Path())
+            for place, reason in found.damaged.items():
+                raise DatasetError(f"{place} {reason}. So the list of images would lack some.")
+            return found
         if self.dataset is None:
             raise ConfigError("An annotation file alone does not say where the images are: add --dataset.")
         return load_dataset(

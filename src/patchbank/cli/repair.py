@@ -61,7 +61,7 @@ def repair(
         interruptible("nothing is lost: the same command continues."),
         CountProgress(f"Verifying {bank.name}") as progress,
     ):
-        done = repair(bank, keys, progress=progress)
+        done = repair(bank, keys, progress=progress, size_of=found.size_of() if found else None)
     if not json:
         show_repaired(done, found, config.weights, extracting=extract)
     elif not extract:

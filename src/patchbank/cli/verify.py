@@ -53,7 +53,7 @@ def verify(
         compare = comparison(manifest, found, config, sample) if found and sample else None
     with interruptible("nothing was changed."):
         with CountProgress(f"Verifying {bank.name}") as progress:
-            report = verify(bank, keys, progress)
+            report = verify(bank, keys, progress, size_of=found.size_of() if found else None)
         if compare:
             compare(report)
     if json:

@@ -74,7 +74,8 @@ def load_dataset(
         DatasetError: the annotation file is missing, has another structure, or lists a name that leaves the image
             directory; or `images` is not a directory. The dataset's own directory is not checked: training needs only
             the features. For tars and tables: all are missing, they have no image, or two images have the same key.
-            ``Dataset.damaged`` lists files that are damaged or missing beside others.
+            ``Dataset.damaged`` lists files that are damaged or missing beside others, and directories of a folder
+            that cannot be listed.
         ConfigError: the dataset, split or column does not exist, or a package is not installed.
     """
     if name in ("folder", *ARCHIVES) and (split or images or annotations):

@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePath
 
-from patchbank.datasets.samples import Dataset, make_samples, require_directory
+from patchbank.datasets.samples import NOT_PLAIN, Dataset, make_samples, require_directory
 from patchbank.errors import DatasetError
+from patchbank.files import is_plain
 from patchbank.images import image_extensions, open_image
 from patchbank.locations import is_remote, remotely
+
+_KINDS = 5  # of files that are passed over; the others are counted
 
 
 def load(root: Path) -> Dataset:
     """The images under `root`, ordered by path, without hidden files and directories.
 
     Files with an image's extension are listed even if they are damaged, so that their failure shows; other local files
-    are listed if their first bytes are an image's. Raises DatasetError if there is no image.
+    are listed if their first bytes are an image's. Directories that cannot be listed are `damaged`, and other files
+    `passed_over`. Raises DatasetError if there is no image, or `root` itself cannot be listed.
     """
+    damaged: dict[str, str] = {}
     if is_remote(root):
-        keys = sorted(filter(has_image_name, _objects(root)))  # by name alone: opening each would be a request
+        found = _objects(root)
+        damaged |= {f"{root}/{key}": NOT_PLAIN for key in found if has_image_name(key) and not is_plain(key)}
+        keys = sorted(key for key in found if has_image_name(key) and is_plain(key))  # opening each is a request
     else:
         require_directory(root, "a directory of images", "Name an existing one.")
-        keys = sorted(key for key in _files(root) if has_image_name(key) or _is_image(root / key))
+        found = list(_files(root, damaged))
+        keys = sorted(key for key in found if has_image_name(key) or _is_image(root / key))
+    if str(root) in damaged:
+        raise DatasetError(f"{root} {damaged[str(root)]}.")
+    images = set(keys)
+    passed_over = Counter(
+        PurePath(key).suffix.lower() or "no extension" for key in found if key not in images and is_plain(key)
+    )
+    dataset = Dataset("folder", None, root, make_samples(keys, root, root), damaged=damaged, passed_over=passed_over)
     if not keys:
-        raise DatasetError(f"There are no images under {root}.")
-    return Dataset("folder", None, root, make_samples(keys, root, root))
+        reasons = "".join(f"\n  {place}: {reason}" for place, reason in list(damaged.items())[:5])
+        raise DatasetError(f"There are no images under {root}. {passed_over_text(dataset)}".rstrip() + reasons)
+    return dataset
+
+
+def passed_over_text(dataset: Dataset) -> str:
+    """How many files of a folder are no images that are read, by kind; empty if there are none."""
+    if not (kinds := Counter(dataset.passed_over)):
+        return ""
+    named = [f"{kind} {count:,}" for kind, count in kinds.most_common(_KINDS)]
+    others = [f"others {rest:,}"] if (rest := kinds.total() - sum(dict(kinds.most_common(_KINDS)).values())) else []
+    heif = " Pillow reads .heic with pillow-heif: pip install pillow-heif." if kinds.keys() & {".heic", ".heif"} else ""
+    text = f"{kinds.total():,} file{' is' if kinds.total() == 1 else 's are'} passed over as no images that are read"
+    return f"{text}: {', '.join(named + others)}.{heif}"
 
 
 def has_image_name(key: str) -> bool:
@@ -38,20 +67,39 @@ def is_hidden(key: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in key.split("/"))
 
 
-def _files(root: Path) -> Iterator[str]:
-    """Relative POSIX paths of all regular files. Symbolic links are followed; no directory is entered twice."""
+def _files(root: Path, damaged: dict[str, str]) -> Iterator[str]:
+    """Relative POSIX paths of all regular files; the reasons of directories that cannot be listed go to `damaged`.
+
+    Symbolic links are followed after all real directories, so that a link takes no other's keys; no directory is
+    entered twice.
+    """
+
+    def failed(error: OSError) -> None:
+        damaged[str(error.filename)] = f"cannot be listed: {error.strerror or error}"
+
     entered: set[str] = set()
-    for directory, subdirectories, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in entered:
-            subdirectories.clear()
-            continue
-        entered.add(real)
-        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        for name in names:
-            path = Path(directory, name)
-            if not name.startswith(".") and (path.is_file() or path.is_symlink()):
-                yield path.relative_to(root).as_posix()
+    tops = [os.fspath(root)]
+    while tops:
+        links: list[str] = []
+        for directory, subdirectories, names in chain.from_iterable(os.walk(top, onerror=failed) for top in tops):
+            real = os.path.realpath(directory)
+            if real in entered:
+                subdirectories.clear()
+                continue
+            entered.add(real)
+            subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
+            paths = [os.path.join(directory, name) for name in subdirectories]  # noqa: PTH118
+            links += filter(os.path.islink, paths)
+            for name in names:
+                path = Path(directory, name)
+                try:
+                    counts = not name.startswith(".") and (path.is_file() or path.is_symlink())
+                except OSError as error:  # of a directory that may be listed, but not entered
+                    damaged[directory] = f"cannot be read: {error.strerror or error}"
+                    continue
+                if counts:
+                    yield path.relative_to(root).as_posix()
+        tops = links
 
 
 def _objects(root: Path) -> list[str]:

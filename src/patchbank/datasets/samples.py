@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from patchbank.datasets.hoi import HOIAnnotations, HOIClasses, HOITarget
 
+NOT_PLAIN = "its name is not a plain relative path"
 RARE = 10  # HICO-DET calls a class with fewer annotated pairs in its training split rare
 
 
@@ -81,7 +82,8 @@ class Dataset:
         root: the EZ-HOI checkout, which may hold ``checkpoints/``; None for a folder, tars and tables.
         chosen: the pairs, if they were read before or filtered.
         part: the part of its files that was loaded; the others were not opened.
-        damaged: tars and tables -> why some or all of their images are not in `samples`.
+        damaged: tars, tables and directories -> why some or all of their images are not in `samples`.
+        passed_over: extensions of a folder's other files -> how many there are.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Dataset:
     chosen: HOIAnnotations | None = field(default=None, repr=False)
     part: Partition = WHOLE
     damaged: Mapping[str, str] = field(default_factory=dict)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -186,6 +189,8 @@ def image_size(path: Path) -> tuple[int, int] | None:
     from patchbank.images import open_image
 
     try:
+        if not path.is_file():  # a pipe would wait for a writer for ever
+            return None
         with open_image(path) as image:
             return image.size
     except OSError:

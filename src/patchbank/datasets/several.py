@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from patchbank.config import WHOLE, Partition
-from patchbank.datasets.samples import Dataset, Sample, checked
+from patchbank.datasets.samples import NOT_PLAIN, Dataset, Sample
 from patchbank.datasets.sources import Source
 from patchbank.errors import ConfigError, DatasetError
+from patchbank.files import is_plain
 from patchbank.locations import is_remote, locate, remotely
 
 POSITIONS = 1_000_000  # for each file
@@ -35,11 +36,13 @@ class Content:
         source: the file.
         images: (key, number in the file, place in it) of each.
         damage: why some or all are missing; None if the file is whole.
+        refused: key -> why that image cannot be read.
     """
 
     source: Source
     images: Sequence[tuple[str, int, tuple[int, int]]] = ()
     damage: str | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def expand(patterns: Iterable[str | PurePath]) -> list[Path]:
@@ -110,11 +113,12 @@ def gather(
 
     Args:
         read: a file's content; called from several threads. A fault of one file is its `damage`.
-        prefix: put the file's name, without its extension, before every key.
+        prefix: put the file's name, without its extension, before every key; and so many of its directories that the
+            files differ.
 
     Raises:
-        DatasetError: all files of the part are missing, or have no image; a file has more than `LARGEST`; a key is not
-            a plain relative path; or two files have the same key.
+        DatasetError: all files of the part are missing, or have no image; a file has more than `LARGEST`; or two files
+            have the same key.
     """
     mine = part.of(len(places))
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="index") as threads:
@@ -122,17 +126,23 @@ def gather(
     samples: list[Sample] = []
     owners: dict[str, Path] = {}
     damaged: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    prefixes = _prefixes(places) if prefix else [""] * len(places)
     for index, content in zip(mine, contents, strict=True):
         place = content.source.location
         if content.damage is not None:
             damaged[str(place)] = content.damage
+        refused |= {f"{place}/{key}": reason for key, reason in content.refused.items()}
         for key, number, where in content.images:
             if number >= LARGEST:
                 raise DatasetError(f"{place} holds more than {LARGEST:,} images: split it into several files.")
-            key = checked(f"{place.stem}/{key}" if prefix else key, place)
+            key = prefixes[index] + key
+            if not is_plain(key):
+                refused[f"{place}/{key}"] = NOT_PLAIN
+                continue
             if (other := owners.setdefault(key, place)) is not place:
                 fix = "Keys must differ: make a bank of each."
-                if not prefix and other.stem != place.stem:
+                if not prefix:
                     fix = "With --prefix (prefix=True) the keys begin with the file's name, so that they differ."
                 raise DatasetError(f"{other} and {place} both hold {key!r}. {fix}")
             samples.append(Sample(key, content.source, index * POSITIONS + number, where))
@@ -140,9 +150,18 @@ def gather(
         others = f", nor does any other of the {len(mine):,} files named" if len(mine) > 1 else ""
         raise DatasetError(f"{places[mine[0]]} does not exist{others}.")
     if not samples and (part == WHOLE or len(damaged) == len(mine) > 0):
-        reasons = "".join(f"\n  {place}: {reason}" for place, reason in list(damaged.items())[:5])
+        reasons = "".join(f"\n  {place}: {reason}" for place, reason in list((damaged | refused).items())[:5])
         raise DatasetError(f"There are no images in {places[mine[0]]}{', ...' if len(mine) > 1 else ''}.{reasons}")
-    return Dataset(name, None, places[0].parent, tuple(samples), part=part, damaged=damaged)
+    return Dataset(name, None, places[0].parent, tuple(samples), part=part, damaged=damaged | refused)
+
+
+def _prefixes(places: Sequence[Path]) -> list[str]:
+    """Each file's name, with as many of its directories as tell them all apart."""
+    names = [str(place.with_suffix("")).split("/") for place in places]
+    deepest = max(map(len, names), default=1)
+    depths = (depth for depth in range(1, deepest) if len({tuple(name[-depth:]) for name in names}) == len(names))
+    depth = next(depths, 1)
+    return ["/".join(name[-depth:]) + "/" for name in names]
 
 
 def reason_of(error: OSError) -> str:

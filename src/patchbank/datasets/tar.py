@@ -17,6 +17,8 @@ from patchbank.locations import filesystem, is_remote, remote_errors
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own members
 _LONGEST = 16 << 20  # bytes of a header; it may contain a long name
 _REMOTE_BLOCK = 1 << 20  # a request for each header takes longer than reading small images
+_ZEROS = 1 << 20  # bytes that are read at once after a tar's end
+_Member = tuple[int, int] | str  # (offset, size), or why it cannot be read
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -27,14 +29,16 @@ def read_tar(place: Path) -> Content:
     the images before the damage.
     """
     source = Tar(place)
-    members: dict[str, tuple[int, int]] = {}
+    members: dict[str, _Member] = {}
     damage = None
     try:
         with _opened(place) as file:
-            damage = _read_members(file, members)
+            damage = _read_all(file, members)
     except OSError as error:
         damage = reason_of(error)
-    return Content(source, [(key, number, where) for number, (key, where) in enumerate(members.items())], damage)
+    refused = {key: where for key, where in members.items() if isinstance(where, str)}
+    places = ((key, where) for key, where in members.items() if not isinstance(where, str))
+    return Content(source, [(key, number, where) for number, (key, where) in enumerate(places)], damage, refused)
 
 
 @contextmanager
@@ -65,14 +69,33 @@ class _Headers:
         return content
 
 
-def _read_members(file: Any, members: dict[str, tuple[int, int]]) -> str | None:
-    """Add the images' (offset, size) to `members`. Returns what is wrong with the tar; None if nothing is."""
-    length = file.seek(0, 2)
-    file.seek(0)
+def _read_all(file: Any, members: dict[str, _Member]) -> str | None:
+    """Add the images of a tar, and of those that were appended to it as `cat` does. Returns as `_read_members`."""
     start = file.read(6)
-    file.seek(0)
     if compression := next((name for magic, name in _COMPRESSIONS.items() if start.startswith(magic)), None):
         return f"it is compressed ({compression}), so that its images cannot be read one by one: unpack it to a .tar"
+    length, offset = file.seek(0, 2), 0
+    while True:
+        file.seek(offset)
+        if damage := _read_members(file, members, length):
+            return damage
+        while not any(block := file.read(_ZEROS)) and block:  # an end is padded with zeros
+            pass
+        if not block:
+            return None
+        first = next(index for index, byte in enumerate(block) if byte) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        offset = file.tell() - len(block) + first
+        try:
+            tarfile.TarInfo.frombuf(block[first : first + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        except tarfile.TarError:  # no further tar, and no part of this one
+            return None
+
+
+def _read_members(file: Any, members: dict[str, _Member], length: int) -> str | None:
+    """Add the images of the tar that begins here. Returns what is wrong with it; None if nothing is.
+
+    Then the file is behind the first block of the tar's end.
+    """
     last = "its beginning (is it a tar?)"
     try:
         with tarfile.TarFile(fileobj=_Headers(file), mode="r") as tar:  # type: ignore[arg-type]
@@ -80,19 +103,16 @@ def _read_members(file: Any, members: dict[str, tuple[int, int]]) -> str | None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 if member.size < 0:
                     return f"damaged after {last}: a member of {member.size} bytes"
-                if member.isreg():
-                    key = member.name
-                    while key.startswith("./"):
-                        key = key[2:]
-                    counts = has_image_name(key) and not is_hidden(key) and not _META.match(key)
-                    if member.offset_data + member.size > length and not member.issparse():
-                        return f"cut short: the data of {key!r} is not all there"
-                    if counts and member.issparse():
-                        return f"{key!r} is a sparse member, which has no one place to read: pack without --sparse"
-                    if counts:
-                        members.pop(key, None)
-                        members[key] = member.offset_data, member.size
-                    last = repr(key)
+                if not (member.isreg() or member.islnk()):
+                    continue
+                key = _key(member.name)
+                last = repr(key)
+                if member.isreg() and not member.issparse() and member.offset_data + member.size > length:
+                    return f"cut short: the data of {key!r} is not all there"
+                if has_image_name(key) and not is_hidden(key) and not _META.match(key):
+                    where = _where(member, members)
+                    members.pop(key, None)
+                    members[key] = where
             file.seek(tar.offset)
             header = file.read(tarfile.BLOCKSIZE)
     except tarfile.TarError as error:
@@ -104,3 +124,18 @@ def _read_members(file: Any, members: dict[str, tuple[int, int]]) -> str | None:
     if len(header) < tarfile.BLOCKSIZE:
         return f"cut short after {last}, within a header"
     return f"damaged after {last}: what follows is no header" if any(header) else None
+
+
+def _key(name: str) -> str:
+    while name.startswith("./"):
+        name = name[2:]
+    return name
+
+
+def _where(member: tarfile.TarInfo, members: dict[str, _Member]) -> _Member:
+    if member.islnk():
+        target = _key(member.linkname)
+        return members.get(target, f"a hard link to {target!r}, which is no image before it in the tar")
+    if member.issparse():
+        return "a sparse member, which has no one place to read: pack without --sparse"
+    return member.offset_data, member.size

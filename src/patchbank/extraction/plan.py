@@ -27,6 +27,7 @@ from patchbank.bank.writer import (
 from patchbank.budget import without_collection
 from patchbank.config import WHOLE, ExtractConfig, Layout, Partition, check_dtype
 from patchbank.datasets import SPLITS, Dataset, Sample, require_images
+from patchbank.datasets.folder import passed_over_text
 from patchbank.encoders import compiling
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.device import auto_batch_size
@@ -108,9 +109,9 @@ def make_plan(
     except OSError as error:
         raise BankError(f"{out} cannot be read: {error.strerror or error}.") from error
     layout = config.layout or (existing.layout if existing else default_layout(dataset.name, is_remote(out)))
-    if layout == "ezhoi" and existing is None:
-        check_names(keys)
     check_location(out, layout)
+    if layout == "ezhoi" and existing is None:
+        check_names(keys, out)
     check_dtype(layout, config.dtype)
     check_images(dataset)
     devices = devices or decide(config)  # before the search for weights, which takes longer
@@ -126,7 +127,7 @@ def make_plan(
         state = bank_state(out, existing)
     manifest = existing or wanted
     if layout == "ezhoi":
-        check_names([*keys, *state.done])
+        check_names([*keys, *state.done], out)
     limit = min(config.limit or len(dataset), len(dataset))
     selected: Sequence[Sample] = dataset.samples[:limit]
     if dataset.part == WHOLE:
@@ -145,7 +146,7 @@ def make_plan(
         todo=todo,
         failed_before=sum(sample.key in state.failed for sample in todo),
         to_delete=removable(out) if config.overwrite else [],
-        notes=_others(out, config),
+        notes=(*_others(out, config), *filter(None, [passed_over_text(dataset)])),
     )
 
 

@@ -44,8 +44,8 @@ class ExtractSummary:
         bank: its directory.
         images: features written by this run.
         already_done: features of earlier runs.
-        failures: key -> reason, of this run's images that could not be extracted. A damaged or missing tar or table is
-            here under its own name, and not in the bank.
+        failures: key -> reason, of this run's images that could not be extracted. A damaged tar or table, or a
+            directory that cannot be listed, is here under its own name, and not in the bank.
         remaining: images not reached, because the run was stopped.
         settled: how many of the bank's images have a feature or a failure now, from any run.
         failed: how many of these have a failure.

@@ -116,8 +116,8 @@ class VisionTransformer(nn.Module):
         """Make the tower of the parameters of `checkpoints.load_visual`, to compute in `dtype`; on the CPU."""
         super().__init__()
         self.patch_size = model.patch_size
-        std = torch.tensor(STD, dtype=torch.float64).view(3, 1, 1)
-        mean = 255 * torch.tensor(MEAN, dtype=torch.float64).view(3, 1, 1)
+        std = torch.tensor(STD).double().view(3, 1, 1)  # as float32 has them: OpenAI's loader divides in float32
+        mean = 255 * torch.tensor(MEAN).double().view(3, 1, 1)
         whole = mean.round()
         conv = parameters["conv1.weight"] / (255 * std)  # (width, 3, p, p)
         positions = parameters["positional_embedding"].double()
