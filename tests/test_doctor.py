@@ -520,9 +520,11 @@ def test_third_party_pickles(tmp_path: Path, tiny_weights: Path) -> None:
     report = look(tmp_path, tiny_weights)
     bank = finding(report, "Banks and disk", BANK)
     assert (bank.level, bank.data["done"], bank.data["third_party"]) == ("note", 4, True)
+    listed = f"--dataset hicodet --split train --root {tmp_path}"
     assert (bank.fix or "").splitlines()[1:] == [
-        f"$ patchbank verify {out}",
-        f"$ patchbank import {out} {out}_imported --model tiny",
+        f"$ patchbank verify {out} {listed}",
+        f"$ patchbank import {out} {out}_imported --model tiny {listed} --weights {tiny_weights} --sample 20",
+        f"$ mv {out} {out}_third_party && mv {out}_imported {out}",
     ]
     assert ["--split test" in command for command in report.commands] == [True]  # the other is left alone
     (out / pickle_name("HICO_train2015_0003.jpg")).unlink()

@@ -45,6 +45,12 @@ def imported(source: Path, target: Path, layout: str = "ezhoi", **options: objec
     return import_pickles(source, target, wanted(layout), models_with=encoders.models_with, **options)  # type: ignore[arg-type]
 
 
+def test_pickles_of_another_split_are_not_imported(pickles: Path, tmp_path: Path) -> None:
+    with pytest.raises(BankError, match=r"None of the pickles .* belongs to the listed images, such as z\.jpg"):
+        imported(pickles, tmp_path / "bank", listed=["z.jpg", "y.jpg"])
+    assert not (tmp_path / "bank").exists()
+
+
 @pytest.mark.parametrize("layout", ["ezhoi", "shards"])
 def test_pickles_become_a_bank(pickles: Path, tmp_path: Path, layout: str) -> None:
     before = contents(pickles)

@@ -179,7 +179,7 @@ def test_failed_images_are_not_to_be_put_in_quarantine(tmp_path: Path, tiny_weig
     (tmp_path / "images/photo_0004.jpg").unlink()
     (tmp_path / "images/photo_0003.jpg").unlink()
     done = patchbank("verify", tmp_path / "bank", *images, check=1)
-    assert "1 of 4 has problems.\nReplace images that cannot be read, and extract again what failed:" in done.stdout
+    assert "1 of 4 has problems.\nExtract again what failed, after replacing images that cannot be read:" in done.stdout
     command = f"patchbank repair {tmp_path / 'bank'} --extract --images {tmp_path / 'images'} --weights FILE"
     assert command in done.stdout
     done = patchbank("repair", tmp_path / "bank", *images, check=1)

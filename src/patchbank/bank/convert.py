@@ -149,7 +149,8 @@ def import_pickles(
         stop: set it to end early; the same call continues.
 
     Raises:
-        BankError: there is no usable pickle, a file cannot be read at the moment, or as `convert`.
+        BankError: there is no usable pickle, or none of a listed image; a file cannot be read at the moment; or as
+            `convert`.
     """
     _refuse_shared(source, target)
     if find_payload(source) is not None:
@@ -171,6 +172,11 @@ def import_pickles(
     if files.keys() == reasons.keys():
         models = models_with(report.shape) if report.shape else []
         raise BankError(_nothing_usable(report, wanted, models, next(iter(reasons.values()), None)))
+    if listed and all(key in reasons and reasons[key].kind == "missing" for key in listed):
+        raise BankError(
+            f"None of the pickles in {source} belongs to the listed images, such as {next(iter(listed))}; nothing was "
+            "written. Is this another split's or dataset's list?"
+        )
     wanted = confirm(report) if confirm else wanted
     left_out = [replace(finding, name=key) for key, finding in sorted(reasons.items())]
     if listed is not None:

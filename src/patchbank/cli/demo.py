@@ -117,7 +117,8 @@ def demo(
     say(f"\nNext: patchbank info {shlex.quote(str(bank.path))}")
     say(f"      patchbank show {shlex.quote(str(bank.path))} {shlex.quote(key)}")
     if weights is not None:
-        say(f"For other commands on {root}, add: --model {_MODEL} --weights {shlex.quote(str(weights))}")
+        say(f"Other commands on {root} need --weights {shlex.quote(str(weights))},")
+        say(f"and extract and doctor --model {_MODEL} too.")
         say("These features are of untrained weights: they mean nothing.", "bold red")
     say("\nThe features to look at, in a browser, one page a bank:")
     for page in pages:

@@ -54,8 +54,8 @@ def import_(
     """Make a bank of pickles that other code wrote. Each is checked without executing it; PICKLES is not changed.
 
     GPU tensors become CPU tensors, views shrink to their own storage, a [CLS] row is dropped, half precision becomes
-    float32. Unusable pickles are left out and listed as failures, so that `patchbank extract` makes them. If the
-    features of --sample agree with a fresh extraction, `patchbank extract` can complete the bank.
+    float32. Unusable pickles are left out and listed as failures. If the features of --sample agree with a fresh
+    extraction, `patchbank repair BANK --extract` can complete the bank.
 
     Exit codes: 0 all pickles are imported, 1 some are left out.
 

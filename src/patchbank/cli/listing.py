@@ -226,7 +226,7 @@ def show_completing(
     command = f"patchbank repair {place} --extract{options}"
     if manifest is not None and UNKNOWN in manifest.identity.values():
         title = "To complete it, import the pickles again, and compare them with a fresh extraction:"
-        options += " --layout shards" * (manifest.layout == "shards")
+        options += " --layout shards" * (manifest.layout == "shards") + f" --resize {manifest.input.resize}"
         command = (
             f"patchbank import {pickles} {place} --model {shlex.quote(manifest.model)}{options} --sample 20 --overwrite"
         )

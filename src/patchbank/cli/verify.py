@@ -17,6 +17,7 @@ from patchbank.cli.listing import Listing, ListingOptions, find_listing, options
 from patchbank.cli.progress import CountProgress
 from patchbank.config import ExtractConfig, option
 from patchbank.errors import BankError
+from patchbank.features import UNKNOWN
 
 if TYPE_CHECKING:
     from patchbank.bank.check import Finding, Report
@@ -104,7 +105,8 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
         error = f"relative error at most {report.sample[worst]:.1e} ({worst})"
         say(f"  {len(report.sample):,} extracted again from their images: {error}")
     table = plain_table(">features", "what", "fix")
-    extracting = "repair --extract" if report.layout else "import, extract"
+    unknown = report.manifest is not None and UNKNOWN in report.manifest.identity.values()
+    extracting = "import again" if unknown else "repair --extract" if report.layout else "import, extract"
     fixes = {"import": "import", "extract": extracting, "scratch": "extract --overwrite"}
     for kind, findings in report.by_kind().items():
         style = "red" if KINDS[kind].fix else "dim"
@@ -117,7 +119,7 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
         say(f"\nNo problems found{unlisted}.", "bold green")
         return
     count = len({finding.name for finding in report.problems})
-    total = len({*report.sound, *(finding.name for finding in report.findings)})
+    total = len({*report.sound, *(finding.name for finding in report.problems)})
     say(f"\n{count:,} of {total:,} {'has' if count == 1 else 'have'} problems.", "bold red")
     needed = {KINDS[finding.kind].fix for finding in report.problems}
     options = found.options if found else options_needed(report.manifest)
@@ -130,7 +132,7 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
         if kinds - {"failed", "missing", "unread"}:
             title = "Put the unusable files in quarantine, and extract them again:"
         elif "failed" in kinds:
-            title = "Replace images that cannot be read, and extract again what failed:"
+            title = "Extract again what failed, after replacing images that cannot be read:"
         else:
             title = "Extract what is missing:"
         show_completing(title, report.bank, report.manifest, options, weights)

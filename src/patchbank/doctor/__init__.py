@@ -110,7 +110,7 @@ def _plan(
     out /= bank_name(encoders.bank_prefix(model.name), dataset.name, dataset.split or "")
     try:
         if not config.overwrite and third_party(out):
-            return _third_party(out, dataset, model, dict(pickles_in(out)))
+            return _third_party(root, out, dataset, model, config, dict(pickles_in(out)))
         return make_plan(dataset, out, replace(config, model=model.name))
     except (PatchbankError, OSError) as error:
         finding = refusal(out.name, error)
@@ -156,7 +156,9 @@ def _bank(root: Path, plan: ExtractPlan, config: ExtractConfig, speeds: Mapping[
     )
 
 
-def _third_party(out: Path, dataset: Dataset, model: EncoderSpec, pickles: Mapping[str, int]) -> Finding:
+def _third_party(
+    root: Path, out: Path, dataset: Dataset, model: EncoderSpec, config: ExtractConfig, pickles: Mapping[str, int]
+) -> Finding:
     """A directory of pickles without a bank; `pickles`: name -> size in bytes."""
     names = [pickle_name(sample.key) for sample in dataset.samples]
     done = sum(name in pickles for name in names)
@@ -168,12 +170,18 @@ def _third_party(out: Path, dataset: Dataset, model: EncoderSpec, pickles: Mappi
             f" {len(odd):,} have an unusual size, such as {odd[0]}: {pickles[odd[0]]:,} bytes, not {usual:,}. They are "
             "cut short, of another dtype, (511,) tensors of the stock clip package, or slices that hold their batch."
         )
-    imported = shell("patchbank", "import", out, f"{out}_imported", "--model", model.name)
+    made, listed = f"{out}_imported", ("--dataset", dataset.name, "--split", dataset.split, "--root", root)
+    weights = ("--weights", config.weights) if config.weights else ()
+    steps = (
+        shell("patchbank", "verify", out, *listed),
+        shell("patchbank", "import", out, made, "--model", model.name, *listed, *weights, "--sample", 20),
+        shell("mv", out, f"{out}_third_party") + " && " + shell("mv", made, out),
+    )
     return Finding(
         out.name,
         "problem" if odd or done < len(names) else "note",
         text,
-        fix=f"Look into it, then make a bank of it:\n{run(shell('patchbank', 'verify', out), imported)}",
+        fix=f"Look into it, make a bank of it, and give that the directory's name:\n{run(*steps)}",
         data={"bank": str(out), "third_party": True, "pickles": len(pickles), "done": done, "unusual": len(odd)},
     )
 
