@@ -347,7 +347,7 @@ def _full_disk(plan: dict[str, object], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"model": "ViT-B/17"}, ConfigError, "no model 'ViT-B/17'. Choose from: ViT-B/32, ViT-B/16"),
+        ({"model": "ViT-B/17"}, ConfigError, "no model 'ViT-B/17'. Did you mean ViT-B"),
         ({"model": "ViT-B/16"}, WeightsError, "is not a ViT-B/16"),
         ({"weights": Path("nowhere.pt")}, WeightsError, "no checkpoint nowhere.pt"),
         ({"precision": "fp16"}, ConfigError, "needs CUDA"),
