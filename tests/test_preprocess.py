@@ -108,6 +108,7 @@ def broken_files(directory: Path) -> dict[str, str]:
         "empty.jpg": (b"", "empty"),
         "text.jpg": (b"this is no image\n" * 50, "identify"),
         "html.jpg": (b"<!DOCTYPE html><html>404 Not Found</html>", "identify"),
+        "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
         "bomb.png": (_bomb(), "too large"),
     }
     for name, (content, _) in files.items():

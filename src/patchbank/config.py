@@ -109,7 +109,9 @@ def checked(each: dataclasses.Field[Any], value: Any, name: str) -> Any:
 
 
 def as_path(text: str | PurePath) -> Path:
-    """A local path; ``~`` is the home directory."""
+    """A local path; ``~`` is the home directory. Raises ValueError if it is empty."""
+    if not str(text):
+        raise ValueError("the path is empty")
     return Path(text).expanduser()
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 from filelock import FileLock, Timeout
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec"  # how a file begins that Git LFS has not fetched
 DAMAGED = ".damaged"  # added to the name of a file in quarantine
 _SCRATCH, _LOCK, _ABOUT = ".patchbank-tmp-", "lock", "about"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from patchbank.errors import first_line
+from patchbank.files import LFS_POINTER
 
 # Photographs that decode within the process; HEIF only if the package pillow-heif is installed. Pillow opens more: EPS
 # starts Ghostscript; IPTC opens a picture of any format in it; BUFR, GRIB, HDF5, MPEG and WMF it cannot decode by
@@ -68,7 +69,10 @@ def _initialise() -> None:
 
 def _reason(error: Exception, content: Path | BinaryIO) -> str:
     if isinstance(error, UnidentifiedImageError):
-        name = _other_format(content)
+        start = _start(content)
+        if start.startswith(LFS_POINTER):
+            return "a Git LFS pointer, not the image: git lfs pull fetches it"
+        name = _other_format(start)
         return f"{name} pictures are not read" if name else "not an image that Pillow can identify"
     if isinstance(error, Image.DecompressionBombError):
         return f"too large: more than {MAX_PIXELS:,} pixels"
@@ -78,16 +82,19 @@ def _reason(error: Exception, content: Path | BinaryIO) -> str:
     return f"decoding failed: {'' if words else f'{type(error).__name__}: '}{first_line(error)}"
 
 
-def _other_format(content: Path | BinaryIO) -> str | None:
-    """The format whose signature a file has, if it is not read here."""
+def _start(content: Path | BinaryIO) -> bytes:
     if isinstance(content, Path):
         with open(content, "rb") as file:
-            return _other_format(file)
+            return file.read(64)
     content.seek(0)
-    start = content.read(16)
+    return content.read(64)
+
+
+def _other_format(start: bytes) -> str | None:
+    """The format whose signature a file has, if it is not read here."""
     for name, (_, accept) in Image.OPEN.items():
         with suppress(Exception):  # of a file of few bytes
-            found = accept is not None and accept(start)
+            found = accept is not None and accept(start[:16])
             if found and (name not in FORMATS or isinstance(found, str)):  # a text says that a library is missing
                 return name
     return None

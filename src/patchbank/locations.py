@@ -19,6 +19,8 @@ from patchbank.errors import ConfigError, first_line
 INSTALL = 'pip install "patchbank[remote]"'
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
 _QUERY = re.compile(r"\?[^/?]*=")
+_ACCOUNT = re.compile(r"[a-z0-9$-]+@[a-z0-9.-]+")  # a container and its account, in Azure's URLs
+_AZURE = {"abfs", "abfss", "az"}
 
 
 def locate(text: str | PurePath) -> Path:
@@ -28,12 +30,19 @@ def locate(text: str | PurePath) -> Path:
     """
     if not isinstance(text, str):
         return cast(Path, text).expanduser() if isinstance(text, PurePath) else text
+    if not text:
+        raise ConfigError("A path is empty. Was a variable of the shell not set?")
+    if "::" in text and "://" in text:
+        raise ConfigError("A URL must not chain file systems (::): what follows may contain credentials.")
     if (match := _URL.fullmatch(text)) is None:
         return Path(text).expanduser()
     scheme, rest = match[1].lower(), match[2]
     if scheme == "file":
         return Path(unquote(rest) if rest.startswith("/") else rest).expanduser()
-    if "@" in rest.partition("/")[0]:
+    if not rest.strip("/"):
+        raise ConfigError(f"{text} names no bucket: {scheme}://BUCKET/DIRECTORY.")
+    first = rest.partition("/")[0]
+    if "@" in first and not (scheme in _AZURE and _ACCOUNT.fullmatch(first)):
         raise ConfigError(
             f"A {scheme}:// URL must contain no credentials: they would be printed and stored. Use environment "
             "variables, a configuration file, or the machine's role, as for the store's own tools."
@@ -54,7 +63,7 @@ def locate(text: str | PurePath) -> Path:
         raise ConfigError(f"{text}: {scheme}:// is unknown. Use s3://, gs://, or a path.") from None
     except ImportError:
         raise ConfigError(f"{text} needs the library of {scheme}://: {INSTALL}, or the one fsspec names.") from None
-    return cast(Path, UPath(text.rstrip("/")))
+    return cast(Path, UPath(f"{scheme}://{rest}".rstrip("/")))
 
 
 def is_place(value: object) -> TypeGuard[str | Path]:
@@ -73,9 +82,12 @@ def filesystem(location: Path) -> tuple[Any, str]:
     fsspec keeps one of each kind for each process: a forked one must not use its parent's connections. Listings are not
     cached, since other processes write to the same place.
     """
-    from fsspec.core import url_to_fs
+    from fsspec import get_filesystem_class
 
-    return cast("tuple[Any, str]", url_to_fs(str(location), use_listings_cache=False))
+    # Not fsspec's url_to_fs: to it, the name a.jpg::file.jpg is a chain of two file systems.
+    text = str(location)
+    kind: Any = get_filesystem_class(text.partition("://")[0])
+    return kind(**kind._get_kwargs_from_urls(text), use_listings_cache=False), kind._strip_protocol(text)
 
 
 @contextmanager

@@ -296,12 +296,42 @@ def test_where_a_bank_cannot_be(images: Path, config: ExtractConfig) -> None:
     with pytest.raises(ConfigError, match="must have no query") as caught:
         extract(dataset, "s3://bucket/bank?X-Amz-Signature=geheim", config)
     assert "geheim" not in str(caught.value)
+    for chained in ("memory://x::s3://key:geheim@bucket", "filecache::s3://key:geheim@bucket"):
+        with pytest.raises(ConfigError, match="must not chain file systems") as caught:
+            extract(dataset, chained, config)
+        assert "geheim" not in str(caught.value)
+    for empty in ("s3://", "s3:///"):
+        with pytest.raises(ConfigError, match="names no bucket: s3://BUCKET/DIRECTORY"):
+            extract(dataset, empty, config)
+    with pytest.raises(ConfigError, match="A path is empty"):
+        extract(dataset, "", config)
     with pytest.raises(ConfigError, match="nowhere:// is unknown"):
         extract(dataset, "nowhere://bucket/bank", config)
     with pytest.raises(BankError, match="an object store has the layout shards"):
         extract(dataset, "memory://patchbank/other", replace(config, layout="ezhoi"))
     with pytest.raises(BankError, match="There is no bank memory://"):
         open_bank("memory://patchbank/nothing")
+
+
+def test_a_url_may_have_a_scheme_in_capitals_and_azures_account() -> None:
+    assert str(locate("MEMORY://patchbank/bank/")) == "memory://patchbank/bank"
+    with pytest.raises(ConfigError, match=r"needs the library of abfs://"):  # it is not installed, and not refused
+        locate("abfs://container@account.dfs.core.windows.net/bank")
+    with pytest.raises(ConfigError, match="must contain no credentials"):
+        locate("abfs://user:geheim@account/bank")
+
+
+def test_a_name_that_looks_like_a_chain_is_one_name(
+    bucket: str, store: Store, images: Path, config: ExtractConfig
+) -> None:
+    files, path = filesystem(locate(f"s3://{bucket}/pictures"))
+    for name in ("a.jpg", "a.jpg::b.jpg"):
+        files.pipe_file(f"{path}/{name}", next(images.glob("*.jpg")).read_bytes() + name.encode())
+    extract(load_dataset("folder", f"s3://{bucket}/pictures"), f"s3://{bucket}/bank", config)
+    dataset = load_dataset("folder", f"s3://{bucket}/pictures")
+    assert [each.key for each in dataset.samples] == ["a.jpg", "a.jpg::b.jpg"]
+    assert [each.source.content(each).read()[-5:] for each in dataset.samples] == [b"a.jpg", b"b.jpg"]
+    assert len(open_bank(f"s3://{bucket}/bank")) == 2
 
 
 def test_a_bucket_that_is_not_there(images: Path, config: ExtractConfig, store: Store) -> None:

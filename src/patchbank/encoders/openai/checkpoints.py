@@ -6,6 +6,7 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,15 @@ from patchbank.encoders.openai.archive import Archive
 from patchbank.encoders.openai.registry import HEAD, MEAN, MODELS, STD, Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half
 from patchbank.errors import WeightsError
-from patchbank.files import fsync_directory, make_directory, parse_json, scratch_directory, sha256_of, write_and_sync
+from patchbank.files import (
+    LFS_POINTER,
+    fsync_directory,
+    make_directory,
+    parse_json,
+    scratch_directory,
+    sha256_of,
+    write_and_sync,
+)
 
 CACHE = Path("~/.cache/clip")  # OpenAI's own package keeps its files here
 CHECKPOINTS = Path("checkpoints/pretrained_CLIP")  # an EZ-HOI checkout keeps its files here
@@ -106,9 +115,16 @@ def _sha256_of_version(path: Path, _size: int, _modified: int) -> str:
     return sha256_of(path)
 
 
+def _refuse_pointer(path: Path) -> None:
+    with suppress(OSError), open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise WeightsError(f"{path} is a Git LFS pointer, not the weights: git lfs pull fetches them.")
+
+
 def _check_official(model: Model, path: Path) -> str:
     sha256 = _sha256(path)
     if sha256 != model.sha256:
+        _refuse_pointer(path)
         raise WeightsError(
             f"{path} is not OpenAI's {model.name}: its SHA-256 is {sha256}, not {model.sha256}. "
             f"A download cut short is the usual cause (the file has {path.stat().st_size:,} bytes): delete it "
@@ -237,6 +253,7 @@ def load_state(path: Path, part: str = "") -> dict[str, Tensor]:
 
     Raises WeightsError.
     """
+    _refuse_pointer(path)
     try:
         opened: Any = safe_open(path, "pt") if path.suffix == ".safetensors" else Archive(path)
         with opened as file:
