@@ -184,6 +184,13 @@ def test_a_stopped_import_continues_to_the_same_bytes(
     assert contents(tmp_path / "bank") == contents(tmp_path / "whole")
 
 
+def test_sound_pickles_of_a_lost_index_need_no_fix(tmp_path: Path) -> None:
+    write_bank(tmp_path / "pickles", {key: TOKENS[key] for key in KEYS[:3]}, {})
+    (tmp_path / "pickles/index").mkdir()  # empty: what is there is no bank, and its pickles are unlisted
+    done = imported(tmp_path / "pickles", tmp_path / "bank")
+    assert (done.written.features, done.fixed, done.left_out) == (3, [], [])
+
+
 def test_what_cannot_be_imported(pickles: Path, tmp_path: Path) -> None:
     with pytest.raises(BankError, match="is the source itself, or in it"):
         imported(pickles, pickles / "bank")

@@ -215,10 +215,10 @@ def _verify_bank(payload: Payload, progress: Progress, listed: Sequence[str] | N
     one = _examine_pickle if payload.layout == "ezhoi" else _examine_row
 
     def examine(key: str) -> Defects:
-        known, size = opened.size(key), size_of(key) if size_of else None
-        replaced = known and size and known != size
-        text = f"the image is {size}, and was {known}"
-        return one(opened, key) or ([("replaced", text)] if replaced else [])
+        defects = one(opened, key)
+        if not defects and size_of and (known := opened.size(key)) and (size := size_of(key)) and size != known:
+            return [("replaced", f"the image is {size}, and was {known}")]
+        return defects
 
     for key, defects in _in_threads(examine, list(opened), progress):
         report.looked_at += 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 
-from patchbank.bank.check import KINDS, Finding, Progress, Report, examined, shape_defect, verify
+from patchbank.bank.check import KINDS, Finding, Progress, Report, SizeOf, examined, shape_defect, verify
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.parts import find_payload, part_size
 from patchbank.bank.payload import Feature
@@ -26,8 +26,6 @@ from patchbank.features import GRID
 from patchbank.locations import filesystem, is_remote
 
 _AT_ONCE = 64  # features that are read and then written
-
-SizeOf = Callable[[str], tuple[int, int] | None]  # a key -> (width, height); None if the image is not available
 
 
 @dataclass
@@ -197,7 +195,9 @@ def import_pickles(
     keys = sorted(files)
     written = _transfer(target, wanted, keys, read, set(reasons), overwrite, writing, stop)
     fixed = [
-        finding for finding in report.findings if KINDS[finding.kind].fix == "import" and finding.name not in useless
+        finding
+        for finding in report.findings
+        if KINDS[finding.kind].fix == "import" and finding.kind != "unlisted" and finding.name not in useless
     ]
     return Imported(written, fixed, left_out)
 

@@ -31,8 +31,8 @@ from patchbank.features import GRID, UNKNOWN
 from patchbank.locations import locate
 
 if TYPE_CHECKING:
-    from patchbank.bank.check import Report
-    from patchbank.bank.convert import Imported, SizeOf
+    from patchbank.bank.check import Report, SizeOf
+    from patchbank.bank.convert import Imported
     from patchbank.bank.manifest import Manifest
     from patchbank.encoders.base import EncoderSpec
     from patchbank.encoders.runner import Runner
