@@ -35,6 +35,13 @@ class KeyNotInBank(BankError, KeyError):
         return Exception.__str__(self)
 
 
+def printable(text: str, allowed: str = "") -> str:
+    """The text with control and other invisible characters escaped, but for those allowed: it may come from data."""
+    if text.isprintable():
+        return text
+    return "".join(each if each in allowed or each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, without addresses: the same file always fails with the same words."""
     text = re.sub(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error)).strip() or type(error).__name__

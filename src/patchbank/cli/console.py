@@ -18,6 +18,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from patchbank.errors import printable
 from patchbank.files import bytes_text
 
 _WIDTH = 78  # largest width of a text beside another
@@ -77,14 +78,14 @@ def _print_labelled(label: str, style: str, message: str) -> None:
     stderr.print(Text.assemble((label, style), harmless(message)), soft_wrap=True)
 
 
-def harmless(text: str, allowed: str = "\n\t") -> str:
-    """The text with control characters escaped, but for those allowed."""
-    return "".join(each if each in allowed or each.isprintable() else repr(each)[1:-1] for each in text)
+def harmless(text: str) -> str:
+    """A text of several lines with other control characters escaped."""
+    return printable(text, "\n\t")
 
 
 def one_line(value: object) -> str:
     """A text from data, as part of a line: with line breaks escaped too, which would forge lines."""
-    return harmless(str(value), "")
+    return printable(str(value))
 
 
 def show_facts(place: Path, *facts: str) -> None:

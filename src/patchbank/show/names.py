@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from patchbank.errors import printable
 from patchbank.features import UNKNOWN
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def named_pairs(data: Dataset, key: str) -> list[tuple[list[float], list[float],
 def plain(value: object, longest: int = _LONGEST) -> str:
     """A text with invisible characters escaped; only the end of a long one. A file name may contain anything."""
     text = str(value)
-    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[-longest:])
+    shown = printable(text[-longest:])
     return shown if max(len(text), len(shown)) <= longest else f"…{shown[1 - longest :]}"
 
 
