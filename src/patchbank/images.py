@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +13,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from patchbank.errors import first_line
-from patchbank.files import LFS_POINTER
+from patchbank.files import LFS_POINTER, open_regular
 
 # Photographs that decode within the process; HEIF only if the package pillow-heif is installed. Pillow opens more: EPS
 # starts Ghostscript; IPTC opens a picture of any format in it; BUFR, GRIB, HDF5, MPEG and WMF it cannot decode by
@@ -35,9 +35,13 @@ def open_image(content: Path | BinaryIO) -> Iterator[Image.Image]:
     """An image to read and decode within the block.
 
     Raises OSError alone, for what the block raises too: the system's, with its errno, or one whose text is the reason.
+    A path must be a regular file's.
     """
     try:
-        with Image.open(content, formats=_formats()) as image:
+        with (
+            open_regular(content) if isinstance(content, Path) else nullcontext(content) as file,
+            Image.open(file, formats=_formats()) as image,
+        ):
             yield image
     except Exception as error:  # on damaged files, Pillow's plugins raise many kinds
         if isinstance(error, OSError) and error.errno is not None:
@@ -84,7 +88,7 @@ def _reason(error: Exception, content: Path | BinaryIO) -> str:
 
 def _start(content: Path | BinaryIO) -> bytes:
     if isinstance(content, Path):
-        with open(content, "rb") as file:
+        with open_regular(content) as file:
             return file.read(64)
     content.seek(0)
     return content.read(64)

@@ -189,8 +189,6 @@ def image_size(path: Path) -> tuple[int, int] | None:
     from patchbank.images import open_image
 
     try:
-        if not path.is_file():  # a pipe would wait for a writer for ever
-            return None
         with open_image(path) as image:
             return image.size
     except OSError:
