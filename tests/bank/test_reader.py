@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from patchbank import Bank, ExtractConfig, ImageTransform, extract, load_dataset, open_bank
+from patchbank.bank.convert import convert
 from patchbank.errors import BankError, KeyNotInBank
 from tests.support import REPOSITORY, photographs
 
@@ -96,3 +98,14 @@ def test_what_asks_for_no_tensor_needs_no_torch(bank: Bank) -> None:
         "assert len(bank) == 4; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program, str(bank.path)], check=True, cwd=REPOSITORY)
+
+
+def test_a_shard_cut_short_under_a_reader(bank: Bank, tmp_path: Path) -> None:
+    convert(bank, tmp_path / "bank", "shards", shard_size=1 << 20)
+    reader = open_bank(tmp_path / "bank", mmap=False)
+    assert all(torch.equal(reader[key], bank[key]) for key in bank)
+    shard = reader.file("photo_0003.jpg")
+    os.truncate(shard, shard.stat().st_size - 1)
+    assert torch.equal(reader["photo_0000.jpg"], bank["photo_0000.jpg"])
+    with pytest.raises(BankError, match="2,047 bytes came, not 2,048"):
+        reader["photo_0003.jpg"]

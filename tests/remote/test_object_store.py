@@ -284,7 +284,7 @@ def test_a_cached_feature_that_is_damaged_or_closed_is_fetched_again(
     def closed(path: Path) -> BufferedReader:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr("patchbank.bank.remote.open_regular", closed)  # root may read anything
+    monkeypatch.setattr("patchbank.bank.ranges.open_regular", closed)  # root may read anything
     assert torch.equal(bank[key], expected)
 
 

@@ -118,11 +118,12 @@ class Payload(ABC):
         return iter(())
 
     @abstractmethod
-    def columns(self, part: Part, cache: Path | None = None) -> Mapping[str, Column]:
+    def columns(self, part: Part, cache: Path | None = None, *, mmap: bool = True) -> Mapping[str, Column]:
         """A part's features, by field; nothing is read before a row is.
 
         Args:
             cache: a directory that keeps what comes from an object store.
+            mmap: whether to map shards of a directory into memory, or to read each row.
 
         Raises FileNotFoundError where the part is gone, BankError where it cannot be read.
         """

@@ -143,7 +143,7 @@ class Pickles(Payload):
         write_and_sync(temporary, pieces)
         return super().keep(key, pieces, scratch)._replace(pieces=(), file=(temporary, self.bank / pickle_name(key)))
 
-    def columns(self, part: Part, cache: Path | None = None) -> Mapping[str, Column]:
+    def columns(self, part: Part, cache: Path | None = None, *, mmap: bool = True) -> Mapping[str, Column]:
         """The one field, patch tokens."""
         return {GRID: partial(self._tokens, part)}
 

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 _ATTEMPTS = 100  # at reading what others are writing
 
 
-def open_bank(path: str | Path, *, cache: str | Path | None = None) -> Bank:
+def open_bank(path: str | Path, *, cache: str | Path | None = None, mmap: bool = True) -> Bank:
     """Open a bank for reading, whatever its layout.
 
     Args:
         path: its directory, or its URL in an object store (``s3://bucket/bank``).
         cache: a local directory that keeps features from an object store; None keeps none, unless the environment
             variable ``PATCHBANK_CACHE`` names one. It grows to what was read, and may be deleted.
+        mmap: whether to map shards into memory. A process ends with SIGBUS when a mapped file is cut short or its
+            network disk fails; with False each read opens the file, and raises BankError.
 
     Returns:
         A mapping: ``bank["HICO_train2015_00000001.jpg"]`` is the (N, D) tensor of that image's patch tokens.
@@ -43,7 +45,7 @@ def open_bank(path: str | Path, *, cache: str | Path | None = None) -> Bank:
         ConfigError: it is a URL of a store whose library is not installed.
     """
     cache = cache or os.environ.get("PATCHBANK_CACHE") or None
-    return Bank(locate(path), None if cache is None else Path(cache).expanduser())
+    return Bank(locate(path), None if cache is None else Path(cache).expanduser(), mmap=mmap)
 
 
 def _no_bank(directory: Path) -> str:
@@ -93,12 +95,13 @@ class Bank(Mapping[str, "Tensor"]):
         path: Path,
         cache: Path | None = None,
         *,
+        mmap: bool = True,
         damaged: Literal["raise", "skip"] = "raise",
         known: Iterable[Part] = (),
     ) -> None:
         """
         Args:
-            cache: as in `open_bank`.
+            cache, mmap: as in `open_bank`.
             damaged: what to do about a damaged part: raise, or leave it out.
             known: parts that were read before, and are not read again.
 
@@ -109,7 +112,7 @@ class Bank(Mapping[str, "Tensor"]):
             raise BankError(_no_bank(path))
         self.path = path
         self._payload = payload
-        self._cache = cache
+        self._cache, self._mmap = cache, mmap
         self._damaged = damaged
         self._state, entries = self._load(known)
         if not self._state.parts:
@@ -233,7 +236,9 @@ class Bank(Mapping[str, "Tensor"]):
                 raise BankError(f"{self.path} had features of {key!r} when it was opened, and has none now.") from None
             try:
                 if (columns := state.columns[number]) is None:
-                    columns = state.columns[number] = self._payload.columns(state.parts[number], self._cache)
+                    columns = state.columns[number] = self._payload.columns(
+                        state.parts[number], self._cache, mmap=self._mmap
+                    )
                 return action(state.parts[number], row, columns)
             except FileNotFoundError:
                 # A run has put a more complete part in its place since the bank was opened.

@@ -21,7 +21,7 @@ from patchbank.bank.index import Entry, Part
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import fields, memory, pack
 from patchbank.bank.payload import LARGEST_HEADER, Column, Feature, Kept, Payload, Pieces, Rows
-from patchbank.bank.remote import fetch
+from patchbank.bank.ranges import fetch
 from patchbank.config import Layout
 from patchbank.errors import BankError
 from patchbank.locations import is_remote
@@ -80,14 +80,14 @@ class Shards(Payload):
             for entry in features:
                 yield kept[entry.key].pieces[number] if entry.key in kept else old(entry.key, field.name)
 
-    def columns(self, part: Part, cache: Path | None = None) -> Mapping[str, Column]:
-        """Each field's rows: mapped into memory, or fetched from an object store one at a time."""
+    def columns(self, part: Part, cache: Path | None = None, *, mmap: bool = True) -> Mapping[str, Column]:
+        """Each field's rows: mapped into memory, or read one at a time, as from an object store."""
         stored = fields(part.manifest.outputs)
-        if is_remote(part.path):
+        if (remote := is_remote(part.path)) or not mmap:
             tensors = self.tensors(part.manifest, len(part.features))
             begins = [part.begin + tensors[field.name]["data_offsets"][0] for field in stored]
             return {
-                field.name: partial(fetch, self.parts, part, field, begin, cache)
+                field.name: partial(fetch, self.parts, part, field, begin, cache if remote else None)
                 for field, begin in zip(stored, begins, strict=True)
             }
         import torch

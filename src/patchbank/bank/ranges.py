@@ -1,4 +1,4 @@
-"""Features of a bank in an object store: fetched one at a time, and cached in a local directory on request.
+"""Features read from a shard by their byte range; those of an object store are cached in a local directory on request.
 
 A cached file is named by the checksum of its feature, and ends with that of its own bytes. So it never grows stale,
 serves every bank that holds the same feature, is fetched again when damaged, and may be deleted at any time.
