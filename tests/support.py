@@ -35,6 +35,7 @@ from patchbank.datasets import Dataset, Sample
 from patchbank.datasets.sources import Directory
 from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import MODELS, Model
+from patchbank.errors import PatchbankError
 from patchbank.extraction.devices import Devices
 from patchbank.extraction.plan import describe
 from patchbank.files import scratch_directory
@@ -223,6 +224,8 @@ def patchbank(*arguments: object, tiny: bool = True, check: int | None = None, *
         except SystemExit as end:
             code = end.code or 0
             assert isinstance(code, int), code
+        finally:
+            PatchbankError.flags = False  # as in every other process that calls the library
     return _checked(Done(line, code, stdout.getvalue(), stderr.getvalue()), check)
 
 

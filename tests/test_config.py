@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from patchbank.config import WHOLE, ExtractConfig, Option, Partition, checked, choices, partition_of_environment
+from patchbank.config import WHOLE, ExtractConfig, Option, Partition, choices, partition_of_environment
 from patchbank.encoders import model_name
-from patchbank.errors import ConfigError
+from patchbank.errors import BankError, ConfigError, PatchbankError
 
 
 def array(index: int, count: int, lowest: int = 0, step: int = 1) -> dict[str, str]:
@@ -97,7 +97,7 @@ def test_nonsense_is_refused(environment: dict[str, str], message: str) -> None:
 def test_auto_asks_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in {*array(0, 1), *processes(0, 1), *torchrun(0, 1)}:
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ConfigError, match="--partition auto"):
+    with pytest.raises(ConfigError, match=r"^partition auto"):
         Partition.parse("auto")
     for name, value in array(3, 16).items():
         monkeypatch.setenv(name, value)
@@ -148,10 +148,14 @@ def test_a_model_has_its_usual_spellings() -> None:
         model_name("nonsense")
 
 
-def test_an_error_of_the_command_line_names_the_option() -> None:
-    batch_size = next(each for each in fields(ExtractConfig) if each.name == "batch_size")
-    with pytest.raises(ConfigError, match=r"^--batch-size must be at least 1, not 0\.$"):
-        checked(batch_size, 0, "--batch-size")
+def test_errors_name_arguments_in_python_and_options_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"^batch_size must be at least 1, not 0\.$") as caught:
+        ExtractConfig(batch_size=0)
+    monkeypatch.setattr(PatchbankError, "flags", True)
+    assert str(caught.value) == "--batch-size must be at least 1, not 0."
+    monkeypatch.undo()
+    error = BankError("/x/a--b-c.jpg is in `patchbank extract --out B`. Use (--num-workers 2) or --prefix.")
+    assert str(error) == "/x/a--b-c.jpg is in `patchbank extract --out B`. Use (num_workers 2) or prefix."
 
 
 def test_text_is_taken_where_the_command_line_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:

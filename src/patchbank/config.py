@@ -77,16 +77,12 @@ def choices(kind: Any) -> tuple[str, ...]:
     return tuple(value for part in get_args(kind) for value in choices(part))
 
 
-def checked(each: dataclasses.Field[Any], value: Any, name: str) -> Any:
+def checked(each: dataclasses.Field[Any], value: Any) -> Any:
     """The field's value: parsed if it is text, and checked.
 
-    Args:
-        name: its name in errors: ``batch_size`` in Python, ``--batch-size`` on the command line.
-
-    Raises:
-        ConfigError: it is not one of the choices, too small, too large, or cannot be parsed.
+    Raises ConfigError if it is not one of the choices, too small, too large, or cannot be parsed.
     """
-    stated, allowed = Option.of(each), choices(each.type)
+    stated, allowed, name = Option.of(each), choices(each.type), flag(each.name)
     if value is None and type(None) in get_args(each.type):
         return None
     if stated.parse is not None and isinstance(value, str | PurePath):
@@ -310,11 +306,11 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            object.__setattr__(self, each.name, checked(each, getattr(self, each.name), each.name))
+            object.__setattr__(self, each.name, checked(each, getattr(self, each.name)))
         if self.overwrite and self.partition != WHOLE:
             raise ConfigError(
-                "overwrite together with a partition would delete what the other partitions wrote. "
-                "Remove the bank first, then start the partitions without overwrite."
+                "--overwrite together with a --partition would delete what the other partitions wrote. "
+                "Remove the bank first, then start the partitions without --overwrite."
             )
 
     def arguments(self) -> tuple[str, ...]:

@@ -6,10 +6,24 @@ The last line of a message of several lines is what to do.
 from __future__ import annotations
 
 import re
+from typing import ClassVar
+
+_FLAG = re.compile(r"(?<![^\s(])--([a-z]+(?:-[a-z]+)*)\b")  # not within a path
 
 
 class PatchbankError(Exception):
-    """The base class: the setup is wrong, or the run cannot continue. The command line exits with code 2."""
+    """The base class: the setup is wrong, or the run cannot continue. The command line exits with code 2.
+
+    Attributes:
+        flags: whether messages name options as the command line does, ``--batch-size``, or as Python's arguments are
+            named, ``batch_size``. Messages are written with flags.
+    """
+
+    flags: ClassVar[bool] = False
+
+    def __str__(self) -> str:  # nor KeyError's, which would show the message in quotes
+        text = Exception.__str__(self)
+        return text if PatchbankError.flags else _with_arguments(text)
 
 
 class ConfigError(PatchbankError):
@@ -31,8 +45,12 @@ class BankError(PatchbankError):
 class KeyNotInBank(BankError, KeyError):
     """The bank holds no feature for this key: it was never listed, or its extraction failed."""
 
-    def __str__(self) -> str:  # KeyError would show the message in quotes
-        return Exception.__str__(self)
+
+def _with_arguments(text: str) -> str:
+    """A message with each ``--option`` as the name of an argument, but for those in `commands`."""
+    parts = text.split("`")
+    parts[::2] = [_FLAG.sub(lambda flag: flag[1].replace("-", "_"), part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def printable(text: str, allowed: str = "") -> str:

@@ -175,7 +175,7 @@ def test_what_cannot_be_converted(banks: Path, tmp_path: Path, monkeypatch: pyte
     for target in (banks / "ezhoi/sub", banks, tmp_path / "link/sub"):
         with pytest.raises(BankError, match="or in it"):
             converted(banks / "ezhoi", target, "shards", overwrite=True)
-    with pytest.raises(ConfigError, match="int8 is for --layout shards"):
+    with pytest.raises(ConfigError, match="int8 is for layout shards"):
         converted(banks / "ezhoi", tmp_path / "int8", "ezhoi", "int8")
     with pytest.raises(BankError, match="layout: the bank has shards, this run ezhoi"):
         converted(banks / "ezhoi", banks / "shards", "ezhoi")

@@ -99,10 +99,10 @@ def test_a_name_cannot_lead_out_of_the_image_directory(tmp_path: Path, name: str
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"trainval_hico\.json.*instances_train2015\.json.*--annotations"):
+    with pytest.raises(DatasetError, match=r"trainval_hico\.json.*instances_train2015\.json.*annotations"):
         load_dataset("hicodet", tmp_path, "train")
     hico_root(tmp_path, 2, splits=["train"])
-    with pytest.raises(DatasetError, match=r"nowhere does not exist.*--images"):
+    with pytest.raises(DatasetError, match=r"nowhere does not exist.*images"):
         load_dataset("hicodet", tmp_path, "train", images=tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="no split 'val' of hicodet"):
         load_dataset("hicodet", tmp_path, "val")

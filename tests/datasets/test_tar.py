@@ -225,7 +225,7 @@ def test_two_tars_with_one_key(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     for name in ("a.tar", "b.tar", "d/a.tar"):
         write_tar(tmp_path / name, [("x.jpg", b"1")])
-    with pytest.raises(DatasetError, match=r"a\.tar and .*b\.tar both hold 'x\.jpg'.*--prefix"):
+    with pytest.raises(DatasetError, match=r"a\.tar and .*b\.tar both hold 'x\.jpg'.*prefix"):
         load_dataset("tar", [tmp_path / "a.tar", tmp_path / "b.tar"])
     keys = [sample.key for sample in load_dataset("tar", tmp_path / "*.tar", prefix=True).samples]
     assert keys == ["a/x.jpg", "b/x.jpg"]

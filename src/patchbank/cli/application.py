@@ -52,6 +52,7 @@ def _root(
 
 def main() -> None:
     """Run the command line. Exits with 0, 1 (some images failed), 2 (the setup is wrong), 130 or 143 (stopped)."""
+    PatchbankError.flags = True
     for stream in (sys.stdout, sys.stderr):
         # A file name may hold characters that the terminal cannot show.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -104,7 +104,7 @@ def _changed(each: Field[Any], **attributes: Any) -> Field[Any]:
 
 
 def _value(each: Field[Any], given: Any) -> Any:
-    return each.default if given is None else checked(each, given, flag(each.name))
+    return each.default if given is None else checked(each, given)
 
 
 def _parameter(each: Field[Any]) -> inspect.Parameter:

@@ -200,7 +200,7 @@ def _for_part(dataset: Dataset, config: ExtractConfig) -> ExtractConfig:
     if config.limit is not None:
         raise ConfigError("--limit counts images from the first file on, and a part opens its own only: leave it out.")
     if config.overwrite:
-        raise ConfigError("overwrite would delete what the other partitions wrote: remove the bank first.")
+        raise ConfigError("--overwrite would delete what the other partitions wrote: remove the bank first.")
     return replace(config, partition=dataset.part)
 
 

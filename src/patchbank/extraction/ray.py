@@ -87,7 +87,7 @@ def _named(error: PatchbankError) -> PatchbankError:
     import ray
 
     address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    return type(error)(f"On the node {address}: {error}")
+    return type(error)(f"On the node {address}: {error.args[0]}")  # with flags: the driver knows who reads it
 
 
 def run(
