@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,12 +32,14 @@ from patchbank.bank.manifest import Manifest
 from patchbank.cli import console, main
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Dataset, Sample
+from patchbank.datasets.samples import Failure
 from patchbank.datasets.sources import Directory
 from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import MODELS, Model
 from patchbank.errors import PatchbankError
 from patchbank.extraction.devices import Devices
 from patchbank.extraction.plan import describe
+from patchbank.extraction.progress import Progress
 from patchbank.files import scratch_directory
 
 # As small as CLIP's architecture allows (one head is 64 wide); 16 patch tokens of 32 dimensions.
@@ -313,6 +315,13 @@ def abandoned_scratch(directory: Path) -> Path:
 def no_leftovers(directory: Path) -> bool:
     """Whether nothing temporary lies in a bank."""
     return not list(directory.glob(".*"))
+
+
+class OnBatch(Progress):
+    """A run's progress: calls a function with every batch's numbers."""
+
+    def __init__(self, function: Callable[[int, Sequence[Failure]], object]) -> None:
+        self.advance = function  # type: ignore[assignment]
 
 
 class SecondLook(Event):

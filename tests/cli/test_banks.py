@@ -26,6 +26,7 @@ from tests.support import (
     REPOSITORY,
     TINY,
     TINY_VOCABULARY,
+    OnBatch,
     contents,
     hico_root,
     patchbank,
@@ -349,7 +350,7 @@ def test_a_plan_notes_another_run_of_the_same_images(tmp_path: Path, tiny_config
         for part in ("0/1", "1/4", "2/4"):
             notes[part] = make_plan(dataset, bank, replace(tiny_config, partition=Partition.parse(part))).notes
 
-    extract(dataset, bank, replace(tiny_config, partition=Partition(1, 2)), on_progress=meanwhile)
+    extract(dataset, bank, replace(tiny_config, partition=Partition(1, 2)), progress=OnBatch(meanwhile))
     assert notes["1/4"] == () and notes["0/1"] == notes["2/4"]
     assert f"process {os.getpid()}" in notes["0/1"][0] and "part 1/2" in notes["0/1"][0]
     assert make_plan(dataset, bank, tiny_config).notes == ()

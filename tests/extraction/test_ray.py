@@ -21,7 +21,7 @@ from patchbank.extraction import work
 from patchbank.extraction.cluster import workers
 from patchbank.extraction.ray import _cpus
 from tests.datasets.packed import packed
-from tests.support import contents, no_leftovers, patchbank, photographs
+from tests.support import OnBatch, contents, no_leftovers, patchbank, photographs
 
 pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -71,7 +71,7 @@ def run(
         stop = options.pop("stop", None)
         bank = tmp_path / "bank"
         dataset = dataset or load_dataset("folder", images)
-        return extract(dataset, bank, replace(config, **options), on_progress=progress, stop=stop)
+        return extract(dataset, bank, replace(config, **options), progress=OnBatch(progress), stop=stop)
 
     return function
 

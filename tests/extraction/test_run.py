@@ -27,6 +27,7 @@ from tests.reference.original import Original
 from tests.support import (
     TINY,
     TINY_VOCABULARY,
+    OnBatch,
     contents,
     hico_root,
     no_leftovers,
@@ -77,7 +78,7 @@ def test_one_run(images: Path, config: ExtractConfig, tmp_path: Path) -> None:
         load_dataset("folder", images),
         tmp_path / "bank",
         config,
-        on_progress=lambda count, _: committed.append(count),
+        progress=OnBatch(lambda count, _: committed.append(count)),
     )
     assert summary.images == sum(committed) == 11
     assert (
@@ -436,7 +437,7 @@ def test_two_runs_at_once_are_harmless(
             began = True
             extract(dataset, tmp_path, config)
 
-    execute(plan, runner, on_progress=meanwhile)
+    execute(plan, runner, progress=OnBatch(meanwhile))
     assert began
     assert contents(tmp_path) == expected
 

@@ -93,7 +93,7 @@ def demo(
         assert runner is not None  # with overwrite, every image is to do
         title = f"{plan.dataset.title}, {_MODEL}"
         with StopOnSignal() as signals, CountProgress(title, len(plan.todo)) as progress:
-            execute(plan, runner, on_progress=progress.advance, stop=signals.stop)
+            execute(plan, runner, progress=progress, stop=signals.stop)
         if signals.exit_code is not None:
             raise typer.Exit(signals.exit_code)
         bank = open_bank(plan.out)

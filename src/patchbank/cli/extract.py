@@ -218,9 +218,7 @@ def run_jobs(
             runner = load_runner(plan, runner) or runner
         title = f"{plan.dataset.title}, {plan.encoder.name}"
         with signals, CountProgress(title, len(plan.todo)) as progress:
-            summary = execute(
-                plan, runner if plan.todo else None, on_progress=progress.advance, stop=signals.stop, say=show_note
-            )
+            summary = execute(plan, runner if plan.todo else None, progress=progress, stop=signals.stop, say=show_note)
         summaries.append(summary)
         if not run.json:
             show_summary(plan, summary)

@@ -20,12 +20,13 @@ from rich.progress import (
 from rich.text import Text
 
 from patchbank.cli.console import can_redraw, count_text, duration_text, some, stderr
+from patchbank.extraction.progress import Progress as Progress_
 from patchbank.files import bytes_text
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class CountProgress:
+class CountProgress(Progress_):
     """Counts images: call it with (done, total), which starts it; or give it the total, and `advance` it.
 
     A context manager: no bar is left if the work stops early.

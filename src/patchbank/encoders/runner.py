@@ -37,9 +37,18 @@ class Runner:
     """
 
     def __init__(
-        self, spec: EncoderSpec, device: torch.device, *, batch_size: int | None = None, compiled: bool = False
+        self,
+        spec: EncoderSpec,
+        device: torch.device,
+        *,
+        batch_size: int | None = None,
+        compiled: bool = False,
+        stage: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Load an encoder. Raises WeightsError, and ConfigError if a batch needs more memory than this machine has."""
+        """Load an encoder; `stage` is called with what begins.
+
+        Raises WeightsError, and ConfigError if a batch needs more memory than this machine has.
+        """
         self.spec = spec
         self.device = device
         self.batch_size = batch_size or auto_batch_size(spec.input.grid, device)
@@ -49,6 +58,7 @@ class Runner:
         self.notes: list[str] = []
         self._copies: torch.cuda.Stream | None = None
         self._precision = spec.identity.get("precision", "")
+        stage("loading and packing weights" if device.type == "cpu" else "loading weights")
         self.encoder: Encoder = spec.load(device, self.batch_size)
         self._compiled: Forward | None = None  # for batches of exactly `batch_size`
         if self._precision == "bf16" and device.type == "cpu" and not has_bfloat16():
@@ -57,6 +67,7 @@ class Runner:
                 "than fp32, and less exact."
             )
         if compiled:
+            stage("compiling")
             blank = torch.zeros(self.batch_size, *spec.input.size, 3, dtype=torch.uint8, device=device)
             with float32_products(self._precision):
                 self._compiled, notes = compile_forward(self.encoder, blank)

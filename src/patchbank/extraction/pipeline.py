@@ -77,8 +77,9 @@ class Stages:
             -> (B, ...) on the CPU. Called from one thread.
         add: gives features and failures to the bank, in the images' order; called from one thread. Returns the failures
             of features that cannot be stored.
-        added: called after each `add`, from the thread that calls `run`: the number of features, and all failures.
+        added: called after each `add`, at once and from its thread: the number of features, and all failures.
         pinned: whether to put pixels into page-locked memory, from which CUDA copies while it computes.
+        deferred: whether `submit` returns before the batch is computed: then one more is begun before this is received.
     """
 
     decode: Callable[[Sample, ByteBudget], Decoded | Failure]
@@ -86,6 +87,7 @@ class Stages:
     add: Callable[[Sequence[Feature], Sequence[Failure]], Sequence[Failure]]
     added: Callable[[int, Sequence[Failure]], None]
     pinned: bool = False
+    deferred: bool = True
 
 
 def encode_into(
@@ -119,6 +121,7 @@ def encode_into(
         add=bank.add,
         added=added,
         pinned=runner.device.type == "cuda",
+        deferred=runner.device.type == "cuda",
     )
     workers = config.workers or auto_workers() * (_REQUESTS if any(each.source.remote for each in todo[:1]) else 1)
     batch_size = bank.manifest.batch_size
@@ -163,14 +166,14 @@ def run(
     decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     writer = ThreadPoolExecutor(1, thread_name_prefix="write")
     begun: deque[tuple[Sequence[tuple[int, Decoded]], list[Failure], Callable[[], Outputs]]] = deque()
-    additions: deque[Future[tuple[int, Sequence[Failure]]]] = deque()
+    additions: deque[Future[None]] = deque()
 
-    def add(features: list[Feature], failures: list[Failure], held: int) -> tuple[int, Sequence[Failure]]:
+    def add(features: list[Feature], failures: list[Failure], held: int) -> None:
         try:
             refused = stages.add(features, failures)
         finally:
             writing.release(held)
-        return len(features) - len(refused), [*failures, *refused]
+        stages.added(len(features) - len(refused), [*failures, *refused])
 
     def finish(images: Sequence[tuple[int, Decoded]], failures: list[Failure], wait: Callable[[], Outputs]) -> None:
         """Give a batch's features to the writer when they are computed."""
@@ -180,7 +183,7 @@ def run(
         held = writing.acquire(sum(feature.nbytes for feature in features))
         additions.append(writer.submit(add, features, failures, held))
         while additions and (additions[0].done() or len(additions) > _WRITING_BATCHES):
-            stages.added(*additions.popleft().result())
+            additions.popleft().result()
         times.write += time.perf_counter() - encoded
 
     try:
@@ -197,14 +200,14 @@ def run(
             wait = stages.submit(_batch(images, batch_size, input_size, stages.pinned)) if images else dict
             times.encode += time.perf_counter() - decoded
             begun.append((images, failures, wait))
-            if len(begun) > 1:  # compute this batch while receiving the one before
+            if len(begun) > stages.deferred:  # compute this batch while receiving the one before
                 finish(*begun.popleft())
         while begun:
             finish(*begun.popleft())
 
         began = time.perf_counter()
         while additions:
-            stages.added(*additions.popleft().result())
+            additions.popleft().result()
         times.write += time.perf_counter() - began
     finally:
         decoders.shutdown(wait=True, cancel_futures=True)

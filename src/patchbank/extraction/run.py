@@ -25,15 +25,13 @@ from patchbank.extraction import processes
 from patchbank.extraction.advice import advise
 from patchbank.extraction.pipeline import StageTimes, encode_into
 from patchbank.extraction.plan import ExtractPlan, check_disk, describe_run, make_plan
+from patchbank.extraction.progress import Progress
 from patchbank.extraction.work import Outcome, Task, units_of
 from patchbank.features import UNKNOWN
 from patchbank.locations import locate
 
 _ENOUGH = 4  # batches of a run that can say which stage bounds it
-
-# Called when the bank has taken a batch: features and failures since the last call. They are durable when the run ends,
-# and most of them earlier: a pickle at once, a shard when it is whole.
-OnProgress = Callable[[int, Sequence[Failure]], None]
+_SILENT = Progress()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,7 @@ def extract(
     config: ExtractConfig | None = None,
     *,
     encoder: EncoderSpec | None = None,
-    on_progress: OnProgress | None = None,
+    progress: Progress = _SILENT,
     stop: Event | None = None,
 ) -> ExtractSummary:
     """Extract a dataset's patch tokens into the bank `out`, or complete an existing bank.
@@ -93,7 +91,7 @@ def extract(
         out: the bank's directory, or an object store's URL (``s3://bucket/bank``).
         config: the options; None means `ExtractConfig`'s defaults, which are the original scripts'.
         encoder: the encoder (`patchbank.encoders.base.EncoderSpec`); None finds the configuration's model.
-        on_progress: called with every batch: (features, failures), for a progress bar.
+        progress: receives the run's stages and counts (`patchbank.extraction.progress.Progress`).
         stop: set it to end the run early; what is committed stays, and the next run continues.
 
     Returns:
@@ -103,12 +101,15 @@ def extract(
         PatchbankError: the setup is wrong (ConfigError, DatasetError, WeightsError, BankError), before anything is
             written; or the disk is full (BankError), after which the same call continues.
     """
+    progress.stage("looking at weights and bank")
     plan = make_plan(dataset, locate(out), config or ExtractConfig(), encoder=encoder)
     if len(plan.devices.names) > 1:
         processes.require_importable()
     check_disk([plan])
+    if plan.todo and plan.encoder.weights is None:
+        progress.stage("downloading weights")
     plan = obtain_weights(plan)
-    return execute(plan, load_runner(plan), on_progress=on_progress, stop=stop)
+    return execute(plan, load_runner(plan, progress=progress), progress=progress, stop=stop)
 
 
 def obtain_weights(plan: ExtractPlan, progress: DownloadProgress | None = None) -> ExtractPlan:
@@ -116,7 +117,7 @@ def obtain_weights(plan: ExtractPlan, progress: DownloadProgress | None = None) 
     return replace(plan, encoder=plan.encoder.obtain(progress)) if plan.todo else plan
 
 
-def load_runner(plan: ExtractPlan, loaded: Runner | None = None) -> Runner | None:
+def load_runner(plan: ExtractPlan, loaded: Runner | None = None, progress: Progress = _SILENT) -> Runner | None:
     """The encoder that a plan needs in this process; None if there is nothing to do, or other processes do it.
 
     Returns `loaded`, the encoder of an earlier plan, if it is the same. Raises WeightsError.
@@ -126,14 +127,14 @@ def load_runner(plan: ExtractPlan, loaded: Runner | None = None) -> Runner | Non
     batch_size, compiled = plan.manifest.batch_size, plan.manifest.compiled
     if loaded and (loaded.spec, loaded.batch_size, loaded.compiled) == (plan.encoder, batch_size, compiled):
         return loaded
-    return Runner(plan.encoder, plan.devices.first, batch_size=batch_size, compiled=compiled)
+    return Runner(plan.encoder, plan.devices.first, batch_size=batch_size, compiled=compiled, stage=progress.stage)
 
 
 def execute(
     plan: ExtractPlan,
     runner: Runner | None,
     *,
-    on_progress: OnProgress | None = None,
+    progress: Progress = _SILENT,
     stop: Event | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ExtractSummary:
@@ -155,8 +156,7 @@ def execute(
         nonlocal written
         written += count
         failures.update(failed)
-        if on_progress:
-            on_progress(count, failed)
+        progress.advance(count, failed)
 
     def done(outcome: Outcome) -> None:
         nonlocal helpers_bytes
@@ -167,16 +167,19 @@ def execute(
 
     positions = {sample.key: sample.position for sample in plan.dataset.samples}
     wanted = plan.manifest if plan.resumed or runner is None else replace(plan.manifest, compiled=runner.compiled)
+    progress.stage("opening the bank")
     overwrite, about = plan.config.overwrite, describe_run(plan.config)
     with BankWriter(plan.out, wanted, positions, overwrite=overwrite, known=plan.state, about=about) as bank:
         manifest = bank.manifest
         todo = [sample for sample in plan.selected if sample.key not in bank.done]
+        progress.start(len(todo))
         if runner is not None:
             times, notes, gone = encode_into(bank, runner, todo, plan.config, added=added, stop=stop.is_set)
         elif todo and plan.devices.shared:
             current = replace(plan, manifest=manifest, todo=todo, state=bank.state)
             _share_out(current, done, stop.is_set, say or (lambda _: None))
             bank.sweep()
+        progress.stage("finishing the bank")
     if gone:
         raise gone
     advice = advise(times.bound, manifest, plan.config) if written >= _ENOUGH * manifest.batch_size else None
