@@ -244,3 +244,23 @@ wrong = ("patchbank.encoders", "patchbank.cli", "patchbank.extraction", "typer",
 assert not [name for name in sys.modules if name.startswith(wrong)]
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_without_annotations_there_are_tokens_and_keys(root: Path, dataset: Dataset) -> None:
+    bank = open_bank(root / "shards_hicodet_train")
+    samples = FeatureDataset(bank)
+    assert len(samples) == 7 and samples.keys == list(bank)
+    tokens, key = samples[3]
+    assert key == samples.keys[3] and torch.equal(tokens, bank[key].float())
+    tokens, keys = next(iter(DataLoader(samples, 3, collate_fn=collate)))
+    assert tokens.shape == (3, 16, 32) and keys == samples.keys[:3]
+    folder = load_dataset("folder", dataset.images)
+    chosen = FeatureDataset(bank, folder[2:5], transform=lambda tokens, key: (tokens * 2, key.upper()))
+    assert [chosen[index][1] for index in range(3)] == [sample.key.upper() for sample in folder[2:5]]
+    with pytest.raises(ConfigError, match="give a dataset with annotations"):
+        FeatureDataset(bank, folder, "human")
+    with pytest.raises(ValueError, match="has no transform"):
+        RandomHorizontalFlip(1)(tokens[0], keys[0])
+    assert repr(samples) == f"<FeatureDataset keys: 7 x (16, 32) float32, from {bank.path}>"
+    paired = FeatureDataset(bank, dataset, "union", dtype=None)
+    assert repr(paired) == f"<FeatureDataset hicodet train: 7 x (16, 32) float16, regions union, from {bank.path}>"

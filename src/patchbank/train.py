@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,34 +15,35 @@ from patchbank.bank.reader import Bank, open_bank
 from patchbank.boxes import union_boxes
 from patchbank.config import ARCHIVES
 from patchbank.datasets import Dataset
-from patchbank.datasets.hoi import HOITarget
+from patchbank.datasets.hoi import HOIAnnotations, HOITarget
 from patchbank.errors import ConfigError, DatasetError
 from patchbank.features import UNKNOWN
 from patchbank.pool import pool_regions
 
 REGIONS = ("human", "object", "union")
 
-Sample = tuple[Tensor, HOITarget]
+Sample = tuple[Tensor, HOITarget | str]
 
 _NAMED = 20  # images in an error
 
 
 class FeatureDataset(torch.utils.data.Dataset[Sample]):
-    """The features of a dataset's images, with their human-object pairs: map-style, for any DataLoader and sampler.
+    """The features of images, with their human-object pairs or their keys: map-style, for any DataLoader and sampler.
 
-    A DataLoader over it needs ``collate_fn=patchbank.collate``, since images differ in their number of pairs.
+    A DataLoader over pairs needs ``collate_fn=patchbank.collate``, since images differ in their number of pairs.
 
     Attributes:
         bank: of the features.
-        dataset: the images, in this order.
+        dataset: the images; None without one.
+        keys: of the images, in this order.
     """
 
     def __init__(
         self,
         bank: Bank | str | Path,
-        dataset: Dataset,
+        dataset: Dataset | None = None,
         regions: str | Iterable[str] | None = None,
-        transform: Callable[[Tensor, HOITarget], Sample] | None = None,
+        transform: Callable[[Tensor, Any], tuple[Tensor, Any]] | None = None,
         *,
         dtype: torch.dtype | None = torch.float32,
         output_size: int = 7,
@@ -51,9 +52,10 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         """
         Args:
             bank: an open one, or its directory; of either layout.
-            dataset: from `load_dataset`; ``.with_pairs()`` leaves out images without pairs.
+            dataset: from `load_dataset`; ``.with_pairs()`` leaves out images without pairs. None: the whole bank.
             regions: the boxes of each pair to pool: some of ``human,object,union``; None for none.
             transform: called with tokens and target before regions are pooled, such as `RandomHorizontalFlip`.
+                The target is the image's key where there are no annotations.
             dtype: of the tokens; None keeps the bank's.
             output_size: bins a side of a region, as in `pool_regions`.
             missing: whether to raise on images without a feature, or to skip them.
@@ -63,7 +65,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
                 made of images of other sizes than the annotations', so that boxes would be misplaced; or the
                 annotations are malformed.
             BankError: the bank does not exist.
-            ConfigError: a region does not exist.
+            ConfigError: a region does not exist, or there are no annotated pairs for it.
         """
         self.bank = bank if isinstance(bank, Bank) else open_bank(bank)
         names = [name.strip() for name in (regions.split(",") if isinstance(regions, str) else regions or ())]
@@ -71,8 +73,19 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             raise ConfigError(f"missing is raise or skip, not {missing!r}.")
         if wrong := [name for name in names if name not in REGIONS]:
             raise ConfigError(f"There is no region {wrong[0]!r}. Choose from: {', '.join(REGIONS)}.")
+        self._regions = [name for name in REGIONS if name in names]
+        self._transform = transform
+        self._dtype = dtype
+        self._output_size = output_size
+        self._pairs: HOIAnnotations | None = None
+        self.dataset = dataset
+        if names and (dataset is None or not dataset.has_pairs):
+            raise ConfigError("regions are the boxes of annotated pairs: give a dataset with annotations.")
+        if dataset is None:
+            self.keys = list(self.bank)
+            return
         _require_same(self.bank, dataset)
-        lacking = [sample.key for sample in dataset.samples if sample.key not in self.bank]
+        lacking = [sample.key for sample in dataset if sample.key not in self.bank]
         if lacking and missing == "raise":
             why = f" ({self.bank.failures[lacking[0]]})" if lacking[0] in self.bank.failures else ""
             raise DatasetError(
@@ -81,33 +94,38 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             )
         if lacking:
             without = set(lacking)
-            dataset = dataset.of(each for each in dataset.samples if each.key not in without)
-        self.dataset = dataset
-        self._pairs = dataset.pairs  # read now, so that data-loader workers do not read it
-        _require_sizes(self.bank, dataset)
-        self._regions = [name for name in REGIONS if name in names]
-        self._transform = transform
-        self._dtype = dtype
-        self._output_size = output_size
+            self.dataset = dataset = dataset.of(each for each in dataset if each.key not in without)
+        self.keys = [sample.key for sample in dataset]
+        if dataset.has_pairs:
+            self._pairs = dataset.pairs  # read now, so that data-loader workers do not read it
+            _require_sizes(self.bank, dataset)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        """Patch tokens (N, D) on the CPU, not normalised, and the image's pairs.
+        """Patch tokens (N, D) on the CPU, not normalised; and the image's pairs, or its key without annotations.
 
         Raises BankError if the image's size is unknown and there are regions to pool.
         """
-        key = self.dataset.samples[index].key
+        key = self.keys[index]
         tokens = self.bank[key]
-        target = self._located(self._pairs.target(key))
+        target = self._located(self._pairs.target(key)) if self._pairs is not None else key
         if self._dtype is not None:
             tokens = tokens.to(self._dtype)
         if self._transform is not None:
             tokens, target = self._transform(tokens, target)
-        if self._regions:
+        if isinstance(target, HOITarget) and self._regions:
             target = self._pooled(tokens, target)
         return tokens, target
+
+    def __repr__(self) -> str:
+        dtype = self.bank.manifest.dtype if self._dtype is None else str(self._dtype).removeprefix("torch.")
+        regions = f", regions {', '.join(self._regions)}" if self._regions else ""
+        of = self.dataset.title if self.dataset else "keys"
+        return (
+            f"<FeatureDataset {of}: {len(self):,} x {self.bank.manifest.shape} {dtype}{regions}, from {self.bank.path}>"
+        )
 
     def _located(self, target: HOITarget) -> HOITarget:
         """The target with its size and transform from the bank."""
@@ -126,8 +144,8 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         return replace(target, regions=dict(zip(self._regions, parts, strict=True)))
 
 
-def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[HOITarget]]:
-    """Make a batch: tokens (B, N, D), and a list of B targets. A DataLoader's `collate_fn`."""
+def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[HOITarget | str]]:
+    """Make a batch: tokens (B, N, D), and a list of B targets or keys. A DataLoader's `collate_fn`."""
     tokens: Tensor = default_collate([tokens for tokens, _ in samples])  # in a worker, directly in shared memory
     return tokens, [target for _, target in samples]
 
@@ -145,8 +163,8 @@ def horizontal_flip(patch_tokens: Tensor, target: HOITarget) -> Sample:
     Raises:
         ValueError: the target has no transform, so that the grid and the image's width are unknown.
     """
-    if target.transform is None:
-        raise ValueError(f"the size of {target.key!r} is not known, so that its boxes cannot be flipped")
+    if not isinstance(target, HOITarget) or target.transform is None:
+        raise ValueError(f"{target!r} has no transform, without which its boxes cannot be flipped")
     grid = patch_tokens.unflatten(0, target.transform.grid)  # type: ignore[no-untyped-call]
     flipped = replace(
         target,
@@ -181,7 +199,8 @@ def _mirrored(boxes: Tensor, width: int) -> Tensor:
 def _require_same(bank: Bank, dataset: Dataset) -> None:
     """Raise DatasetError if the bank is of another dataset or split."""
     made_of = bank.manifest.dataset, bank.manifest.split
-    if made_of[0] in ("folder", *ARCHIVES, UNKNOWN) or made_of == (dataset.name, dataset.split):
+    anything = ("folder", *ARCHIVES, UNKNOWN)
+    if made_of[0] in anything or dataset.name in anything or made_of == (dataset.name, dataset.split):
         return
     raise DatasetError(
         f"The bank {bank.path} is of {' '.join(filter(None, made_of))}, and the dataset is {dataset.title}. "

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchbank.config import ResizeMode
+from patchbank.notebook import facts, geometry
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,17 @@ class ImageTransform:
     def mirror(self) -> ImageTransform:
         """The transform of the flipped grid, for boxes in the flipped image: ``(W - x2, y1, W - x1, y2)``."""
         return replace(self, mirrored=not self.mirrored)
+
+    def _repr_html_(self) -> str:
+        h, w = self.input_size
+        seen = " to ".join(f"({x:.0f}, {y:.0f})" for x, y in (self.visible[:2], self.visible[2:]))
+        values = {
+            "image": f"{self.width} x {self.height} pixels",
+            "input": f"{w} x {h} pixels, {self.mode}{', mirrored' * self.mirrored}",
+            "grid": f"{self.grid[0]} rows, {self.grid[1]} columns",
+            "seen": seen,
+        }
+        return facts("ImageTransform", values) + geometry(self)
 
 
 def _shown(first: float, last: float, cells: int) -> NDArray[np.bool_]:

@@ -236,3 +236,14 @@ def test_the_fields_real_files(file_name: str, listed: int) -> None:
     names = read_file_names(path)
     assert len(names) == len(set(names)) == listed
     assert all(name.endswith(".jpg") for name in names)
+
+
+def test_a_dataset_is_a_sequence_of_samples(tmp_path: Path) -> None:
+    photographs(tmp_path / "images", 5)
+    dataset = load_dataset("folder", tmp_path / "images")
+    assert [sample.key for sample in dataset] == [f"photo_000{number}.jpg" for number in range(5)]
+    assert dataset[-1].key == "photo_0004.jpg" and dataset[0] in dataset and len(dataset[1:3]) == 2
+    assert repr(dataset[1:3]) == f"<Dataset folder: 2 images in {tmp_path / 'images'}>"
+    assert dataset[1:3].samples == dataset.samples[1:3]
+    annotated = load_dataset("hicodet", hico_root(tmp_path / "root", 4), "train")
+    assert annotated[2:].target(annotated[2].key).key == annotated[2].key

@@ -7,6 +7,8 @@ import json
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from patchbank.extraction.recompute import recompute
 from patchbank.extraction.run import execute, load_runner
 from tests.reference.original import Original
 from tests.support import (
+    REPOSITORY,
     TINY,
     TINY_VOCABULARY,
     OnBatch,
@@ -546,3 +549,28 @@ def test_pickles_that_vanish_after_the_plan_are_made_again(
     (tmp_path / "photo_0002_clip.pkl").unlink()
     execute(plan, load_runner(plan))
     assert contents(tmp_path) == expected_pickles
+
+
+def test_a_bar_in_an_interactive_session_or_on_request(tiny_weights: Path, tmp_path: Path) -> None:
+    photographs(tmp_path / "images", 4)
+    (tmp_path / "images/broken.jpg").write_bytes(b"no image")
+
+    def stderr(out: str, progress: object, *options: str) -> str:
+        program = (
+            "from patchbank import ExtractConfig, extract, load_dataset\n"
+            "from tests.support import MODELS, TINY\n"
+            "MODELS['tiny'] = TINY\n"
+            f"config = ExtractConfig(model='tiny', weights={str(tiny_weights)!r})\n"
+            f"extract(load_dataset('folder', {str(tmp_path / 'images')!r}), {str(tmp_path / out)!r}, config,"
+            f" progress={progress})\n"
+        )
+        done = subprocess.run(
+            [sys.executable, *options], input=program, cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+        return done.stderr
+
+    bar = stderr("asked", True)
+    assert "loading and packing weights" in bar and "5/5" in bar and "failed=1" in bar
+    assert stderr("script", None) == ""
+    assert "5/5" in stderr("session", None, "-i", "-q")
+    assert "images" not in stderr("silent", False, "-i", "-q")

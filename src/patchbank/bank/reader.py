@@ -19,6 +19,7 @@ from patchbank.bank.pickles import pickles_in
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import CLS, GRID
 from patchbank.locations import is_remote, locate
+from patchbank.notebook import facts
 from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
@@ -268,3 +269,17 @@ class Bank(Mapping[str, "Tensor"]):
             f"<Bank {self.path}: {len(self)} x {self.manifest.shape} {self.manifest.dtype}, "
             f"{self.manifest.model}, {len(self.failures)} failed>"
         )
+
+    def _repr_html_(self) -> str:
+        made = self.manifest
+        outputs = (f"{name} {tuple(each.shape)} {each.dtype}" for name, each in made.outputs.items())
+        values = {
+            "features": f"{len(self):,}, such as {next(iter(self))}" if self._entries else "none",
+            "failed images": f"{len(self.failures):,}",
+            "outputs": ", ".join(outputs),
+            "grid": f"{made.grid[0]} rows, {made.grid[1]} columns",
+            "model": made.model,
+            "dataset": made.title,
+            "layout": made.layout,
+        }
+        return facts(f"Bank {self.path}", values)

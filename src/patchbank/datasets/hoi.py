@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from patchbank.datasets.classes import OBJECTS, VERBS
 from patchbank.errors import DatasetError
+from patchbank.notebook import facts, table
 from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
@@ -61,6 +63,16 @@ class HOITarget:
     def __repr__(self) -> str:
         regions = f", regions {', '.join(self.regions)}" if self.regions else ""
         return f"<HOITarget {self.key}: {len(self)} pairs, {self.size}{regions}>"
+
+    def _repr_html_(self) -> str:
+        boxes = (
+            [", ".join(f"{each:g}" for each in box) for box in boxes.tolist()] for boxes in (self.boxes_h, self.boxes_o)
+        )
+        objects = [OBJECTS[each] if each < len(OBJECTS) else each for each in self.object.tolist()]
+        # V-COCO's annotations have no hoi classes, and HICO-DET's verbs need not be its actions.
+        verbs = [VERBS[each] if self.hoi is not None else each for each in self.verb.tolist()]
+        rows = list(zip(*boxes, objects, verbs, strict=True))
+        return facts(repr(self)[1:-1], {}) + table(("human", "object", "is a", "verb"), rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process by value: a data-loader worker would send each small tensor as a file."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from patchbank.config import WHOLE, Partition
 from patchbank.datasets.sources import Directory, Source
 from patchbank.errors import DatasetError
 from patchbank.files import is_plain
+from patchbank.notebook import facts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,9 +70,9 @@ class Failure(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """The images of one split, and their annotations. The pairs are read on first use.
+@dataclass(frozen=True, repr=False)
+class Dataset(Sequence[Sample]):
+    """The images of one split, and their annotations: a sequence of samples. The pairs are read on first use.
 
     Attributes:
         name: ``hicodet``, ``vcoco``, ``folder``, ``tar`` or ``parquet``.
@@ -89,10 +90,10 @@ class Dataset:
     name: str
     split: str | None
     images: Path
-    samples: tuple[Sample, ...] = field(repr=False)
+    samples: tuple[Sample, ...]
     annotations: Path | None = None
     root: Path | None = None
-    chosen: HOIAnnotations | None = field(default=None, repr=False)
+    chosen: HOIAnnotations | None = None
     part: Partition = WHOLE
     damaged: Mapping[str, str] = field(default_factory=dict)
     passed_over: Mapping[str, int] = field(default_factory=dict)
@@ -100,10 +101,40 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Dataset: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | Dataset:
+        """A sample; of a slice, the dataset of these samples."""
+        return self.of(self.samples[index]) if isinstance(index, slice) else self.samples[index]
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self.title}: {len(self):,} images in {self.images}>"
+
+    def _repr_html_(self) -> str:
+        values = {
+            "images": f"{len(self):,}, such as {self.samples[0].key}" if self.samples else "none",
+            "directory": self.images,
+            "annotations": self.annotations,
+            "damaged": ", ".join(self.damaged),
+        }
+        return facts(self.title, values)
+
     @property
     def title(self) -> str:
         """``hicodet train``, or ``folder``."""
         return f"{self.name} {self.split}" if self.split else self.name
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there are annotations."""
+        return self.chosen is not None or self.annotations is not None
 
     @cached_property
     def pairs(self) -> HOIAnnotations:
@@ -149,7 +180,7 @@ class Dataset:
 
     def of(self, samples: Iterable[Sample]) -> Dataset:
         """Only these images, with the pairs of all."""
-        return replace(self, samples=tuple(samples), chosen=self.pairs)
+        return replace(self, samples=tuple(samples), chosen=self.pairs if self.has_pairs else None)
 
     def without_hois(self, hois: Iterable[int] | str | Path) -> Dataset:
         """Leave out the pairs of some hoi classes, such as a zero-shot setting's unseen ones, and then empty images.

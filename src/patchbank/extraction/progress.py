@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,3 +29,45 @@ class Progress:
 
         They are durable when the run ends, and most of them earlier: a pickle at once, a shard when it is whole.
         """
+
+
+class Bar(Progress):
+    """A bar of tqdm's: a widget in a notebook, a line elsewhere."""
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without ipywidgets a notebook gets the line
+            from tqdm.auto import tqdm
+        self._bar = tqdm(unit=" images")
+        self._failed = 0
+
+    def stage(self, text: str) -> None:
+        """Before the bar."""
+        self._bar.set_description(text)
+
+    def start(self, total: int) -> None:
+        """The clock begins."""
+        self._bar.reset(total)
+
+    def advance(self, written: int, failed: Sequence[Failure]) -> None:
+        """Behind the bar, the number of failures."""
+        self._failed += len(failed)
+        if self._failed:
+            self._bar.set_postfix(failed=self._failed, refresh=False)
+        self._bar.update(written + len(failed))
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+
+@contextmanager
+def reporting(progress: Progress | bool | None) -> Iterator[Progress]:
+    """What a run reports to: the caller's object, a `Bar`, or nothing; None is a bar in an interactive session."""
+    if isinstance(progress, Progress):
+        yield progress
+    elif progress or (progress is None and hasattr(sys, "ps1")):
+        with closing(Bar()) as bar:
+            yield bar
+    else:
+        yield Progress()

@@ -25,7 +25,7 @@ from patchbank.extraction import processes
 from patchbank.extraction.advice import advise
 from patchbank.extraction.pipeline import StageTimes, encode_into
 from patchbank.extraction.plan import ExtractPlan, check_disk, describe_run, make_plan
-from patchbank.extraction.progress import Progress
+from patchbank.extraction.progress import Progress, reporting
 from patchbank.extraction.work import Outcome, Task, units_of
 from patchbank.features import UNKNOWN
 from patchbank.locations import locate
@@ -81,7 +81,7 @@ def extract(
     config: ExtractConfig | None = None,
     *,
     encoder: EncoderSpec | None = None,
-    progress: Progress = _SILENT,
+    progress: Progress | bool | None = None,
     stop: Event | None = None,
 ) -> ExtractSummary:
     """Extract a dataset's patch tokens into the bank `out`, or complete an existing bank.
@@ -91,7 +91,8 @@ def extract(
         out: the bank's directory, or an object store's URL (``s3://bucket/bank``).
         config: the options; None means `ExtractConfig`'s defaults, which are the original scripts'.
         encoder: the encoder (`patchbank.encoders.base.EncoderSpec`); None finds the configuration's model.
-        progress: receives the run's stages and counts (`patchbank.extraction.progress.Progress`).
+        progress: True draws a bar, False none, None one in an interactive session such as a notebook. Or an object that
+            receives the run's stages and counts (`patchbank.extraction.progress.Progress`).
         stop: set it to end the run early; what is committed stays, and the next run continues.
 
     Returns:
@@ -101,15 +102,16 @@ def extract(
         PatchbankError: the setup is wrong (ConfigError, DatasetError, WeightsError, BankError), before anything is
             written; or the disk is full (BankError), after which the same call continues.
     """
-    progress.stage("looking at weights and bank")
-    plan = make_plan(dataset, locate(out), config or ExtractConfig(), encoder=encoder)
-    if len(plan.devices.names) > 1:
-        processes.require_importable()
-    check_disk([plan])
-    if plan.todo and plan.encoder.weights is None:
-        progress.stage("downloading weights")
-    plan = obtain_weights(plan)
-    return execute(plan, load_runner(plan, progress=progress), progress=progress, stop=stop)
+    with reporting(progress) as reports:
+        reports.stage("looking at weights and bank")
+        plan = make_plan(dataset, locate(out), config or ExtractConfig(), encoder=encoder)
+        if len(plan.devices.names) > 1:
+            processes.require_importable()
+        check_disk([plan])
+        if plan.todo and plan.encoder.weights is None:
+            reports.stage("downloading weights")
+        plan = obtain_weights(plan)
+        return execute(plan, load_runner(plan, progress=reports), progress=reports, stop=stop)
 
 
 def obtain_weights(plan: ExtractPlan, progress: DownloadProgress | None = None) -> ExtractPlan:

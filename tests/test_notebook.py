@@ -1,0 +1,57 @@
+"""What notebooks show of objects: all of it escaped."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from patchbank import ExtractConfig, ImageTransform, extract, load_dataset, open_bank
+from patchbank.config import ResizeMode
+from tests.support import hico_root, photographs
+
+
+def parsed(html: str) -> ElementTree.Element:
+    """The markup, which must be well formed."""
+    return ElementTree.fromstring(f"<div>{html}</div>")
+
+
+def text(html: str) -> str:
+    return " ".join(parsed(html).itertext())
+
+
+def test_banks_datasets_and_targets(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    data = load_dataset("hicodet", hico_root(tmp_path, 4, splits=["train"]), "train")
+    extract(data, tmp_path / "bank", tiny_config)
+    bank = open_bank(tmp_path / "bank")
+    shown = text(bank._repr_html_())
+    assert "4, such as HICO_train2015_0000.jpg" in shown and "patch_tokens (16, 32) float32" in shown
+    assert "hicodet train" in text(data._repr_html_()) and "4, such as" in text(data._repr_html_())
+    key = next(sample.key for sample in data if len(data.target(sample.key)))
+    assert {"human", "object", "verb", "person"} <= set(text(data.target(key)._repr_html_()).split()), key
+    assert text(bank.transform(key)._repr_html_()).startswith("ImageTransform image")
+
+
+@pytest.mark.parametrize("mode", ["center-crop", "squash", "pad"])
+def test_a_transform_is_drawn_to_scale(mode: ResizeMode) -> None:
+    transform = ImageTransform(640, 320, mode, (224, 224), 16)
+    svg = parsed(transform._repr_html_()).find("svg")
+    assert svg is not None
+    [rect], [path] = svg.findall("rect"), svg.findall("path")
+    # The first line is the input's left border, in pixels of the image.
+    lines = [[float(each) for each in re.split("[ l]", line)] for line in path.get("d", "").split("M")[1:]]
+    assert len(lines) == 30
+    x, y, _, length = lines[0]
+    expected = {"center-crop": (160, 0, 320), "squash": (0, 0, 320), "pad": (0, -160, 640)}[mode]
+    assert (x - float(rect.get("x", 0)), y - float(rect.get("y", 0)), length) == expected
+
+
+def test_names_in_data_are_escaped(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    photographs(tmp_path / "images", 1)
+    (tmp_path / "images/photo_0000.jpg").rename(tmp_path / "images/<script>\u202e.jpg")
+    data = load_dataset("folder", tmp_path / "images")
+    extract(data, tmp_path / "bank", tiny_config)
+    for html in (data._repr_html_(), open_bank(tmp_path / "bank")._repr_html_()):
+        assert r"&lt;script&gt;\u202e.jpg" in html and "<script" not in html
