@@ -11,7 +11,8 @@ import pytest
 from patchbank import ExtractConfig, ImageTransform, extract, load_dataset, open_bank
 from patchbank.config import ResizeMode
 from patchbank.datasets.classes import OBJECTS
-from tests.support import hico_root, photographs
+from patchbank.errors import ConfigError
+from tests.support import hico_root, patchbank, photographs
 
 
 def parsed(html: str) -> ElementTree.Element:
@@ -58,3 +59,22 @@ def test_names_in_data_are_escaped(tmp_path: Path, tiny_config: ExtractConfig) -
     extract(data, tmp_path / "bank", tiny_config)
     for html in (data._repr_html_(), open_bank(tmp_path / "bank")._repr_html_()):
         assert r"&lt;script&gt;\u202e.jpg" in html and "<script" not in html
+
+
+def test_a_bank_shows_itself_as_the_commands_do(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    data = load_dataset("hicodet", hico_root(tmp_path, 4, splits=["train"]), "train")
+    place = tmp_path / "hicodet_pkl_files/clipbase_img_hicodet_train"
+    extract(data, place, tiny_config)
+    bank, key = open_bank(place), data[1].key
+    drawing = bank.show(key, at=[(60, 45)])
+    assert drawing.notes == []  # the image was found
+    drawing.save(tmp_path / "python.png")
+    patchbank("show", place, key, "--at", "60,45", "-o", tmp_path / "command.png", check=0)
+    assert (tmp_path / "python.png").read_bytes() == (tmp_path / "command.png").read_bytes() == drawing._repr_png_()
+    with pytest.raises(ConfigError, match=r"^at 9999,45 is outside the part that the model saw"):
+        bank.show(key, at=[(9999, 45)])
+    written = bank.report(sample=2)
+    assert written.path == place.with_name(f"{place.name}-report.html")
+    patchbank("report", place, "--sample", "2", "-o", tmp_path / "page.html", check=0)
+    assert written.path.read_bytes() == (tmp_path / "page.html").read_bytes()
+    assert parsed(written._repr_html_())[0].text == str(written.path)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from patchbank.extraction.run import extract as extract
     from patchbank.pool import global_context as global_context
     from patchbank.pool import pool_regions as pool_regions
+    from patchbank.show.page import write_report as write_report
+    from patchbank.show.showing import show_features as show_features
     from patchbank.train import FeatureDataset as FeatureDataset
     from patchbank.train import RandomHorizontalFlip as RandomHorizontalFlip
     from patchbank.train import collate as collate
@@ -44,6 +46,8 @@ _NAMES = {
     "errors": ["PatchbankError"],
     "extraction.run": ["ExtractSummary", "extract"],
     "pool": ["global_context", "pool_regions"],
+    "show.page": ["write_report"],
+    "show.showing": ["show_features"],
     "train": ["FeatureDataset", "RandomHorizontalFlip", "collate", "horizontal_flip"],
     "transform": ["ImageTransform"],
 }

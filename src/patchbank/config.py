@@ -27,6 +27,7 @@ Engine = Literal["local", "ray"]
 Activation = Literal["quickgelu", "gelu"]
 
 PAGE_IMAGES = 24  # in the gallery of a bank's page
+DRAWN_PAIRS = 8  # of a picture's annotated pairs, unless all are asked for
 
 # Datasets of files with many images each. Their images' positions have gaps, and so the numbers of a bank's shards.
 ARCHIVES = ("tar", "parquet")

@@ -22,8 +22,7 @@ class PatchbankError(Exception):
     flags: ClassVar[bool] = False
 
     def __str__(self) -> str:  # nor KeyError's, which would show the message in quotes
-        text = Exception.__str__(self)
-        return text if PatchbankError.flags else _with_arguments(text)
+        return with_options(Exception.__str__(self))
 
 
 class ConfigError(PatchbankError):
@@ -46,8 +45,10 @@ class KeyNotInBank(BankError, KeyError):
     """The bank holds no feature for this key: it was never listed, or its extraction failed."""
 
 
-def _with_arguments(text: str) -> str:
-    """A message with each ``--option`` as the name of an argument, but for those in `commands`."""
+def with_options(text: str) -> str:
+    """A message for the user, with each ``--option`` as `PatchbankError.flags` says; those in `commands` stay."""
+    if PatchbankError.flags:
+        return text
     parts = text.split("`")
     parts[::2] = [_FLAG.sub(lambda flag: flag[1].replace("-", "_"), part) for part in parts[::2]]
     return "`".join(parts)

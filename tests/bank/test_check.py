@@ -186,6 +186,7 @@ def test_pickles_that_no_index_lists_are_a_problem(tmp_path: Path, tiny_config: 
     [part], [half] = parts_in(bank), parts_in(tmp_path / "half")
     part.unlink()
     shutil.copy(half, part.with_name(half.name))
+    (tmp_path / "images").rename(tmp_path / "moved")  # the command would find them, and know their names
     assert kinds(verify(bank)) == dict.fromkeys([pickles[name] for name in names[3:]], "unlisted")
     assert kinds(verify(bank, names[:4])) == {
         names[3]: "missing", pickles[names[4]]: "extra", pickles[names[5]]: "extra",

@@ -338,6 +338,8 @@ def test_info_prints_how_complete_each_partition_is(tmp_path: Path, tiny_config:
     ]
     [first, *_] = json.loads(patchbank(*asked, "--json", check=0).stdout)["partitions"]
     assert first == {"partition": "0/3", "listed": 3, "done": 2, "failed": 1, "left": 0}
+    assert "part 1/2" in patchbank("info", tmp_path / "bank", "--partitions", "2", check=0).stdout
+    (tmp_path / "images").rename(tmp_path / "moved")
     assert "Say which images" in patchbank("info", tmp_path / "bank", "--partitions", "2", check=2).stderr
 
 

@@ -107,4 +107,4 @@ def test_what_the_command_line_says_is_the_configuration(tmp_path: Path, monkeyp
 def test_a_wrong_value_is_named_as_an_option(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["extract", "folder", str(tmp_path), "--out", str(tmp_path / "bank"), *arguments])
     assert isinstance(done.exception, ConfigError)
-    assert message in str(done.exception)
+    assert message in done.exception.args[0]

@@ -229,7 +229,7 @@ def test_a_resumed_run_takes_the_banks_batch_size(
     dataset = load_dataset("folder", images)
     extract(dataset, tmp_path, replace(config, limit=4))
     summary = extract(dataset, tmp_path, replace(config, batch_size=3))
-    assert any("--batch-size 4" in note for note in summary.notes)
+    assert any("batch_size 4" in note for note in summary.notes)
     assert contents(tmp_path) == expected
 
 

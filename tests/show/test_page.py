@@ -264,7 +264,12 @@ def test_the_command_and_extracts_option(tmp_path: Path, tiny_weights: Path) -> 
     assert "3 of the 3 images" in text_of(tmp_path / "bank-report.html")
     done = patchbank("report", tmp_path / "bank", "-o", tmp_path / "page.html", "--json", check=0)
     assert json.loads(done.stdout)["images"] == 3
+    assert "3 of the 3 images" in text_of(tmp_path / "page.html")  # the bank remembers where its images were
+    (tmp_path / "images").rename(tmp_path / "moved")
+    done = patchbank("report", tmp_path / "bank", "-o", tmp_path / "page.html", check=0)
+    assert "add --images DIR" in done.stderr
     assert "unknown: no list of images" in text_of(tmp_path / "page.html")
+    (tmp_path / "moved").rename(tmp_path / "images")
     (tmp_path / "images" / "x.jpg").write_bytes(b"no picture")
     (tmp_path / "own.html").write_text("<p>somebody's</p>")
     patchbank(*run, check=1)

@@ -25,6 +25,9 @@ from patchbank.transform import ImageTransform
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from patchbank.show.page import Written
+    from patchbank.show.showing import Drawing
+
 _ATTEMPTS = 100  # at reading what others are writing
 
 
@@ -198,6 +201,18 @@ class Bank(Mapping[str, "Tensor"]):
     def size(self, key: str) -> tuple[int, int] | None:
         """(width, height) of the original image in pixels; None if it is unknown. Raises KeyNotInBank."""
         return self._entry(key).size
+
+    def show(self, key: str, **options: Any) -> Drawing:
+        """Draw one image's features, as ``patchbank show`` does. Arguments and errors: `patchbank.show_features`."""
+        from patchbank import show_features
+
+        return show_features(self, key, **options)
+
+    def report(self, path: str | Path | None = None, **options: Any) -> Written:
+        """Write a page about the bank, as ``patchbank report`` does. Arguments and errors: `patchbank.write_report`."""
+        from patchbank import write_report
+
+        return write_report(self, path, **options)
 
     def check(self, key: str) -> None:
         """Raise BankError if the key's feature differs from what was written, by its checksum; or KeyNotInBank."""

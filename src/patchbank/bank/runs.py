@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
 from patchbank.bank.storage import Storage, storage_of
-from patchbank.files import write_whole
+from patchbank.files import is_plain, write_whole
 from patchbank.locations import is_remote, remotely
 
 DIRECTORY = "runs"
@@ -43,6 +44,8 @@ class Run:
         partition: ``0/1`` is the whole.
         versions: of the libraries.
         untrained: whether the weights are known to be random numbers.
+        folder: of the images, relative to the bank; empty for annotated datasets, files and stores.
+        example: an image in it: where there is none such, it is another folder.
     """
 
     began: str
@@ -58,6 +61,8 @@ class Run:
     partition: str
     versions: dict[str, str] = field(default_factory=dict)
     untrained: bool = False
+    folder: str = ""
+    example: str = ""
 
     @property
     def images_per_second(self) -> float:
@@ -69,7 +74,21 @@ def copy_runs(bank: Path, copy: Path) -> None:
     """Copy a bank's log to a copy of the bank, which those runs made too. What cannot be copied is left out."""
     for run in read_runs(bank):
         with contextlib.suppress(OSError):
-            write_run(copy, run)
+            write_run(copy, replace(run, folder=relative(bank / run.folder, copy) if run.folder else ""))
+
+
+def relative(images: Path, bank: Path) -> str:
+    """The path from a bank to a folder; empty if one of them is in an object store."""
+    return "" if is_remote(images) or is_remote(bank) else os.path.relpath(images.resolve(), bank.resolve())
+
+
+def remembered_images(bank: Path) -> Path | None:
+    """The folder of images that the last run read, if it is still there."""
+    for run in () if is_remote(bank) else reversed(read_runs(bank)):
+        if run.folder and is_plain(run.example):
+            found = Path(os.path.relpath(bank.resolve() / run.folder))
+            return found if (found / run.example).is_file() else None
+    return None
 
 
 def write_run(bank: Path, run: Run) -> None:

@@ -17,6 +17,7 @@ from patchbank.config import ExtractConfig
 from patchbank.encoders.openai.registry import get_model
 from patchbank.errors import BankError
 from patchbank.files import bytes_text
+from patchbank.show.names import page_beside
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
@@ -100,7 +101,7 @@ def demo(
         error = check(bank, plan.dataset, runner)
         size = bytes_text(bank.bytes_on_disk())
         table.add_row(plan.out.name, str(len(bank)), str(bank.manifest.shape), size, f"{error:.0e}")
-        pages.append(report.write(bank, report.beside(plan.out), plan.dataset))
+        pages.append(report.write(bank, page_beside(plan.out), plan.dataset))
         first = first or (bank, next(sample.key for sample in plan.dataset.with_pairs().samples))
     say(f"\nBanks in {bank_directory(root, 'hicodet')} and {bank_directory(root, 'vcoco')}:\n")
     stdout.print(table)

@@ -10,11 +10,11 @@ from rich.text import Text
 
 from patchbank.cli import options
 from patchbank.cli.console import busy, count_text, say, say_beside, show_json, stdout
-from patchbank.cli.listing import ListingOptions
 from patchbank.cli.options import RunOptions
 from patchbank.config import ExtractConfig, check_dtype, option
 from patchbank.encoders import EZHOI_MODELS
 from patchbank.errors import ConfigError
+from patchbank.listing import ListingOptions
 
 if TYPE_CHECKING:
     from patchbank.doctor import Finding, Report

@@ -24,7 +24,6 @@ from patchbank.cli.console import (
     written_text,
 )
 from patchbank.cli.help import Group, add_command
-from patchbank.cli.listing import ListingOptions
 from patchbank.cli.options import DEFAULTS, RunOptions
 from patchbank.cli.progress import CountProgress, DownloadProgress
 from patchbank.cli.signals import StopOnSignal
@@ -32,7 +31,9 @@ from patchbank.config import WHOLE, ExtractConfig, option
 from patchbank.encoders import EZHOI_MODELS
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text, free_bytes
+from patchbank.listing import ListingOptions
 from patchbank.locations import is_remote, locate
+from patchbank.show.names import page_beside
 
 if TYPE_CHECKING:
     from patchbank.datasets import Dataset
@@ -237,7 +238,7 @@ def _write_pages(plans: list["ExtractPlan"], *, json: bool) -> None:
     from patchbank.cli import report
 
     for plan in plans:
-        written = report.write(open_bank(plan.out), report.beside(plan.out), plan.dataset)
+        written = report.write(open_bank(plan.out), page_beside(plan.out), plan.dataset)
         if not json:
             report.show_written(written)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
+from patchbank.cli.completing import show_completing
 from patchbank.cli.console import (
     busy,
     say,
@@ -21,13 +22,13 @@ from patchbank.cli.console import (
     some,
     written_text,
 )
-from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed, show_completing
 from patchbank.cli.progress import CountProgress
 from patchbank.cli.signals import StopOnSignal
 from patchbank.cli.verify import comparison
 from patchbank.config import ExtractConfig, as_path, option
 from patchbank.errors import BankError, PatchbankError
 from patchbank.features import GRID, UNKNOWN
+from patchbank.listing import Listing, ListingOptions, find_listing, options_needed
 from patchbank.locations import locate
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from rich.text import Text
 
 from patchbank.cli import options
 from patchbank.cli.console import FAILURES_SHOWN, one_line, say, say_beside, show_failures, show_json, some, stdout
-from patchbank.cli.listing import ListingOptions, find_listing
 from patchbank.config import Partition, option
 from patchbank.errors import ConfigError
 from patchbank.features import GRID, UNKNOWN
 from patchbank.files import bytes_text
+from patchbank.listing import ListingOptions, find_listing
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank

@@ -9,13 +9,13 @@ import typer
 
 from patchbank.cli import options
 from patchbank.cli.console import busy, count_text, interruptible, say, show_json, show_note
-from patchbank.cli.listing import ListingOptions, find_listing, load_if_found, options_needed
 from patchbank.cli.outputs import require_own
 from patchbank.cli.progress import CountProgress
 from patchbank.config import PAGE_IMAGES, as_path, option
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
-from patchbank.locations import is_remote
+from patchbank.listing import ListingOptions, find_listing, load_if_found, options_needed
+from patchbank.show.names import page_beside
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
@@ -47,7 +47,7 @@ def report(
 
     patchbank report BANK --sample 50 -o page.html
     """
-    target = beside(bank) if out is None else out
+    target = page_beside(bank) if out is None else out
     if target.is_dir():
         raise ConfigError(f"{target} is a directory: name the page's file, such as {target / 'report.html'}.")
     if target.suffix.lower() not in (".html", ".htm"):
@@ -98,12 +98,3 @@ def show_written(written: Written) -> None:
     elif written.wrong:
         show_note("a check of the bank failed; the page says which.")
     say(f"{written.path} ({bytes_text(written.bytes)}, {count_text(written.images, 'image')})")
-
-
-def beside(bank: Path) -> Path:
-    """The default path of a bank's page: beside it; in the current directory for a bank in an object store."""
-    if is_remote(bank):
-        return Path(f"{bank.name}-report.html")
-    if not bank.name or bank.name == "..":  # the current directory, or the one above it
-        bank = bank.resolve()
-    return bank.with_name(f"{bank.name}-report.html")

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import warnings
-from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from patchbank.cli import options
 from patchbank.cli.console import busy, interruptible, say, show_note
-from patchbank.cli.listing import ListingOptions, find_listing, load_if_found, options_needed
 from patchbank.cli.outputs import require_own
-from patchbank.config import ExtractConfig, as_path, option
-from patchbank.errors import ConfigError, KeyNotInBank
-from patchbank.files import whole_file
-
-if TYPE_CHECKING:
-    from patchbank.bank.reader import Bank
+from patchbank.config import DRAWN_PAIRS, ExtractConfig, as_path, option
+from patchbank.errors import ConfigError
+from patchbank.listing import ListingOptions, find_listing, load_if_found
+from patchbank.show.names import MARK
 
 _NUMBER = r"\s*(-?(?:\d{1,9}(?:\.\d*)?|\.\d+))\s*"
 _LONGEST_NAME = 200  # bytes; file systems allow 255
-_COMPARED = 20_000  # largest number of keys searched for the closest match: a second
-_PAIRS = 8  # drawn without --all-pairs
 _FORMATS = ("png", "pdf", "svg")
-_MARK = "patchbank show"  # in every picture: only marked files are replaced
 
 
 @options.takes(config=("weights", "checkpoints"))
@@ -57,7 +48,7 @@ def show(
     ),
     asked: ListingOptions,
     config: ExtractConfig,
-    all_pairs: bool = option(False, f"Draw all annotated pairs instead of the first {_PAIRS}."),
+    all_pairs: bool = option(False, f"Draw all annotated pairs instead of the first {DRAWN_PAIRS}."),
 ) -> None:
     """Draw one image's features: what the model saw, their principal components as colours, and similarities.
 
@@ -71,75 +62,28 @@ def show(
     target = Path(f"{_file_name(key)}-features.png") if out is None else out
     if target.suffix[1:].lower() not in _FORMATS:
         raise ConfigError(f"{target}: the file must end in {', '.join(f'.{each}' for each in _FORMATS)}.")
-    require_own(target, _MARK, "a picture of `patchbank show`")
-    notes: list[str] = []
+    require_own(target, MARK, "a picture of `patchbank show`")
     with interruptible("no picture was written."), busy("Drawing"):
         from patchbank.bank.reader import open_bank
-        from patchbank.show import showing
-        from patchbank.show.figure import Picture, draw
-        from patchbank.show.names import plain
+        from patchbank.show.showing import show_features
 
         opened = open_bank(bank)
-        if key not in opened and key not in opened.failures and (like := _alike(key, opened)):
-            raise KeyNotInBank(f"The bank {opened.path} has no {key!r}. Did you mean {like!r}?")
-        tokens, transform = opened[key].float(), opened.transform(key)
-        array = tokens.numpy()
-        data = load_if_found(find_listing(bank, opened.manifest, asked))
-        if data is not None and all(sample.key != key for sample in data.samples):
-            notes.append(f"{data.title} at {data.annotations or data.images} does not list this image.")
-        drawn = showing.image_of(key, image, data, transform)
-        pairs = showing.pairs_of(key, data)
-        if bad := int((~tokens.isfinite()).any(1).sum()):
-            notes.append(f"{bad:,} of {len(array):,} tokens have values that are not finite; they stay blank.")
-        wanted = [
-            showing.box_of("box", each, f"box\u00a0{number}" * (len(boxes) > 1)) for number, each in enumerate(boxes, 1)
-        ]
-        of_pair = [] if points or boxes or text else showing.first_pair(pairs, transform)
-        seen = [each for each in of_pair if showing.is_seen(each, transform)]
-        if not (points or boxes or text or seen):
-            points = [showing.middle(transform)]
-        maps = [showing.at_point(array, transform, each) for each in points]
-        maps += showing.in_boxes(tokens, transform, [*wanted, *seen])
-        if unseen := [each.kind for each in of_pair if each not in seen]:
-            notes.append(f"no map for the pair's {' and '.join(unseen)}: outside the part that the model saw.")
-        if text:
-            maps += showing.to_texts(opened, key, array, text, data, config.weights, config.checkpoints)
-        kept = pairs if all_pairs else pairs[: 3 * _PAIRS]
-        if len(kept) < len(pairs):
-            notes.append(f"{len(kept) // 3} of {len(pairs) // 3} annotated pairs are drawn; --all-pairs draws all.")
-        picture = Picture(
-            title=plain(key),
-            tokens=array,
-            transform=transform,
-            image=drawn,
-            boxes=[*kept, *wanted],
-            maps=maps,
-            footnote=_footnote(opened),
+        drawing = show_features(
+            opened,
+            key,
+            at=points,
+            boxes=boxes,
+            texts=text or (),
+            image=image,
+            dataset=load_if_found(find_listing(bank, opened.manifest, asked)),
+            weights=config.weights,
+            checkpoints=config.checkpoints,
+            all_pairs=all_pairs,
         )
-        with warnings.catch_warnings(record=True) as warned, whole_file(target) as place:
-            warnings.simplefilter("always")
-            name = "Software" if place.suffix.lower() == ".png" else "Creator"
-            draw(picture).savefig(place, dpi=150, metadata={name: _MARK})
-    if any("missing from font" in str(each.message) for each in warned):
-        notes.append("no installed font has some of the characters; boxes replace them.")
-    if drawn is None:
-        needed = options_needed(opened.manifest)
-        notes.append(f"the image is not available: add --image FILE, or{needed}.")
-    for note in notes:
+        drawing.save(target)
+    for note in drawing.notes:
         show_note(note)
     say(str(target))
-
-
-def _alike(key: str, keys: Collection[str]) -> str | None:
-    """The key that differs only in case, directory or extension; else the closest one, if it is close."""
-    name = PurePosixPath(key).name.casefold()
-    stem = name.partition(".")[0].removesuffix("_clip")
-    same = [each for each in keys if PurePosixPath(each).name.casefold().partition(".")[0] == stem]
-    if same:
-        return min(same, key=lambda each: (PurePosixPath(each).name.casefold() != name, each))
-    if len(keys) > _COMPARED:
-        return None
-    return next(iter(difflib.get_close_matches(key, keys, n=1, cutoff=0.8)), None)
 
 
 def _file_name(key: str) -> str:
@@ -160,12 +104,3 @@ def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
     if count == 4 and not (values[0] < values[2] and values[1] < values[3]):
         raise ConfigError(f"{option} {text}: X2 must be greater than X1, and Y2 greater than Y1.")
     return values
-
-
-def _footnote(bank: Bank) -> str:
-    from patchbank.bank.runs import read_runs
-    from patchbank.show.names import weights_of
-
-    made = bank.manifest
-    facts = f"{made.model}, {made.input.resize}, grid {made.grid[0]} x {made.grid[1]}"
-    return f"{facts}, {weights_of(made, read_runs(bank.path))[1]}"

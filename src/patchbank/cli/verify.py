@@ -12,12 +12,13 @@ import typer
 from rich.text import Text
 
 from patchbank.cli import options
+from patchbank.cli.completing import show_completing
 from patchbank.cli.console import busy, interruptible, one_line, plain_table, say, show_json, show_note, stdout
-from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed, show_completing
 from patchbank.cli.progress import CountProgress
 from patchbank.config import ExtractConfig, option
 from patchbank.errors import BankError
 from patchbank.features import UNKNOWN
+from patchbank.listing import Listing, ListingOptions, find_listing, options_needed
 
 if TYPE_CHECKING:
     from patchbank.bank.check import Finding, Report

@@ -12,7 +12,7 @@ from threading import Event
 from patchbank.bank.manifest import Manifest, library_versions
 from patchbank.bank.packing import samples_a_shard
 from patchbank.bank.runs import DIRECTORY as RUNS
-from patchbank.bank.runs import Run, write_run
+from patchbank.bank.runs import Run, relative, write_run
 from patchbank.bank.writer import BankWriter
 from patchbank.config import WHOLE, ExtractConfig
 from patchbank.datasets import Dataset
@@ -20,7 +20,7 @@ from patchbank.datasets.samples import Failure
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.base import Progress as DownloadProgress
 from patchbank.encoders.runner import Runner
-from patchbank.errors import DatasetError
+from patchbank.errors import DatasetError, with_options
 from patchbank.extraction import processes
 from patchbank.extraction.advice import advise
 from patchbank.extraction.pipeline import StageTimes, encode_into
@@ -197,8 +197,8 @@ def execute(
         seconds=time.perf_counter() - began,
         bytes_written=bank.bytes_written + helpers_bytes,
         times=times,
-        advice=advice,
-        notes=bank.notes + notes + _notes(plan, manifest, bool(todo)),
+        advice=advice and with_options(advice),
+        notes=list(map(with_options, bank.notes + notes + _notes(plan, manifest, bool(todo)))),
     )
     if todo:
         _note_run(plan, summary, date)
@@ -221,6 +221,8 @@ def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> No
         partition=str(plan.config.partition),
         versions=library_versions(),
         untrained=plan.encoder.untrained,
+        folder=relative(plan.dataset.images, plan.out) if plan.dataset.name == "folder" else "",
+        example=next((sample.key for sample in plan.todo if sample.key not in summary.failures), ""),
     )
     try:
         write_run(plan.out, run)

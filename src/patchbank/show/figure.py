@@ -155,6 +155,7 @@ def _drawn(picture: Picture) -> Figure:
         panel.set(aspect="equal", anchor="N")
     figure.draw_without_rendering()  # panels have their places now, so that labels can be measured
     _label(panels[0], picture.boxes)
+    figure.set_layout_engine("none")  # each further layout would move panels: a file saved twice is the same
     return figure
 
 

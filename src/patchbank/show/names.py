@@ -1,18 +1,21 @@
-"""Texts beside pictures: the names of classes, and of the weights."""
+"""Texts beside pictures: the names of classes, and of the weights; the names of files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchbank.errors import printable
 from patchbank.features import UNKNOWN
+from patchbank.locations import is_remote
 
 if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
     from patchbank.bank.runs import Run
     from patchbank.datasets import Dataset
 
+MARK = "patchbank show"  # in every picture that is saved: only marked files are replaced
 _LONGEST = 400  # characters of a text from a file
 
 
@@ -55,3 +58,12 @@ def weights_of(bank: Manifest, runs: Sequence[Run]) -> tuple[str, str]:
     if name := official_weights(bank.identity):
         return "official", f"{name} weights"
     return "other", f"weights with SHA-256 {weights[:12]}…"
+
+
+def page_beside(bank: Path) -> Path:
+    """The default path of a bank's page: beside it; in the current directory for a bank in an object store."""
+    if is_remote(bank):
+        return Path(f"{bank.name}-report.html")
+    if not bank.name or bank.name == "..":  # the current directory, or the one above it
+        bank = bank.resolve()
+    return bank.with_name(f"{bank.name}-report.html")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +17,11 @@ from patchbank import __version__
 from patchbank.bank.runs import MOST_RUNS, Run, read_runs
 from patchbank.config import PAGE_IMAGES
 from patchbank.files import bytes_text, whole_file
+from patchbank.listing import ListingOptions, find_listing, load_if_found
 from patchbank.locations import is_remote
 from patchbank.show import gallery, statistics
 from patchbank.show.charts import charts_of
-from patchbank.show.names import plain, weights_of
+from patchbank.show.names import page_beside, plain, weights_of
 from patchbank.show.statistics import Progress
 
 if TYPE_CHECKING:
@@ -54,10 +57,13 @@ class Written:
     defects: int
     wrong: int
 
+    def _repr_html_(self) -> str:
+        return f'<a href="{escape(os.path.relpath(self.path))}">{escape(plain(self.path))}</a>'
+
 
 def write_report(
     bank: Bank,
-    path: Path,
+    path: str | Path | None = None,
     dataset: Dataset | None = None,
     *,
     sample: int = PAGE_IMAGES,
@@ -70,8 +76,8 @@ def write_report(
 
     Args:
         bank: from `open_bank`.
-        path: the file; an existing one is replaced.
-        dataset: the bank's images, and their annotations if any; None: the page shows no images.
+        path: the file; an existing one is replaced. None: ``BANK-report.html`` beside the bank.
+        dataset: the bank's images, and their annotations if any; None: where they usually lie, if there.
         sample: the number of images in the gallery; fewer if the page would exceed 25 MB.
         seed: for the random choice of images; the same seed gives the same ones.
         read: the number of random features to read for the statistics; None: all.
@@ -80,6 +86,9 @@ def write_report(
 
     Raises OSError if the file cannot be written.
     """
+    path = page_beside(bank.path) if path is None else Path(path).expanduser()
+    if dataset is None:
+        dataset = load_if_found(find_listing(bank.path, bank.manifest, ListingOptions()))
     keys = list(bank)
     chosen = keys if read is None or read >= len(keys) else sorted(gallery.choose(keys, [], read, seed))
     seen = statistics.collect(bank, chosen, len(chosen), progress)

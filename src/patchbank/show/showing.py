@@ -1,10 +1,15 @@
-"""The parts of a figure: the image, its annotated pairs, and the maps that the user asks for."""
+"""One image's features as a picture: the image, its annotated pairs, and the maps that the user asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+import difflib
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,21 +18,154 @@ from torch import Tensor
 
 from patchbank import encoders
 from patchbank.bank.reader import Bank
+from patchbank.bank.runs import read_runs
 from patchbank.boxes import union_boxes
-from patchbank.config import ExtractConfig
+from patchbank.config import DRAWN_PAIRS, ExtractConfig
 from patchbank.datasets import Dataset, Sample
 from patchbank.datasets.sources import Directory
-from patchbank.errors import ConfigError, DatasetError
+from patchbank.errors import ConfigError, DatasetError, KeyNotInBank, with_options
 from patchbank.extraction.recompute import spec_of
+from patchbank.files import whole_file
 from patchbank.images import open_image
+from patchbank.listing import ListingOptions, find_listing, load_if_found, options_needed
 from patchbank.pool import pool_regions
-from patchbank.show.figure import Box, Map
+from patchbank.show.figure import Box, Map, Picture, draw
 from patchbank.show.maps import Floats, similarities
-from patchbank.show.names import named_pairs, plain
+from patchbank.show.names import MARK, named_pairs, plain, weights_of
 from patchbank.transform import ImageTransform
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DPI = 150
+_COMPARED = 20_000  # largest number of keys searched for the closest match: a second
 _LONGEST = 6000  # pixels a side; a figure needs no more
 _TOUCH = 1e-6  # visible fraction of a box that only touches the visible part of the image
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One image's features as a picture; a notebook shows it.
+
+    Attributes:
+        figure: matplotlib's.
+        notes: what the picture does not show, and why, one sentence each.
+    """
+
+    figure: Figure
+    notes: list[str] = field(default_factory=list)
+
+    def save(self, path: str | Path) -> None:
+        """Write a .png, .pdf or .svg. Raises OSError."""
+        with whole_file(Path(path)) as place:
+            self._save(place, place.suffix[1:].lower())
+
+    def _repr_png_(self) -> bytes:
+        self._save(content := BytesIO(), "png")
+        return content.getvalue()
+
+    def _save(self, place: Path | BytesIO, format: str) -> None:
+        name = "Software" if format == "png" else "Creator"
+        with _missing_characters(self.notes):
+            self.figure.savefig(place, dpi=_DPI, format=format, metadata={name: MARK})
+
+
+@contextmanager
+def _missing_characters(notes: list[str]) -> Iterator[None]:
+    """Turn matplotlib's warnings of them into one note."""
+    note = "no installed font has some of the characters; boxes replace them."
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        yield
+    if any("missing from font" in str(each.message) for each in warned) and note not in notes:
+        notes.append(note)
+
+
+def show_features(
+    bank: Bank,
+    key: str,
+    *,
+    at: Sequence[Sequence[float]] = (),
+    boxes: Sequence[Sequence[float]] = (),
+    texts: Sequence[str] = (),
+    image: str | Path | None = None,
+    dataset: Dataset | None = None,
+    weights: str | Path | None = None,
+    checkpoints: str | Path | None = None,
+    all_pairs: bool = False,
+) -> Drawing:
+    """Draw one image's features: what the model saw, their principal components as colours, and similarities.
+
+    Args:
+        at: points (x, y) in original pixels, each for a map of the similarities to the patch there.
+        boxes: (x1, y1, x2, y2) in original pixels, each for a map of the similarities to the tokens pooled in it.
+        texts: each for a map of the similarities to it, with the checkpoint's text tower.
+        image: the image's file; None: of the dataset.
+        dataset: the bank's images, and their annotations if any; None: where they usually lie, if there.
+        weights, checkpoints: as in `ExtractConfig`, for texts.
+        all_pairs: draw all annotated pairs instead of the first eight.
+
+    Raises:
+        KeyNotInBank: there is no feature of the key.
+        ConfigError: a point or a box is not visible, matplotlib or the text tower's package is not installed, or the
+            model has no text tower.
+        DatasetError: the image cannot be opened, or has another size than the encoded one.
+        WeightsError: texts need other weights than those found.
+    """
+    if key not in bank and key not in bank.failures and (like := _alike(key, bank)):
+        raise KeyNotInBank(f"The bank {bank.path} has no {key!r}. Did you mean {like!r}?")
+    notes: list[str] = []
+    tokens, transform = bank[key].float(), bank.transform(key)
+    array = tokens.numpy()
+    data = dataset if dataset is not None else load_if_found(find_listing(bank.path, bank.manifest, ListingOptions()))
+    if data is not None and all(sample.key != key for sample in data):
+        notes.append(f"{data.title} at {data.annotations or data.images} does not list this image.")
+    drawn = image_of(key, None if image is None else Path(image), data, transform)
+    pairs = pairs_of(key, data)
+    if bad := int((~tokens.isfinite()).any(1).sum()):
+        notes.append(f"{bad:,} of {len(array):,} tokens have values that are not finite; they stay blank.")
+    wanted = [box_of("box", each, f"box\u00a0{number}" * (len(boxes) > 1)) for number, each in enumerate(boxes, 1)]
+    of_pair = [] if at or boxes or texts else first_pair(pairs, transform)
+    seen = [each for each in of_pair if is_seen(each, transform)]
+    points = at if at or boxes or texts or seen else [middle(transform)]
+    maps = [at_point(array, transform, each) for each in points]
+    maps += in_boxes(tokens, transform, [*wanted, *seen])
+    if unseen := [each.kind for each in of_pair if each not in seen]:
+        notes.append(f"no map for the pair's {' and '.join(unseen)}: outside the part that the model saw.")
+    if texts:
+        config = ExtractConfig(weights=weights, checkpoints=checkpoints)  # type: ignore[arg-type]
+        maps += to_texts(bank, key, array, texts, config, data)
+    kept = pairs if all_pairs else pairs[: 3 * DRAWN_PAIRS]
+    if len(kept) < len(pairs):
+        notes.append(f"{len(kept) // 3} of {len(pairs) // 3} annotated pairs are drawn; --all-pairs draws all.")
+    if drawn is None:
+        notes.append(f"the image is not available: add --image FILE, or{options_needed(bank.manifest)}.")
+    made = bank.manifest
+    facts = f"{made.model}, {made.input.resize}, grid {made.grid[0]} x {made.grid[1]}"
+    picture = Picture(
+        title=plain(key),
+        tokens=array,
+        transform=transform,
+        image=drawn,
+        boxes=[*kept, *wanted],
+        maps=maps,
+        footnote=f"{facts}, {weights_of(made, read_runs(bank.path))[1]}",
+    )
+    notes = list(map(with_options, notes))
+    with _missing_characters(notes):
+        return Drawing(draw(picture), notes)
+
+
+def _alike(key: str, keys: Collection[str]) -> str | None:
+    """The key that differs only in case, directory or extension; else the closest one, if it is close."""
+    name = PurePosixPath(key).name.casefold()
+    stem = name.partition(".")[0].removesuffix("_clip")
+    same = [each for each in keys if PurePosixPath(each).name.casefold().partition(".")[0] == stem]
+    if same:
+        return min(same, key=lambda each: (PurePosixPath(each).name.casefold() != name, each))
+    if len(keys) > _COMPARED:
+        return None
+    return next(iter(difflib.get_close_matches(key, keys, n=1, cutoff=0.8)), None)
 
 
 def image_of(key: str, file: Path | None, data: Dataset | None, transform: ImageTransform) -> Image.Image | None:
@@ -121,15 +259,13 @@ def to_texts(
     key: str,
     tokens: Floats,
     texts: Sequence[str],
+    config: ExtractConfig,
     data: Dataset | None,
-    weights: Path | None,
-    checkpoints: Path | None,
 ) -> list[Map]:
     """Similarities to texts.
 
     Raises as `encoders.encode_texts` does; WeightsError on other weights than the bank's.
     """
-    config = ExtractConfig(weights=weights, checkpoints=checkpoints)
     spec = spec_of(bank.manifest, config, data.root if data else None)
     features = encoders.encode_texts(spec, texts)
     every = [similarities(tokens, feature) for feature in features.numpy()]

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchbank.cli.console import one_line, say
+from patchbank.bank.runs import remembered_images
 from patchbank.config import ARCHIVES, as_path, option
 from patchbank.errors import ConfigError, DatasetError, PatchbankError
-from patchbank.features import UNKNOWN
 from patchbank.locations import is_remote, locate
 
 if TYPE_CHECKING:
@@ -118,7 +117,9 @@ def find_listing(
     """The images that a bank should hold; None if neither the options nor the bank say.
 
     Without options, the dataset and split are those that the bank names, or its directory's name, and the root is the
-    EZ-HOI checkout around it. Raises ConfigError on options that do not go together.
+    EZ-HOI checkout around it; a folder is the one that the last run read.
+
+    Raises ConfigError on options that do not go together.
 
     Args:
         needed_by: an option that needs the images. Raises ConfigError if they are not known.
@@ -167,9 +168,10 @@ def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) 
         dataset = "folder"
     chosen = dataset or name
     if chosen == "folder" and images is None:
-        if asked.given:
+        images = None if asked.root or split or annotations else remembered_images(bank)
+        if images is None and asked.given:
             raise ConfigError("Name the folder's images: --images DIR.")
-        return None
+        return Listing(dataset="folder", images=images) if images else None
     if chosen in SPLITS:
         split = split or (own_split if chosen == name else None)
         if split not in SPLITS[chosen]:
@@ -203,35 +205,6 @@ def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) 
 
 def _words(given: Mapping[str, object]) -> str:
     return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
-
-
-def show_completing(
-    title: str, bank: Path, manifest: Manifest | None, options: str, weights: Path | None, pickles: str = "PICKLES"
-) -> None:
-    """Print the command that extracts what a bank lacks, below a title; what nobody knows is for the user to fill in.
-
-    Imported features of unknown origin cannot be completed: their pickles are imported again, and compared.
-
-    Args:
-        options: that name the images.
-        pickles: the directory that the bank was imported from.
-    """
-    from patchbank.encoders import official_weights
-
-    place = shlex.quote(str(bank))
-    if weights is not None:
-        options += f" --weights {shlex.quote(str(weights))}"
-    elif manifest is not None and not official_weights(manifest.identity) and UNKNOWN not in manifest.identity.values():
-        options += " --weights FILE"
-    command = f"patchbank repair {place} --extract{options}"
-    if manifest is not None and UNKNOWN in manifest.identity.values():
-        title = "To complete it, import the pickles again, and compare them with a fresh extraction:"
-        options += " --layout shards" * (manifest.layout == "shards") + f" --resize {manifest.input.resize}"
-        command = (
-            f"patchbank import {pickles} {place} --model {shlex.quote(manifest.model)}{options} --sample 20 --overwrite"
-        )
-    say(title)
-    say(f"  {one_line(command)}", "cyan")
 
 
 def options_needed(manifest: Manifest | None) -> str:

@@ -1,0 +1,42 @@
+"""The command that extracts what a bank lacks, for the user to run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchbank.cli.console import one_line, say
+from patchbank.features import UNKNOWN
+
+if TYPE_CHECKING:
+    from patchbank.bank.manifest import Manifest
+
+
+def show_completing(
+    title: str, bank: Path, manifest: Manifest | None, options: str, weights: Path | None, pickles: str = "PICKLES"
+) -> None:
+    """Print the command that extracts what a bank lacks, below a title; what nobody knows is for the user to fill in.
+
+    Imported features of unknown origin cannot be completed: their pickles are imported again, and compared.
+
+    Args:
+        options: that name the images.
+        pickles: the directory that the bank was imported from.
+    """
+    from patchbank.encoders import official_weights
+
+    place = shlex.quote(str(bank))
+    if weights is not None:
+        options += f" --weights {shlex.quote(str(weights))}"
+    elif manifest is not None and not official_weights(manifest.identity) and UNKNOWN not in manifest.identity.values():
+        options += " --weights FILE"
+    command = f"patchbank repair {place} --extract{options}"
+    if manifest is not None and UNKNOWN in manifest.identity.values():
+        title = "To complete it, import the pickles again, and compare them with a fresh extraction:"
+        options += " --layout shards" * (manifest.layout == "shards") + f" --resize {manifest.input.resize}"
+        command = (
+            f"patchbank import {pickles} {place} --model {shlex.quote(manifest.model)}{options} --sample 20 --overwrite"
+        )
+    say(title)
+    say(f"  {one_line(command)}", "cyan")

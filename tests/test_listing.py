@@ -1,0 +1,27 @@
+"""Which images a bank should hold, without an option that names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patchbank import ExtractConfig, extract, load_dataset, open_bank
+from patchbank.bank.convert import convert
+from patchbank.listing import ListingOptions, find_listing
+from tests.support import photographs
+
+
+def test_a_folders_bank_finds_its_images_wherever_both_are(tmp_path: Path, tiny_config: ExtractConfig) -> None:
+    photographs(tmp_path / "a/images", 3)
+    extract(load_dataset("folder", tmp_path / "a/images"), tmp_path / "a/banks/one", tiny_config)
+    (tmp_path / "a").rename(tmp_path / "b")
+    bank = open_bank(tmp_path / "b/banks/one")
+    found = find_listing(bank.path, bank.manifest, ListingOptions())
+    assert found is not None and found.images is not None and found.images.samefile(tmp_path / "b/images")
+    convert(bank, tmp_path / "two", "shards", shard_size=1 << 20)
+    copied = find_listing(tmp_path / "two", bank.manifest, ListingOptions())
+    assert copied is not None and copied.images is not None and copied.images.samefile(tmp_path / "b/images")
+    (tmp_path / "b/images").rename(tmp_path / "b/gone")
+    photographs(tmp_path / "b/other", 1)
+    (tmp_path / "b/other/photo_0000.jpg").rename(tmp_path / "b/other/else.jpg")
+    (tmp_path / "b/other").rename(tmp_path / "b/images")  # another folder in its place
+    assert find_listing(bank.path, bank.manifest, ListingOptions()) is None
