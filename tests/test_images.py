@@ -6,6 +6,8 @@ import ast
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
+from patchbank.bank.reader import open_bank
+from patchbank.bank.runs import read_runs
 from patchbank.budget import ByteBudget
 from patchbank.datasets import load_dataset
 from patchbank.datasets.samples import Failure, image_size
@@ -151,9 +155,38 @@ def test_whatever_a_decoder_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert caught.value.errno is None and str(caught.value)
 
 
-def test_no_warning_of_pillow_reaches_the_output(tmp_path: Path, tiny_weights: Path) -> None:
-    photographs(tmp_path / "images", 1)
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_warnings_of_decoders_are_counted_and_not_printed(tmp_path: Path, tiny_weights: Path, workers: str) -> None:
+    photographs(tmp_path / "images", 2)
     Image.new("1", (9_500, 9_500)).save(tmp_path / "images/large.png")  # Pillow warns of so many pixels
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 2, (64, 64), np.uint8) * 255).convert("1")
+    for name, compression in (("fax1", "group4"), ("fax2", "group4"), ("zip", "tiff_adobe_deflate")):
+        noise.save(tmp_path / "whole.tif", compression=compression)
+        content = bytearray((tmp_path / "whole.tif").read_bytes())
+        for place in range(40, len(content) - 200, 23):
+            content[place] ^= 0x5A
+        (tmp_path / f"images/{name}.tif").write_bytes(content)
     arguments = ("extract", "folder", tmp_path / "images", "--model", "tiny", "--weights", tiny_weights)
-    done = patchbank_process(*arguments, "--out", tmp_path / "banks", check=0)
-    assert "Warning" not in done.stderr and "PIL" not in done.stderr
+    done = patchbank_process(*arguments, "--out", tmp_path / "bank", "--workers", workers, check=1)
+    assert "Warning: " not in done.stderr and "site-packages" not in done.stderr
+    assert not [line for line in done.stderr.splitlines() if line.startswith("Fax4Decode")]
+    text = " ".join(done.stderr.split())
+    assert "3 images were read, but the decoder warned: " in text
+    assert "Fax4Decode: Bad code word at line N of strip N (x N): 2 images, such as fax" in text
+    assert "(ZIPDecode: Decoding error at scanline 0" in open_bank(tmp_path / "bank").failures["zip.tif"]
+    [run] = read_runs(tmp_path / "bank")
+    assert any("Fax4Decode" in line and "2 images, such as fax" in line for line in run.warnings)
+    assert any("DecompressionBomb" not in line and line.endswith("1 image, such as large.png") for line in run.warnings)
+
+
+def test_outside_of_patchbank_decoders_warn_as_ever(tmp_path: Path) -> None:
+    Image.new("1", (9_500, 9_500)).save(tmp_path / "large.png")
+    program = (
+        "import sys; from PIL import Image; from patchbank.images import open_image; from pathlib import Path\n"
+        "with open_image(Path(sys.argv[1])): pass\n"
+        "for _ in range(3): Image.open(sys.argv[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "large.png"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count("DecompressionBombWarning") == 1

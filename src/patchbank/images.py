@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
+from patchbank.decoder_warnings import collected
 from patchbank.errors import first_line
 from patchbank.files import LFS_POINTER, open_regular
 
@@ -25,8 +25,6 @@ FORMATS = (
 # Pillow does not open larger pictures; a resized one must not be larger either.
 MAX_PIXELS = 2 * int(Image.MAX_IMAGE_PIXELS or 89_478_485)
 
-# Pillow warns of what it reads all the same. Added last: the program's own filters and handlers come first.
-warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
@@ -37,8 +35,10 @@ def open_image(content: Path | BinaryIO) -> Iterator[Image.Image]:
     Raises OSError alone, for what the block raises too: the system's, with its errno, or one whose text is the reason.
     A path must be a regular file's.
     """
+    said: list[str] = []
     try:
         with (
+            collected() as said,
             open_regular(content) if isinstance(content, Path) else nullcontext(content) as file,
             Image.open(file, formats=_formats()) as image,
         ):
@@ -46,7 +46,7 @@ def open_image(content: Path | BinaryIO) -> Iterator[Image.Image]:
     except Exception as error:  # on damaged files, Pillow's plugins raise many kinds
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise OSError(_reason(error, content)) from error
+        raise OSError(_reason(error, content, said)) from error
 
 
 @cache
@@ -71,7 +71,7 @@ def _initialise() -> None:
         register_heif_opener()
 
 
-def _reason(error: Exception, content: Path | BinaryIO) -> str:
+def _reason(error: Exception, content: Path | BinaryIO, said: Sequence[str]) -> str:
     if isinstance(error, UnidentifiedImageError):
         start = _start(content)
         if start.startswith(LFS_POINTER):
@@ -83,7 +83,8 @@ def _reason(error: Exception, content: Path | BinaryIO) -> str:
     if isinstance(error, MemoryError):
         return "out of memory while decoding"
     words = isinstance(error, (OSError, SyntaxError, ValueError, NotImplementedError)) and str(error)
-    return f"decoding failed: {'' if words else f'{type(error).__name__}: '}{first_line(error)}"
+    more = f" ({said[-1]})" if said else ""
+    return f"decoding failed: {'' if words else f'{type(error).__name__}: '}{first_line(error)}{more}"
 
 
 def _start(content: Path | BinaryIO) -> bytes:

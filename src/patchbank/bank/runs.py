@@ -43,6 +43,7 @@ class Run:
         engine: ``local`` or ``ray``.
         partition: ``0/1`` is the whole.
         versions: of the libraries.
+        warnings: of the decoders about images that were read all the same, each kind in a line.
         untrained: whether the weights are known to be random numbers.
         folder: of the images, relative to the bank; empty for annotated datasets, files and stores.
         example: an image in it: where there is none such, it is another folder.
@@ -60,6 +61,7 @@ class Run:
     engine: str
     partition: str
     versions: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     untrained: bool = False
     folder: str = ""
     example: str = ""

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from patchbank.budget import ByteBudget
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Decoded, Failure
+from patchbank.decoder_warnings import Warned, collected
 from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError
 from patchbank.extraction.advice import auto_workers
@@ -98,8 +100,9 @@ def encode_into(
     *,
     added: Callable[[int, Sequence[Failure]], None],
     stop: Callable[[], bool],
+    warned: Warned,
 ) -> tuple[StageTimes, list[str], DatasetError | None]:
-    """Read and encode images, and give them to a bank, in order.
+    """Read and encode images, and give them to a bank, in order; `warned` gets the decoders' warnings.
 
     Returns:
         Seconds waited for each stage; notes for the user; and the error that ended the run if the images are gone, for
@@ -107,13 +110,19 @@ def encode_into(
     """
     gone: list[DatasetError] = []
     wanted = bank.manifest.input
+    one_at_a_time = Lock()
 
     def decode(sample: Sample, budget: ByteBudget) -> Decoded | Failure:
         try:
-            return load(sample, wanted, budget)
+            with collected() as said:
+                result = load(sample, wanted, budget)
         except DatasetError as error:
             gone.append(error)
             return Failure(sample.key, str(error))  # never stored: the run stops before this batch
+        if said and isinstance(result, Decoded):
+            with one_at_a_time:
+                warned.add(sample.key, said)
+        return result
 
     stages = Stages(
         decode=decode,

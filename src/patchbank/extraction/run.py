@@ -17,6 +17,7 @@ from patchbank.bank.writer import BankWriter
 from patchbank.config import WHOLE, ExtractConfig
 from patchbank.datasets import Dataset
 from patchbank.datasets.samples import Failure
+from patchbank.decoder_warnings import Warned
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.base import Progress as DownloadProgress
 from patchbank.encoders.runner import Runner
@@ -30,6 +31,7 @@ from patchbank.extraction.work import Outcome, Task, units_of
 from patchbank.features import UNKNOWN
 from patchbank.locations import locate
 
+_KINDS = 3  # of warnings in a note
 _ENOUGH = 4  # batches of a run that can say which stage bounds it
 _SILENT = Progress()
 
@@ -53,6 +55,7 @@ class ExtractSummary:
         times: seconds spent waiting for each stage.
         advice: how to make the stage that bounds the run faster; None if the run was too short to say.
         notes: what a user should know about this run, one sentence each.
+        warnings: of the decoders about images that were read all the same, each kind in a line.
     """
 
     bank: Path
@@ -68,6 +71,7 @@ class ExtractSummary:
     times: StageTimes
     advice: str | None = None
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def images_per_second(self) -> float:
@@ -151,7 +155,7 @@ def execute(
     began, date = time.perf_counter(), datetime.now(UTC)
     failures: dict[str, str] = {}
     written, helpers_bytes = 0, 0
-    times, notes = StageTimes(), list[str]()
+    times, notes, warned = StageTimes(), list[str](), Warned()
     gone: DatasetError | None = None
 
     def added(count: int, failed: Sequence[Failure]) -> None:
@@ -165,6 +169,7 @@ def execute(
         helpers_bytes += outcome.bytes_written
         times.add(outcome.times)
         notes.extend(note for note in outcome.notes if note not in notes)
+        warned.merge(outcome.warned)
         added(outcome.images, outcome.failures)
 
     positions = {sample.key: sample.position for sample in plan.dataset.samples}
@@ -176,7 +181,9 @@ def execute(
         todo = [sample for sample in plan.selected if sample.key not in bank.done]
         progress.start(len(todo))
         if runner is not None:
-            times, notes, gone = encode_into(bank, runner, todo, plan.config, added=added, stop=stop.is_set)
+            times, notes, gone = encode_into(
+                bank, runner, todo, plan.config, added=added, stop=stop.is_set, warned=warned
+            )
         elif todo and plan.devices.shared:
             current = replace(plan, manifest=manifest, todo=todo, state=bank.state)
             _share_out(current, done, stop.is_set, say or (lambda _: None))
@@ -198,7 +205,8 @@ def execute(
         bytes_written=bank.bytes_written + helpers_bytes,
         times=times,
         advice=advice and with_options(advice),
-        notes=list(map(with_options, bank.notes + notes + _notes(plan, manifest, bool(todo)))),
+        notes=list(map(with_options, bank.notes + notes + _notes(plan, manifest, bool(todo)))) + _about(warned),
+        warnings=warned.lines(),
     )
     if todo:
         _note_run(plan, summary, date)
@@ -220,6 +228,7 @@ def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> No
         engine=plan.config.engine,
         partition=str(plan.config.partition),
         versions=library_versions(),
+        warnings=summary.warnings,
         untrained=plan.encoder.untrained,
         folder=relative(plan.dataset.images, plan.out) if plan.dataset.name == "folder" else "",
         example=next((sample.key for sample in plan.todo if sample.key not in summary.failures), ""),
@@ -242,6 +251,15 @@ def _share_out(
         ray.run(task, units, done, stop, say)
     else:
         processes.run(task, units, done, stop)
+
+
+def _about(warned: Warned) -> list[str]:
+    kinds = warned.lines()
+    if not kinds:
+        return []
+    more = f"; and {len(kinds) - _KINDS} more kinds, in the run log" if len(kinds) > _KINDS else ""
+    count = f"{warned.images:,} image{' was' if warned.images == 1 else 's were'}"
+    return [f"{count} read, but the decoder warned: {'; '.join(kinds[:_KINDS])}{more}."]
 
 
 def _notes(plan: ExtractPlan, manifest: Manifest, worked: bool) -> list[str]:

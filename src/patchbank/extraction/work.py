@@ -18,6 +18,7 @@ from patchbank.bank.writer import BankState, BankWriter
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Failure
+from patchbank.decoder_warnings import Warned
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.runner import Runner
 from patchbank.extraction.devices import Devices
@@ -68,6 +69,7 @@ class Outcome:
         bytes_written: of features.
         times: seconds waited for each stage.
         notes: what a user should know about the computation, one sentence each.
+        warned: the decoders' warnings about images.
     """
 
     images: int
@@ -75,6 +77,7 @@ class Outcome:
     bytes_written: int
     times: StageTimes
     notes: Sequence[str]
+    warned: Warned
 
 
 def units_of(plan: ExtractPlan, workers: int) -> list[Unit]:
@@ -128,6 +131,7 @@ class Worker:
         Raises BankError if the bank cannot be opened or written, and DatasetError if the images are gone.
         """
         failures: list[Failure] = []
+        warned = Warned()
 
         def added(_: int, failed: Sequence[Failure]) -> None:
             failures.extend(failed)
@@ -135,11 +139,13 @@ class Worker:
         bank = self._bank
         images, size = bank.features_committed, bank.bytes_written
         bank.expect({sample.key: sample.position for sample in unit.samples}, unit.known)
-        times, notes, gone = encode_into(bank, self._runner, unit.todo, self._task.config, added=added, stop=stop)
+        times, notes, gone = encode_into(
+            bank, self._runner, unit.todo, self._task.config, added=added, stop=stop, warned=warned
+        )
         bank.commit()
         if gone:
             raise gone
-        return Outcome(bank.features_committed - images, failures, bank.bytes_written - size, times, notes)
+        return Outcome(bank.features_committed - images, failures, bank.bytes_written - size, times, notes, warned)
 
     def close(self) -> None:
         """Close the bank."""
