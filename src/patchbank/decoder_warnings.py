@@ -41,7 +41,7 @@ class Warned:
 
     def add(self, key: str, texts: Iterable[str]) -> None:
         """Count an image's."""
-        kinds = {re.sub(r"\d+", "N", text) for text in texts}
+        kinds = {re.sub(r"\b\d+\b", "N", text) for text in texts}
         self.images += bool(kinds)
         self.counts.update(kinds)
         for kind in kinds:
