@@ -449,7 +449,7 @@ def test_a_partial_bank_and_a_complete_one(tmp_path: Path, tiny_config: ExtractC
     extract(load_dataset("hicodet", tmp_path, "test"), out.with_name("cliptiny_img_hicodet_test"), tiny_config)
     assert look(tmp_path, tiny_config.weights).commands == ()
     again = finding(look(tmp_path, tiny_config.weights, overwrite=True), "Banks and disk", BANK)
-    assert "not begun; 5 to do" in again.text and "Deletes 5 features first" in again.text
+    assert "not begun; 5 to do" in again.text and "Replaces 5 features" in again.text
 
 
 def test_a_bank_that_another_run_extracts_at_this_moment(tmp_path: Path, tiny_weights: Path) -> None:

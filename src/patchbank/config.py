@@ -306,7 +306,7 @@ class ExtractConfig:
         parse=Partition.parse,
     )
     limit: int | None = option(None, "Only the first N images.", minimum=1)
-    overwrite: bool = option(False, "Start the bank from scratch; delete what it holds.")
+    overwrite: bool = option(False, "Start the bank from scratch; it replaces the old one when it is complete.")
 
     def __post_init__(self) -> None:
         for each in fields(self):

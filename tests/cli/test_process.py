@@ -161,7 +161,7 @@ def test_a_dry_run_prints_failures_and_deletions(tmp_path: Path, tiny_weights: P
     assert "1 of those failed before" in done.stdout
     done = patchbank(*arguments, "--dry-run", "--overwrite", check=0)
     assert "4 images, 0 done, 4 to do" in done.stdout
-    assert "3 existing features will be deleted" in done.stdout
+    assert "3 existing features will be replaced" in done.stdout
     assert len(open_bank(tmp_path / "bank")) == 3
 
 

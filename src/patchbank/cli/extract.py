@@ -260,7 +260,7 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
             show_failures("damaged", plan.dataset.damaged, "")
         if plan.to_delete:
             deleted = count_text(len(plan.to_delete), "existing feature")
-            say(f"  {deleted} will be deleted ({bytes_text(plan.bytes_freed)})")
+            say(f"  {deleted} will be replaced ({bytes_text(plan.bytes_freed)}); until then the disk holds both")
         say(f"  weights: {weights}")
     total = sum(plan.bytes_needed for plan in plans)
     free = "" if is_remote(plans[0].out) else f", {bytes_text(free_bytes(plans[0].out))} free"
