@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
+from patchbank.bank.convert import convert
 from patchbank.bank.repair import repair
 from patchbank.bank.runs import Run, read_runs, write_run
 from patchbank.bank.writer import BankWriter
@@ -80,6 +81,53 @@ def test_the_last_of_several_runs_replaces_the_bank(bank: Path, config: ExtractC
         assert old.items() < contents(bank).items()
     assert extract(dataset, bank, config).images == 0
     assert open_bank(bank).manifest == plan.manifest and no_leftovers(bank)
+
+
+@pytest.mark.parametrize("content", [b"mine", b"{}", b'{"format": "another"}', b"\0" * 99 + b"x", b"\x80" * 9999])
+def test_other_codes_files_of_our_names_are_refused(bank: Path, config: ExtractConfig, content: bytes) -> None:
+    """Whatever would read, rename or delete them: reading, completing, repairing, starting from scratch, converting."""
+    part = parts_in(bank)[0]
+    part.with_name(part.name.replace(part.stem[-16:], "0123456789abcdef")).write_bytes(content)
+    before, dataset = contents(bank), load_dataset("folder", bank.parent / "images")
+    extract(dataset, bank.parent / "source", config)
+    source, layout = open_bank(bank.parent / "source"), config.layout or "shards"
+    for action in (
+        lambda: open_bank(bank),
+        lambda: extract(dataset, bank, config),
+        lambda: repair(bank),
+        lambda: extract(dataset, bank, replace(config, overwrite=True)),
+        lambda: convert(source, bank, layout, shard_size=1, overwrite=True),
+    ):
+        with pytest.raises(BankError, match=r"0123456789abcdef.*If it is yours, move it"):
+            action()
+    assert contents(bank) == before
+
+
+@pytest.mark.parametrize("kept", [0, 300, -1])
+def test_what_a_crash_or_a_disk_leaves_of_our_files_is_ours(bank: Path, config: ExtractConfig, kept: int) -> None:
+    whole, dataset = contents(bank), load_dataset("folder", bank.parent / "images")
+    for fault in (
+        lambda old: old[:kept],
+        lambda old: bytes(len(old)),
+        lambda old: old.replace(b"patchbank", b"patchbanc"),
+    ):
+        part = parts_in(bank)[0]
+        part.write_bytes(fault(part.read_bytes()))
+        extract(dataset, bank, config)
+        part.with_name(f"{part.name}.damaged").unlink()
+        assert contents(bank) == whole
+
+
+def test_a_log_that_is_a_link_is_refused(bank: Path, config: ExtractConfig) -> None:
+    elsewhere = (bank / "runs").rename(bank.parent / "elsewhere")
+    (bank / "runs").symlink_to(elsewhere)
+    before, dataset = contents(elsewhere), load_dataset("folder", bank.parent / "images")
+    for overwrite in (False, True):
+        with pytest.raises(BankError, match="runs is a link"):
+            extract(dataset, bank, replace(config, overwrite=overwrite))
+    with pytest.raises(BankError, match="runs is a link"):
+        repair(bank)
+    assert contents(elsewhere) == before
 
 
 def test_an_index_that_is_a_link_is_refused(tmp_path: Path, tiny_config: ExtractConfig) -> None:

@@ -277,7 +277,7 @@ def test_a_damaged_shard_is_never_trusted(bank: Path, tmp_path_factory: pytest.T
         assert opened.cls(key).shape == (32,)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 8, 100, 3000, -1])
+@pytest.mark.parametrize("kept", [0, 100, 3000, -1])
 def test_a_truncated_shard_is_reported_as_damaged(bank: Path, kept: int) -> None:
     path = parts_in(bank)[1]
     path.write_bytes(path.read_bytes()[:kept])

@@ -17,7 +17,7 @@ from patchbank.bank.parts import find_payload, part_size
 from patchbank.bank.payload import Feature
 from patchbank.bank.pickles import check_names, key_of, pickle_name
 from patchbank.bank.reader import Bank
-from patchbank.bank.removal import place_of
+from patchbank.bank.removal import place_of, removable
 from patchbank.bank.runs import copy_runs
 from patchbank.bank.writer import BankWriter, bank_state, check_room, disk_bytes, existing_manifest
 from patchbank.config import Layout, StoredDtype, check_dtype
@@ -252,6 +252,8 @@ def _transfer(
     if overwrite and existing and not existing.begun_as(wanted):
         existing = None
     state = bank_state(place_of(target, overwrite), existing) if existing else None
+    if overwrite:
+        removable(target)  # what must not be deleted is refused before anything is written
     if not is_remote(target):
         needed = disk_bytes(len({*keys} - (state.done if state else set())), wanted)
         check_room(target, needed, "directory", overwrite=overwrite)

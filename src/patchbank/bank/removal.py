@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from patchbank.bank.index import joined
-from patchbank.bank.parts import find_payload, part_names, payload_of, read_parts
+from patchbank.bank.parts import find_payload, own_names, part_names, payload_of, read_parts
 from patchbank.bank.pickles import INDEX, SUFFIX, pickle_name
 from patchbank.bank.runs import copy_runs, remove_runs
 from patchbank.bank.storage import storage_of
@@ -49,9 +49,10 @@ def replace_bank(bank: Path) -> None:
 def removable(bank: Path) -> list[Path]:
     """The features' files that starting from scratch deletes: those that the bank lists.
 
-    Where there is no index, they are the directory's pickles; in subdirectories they may belong to other banks.
+    Where there is no index, they are the directory's pickles; in subdirectories they may belong to other banks. Raises
+    BankError where other code wrote a file of a bank's name.
     """
-    shards = {bank / name for name in part_names(payload_of(bank, "shards"))}
+    shards = {bank / name for name in own_names(payload_of(bank, "shards"))}
     if is_remote(bank):
         return list(shards)
     paths = shards | {bank / name for name in _pickles(bank)}
