@@ -317,6 +317,11 @@ class ExtractConfig:
                 "Remove the bank first, then start the partitions without overwrite."
             )
 
+    @property
+    def variant(self) -> str:
+        """The end of a bank's default name, where EZ-HOI would not read its features rightly: ``_squash_float16``."""
+        return "".join(f"_{each}" for each in (self.resize, self.dtype) if each not in (None, "center-crop", "float32"))
+
     def arguments(self) -> tuple[str, ...]:
         """The options of ``patchbank extract`` that give this configuration, without the model."""
         words: list[str] = []

@@ -92,7 +92,7 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
         jobs = [
             (
                 loaded,
-                banks / bank_name(encoders.bank_prefix(name), dataset, loaded.split or ""),
+                banks / bank_name(encoders.bank_prefix(name), dataset, loaded.split or "", config.variant),
                 replace(config, model=name),
             )
             for loaded in load_splits(dataset, root, split or [], asked.images, asked.annotations)

@@ -107,7 +107,7 @@ def _plan(
     `known`: a problem's text -> the thing with the problem. A bank with a known problem refers to it.
     """
     out = bank_directory(root, dataset.name, config.layout or "ezhoi")
-    out /= bank_name(encoders.bank_prefix(model.name), dataset.name, dataset.split or "")
+    out /= bank_name(encoders.bank_prefix(model.name), dataset.name, dataset.split or "", config.variant)
     try:
         if not config.overwrite and third_party(out):
             return _third_party(root, out, dataset, model, config, dict(pickles_in(out)))
