@@ -89,8 +89,8 @@ def test_ez_hois_reader_on_both_layouts(name: str, tiny_weights: Path, tmp_path:
 def test_the_loop_of_the_page_runs(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_sample(tmp_path / "EZ-HOI")
-    bank = tmp_path / "EZ-HOI/hicodet_shards/clipbase_img_hicodet_train"
-    config = ExtractConfig(model="tiny", weights=tiny_weights, layout="shards", resize="squash")
+    bank = tmp_path / "EZ-HOI/hicodet_shards/clipbase_img_hicodet_train_float16"
+    config = ExtractConfig(model="tiny", weights=tiny_weights, layout="shards", resize="squash", dtype="float16")
     extract(load_dataset("hicodet", tmp_path / "EZ-HOI", "train"), bank, config)
     (snippet,) = (text for text in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "FeatureDataset" in text)
     names: dict[str, Any] = {}

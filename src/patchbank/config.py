@@ -303,7 +303,7 @@ class ExtractConfig:
         parse=Partition.parse,
     )
     limit: int | None = option(None, "Only the first N images.", minimum=1)
-    overwrite: bool = option(False, "Start the bank from scratch; delete what it holds.")
+    overwrite: bool = option(False, "Start the bank from scratch; it replaces the old one when it is complete.")
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -313,6 +313,11 @@ class ExtractConfig:
                 "--overwrite together with a --partition would delete what the other partitions wrote. "
                 "Remove the bank first, then start the partitions without --overwrite."
             )
+
+    @property
+    def variant(self) -> str:
+        """The end of a bank's default name, where EZ-HOI would not read its features rightly: ``_squash_float16``."""
+        return "".join(f"_{each}" for each in (self.resize, self.dtype) if each not in (None, "center-crop", "float32"))
 
     def arguments(self) -> tuple[str, ...]:
         """The options of ``patchbank extract`` that give this configuration, without the model."""

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 LFS_POINTER = b"version https://git-lfs.github.com/spec"  # how a file begins that Git LFS has not fetched
 DAMAGED = ".damaged"  # added to the name of a file in quarantine
 _SCRATCH, _LOCK, _ABOUT = ".patchbank-tmp-", "lock", "about"
+NEXT = ".patchbank-next"  # in a bank: the bank that is to replace it
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -45,8 +46,8 @@ def is_plain(name: str) -> bool:
 
 
 def is_scratch(name: str) -> bool:
-    """Whether a directory of this name is a `scratch_directory`."""
-    return name.startswith(_SCRATCH)
+    """Whether a directory of this name is a `scratch_directory`, or holds a bank that is not yet in its place."""
+    return name.startswith(_SCRATCH) or name == NEXT
 
 
 def fsync_directory(directory: Path) -> None:
@@ -172,8 +173,7 @@ def scratch_directory(parent: Path, about: str = "") -> Iterator[Path]:
     remove_abandoned(parent)
     directory, lock = _locked_directory(parent)
     try:
-        if about:
-            (directory / _ABOUT).write_text(about)
+        (directory / _ABOUT).write_text(about)
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -188,8 +188,10 @@ def live_scratches(parent: Path) -> list[str]:
             with FileLock(directory / _LOCK, timeout=0):
                 continue  # no process holds it
         except Timeout:
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 found.append((directory / _ABOUT).read_text())
+            except (OSError, ValueError):  # it has just begun
+                found.append("")
         except (NotImplementedError, OSError):
             continue
     return found

@@ -120,6 +120,13 @@ def test_a_stopped_conversion_goes_on(banks: Path, tmp_path: Path, monkeypatch: 
         assert converted(banks / "shards", target, layout).features == 0
         converted(banks / "shards", tmp_path / "whole", layout, overwrite=True)
         assert contents(target) == contents(tmp_path / "whole")
+        stop = Event()
+        halt = {"overwrite": True, "stop": stop, "progress": lambda *_, stop=stop: stop.set()}
+        assert converted(banks / "shards", target, layout, "float16", **halt).remaining
+        assert contents(tmp_path / "whole").items() < contents(target).items()
+        assert converted(banks / "shards", target, layout, "float16", overwrite=True).already_done
+        converted(banks / "shards", tmp_path / f"half_{layout}", layout, "float16")
+        assert contents(target) == contents(tmp_path / f"half_{layout}")
 
 
 @pytest.mark.parametrize("layout", ["ezhoi", "shards"])

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
+from patchbank.bank.convert import convert
 from patchbank.bank.repair import repair
-from patchbank.bank.runs import Run, write_run
+from patchbank.bank.runs import Run, read_runs, write_run
+from patchbank.bank.writer import BankWriter
 from patchbank.errors import BankError
+from patchbank.extraction.plan import make_plan
 from patchbank.files import quarantine
 from tests.bank.test_check import damage_numbers
-from tests.support import contents, parts_in, photographs
+from tests.support import SecondLook, contents, no_leftovers, parts_in, photographs
 
 
 @pytest.fixture(params=["ezhoi", "shards"])
@@ -48,6 +51,83 @@ def test_starting_from_scratch_deletes_what_the_bank_lists(bank: Path, config: E
     assert not logged.exists()
     mine[0].unlink()
     assert contents(bank) == whole
+
+
+def test_the_old_bank_stays_until_the_new_one_is_complete(bank: Path, config: ExtractConfig) -> None:
+    """A stopped run goes on with the same options, and begins again with others."""
+    photographs(bank.parent / "images", 6)
+    dataset, old, opened = load_dataset("folder", bank.parent / "images"), contents(bank), open_bank(bank)
+    config = replace(config, overwrite=True, batch_size=2, shard_size=2 * 2176)
+    other = replace(config, resize="squash")
+    assert extract(dataset, bank, config, stop=SecondLook()).remaining == 4
+    assert {path: sha256 for path, sha256 in contents(bank).items() if not path.startswith(".")} == old
+    assert all(opened[key].equal(open_bank(bank)[key]) for key in opened)
+    assert "the same command completes it" in make_plan(dataset, bank, replace(config, overwrite=False)).notes[0]
+    assert extract(dataset, bank, other, stop=SecondLook()).remaining == 4
+    assert extract(dataset, bank, other).already_done == 2
+    assert len(read_runs(bank)) == 2
+    extract(dataset, bank.parent / "fresh", replace(other, overwrite=False))
+    assert contents(bank) == contents(bank.parent / "fresh")
+    assert no_leftovers(bank)
+    assert extract(dataset, bank, other).already_done == 0
+
+
+def test_the_last_of_several_runs_replaces_the_bank(bank: Path, config: ExtractConfig) -> None:
+    dataset, old = load_dataset("folder", bank.parent / "images"), contents(bank)
+    config = replace(config, overwrite=True, resize="squash")
+    plan = make_plan(dataset, bank, config)
+    with BankWriter(bank, plan.manifest, {}, overwrite=True):
+        assert extract(dataset, bank, config).images == 3
+        assert old.items() < contents(bank).items()
+    assert extract(dataset, bank, config).images == 0
+    assert open_bank(bank).manifest == plan.manifest and no_leftovers(bank)
+
+
+@pytest.mark.parametrize("content", [b"mine", b"{}", b'{"format": "another"}', b"\0" * 99 + b"x", b"\x80" * 9999])
+def test_other_codes_files_of_our_names_are_refused(bank: Path, config: ExtractConfig, content: bytes) -> None:
+    """Whatever would read, rename or delete them: reading, completing, repairing, starting from scratch, converting."""
+    part = parts_in(bank)[0]
+    part.with_name(part.name.replace(part.stem[-16:], "0123456789abcdef")).write_bytes(content)
+    before, dataset = contents(bank), load_dataset("folder", bank.parent / "images")
+    extract(dataset, bank.parent / "source", config)
+    source, layout = open_bank(bank.parent / "source"), config.layout or "shards"
+    for action in (
+        lambda: open_bank(bank),
+        lambda: extract(dataset, bank, config),
+        lambda: repair(bank),
+        lambda: extract(dataset, bank, replace(config, overwrite=True)),
+        lambda: convert(source, bank, layout, shard_size=1, overwrite=True),
+    ):
+        with pytest.raises(BankError, match=r"0123456789abcdef.*If it is yours, move it"):
+            action()
+    assert contents(bank) == before
+
+
+@pytest.mark.parametrize("kept", [0, 300, -1])
+def test_what_a_crash_or_a_disk_leaves_of_our_files_is_ours(bank: Path, config: ExtractConfig, kept: int) -> None:
+    whole, dataset = contents(bank), load_dataset("folder", bank.parent / "images")
+    for fault in (
+        lambda old: old[:kept],
+        lambda old: bytes(len(old)),
+        lambda old: old.replace(b"patchbank", b"patchbanc"),
+    ):
+        part = parts_in(bank)[0]
+        part.write_bytes(fault(part.read_bytes()))
+        extract(dataset, bank, config)
+        part.with_name(f"{part.name}.damaged").unlink()
+        assert contents(bank) == whole
+
+
+def test_a_log_that_is_a_link_is_refused(bank: Path, config: ExtractConfig) -> None:
+    elsewhere = (bank / "runs").rename(bank.parent / "elsewhere")
+    (bank / "runs").symlink_to(elsewhere)
+    before, dataset = contents(elsewhere), load_dataset("folder", bank.parent / "images")
+    for overwrite in (False, True):
+        with pytest.raises(BankError, match="runs is a link"):
+            extract(dataset, bank, replace(config, overwrite=overwrite))
+    with pytest.raises(BankError, match="runs is a link"):
+        repair(bank)
+    assert contents(elsewhere) == before
 
 
 def test_an_index_that_is_a_link_is_refused(tmp_path: Path, tiny_config: ExtractConfig) -> None:

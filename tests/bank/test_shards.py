@@ -32,6 +32,7 @@ from patchbank.bank.index import Entry, Part
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.parts import PartDamagedError, name_part, payload_of, read_parts
 from patchbank.bank.payload import Feature
+from patchbank.bank.removal import remove_bank
 from patchbank.bank.shard import Shards
 from patchbank.bank.writer import BankWriter, revoke
 from patchbank.datasets.samples import Failure
@@ -276,7 +277,7 @@ def test_a_damaged_shard_is_never_trusted(bank: Path, tmp_path_factory: pytest.T
         assert opened.cls(key).shape == (32,)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 8, 100, 3000, -1])
+@pytest.mark.parametrize("kept", [0, 100, 3000, -1])
 def test_a_truncated_shard_is_reported_as_damaged(bank: Path, kept: int) -> None:
     path = parts_in(bank)[1]
     path.write_bytes(path.read_bytes()[:kept])
@@ -354,8 +355,7 @@ def test_other_files_beside_shards_stay(bank: Path) -> None:
     (bank / "model.safetensors").write_bytes(b"weights")
     (bank / "shard-1.safetensors").write_bytes(b"whatever")
     assert len(open_bank(bank)) == 9
-    with BankWriter(bank, MANIFEST, KEYS, overwrite=True):
-        pass
+    remove_bank(bank)
     assert sorted(path.name for path in bank.iterdir()) == ["model.safetensors", "shard-1.safetensors"]
 
 
@@ -518,10 +518,13 @@ def test_a_reader_raises_when_its_bank_was_replaced(bank: Path) -> None:
     manifest = replace(MANIFEST, identity={**MANIFEST.identity, "precision": "bf16"})
     with BankWriter(bank, manifest, KEYS, overwrite=True) as writer:
         writer.add([feature(key) for key in KEYS[:4]], [])
+    assert open_bank(bank).manifest == MANIFEST
+    writer.replace()
     with pytest.raises(BankError, match="was replaced since it was opened"):
         opened[KEYS[0]]
     with BankWriter(bank, MANIFEST, KEYS, overwrite=True) as writer:
         writer.add([feature(key) for key in KEYS[:4]], [])
+    writer.replace()
     assert torch.equal(opened[KEYS[0]], tokens(KEYS[0]))
     with pytest.raises(BankError, match="and has none now"):
         opened[KEYS[8]]

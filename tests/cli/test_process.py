@@ -91,6 +91,20 @@ def test_hicodet_makes_every_split_under_the_original_names(tmp_path: Path, tiny
     assert len(list((banks / "cliptiny_img_hicodet_train").glob("HICO_train2015_*_clip.pkl"))) == 5
 
 
+def test_what_ez_hoi_does_not_read_has_a_name_of_its_own(tmp_path: Path, tiny_weights: Path) -> None:
+    hico_root(tmp_path, 2)
+    run = "extract", "hicodet", "--root", tmp_path, *tiny(tiny_weights)
+    for options in ((), ("--resize", "squash"), ("--dtype", "fp16"), ("--resize", "squash", "--dtype", "float16")):
+        for layout in ("ezhoi", "shards"):
+            assert "2 features written" in patchbank(*run, *options, "--layout", layout, check=0).stdout
+    ends = ("", "_float16", "_squash", "_squash_float16")
+    names = sorted(f"cliptiny_img_hicodet_{split}{end}" for split in ("train", "test") for end in ends)
+    for banks in ("hicodet_pkl_files", "hicodet_shards"):
+        assert sorted(path.name for path in (tmp_path / banks).iterdir()) == names
+    usual = patchbank(*run, "--resize", "center-crop", "--precision", "bf16", "--dry-run", check=2)
+    assert "cliptiny_img_hicodet_train was created with a different configuration" in usual.stderr
+
+
 def test_vcoco_likewise(tmp_path: Path, tiny_weights: Path) -> None:
     vcoco_root(tmp_path, 3)
     patchbank("extract", "vcoco", "--root", tmp_path, *tiny(tiny_weights), check=0)
@@ -161,7 +175,7 @@ def test_a_dry_run_prints_failures_and_deletions(tmp_path: Path, tiny_weights: P
     assert "1 of those failed before" in done.stdout
     done = patchbank(*arguments, "--dry-run", "--overwrite", check=0)
     assert "4 images, 0 done, 4 to do" in done.stdout
-    assert "3 existing features will be deleted" in done.stdout
+    assert "3 existing features will be replaced" in done.stdout
     assert len(open_bank(tmp_path / "bank")) == 3
 
 

@@ -468,12 +468,14 @@ def test_banks_must_fit_on_the_disk_together(
     with pytest.raises(BankError, match="Not enough disk"):
         check_disk([one, other])
 
-    # Deleting first makes room.
+    # The old bank stays until the new one is complete.
     extract(dataset, tmp_path / "one", tiny_config)
     again = make_plan(dataset, tmp_path / "one", replace(tiny_config, overwrite=True))
     assert again.bytes_freed == 3 * (tmp_path / "one/photo_0000_clip.pkl").stat().st_size
-    monkeypatch.setattr("patchbank.bank.writer.free_bytes", lambda _: again.bytes_needed - again.bytes_freed)
     check_disk([again])
+    monkeypatch.setattr("patchbank.bank.writer.free_bytes", lambda _: again.bytes_needed - 1)
+    with pytest.raises(BankError, match=r"beside the old bank .*Free some space \(the old bank's"):
+        check_disk([again])
 
 
 def test_a_first_image_that_is_missing_is_one_failure(config: ExtractConfig, tmp_path: Path) -> None:

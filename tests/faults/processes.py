@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -56,17 +57,18 @@ class Calls:
 
     Attributes:
         count: how many times.
-        owner: the method's class; by default, of batches handed to the bank.
+        owner: the method's class, or its module's name; by default, of batches handed to the bank.
         name: the method's.
     """
 
     count: int
-    owner: type = BankWriter
+    owner: type | str = BankWriter
     name: str = "add"
 
     def pause(self) -> None:
         """Have this process stop itself (SIGSTOP) then."""
-        method, calls = getattr(self.owner, self.name), itertools.count(1)  # several threads may call it
+        owner = import_module(self.owner) if isinstance(self.owner, str) else self.owner
+        method, calls = getattr(owner, self.name), itertools.count(1)  # several threads may call it
 
         def counted(*arguments: Any, **options: Any) -> Any:
             result = method(*arguments, **options)
@@ -74,7 +76,7 @@ class Calls:
                 os.kill(os.getpid(), signal.SIGSTOP)
             return result
 
-        setattr(self.owner, self.name, counted)
+        setattr(owner, self.name, counted)
 
 
 @dataclass(frozen=True)

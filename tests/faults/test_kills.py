@@ -13,10 +13,11 @@ from random import Random
 import pytest
 
 from patchbank import open_bank
+from patchbank.bank import removal
 from patchbank.bank.parts import find_payload
 from tests.bank.test_check import damage_numbers
 from tests.faults.conftest import BROKEN, Extraction, committed, in_shards
-from tests.faults.processes import Run, run
+from tests.faults.processes import Calls, Run, run
 from tests.faults.soundness import sound_keys
 from tests.support import contents, no_leftovers
 
@@ -149,6 +150,26 @@ def test_other_commands_killed_at_random_instants(command: str, extraction: Extr
         if killed >= KILLS // 6:
             return
     raise AssertionError("no run was killed in time")
+
+
+@pytest.mark.parametrize(
+    "moment", [Calls(1), *(Calls(1, removal.__name__, name) for name in ("remove_runs", "remove_bank", "copy_runs"))]
+)
+def test_killed_while_it_replaces_a_bank(extraction: Extraction, tmp_path: Path, moment: Calls) -> None:
+    """The old bank is whole until the new one is, which is then never lost; the same command completes it."""
+    bank, output = tmp_path / "bank", tmp_path / "printed"
+    run(output, *extraction.to(bank, "--resize", "squash", "--limit", 40), check=1)
+    old, command = contents(bank), extraction.to(bank, "--overwrite")
+    process = Run(output, *command, pause_after=moment).paused()
+    process.send(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    left = contents(bank)
+    if moment.name in ("add", "remove_runs"):
+        assert old.items() <= left.items()
+    else:
+        assert {*extraction.expected.values()} <= {*left.values()}
+    run(output, *command, check=1)
+    assert contents(bank) == extraction.expected
 
 
 @in_shards

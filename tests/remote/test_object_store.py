@@ -265,6 +265,7 @@ def test_a_bank_in_memory(images: Path, config: ExtractConfig, tmp_path: Path) -
     assert download("memory://patchbank/bank", tmp_path / "there") == contents(tmp_path / "bank")
     replaced = extract(load_dataset("folder", images), "memory://patchbank/bank", replace(config, overwrite=True))
     assert replaced.images == COUNT
+    assert download("memory://patchbank/bank", tmp_path / "again") == contents(tmp_path / "bank")
 
 
 def test_a_cached_feature_that_is_damaged_or_closed_is_fetched_again(

@@ -17,6 +17,7 @@ from patchbank.bank.parts import find_payload, part_size
 from patchbank.bank.payload import Feature
 from patchbank.bank.pickles import check_names, key_of, pickle_name
 from patchbank.bank.reader import Bank
+from patchbank.bank.removal import place_of, removable
 from patchbank.bank.runs import copy_runs
 from patchbank.bank.writer import BankWriter, bank_state, check_room, disk_bytes, existing_manifest
 from patchbank.config import Layout, StoredDtype, check_dtype
@@ -71,7 +72,7 @@ def convert(
     Args:
         dtype: the new bank's stored dtype; None is float32 for pickles, as EZ-HOI reads, and the source's for shards.
         shard_size: approximate bytes of a shard.
-        overwrite: start the new bank from scratch.
+        overwrite: start the new bank from scratch; it replaces the target's bank when it is complete.
         progress: called with the numbers of features done, and of all.
         stop: set it to end early; the same call continues.
 
@@ -97,9 +98,7 @@ def convert(
             return Failure(key, str(error))
 
     keys = sorted([*source, *source.failures])
-    done = _transfer(target, wanted, keys, read, set(source.failures), overwrite, progress, stop)
-    copy_runs(source.path, target)
-    return done
+    return _transfer(target, wanted, keys, read, set(source.failures), overwrite, progress, stop, log=source.path)
 
 
 @dataclass
@@ -142,7 +141,7 @@ def import_pickles(
         size_of: sizes of the images; without them boxes cannot be mapped.
         confirm: returns the final manifest from the report on the pickles; raises to write nothing.
         models_with: names of models whose patch tokens have a shape, for a message.
-        overwrite: start the new bank from scratch.
+        overwrite: as in `convert`.
         progress, writing: called with the numbers of pickles checked or written, and of all.
         stop: set it to end early; the same call continues.
 
@@ -240,15 +239,24 @@ def _transfer(
     overwrite: bool,
     progress: Progress | None,
     stop: Event | None,
+    log: Path | None = None,
 ) -> Converted:
-    """Write what `read` returns for each key. Failures of keys in `failed` are written too, others are damage."""
+    """Write what `read` returns for each key. Failures of keys in `failed` are written too, others are damage.
+
+    `log`: the bank whose runs the new bank's log has.
+    """
     if wanted.layout == "ezhoi":
         check_names(keys, target)
     stop = stop or Event()
     existing = existing_manifest(target, overwrite=overwrite)
-    state = bank_state(target, existing) if existing else None
+    if overwrite and existing and not existing.begun_as(wanted):
+        existing = None
+    state = bank_state(place_of(target, overwrite), existing) if existing else None
+    if overwrite:
+        removable(target)  # what must not be deleted is refused before anything is written
     if not is_remote(target):
-        check_room(target, disk_bytes(len({*keys} - (state.done if state else set())), wanted), "directory")
+        needed = disk_bytes(len({*keys} - (state.done if state else set())), wanted)
+        check_room(target, needed, "directory", overwrite=overwrite)
     with BankWriter(target, wanted, keys, overwrite=overwrite, known=state) as writer:
         # What the target holds is compared too, last: the source may have changed since.
         known = writer.state.failed.keys() | writer.done
@@ -277,4 +285,8 @@ def _transfer(
     done.refused = dict(refused)
     done.features -= len(refused)
     done.bytes_written = writer.bytes_written
+    if log:
+        copy_runs(log, writer.bank)
+    if overwrite and not done.remaining:
+        writer.replace()
     return done

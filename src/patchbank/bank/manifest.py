@@ -125,6 +125,10 @@ class Manifest:
             chain.pop()
         return replace(self, layout=layout, outputs=stored_outputs(self.outputs, layout, dtype), rounded=tuple(chain))
 
+    def begun_as(self, other: Manifest) -> bool:
+        """Whether the same command, again, would begin the other bank. An encoder may have failed to compile."""
+        return replace(self, compiled=other.compiled) == other
+
     def differences(self, other: Manifest) -> list[tuple[str, str, str]]:
         """(field, own value, other's value), for people, of each difference between two banks' features or layouts."""
         names = ("layout", "dataset", "split", "rounded")

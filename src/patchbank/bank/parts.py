@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -15,15 +15,18 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import samples_a_shard
 from patchbank.bank.payload import Payload
 from patchbank.bank.pickles import INDEX, PART_SIZE, SUFFIX, Pickles
+from patchbank.bank.runs import DIRECTORY as RUNS
 from patchbank.bank.shard import Shards
 from patchbank.bank.storage import storage_of
 from patchbank.budget import without_collection
 from patchbank.config import Layout
 from patchbank.errors import BankError
 from patchbank.features import Output
+from patchbank.files import NEXT
 from patchbank.locations import is_remote
 
 _ATTEMPTS = 100  # to read what other processes are writing
+_MARKS = (b"patchbank", b"patch_tokens")  # every part's beginning has both: one survives damage to the other
 _NAMES = 100_000  # among which shards beside pickles are looked for: a directory may hold millions
 
 
@@ -66,9 +69,10 @@ def find_payload(bank: Path) -> Payload | None:
 
 
 def refuse_link(bank: Path) -> None:
-    """Raise BankError where a bank's index is a link: parts would be written and deleted elsewhere."""
-    if not is_remote(bank) and (bank / INDEX).is_symlink():
-        raise BankError(f"{bank / INDEX} is a link; a bank's index is a directory in it. Move that directory here.")
+    """Raise BankError where a directory of a bank's own is a link: files would be written and deleted elsewhere."""
+    for place in () if is_remote(bank) else (bank / INDEX, bank / RUNS, bank / NEXT):
+        if place.is_symlink():
+            raise BankError(f"{place} is a link; in a bank it is a directory. Move that directory here.")
 
 
 def third_party(bank: Path) -> bool:
@@ -102,25 +106,53 @@ def part_names(payload: Payload) -> list[str]:
     return sorted(name for name in payload.parts.names() if payload.pattern.fullmatch(name))
 
 
+def own_names(payload: Payload) -> list[str]:
+    """The same, after a look at what they hold. Raises BankError where other code wrote one, or it cannot be read."""
+
+    def one(name: str) -> None:
+        path = payload.parts.directory / name
+        with contextlib.suppress(FileNotFoundError), _reading(path):
+            _refuse_foreign(path, payload.parts.head(name)[0])
+
+    payload.parts.map(one, names := part_names(payload))
+    return names
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BankError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _refuse_foreign(path: Path, start: bytes) -> None:
+    """Raise BankError if a file with a part's name has nothing of ours in it, and is not empty as after a crash."""
+    if start.strip(b"\0") and not any(mark in start for mark in _MARKS):
+        raise BankError(
+            f"{path} has the name of a bank's file, and its content is not. If it is yours, move it elsewhere; "
+            "if the disk damaged it, delete it: its images are extracted again."
+        )
+
+
 def read_part(payload: Payload, name: str) -> Part:
     """Read and check a part, but not its features.
 
     Raises:
         FileNotFoundError: it is gone.
         PartDamagedError: its content does not match its name, or it is cut short.
-        BankError: it cannot be read, or has another format version.
+        BankError: it cannot be read, has another format version, or other code wrote it.
     """
     path = payload.parts.directory / name
     match = payload.pattern.fullmatch(name)
     assert match is not None
-    try:
+    with _reading(path):
         start, size = payload.parts.head(name)
         if len(start) < (begin := payload.end(start, size)):
             start += payload.parts.read(name, len(start), begin)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise BankError(f"{path} cannot be read: {error.strerror or error}.") from error
+    _refuse_foreign(path, start)
     text = start[payload.prefix : begin]
     if not text or hashlib.sha256(text).hexdigest()[:16] != match[2]:
         raise PartDamagedError(path, "its content does not match its name.")

@@ -35,9 +35,9 @@ def bank_directory(root: Path, dataset: str, layout: str = "ezhoi") -> Path:
     return root / f"{dataset}_{'pkl_files' if layout == 'ezhoi' else layout}"
 
 
-def bank_name(prefix: str, dataset: str, split: str) -> str:
-    """A bank's name as the original scripts give it: ``clipbase_img_hicodet_train``."""
-    return f"{prefix}_img_{dataset}_{split}"
+def bank_name(prefix: str, dataset: str, split: str, variant: str = "") -> str:
+    """A bank's name as the original scripts give it: ``clipbase_img_hicodet_train``; `variant` tells others apart."""
+    return f"{prefix}_img_{dataset}_{split}{variant}"
 
 
 def pickle_name(key: str) -> str:

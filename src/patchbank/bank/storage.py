@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from patchbank.files import (
     remove_abandoned,
     scratch_directory,
 )
-from patchbank.locations import is_remote, remotely
+from patchbank.locations import filesystem, is_remote, remotely
 
 _HEADER = 1 << 18  # bytes, in which most headers lie: a second request costs more than reading too much
 _REQUESTS = 16  # at once
@@ -83,6 +84,10 @@ class Storage:
         temporary.rename(self.directory / name)
         fsync_directory(self.directory)
 
+    def move(self, name: str, to: Storage) -> None:
+        """Move a file to another place on the same file system, or in the same store: durably and whole."""
+        to.commit(self.directory / name, name)
+
     def sync(self) -> None:
         """Make durable what others have committed."""
         fsync_directory(self.directory)
@@ -90,6 +95,11 @@ class Storage:
     def delete(self, name: str) -> None:
         """Delete a file, if it exists."""
         (self.directory / name).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Delete the place with everything in it, if it exists."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.directory)
 
     def quarantine(self, name: str) -> str:
         """Rename an unusable file to ``*.damaged``; returns its new name."""
@@ -159,12 +169,21 @@ class ObjectStorage(Storage):
         self._ask(put, name)
         temporary.unlink()
 
+    def move(self, name: str, to: Storage) -> None:
+        path_there = filesystem(to.directory / name)[1]
+        self._ask(lambda files, path: files.cp_file(path, path_there), name)
+        self.delete(name)
+
     def sync(self) -> None:
         pass
 
     def delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._ask(lambda files, path: files.rm_file(path), name)
+
+    def clear(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(lambda files, path: files.rm(path, recursive=True))
 
     def quarantine(self, name: str) -> str:
         damaged = damaged_name(name, {*self.names()}.__contains__)

@@ -29,7 +29,7 @@ from patchbank.bank.packing import NotFiniteError, sample_bytes
 from patchbank.bank.parts import manifest_in, name_part, payload_of, read_parts, refuse_link, third_party
 from patchbank.bank.payload import Feature, Kept, Payload, Rows
 from patchbank.bank.pickles import file_bytes
-from patchbank.bank.removal import remove_bank
+from patchbank.bank.removal import place_of, replace_bank
 from patchbank.bank.storage import storage_of
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
@@ -94,20 +94,21 @@ def check_same(bank: Path, found: Manifest, wanted: Manifest, options: str = "")
 def existing_manifest(bank: Path, *, overwrite: bool) -> Manifest | None:
     """The manifest of the bank that a run would complete; None if it would start one.
 
+    Args:
+        overwrite: of the bank that would replace this one.
+
     Raises BankError for a file, for a link as index, and for a directory of third-party pickles. Writes nothing.
     """
     if not is_remote(bank) and not (place := nearest_existing(bank)).is_dir():
         raise BankError(f"{place} is a file; a bank is a directory. Choose another --out.")
     refuse_link(bank)
-    if overwrite:
-        return None
-    if third_party(bank):
+    if not overwrite and third_party(bank):
         raise BankError(
             f"{bank} holds pickles without an index: other code made them, and nothing says whether they are right. "
             f"`patchbank verify {bank}` checks them, and `patchbank import` makes a bank of them. Else choose "
             "another --out, or start from scratch with --overwrite, which deletes them."
         )
-    return manifest_in(bank)
+    return manifest_in(place_of(bank, overwrite))
 
 
 def check_location(bank: Path, layout: str) -> None:
@@ -125,12 +126,13 @@ def disk_bytes(count: int, like: Manifest) -> int:
     return count * (sample_bytes(like.outputs) + _ENTRY)
 
 
-def check_room(place: Path, needed: int, elsewhere: str) -> None:
+def check_room(place: Path, needed: int, elsewhere: str, *, overwrite: bool = False) -> None:
     """Raise BankError if a disk has fewer bytes free. `elsewhere`: what the message suggests to choose another of."""
     if needed > (free := free_bytes(place)):
+        old, first = (" beside the old bank", " (the old bank's, if you can do without it)") if overwrite else ("", "")
         raise BankError(
-            f"Not enough disk: the features need {bytes_text(needed)} and {place} has {bytes_text(free)} free. "
-            f"Free some space, choose another {elsewhere}, or store them in half the space with --dtype float16."
+            f"Not enough disk: the features need {bytes_text(needed)}{old} and {place} has {bytes_text(free)} free. "
+            f"Free some space{first}, choose another {elsewhere}, or store them in half the space with --dtype float16."
         )
 
 
@@ -146,7 +148,7 @@ class BankWriter:
     """A bank open for writing; a context manager. Any number of them, in any processes, may write one bank.
 
     Attributes:
-        bank: its directory or URL.
+        bank: the directory or URL that it writes.
         manifest: of the existing bank, or the one wanted; set on entering.
         done: keys whose features the bank had on entering.
         settled, failed: numbers of samples with a feature or a failure, and with a failure; set on leaving.
@@ -174,7 +176,8 @@ class BankWriter:
             wanted: the manifest of a new bank.
             positions: key -> position of all samples that the bank is made for, not only a part's; or the keys in
                 order.
-            overwrite: delete the bank first.
+            overwrite: make a bank that can `replace` the existing one. What a run of the same configuration began
+                is continued.
             known: what the bank held a moment ago; its parts are not read again.
             helper: write samples for another process, which passes what the bank holds to `expect` and tidies up; this
                 writer does not look at the bank.
@@ -183,8 +186,10 @@ class BankWriter:
         Raises:
             BankError: the directory holds another bank or third-party pickles; see `existing_manifest`.
         """
-        if not helper and (existing := existing_manifest(bank, overwrite=overwrite)):
+        existing = None if helper else existing_manifest(bank, overwrite=overwrite)
+        if existing and not overwrite:
             check_same(bank, existing, wanted)
+        bank = place_of(bank, overwrite)
         check_location(bank, wanted.layout)
         if not isinstance(positions, Mapping):
             positions = {key: position for position, key in enumerate(positions)}
@@ -195,8 +200,8 @@ class BankWriter:
         self.settled = self.failed = 0
         self._wanted = wanted
         self._positions = positions
-        self._overwrite = overwrite
-        self._known = None if overwrite else known
+        self._afresh = overwrite and existing is not None and not existing.begun_as(wanted)
+        self._known = known
         self._helper = helper
         self._about = about
         self._current: int | None = None  # the number of the part that samples go to
@@ -204,9 +209,9 @@ class BankWriter:
 
     def __enter__(self) -> Self:
         with self._storage_errors(), ExitStack() as stack:
+            if self._afresh:
+                storage_of(self.bank).clear()
             self._scratch = stack.enter_context(storage_of(self.bank).scratch(self._about))
-            if self._overwrite:  # last of what can be refused: the place takes files
-                remove_bank(self.bank)
             if not is_remote(self.bank):
                 make_directory(self._payload.parts.directory)  # index/ distinguishes own from third-party pickles
             self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="write"))
@@ -272,6 +277,11 @@ class BankWriter:
         """Make everything added so far durable. Raises BankError if the disk is full or fails."""
         with self._storage_errors():
             self._commit()
+
+    def replace(self) -> None:
+        """Put what was written with `overwrite` in the old bank's place. Call it after the block, if it is complete."""
+        with self._storage_errors():
+            replace_bank(self.bank.parent)
 
     @property
     def state(self) -> BankState:

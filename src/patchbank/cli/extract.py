@@ -93,7 +93,7 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
         jobs = [
             (
                 loaded,
-                banks / bank_name(encoders.bank_prefix(name), dataset, loaded.split or ""),
+                banks / bank_name(encoders.bank_prefix(name), dataset, loaded.split or "", config.variant),
                 replace(config, model=name),
             )
             for loaded in load_splits(dataset, root, split or [], asked.images, asked.annotations)
@@ -259,7 +259,7 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
             show_failures("damaged", plan.dataset.damaged, "")
         if plan.to_delete:
             deleted = count_text(len(plan.to_delete), "existing feature")
-            say(f"  {deleted} will be deleted ({bytes_text(plan.bytes_freed)})")
+            say(f"  {deleted} will be replaced ({bytes_text(plan.bytes_freed)}); until then the disk holds both")
         say(f"  weights: {weights}")
     total = sum(plan.bytes_needed for plan in plans)
     free = "" if is_remote(plans[0].out) else f", {bytes_text(free_bytes(plans[0].out))} free"

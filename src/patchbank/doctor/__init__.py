@@ -107,7 +107,7 @@ def _plan(
     `known`: a problem's text -> the thing with the problem. A bank with a known problem refers to it.
     """
     out = bank_directory(root, dataset.name, config.layout or "ezhoi")
-    out /= bank_name(encoders.bank_prefix(model.name), dataset.name, dataset.split or "")
+    out /= bank_name(encoders.bank_prefix(model.name), dataset.name, dataset.split or "", config.variant)
     try:
         if not config.overwrite and third_party(out):
             return _third_party(root, out, dataset, model, config, dict(pickles_in(out)))
@@ -134,7 +134,7 @@ def _bank(root: Path, plan: ExtractPlan, config: ExtractConfig, speeds: Mapping[
         time = f", {checks.duration(seconds)}" if seconds else ""
         text = f"{begun}; {todo:,} to do, {bytes_text(plan.bytes_needed)}{time}."
     if plan.to_delete:
-        text += f" Deletes {len(plan.to_delete):,} features first ({bytes_text(plan.bytes_freed)})."
+        text += f" Replaces {len(plan.to_delete):,} features ({bytes_text(plan.bytes_freed)}), deleted when it ends."
     fix = run(_extract(root, plan, config)) if plan.resumed and todo else None
     if plan.failed_before:
         text += f" {plan.failed_before:,} of these failed before."

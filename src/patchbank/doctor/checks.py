@@ -256,7 +256,7 @@ def check_disks(plans: Sequence[ExtractPlan]) -> list[Finding]:
     """Whether each file system has room for all its banks together, and is writable."""
     findings = []
     for together in by_disk(plans):
-        needed, free = sum(each.bytes_needed - each.bytes_freed for each in together), free_bytes(together[0].out)
+        needed, free = sum(each.bytes_needed for each in together), free_bytes(together[0].out)
         directories = " and ".join(sorted({str(each.out.parent) for each in together}))
         data = {"bytes_needed": needed, "bytes_free": free}
         try:
@@ -264,7 +264,7 @@ def check_disks(plans: Sequence[ExtractPlan]) -> list[Finding]:
         except PatchbankError as error:
             findings.append(refusal("disk", error))
         else:
-            text = f"{bytes_text(max(0, needed))} to write into {directories}, {bytes_text(free)} free."
+            text = f"{bytes_text(needed)} to write into {directories}, {bytes_text(free)} free."
             findings.append(Finding("disk", "ok", text, data=data))
     for place in dict.fromkeys(nearest_existing(plan.out) for plan in plans if plan.todo):
         if not os.access(place, os.W_OK | os.X_OK):

@@ -14,7 +14,7 @@ from patchbank import encoders
 from patchbank.bank.manifest import Manifest, stored_outputs
 from patchbank.bank.parts import part_size
 from patchbank.bank.pickles import check_names
-from patchbank.bank.removal import removable
+from patchbank.bank.removal import place_of, removable
 from patchbank.bank.writer import (
     BankState,
     bank_state,
@@ -34,7 +34,7 @@ from patchbank.encoders.device import auto_batch_size
 from patchbank.errors import BankError, ConfigError, DatasetError
 from patchbank.extraction.devices import Devices, decide
 from patchbank.features import GRID
-from patchbank.files import live_scratches, nearest_existing
+from patchbank.files import NEXT, live_scratches, nearest_existing
 from patchbank.locations import is_remote
 
 # A manifest's field -> the option that decides it; weights and their rounding are stated by their own rules.
@@ -54,12 +54,12 @@ class ExtractPlan:
         devices: the devices that compute.
         encoder: the encoder, before its weights are loaded.
         manifest: the existing bank's, or the new one's.
-        resumed: whether the bank exists.
-        state: the existing bank's; empty for a new one.
+        resumed: whether the bank exists; with ``overwrite``, whether the one that will replace it was begun.
+        state: that bank's; empty for a new one.
         selected: this run's samples.
         todo: the selected samples without a feature.
         failed_before: how many of those failed in an earlier run.
-        to_delete: files of features that ``overwrite`` deletes first.
+        to_delete: files of features that ``overwrite`` deletes when the new bank is complete.
         notes: what a user should know before the run begins, one sentence each.
     """
 
@@ -78,13 +78,18 @@ class ExtractPlan:
     notes: tuple[str, ...] = ()
 
     @property
+    def place(self) -> Path:
+        """Where the features are written."""
+        return place_of(self.out, self.config.overwrite)
+
+    @property
     def bytes_needed(self) -> int:
         """Disk space for the images to do."""
         return disk_bytes(len(self.todo), self.manifest)
 
     @property
     def bytes_freed(self) -> int:
-        """Disk space of the features that ``overwrite`` deletes first."""
+        """Disk space of the features that ``overwrite`` deletes."""
         return sum(path.stat().st_size for path in self.to_delete)
 
 
@@ -108,9 +113,10 @@ def make_plan(
         existing = existing_manifest(out, overwrite=config.overwrite)
     except OSError as error:
         raise BankError(f"{out} cannot be read: {error.strerror or error}.") from error
-    layout = config.layout or (existing.layout if existing else default_layout(dataset.name, is_remote(out)))
+    begun = None if config.overwrite or not existing else existing.layout
+    layout = config.layout or begun or default_layout(dataset.name, is_remote(out))
     check_location(out, layout)
-    if layout == "ezhoi" and existing is None:
+    if layout == "ezhoi" and begun is None:
         check_names(keys, out)
     check_dtype(layout, config.dtype)
     check_images(dataset)
@@ -119,12 +125,14 @@ def make_plan(
     encoder = encoder or encoders.find(config, dataset.root, rounding=dataset.name in SPLITS)
     wanted = describe(dataset, layout, config, devices, encoder)
     state = BankState(set(), {}, [])
+    if config.overwrite and existing and not existing.begun_as(wanted):
+        existing = None
     if existing is not None:
         # Converted pickles hold patch tokens only.
         outputs = {name: each for name, each in wanted.outputs.items() if name in existing.outputs or name == GRID}
         wanted = replace(wanted, outputs=outputs)
         check_same(out, existing, wanted, _options_of(existing, wanted))
-        state = bank_state(out, existing)
+        state = bank_state(place_of(out, config.overwrite), existing)
     manifest = existing or wanted
     if layout == "ezhoi":
         check_names([*keys, *state.done], out)
@@ -146,7 +154,7 @@ def make_plan(
         todo=todo,
         failed_before=sum(sample.key in state.failed for sample in todo),
         to_delete=removable(out) if config.overwrite else [],
-        notes=(*_others(out, config), *filter(None, [passed_over_text(dataset)])),
+        notes=(*_others(out, config), *filter(None, [passed_over_text(dataset), _unfinished(out, config)])),
     )
 
 
@@ -204,6 +212,13 @@ def _for_part(dataset: Dataset, config: ExtractConfig) -> ExtractConfig:
     return replace(config, partition=dataset.part)
 
 
+def _unfinished(out: Path, config: ExtractConfig) -> str:
+    """A note on what an interrupted run has left."""
+    if config.overwrite or is_remote(out) or not (out / NEXT).is_dir():
+        return ""
+    return f"A run with --overwrite has not ended: the same command completes it. Or delete {out / NEXT}."
+
+
 def describe_run(config: ExtractConfig) -> str:
     """This run's description for other runs: its part, and where it runs."""
     return json.dumps({"partition": str(config.partition), "host": platform.node(), "process": os.getpid()})
@@ -214,7 +229,7 @@ def _others(out: Path, config: ExtractConfig) -> tuple[str, ...]:
     if is_remote(out):
         return ()
     notes = []
-    for text in live_scratches(out):
+    for text in live_scratches(place_of(out, config.overwrite)):
         try:
             other = json.loads(text)
             part = Partition.parse(other["partition"])
@@ -264,7 +279,8 @@ def check_images(dataset: Dataset) -> None:
 def check_disk(plans: Sequence[ExtractPlan]) -> None:
     """Raise BankError if the banks together do not fit on their disks."""
     for together in by_disk(plans):
-        check_room(together[-1].out, sum(each.bytes_needed - each.bytes_freed for each in together), "--out")
+        needed, overwrite = sum(each.bytes_needed for each in together), any(each.to_delete for each in together)
+        check_room(together[-1].out, needed, "--out", overwrite=overwrite)
 
 
 def by_disk(plans: Sequence[ExtractPlan]) -> list[list[ExtractPlan]]:

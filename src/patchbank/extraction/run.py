@@ -210,6 +210,8 @@ def execute(
     )
     if todo:
         _note_run(plan, summary, date)
+    if overwrite and not summary.remaining:
+        bank.replace()
     return summary
 
 
@@ -234,7 +236,7 @@ def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> No
         example=next((sample.key for sample in plan.todo if sample.key not in summary.failures), ""),
     )
     try:
-        write_run(plan.out, run)
+        write_run(plan.place, run)
     except OSError as error:
         summary.notes.append(f"The run log in {plan.out / RUNS} could not be written: {error.strerror or error}.")
 
@@ -244,7 +246,7 @@ def _share_out(
 ) -> None:
     """Have other processes do the work."""
     units = units_of(plan, plan.devices.workers or len(plan.devices.names))
-    task = Task(plan.out, plan.config, plan.encoder, plan.manifest, plan.devices)
+    task = Task(plan.place, plan.config, plan.encoder, plan.manifest, plan.devices)
     if plan.config.engine == "ray":
         from patchbank.extraction import ray  # its package is an extra
 
