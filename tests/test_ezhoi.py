@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from patchbank import ExtractConfig, FeatureDataset, extract, load_dataset
 from patchbank.config import Layout
 from patchbank.datasets.example import write_sample
-from tests.support import REPOSITORY, relative_error
+from tests.support import REPOSITORY, patchbank, relative_error
 
 PAGE = (REPOSITORY / "docs/ezhoi.md").read_text()
 
@@ -68,7 +68,11 @@ def _lines() -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["hicodet", "vcoco"])
-def test_ez_hois_reader_on_both_layouts(name: str, tiny_weights: Path, tmp_path: Path) -> None:
+def test_ez_hois_reader_on_both_layouts(
+    name: str, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "patchbank_reader.py").write_text(patchbank("reader", check=0).stdout)
+    monkeypatch.syspath_prepend(tmp_path)
     write_sample(tmp_path / "root")
     split = "test" if name == "hicodet" else "val"
     dataset = load_dataset(name, tmp_path / "root", split)

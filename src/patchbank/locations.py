@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from patchbank.errors import ConfigError, first_line
 
-INSTALL = 'pip install "patchbank[remote]"'
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # scheme -> the extra with its library
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
 _QUERY = re.compile(r"\?[^/?]*=")
 _ACCOUNT = re.compile(r"[a-z0-9$-]+@[a-z0-9.-]+")  # a container and its account, in Azure's URLs
@@ -54,15 +54,16 @@ def locate(text: str | PurePath) -> Path:
         )
     try:
         from fsspec import get_filesystem_class
-        from upath import UPath
-    except ImportError as error:
-        raise ConfigError(f"{text} needs further packages: {INSTALL} ({error.name} is missing).") from None
-    try:
+
         get_filesystem_class(scheme)
+        from upath import UPath
     except ValueError:
         raise ConfigError(f"{text}: {scheme}:// is unknown. Use s3://, gs://, or a path.") from None
-    except ImportError:
-        raise ConfigError(f"{text} needs the library of {scheme}://: {INSTALL}, or the one fsspec names.") from None
+    except ImportError as error:
+        install = f"universal-pathlib, and the store's fsspec package ({error})"
+        if scheme in _EXTRAS:
+            install = f'"patchbank[{_EXTRAS[scheme]}]"'
+        raise ConfigError(f"{text} needs further packages: pip install {install}") from None
     return cast(Path, UPath(f"{scheme}://{rest}".rstrip("/")))
 
 

@@ -135,7 +135,7 @@ def test_the_readmes_python_on_training_runs_on_it(demonstrated: Demo, monkeypat
 @full_size
 def test_the_commands_that_it_and_the_readme_propose_run_on_it(demonstrated: Demo) -> None:
     section = README.split("## See the features")[1].split("\n## ")[0]
-    shell = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[0].replace('pip install -e ".[show]"', "")
+    shell = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[0].replace('pip install -e ".[show,text]"', "")
     proposed = re.findall(r"^(?:Next:| {5}) (patchbank .*)$", demonstrated.done.stdout, re.MULTILINE)
     assert len(proposed) == 2
     module = f"patchbank() {{ '{sys.executable}' -W error -m patchbank \"$@\"; }}\n"

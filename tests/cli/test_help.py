@@ -47,7 +47,7 @@ def test_extract_is_listed_first() -> None:
 
 @pytest.mark.parametrize("path", [path for path in COMMANDS if not hasattr(COMMANDS[path], "commands")], ids=" ".join)
 def test_the_example_is_a_command_of_the_program(path: tuple[str, ...]) -> None:
-    words = shlex.split(COMMANDS[path].epilog.removeprefix("Example: patchbank "))
+    words = shlex.split(COMMANDS[path].epilog.removeprefix("Example: patchbank ").partition(" > ")[0])
     assert tuple(words[: len(path)]) == path
     COMMANDS[path].make_context("patchbank", words[len(path) :])
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,17 @@ def test_the_commands_that_are_promised() -> None:
     assert 'pip install -e ".[test]" && pytest' in README
     for example in re.findall(r"^patchbank extract (\w+)", README, flags=re.MULTILINE):
         assert options(example)
+
+
+def test_every_extra_that_is_named_is_there_and_every_extra_is_named() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named: set[str] = set()
+    for place in ("src", "docs", "examples", "scripts", "benchmarks", "README.md", "CONTRIBUTING.md", "pyproject.toml"):
+        for path in [REPOSITORY / place, *(REPOSITORY / place).rglob("*")]:
+            if path.suffix in (".py", ".md", ".yaml", ".sh", ".toml"):
+                for names in re.findall(r'(?:patchbank|"\.|`)\[([a-z0-9,]+)\]', path.read_text()):
+                    named |= {*names.split(",")}
+    assert named == extras.keys()
 
 
 def test_its_python_runs_in_its_order(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

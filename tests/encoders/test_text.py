@@ -62,7 +62,7 @@ def test_texts_that_cannot_be_encoded(
         with pytest.raises(WeightsError, match=word):
             encode_texts(tmp_path / "state.pt", ["a dog"])
     monkeypatch.setitem(sys.modules, "open_clip.model", None)
-    with pytest.raises(ConfigError, match=r"patchbank\[show\]"):
+    with pytest.raises(ConfigError, match=r"patchbank\[text\]"):
         encode_texts(full, ["a dog"])
 
 

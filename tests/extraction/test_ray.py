@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from patchbank.extraction import work
 from patchbank.extraction.cluster import workers
 from patchbank.extraction.ray import _cpus
 from tests.datasets.packed import packed
-from tests.support import OnBatch, contents, no_leftovers, patchbank, photographs
+from tests.support import REPOSITORY, OnBatch, contents, no_leftovers, patchbank, photographs
 
 pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -191,6 +192,42 @@ def test_workers_that_die_whatever_they_do_end_the_run(run: Callable[..., Any], 
     finally:
         ended.set()
         killer.join()
+
+
+_LISTENING = """
+import ipaddress, sys
+from patchbank import ExtractConfig, extract, load_dataset
+from patchbank.encoders.openai.registry import MODELS
+from tests.support import TINY
+
+def look(*_):
+    import ray, psutil  # Ray's own copy of psutil
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        for each in process.net_connections():
+            if each.status == psutil.CONN_LISTEN:
+                host = ipaddress.ip_address(each.laddr.ip)
+                found[getattr(host, "ipv4_mapped", None) or host, process.pid] = " ".join(process.cmdline())[:60]
+
+MODELS["tiny"] = TINY
+found = {}
+config = ExtractConfig(model="tiny", weights=sys.argv[2], engine="ray", ray_address="local", num_workers=1, limit=2)
+extract(load_dataset("folder", sys.argv[1]), sys.argv[3], config, on_progress=look)
+assert len({pid for _, pid in found}) > 2 and any("_Worker" in name for name in found.values()), found
+assert all(host.is_loopback for host, _ in found), found
+"""
+
+
+def test_a_cluster_of_this_machine_alone_listens_on_loopback(images: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", _LISTENING, images, tiny_weights, tmp_path / "bank"],
+        env=environment | {"HOME": str(tmp_path)},  # Ray keeps a token there
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_how_a_cluster_is_divided(cluster: Any) -> None:

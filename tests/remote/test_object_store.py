@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BufferedReader
@@ -316,10 +317,17 @@ def test_where_a_bank_cannot_be(images: Path, config: ExtractConfig) -> None:
 
 def test_a_url_may_have_a_scheme_in_capitals_and_azures_account() -> None:
     assert str(locate("MEMORY://patchbank/bank/")) == "memory://patchbank/bank"
-    with pytest.raises(ConfigError, match=r"needs the library of abfs://"):  # it is not installed, and not refused
+    with pytest.raises(ConfigError, match=r"pip install universal-pathlib, and .* \(Install adlfs"):  # not refused
         locate("abfs://container@account.dfs.core.windows.net/bank")
     with pytest.raises(ConfigError, match="must contain no credentials"):
         locate("abfs://user:geheim@account/bank")
+
+
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("S3A", "s3"), ("gs", "gcs"), ("gcs", "gcs")])
+def test_a_missing_library_names_its_extra(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(ConfigError, match=rf'bucket/bank needs further packages: pip install "patchbank\[{extra}\]"$'):
+        locate(f"{scheme}://bucket/bank")
 
 
 def test_a_name_that_looks_like_a_chain_is_one_name(

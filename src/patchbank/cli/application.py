@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import patchbank
-from patchbank.cli import bench, convert, demo, doctor, extract, import_, info, repair, report, show, verify
+from patchbank.cli import bench, convert, demo, doctor, extract, import_, info, reader, repair, report, show, verify
 from patchbank.cli.console import show_error
 from patchbank.cli.help import Group, add_command
 from patchbank.errors import PatchbankError
@@ -30,7 +30,7 @@ app.add_typer(extract.app, name="extract")
 for _command in (
     *(info.info, show.show, report.report),
     *(verify.verify, repair.repair, convert.convert, import_.import_),
-    *(doctor.doctor, bench.bench, demo.demo),
+    *(reader.reader, doctor.doctor, bench.bench, demo.demo),
 ):
     add_command(app, _command.__name__.strip("_"), _command, _command.__doc__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from typing import Any
 
@@ -16,8 +17,12 @@ _ANSWER = 10.0  # seconds in which a cluster must answer
 def connect(address: str) -> Any:
     """The ray module, connected to a cluster until the process ends. Keeps an existing connection.
 
+    A cluster of this machine alone (``local``) listens on its loopback interface alone, unless Ray was imported before.
     Raises ConfigError if Ray is not installed, or no cluster answers.
     """
+    if address == "local":
+        # Whether other machines may join, and so on which interfaces Ray listens. It looks as it is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError:

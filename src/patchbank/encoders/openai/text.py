@@ -11,7 +11,7 @@ from torch import Tensor
 from patchbank.encoders.openai.checkpoints import load_state
 from patchbank.errors import ConfigError, WeightsError
 
-INSTALL = 'pip install "patchbank[show]"'
+INSTALL = 'pip install "patchbank[text]"'
 
 
 def encode_texts(path: Path, texts: Sequence[str], activation: str = "quickgelu") -> Tensor:
