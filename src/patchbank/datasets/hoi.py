@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchbank.errors import DatasetError
+from patchbank.files import read_regular
 from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def read_indices(path: Path) -> list[int]:
     Raises DatasetError on anything else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read: {error}.") from error
     words = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
