@@ -121,6 +121,12 @@ def open_regular(path: Path | str) -> BufferedReader:
     return file
 
 
+def read_regular(path: Path) -> bytes:
+    """A regular file's content. Raises OSError, as `open_regular` does."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, as 64 hexadecimal digits."""
     with open_regular(path) as file:

@@ -15,6 +15,7 @@ from typing import Any, TypeGuard, cast
 from urllib.parse import unquote
 
 from patchbank.errors import ConfigError, first_line
+from patchbank.files import open_regular
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # scheme -> the extra with its library
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
@@ -93,7 +94,13 @@ def filesystem(location: Path) -> tuple[Any, str]:
 
 @contextmanager
 def remote_errors(location: Path) -> Iterator[None]:
-    """Turn any error of a store's library into an OSError with the location and the error's first line."""
+    """Turn any error of a store's library into an OSError with the location and the error's first line.
+
+    Of a local path, errors stay as they are.
+    """
+    if not is_remote(location):
+        yield
+        return
     try:
         yield
     except OSError as error:
@@ -102,6 +109,24 @@ def remote_errors(location: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise OSError(f"{location}: {first_line(error)}") from error
+
+
+@contextmanager
+def open_file(location: Path, block: int) -> Iterator[Any]:
+    """A file, open for reading and seeking. Raises OSError; of a pipe or a device too.
+
+    Args:
+        block: bytes that one request to a store brings.
+    """
+    if not is_remote(location):
+        with open_regular(location) as file:
+            yield file
+        return
+    with remote_errors(location):
+        files, path = filesystem(location)
+        file = files.open(path, "rb", block_size=block)
+    with file:
+        yield file
 
 
 def remotely(location: Path, action: Callable[[Any, str], Any]) -> Any:

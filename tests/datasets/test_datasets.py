@@ -7,13 +7,16 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from patchbank import load_dataset, open_bank
 from patchbank.datasets.annotations import read_file_names
-from patchbank.errors import ConfigError, DatasetError
+from patchbank.datasets.hoi import read_indices
+from patchbank.encoders.openai.checkpoints import load_state
+from patchbank.errors import ConfigError, DatasetError, PatchbankError
 from patchbank.images import image_extensions
 from tests.support import (
     REPOSITORY,
@@ -38,6 +41,23 @@ def test_hicodet_lists_every_image_once_in_order(tmp_path: Path) -> None:
     assert [sample.key for sample in dataset.samples] == [entry["file_name"] for entry in names[::-1]]
     assert all(sample.path.is_file() for sample in dataset.samples)
     assert dataset.title == "hicodet train"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda pipe: load_dataset("tar", pipe),
+        lambda pipe: load_dataset("parquet", pipe),
+        lambda pipe: load_dataset("hicodet", split="train", annotations=pipe),
+        read_indices,
+        load_state,
+        lambda pipe: load_state(pipe.rename(pipe.with_suffix(".safetensors"))),
+    ],
+)
+def test_a_pipe_does_not_hang(tmp_path: Path, use: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PatchbankError, match="not a regular file"):
+        use(tmp_path / "pipe")
 
 
 def test_vcoco_takes_train2014_and_val2014(tmp_path: Path) -> None:

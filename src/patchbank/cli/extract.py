@@ -150,15 +150,27 @@ def _parquet(
         typer.Argument(metavar="FILES", help="Parquet files: paths, URLs or patterns such as 'data/*.parquet'."),
     ],
     out: Path = _OUT,
-    key_column: str = option(..., "Column of the images' names.", _DATA, metavar="COLUMN"),
-    image_column: str = option("image", "Column of their bytes, or of structs with `bytes`.", _DATA, metavar="COLUMN"),
+    image_column: str | None = option(
+        None,
+        "Column of the images: bytes, or structs with `bytes`.",
+        _DATA,
+        metavar="COLUMN",
+        default_text="the only one, or image",
+    ),
+    key_column: str | None = option(
+        None,
+        "Column of their names; :row numbers the rows, with --prefix.",
+        _DATA,
+        metavar="COLUMN",
+        default_text="IMAGE_COLUMN.path, if there is one",
+    ),
     prefix: bool = _PREFIX,
     run: RunOptions,
     config: ExtractConfig,
 ) -> None:
     """Extract the images in Parquet files, with ViT-B/16 unless you choose.
 
-    patchbank extract parquet '*.parquet' --key-column name --out BANK
+    patchbank extract parquet 'data/*.parquet' --out BANK
     """
     columns = {"image_column": image_column, "key_column": key_column}
     _run_one(run, config, out, "parquet", files, partition=config.partition, prefix=prefix, **columns)

@@ -53,7 +53,7 @@ def load_dataset(
     annotations: str | Path | None = None,
     partition: Partition = WHOLE,
     prefix: bool = False,
-    image_column: str = "image",
+    image_column: str | None = None,
     key_column: str | None = None,
 ) -> Dataset:
     """The images of one split, in the order of its annotation file, each once.
@@ -68,7 +68,10 @@ def load_dataset(
         partition: for ``tar`` and ``parquet``, only this part of the files; the others are not opened. `extract` then
             takes it as the run's partition. For other datasets use `ExtractConfig.partition`.
         prefix: for ``tar`` and ``parquet``, put the file's name, without its extension, before every key.
-        image_column, key_column: for ``parquet``, the columns of the images' bytes and of their keys.
+        image_column: for ``parquet``, the column of the images: bytes, or structs with a field ``bytes``, as Hugging
+            Face writes them. None is the only such column, or ``image``.
+        key_column: for ``parquet``, the column of the keys, texts or whole numbers; of a struct's field,
+            ``image.path``, which is the default where it exists. ``:row`` numbers the rows, and sets `prefix`.
 
     Raises:
         DatasetError: the annotation file is missing, has another structure, or lists a name that leaves the image
@@ -84,7 +87,7 @@ def load_dataset(
     if name in ARCHIVES:
         read = tar.read_tar if name == "tar" else parquet.reader(image_column, key_column)
         places = expand([root] if is_place(root) else root)  # type: ignore[arg-type]
-        return gather(name, places, read, part=partition, prefix=prefix)
+        return gather(name, places, read, part=partition, prefix=prefix or key_column == parquet.ROW)
     if partition != WHOLE or prefix or not is_place(root):
         raise ConfigError(f"{name} has one root, no prefix, and no partition: use ExtractConfig(partition=...).")
     if name == "folder":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from patchbank.errors import DatasetError
-from patchbank.files import parse_json
+from patchbank.files import parse_json, read_regular
 
 _KNOWN = (
     "Known are: HICO-DET's list of {file_name, ...}; V-COCO's {annotations: [{file_name, ...}], ...}; "
@@ -62,7 +62,7 @@ def _file_name(entry: Any) -> Any:
 
 def _read_json(path: Path) -> Any:
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(read_regular(path))
     except OSError as error:
         raise DatasetError(f"The annotation file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

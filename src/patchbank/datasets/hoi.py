@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from patchbank.datasets.classes import OBJECTS, VERBS
 from patchbank.errors import DatasetError
+from patchbank.files import read_regular
 from patchbank.notebook import facts, table
 from patchbank.transform import ImageTransform
 
@@ -212,7 +213,7 @@ def read_indices(path: Path) -> list[int]:
     Raises DatasetError on anything else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read: {error}.") from error
     words = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()

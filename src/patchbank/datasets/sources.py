@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from patchbank.errors import DatasetError
+from patchbank.files import open_regular
 from patchbank.locations import is_remote, remotely
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Tar(Source):
                 self.location, lambda files, path: files.cat_file(path, start=offset, end=offset + size)
             )
         else:
-            with open(self.location, "rb") as file:
+            with open_regular(self.location) as file:
                 file.seek(offset)
                 found = file.read(size)
         if len(found) != size:

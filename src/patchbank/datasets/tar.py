@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from patchbank.datasets.folder import has_image_name, is_hidden
 from patchbank.datasets.several import Content, reason_of
 from patchbank.datasets.sources import Tar
-from patchbank.locations import filesystem, is_remote, remote_errors
+from patchbank.locations import open_file, remote_errors
 
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own members
 _LONGEST = 16 << 20  # bytes of a header; it may contain a long name
@@ -32,26 +30,13 @@ def read_tar(place: Path) -> Content:
     members: dict[str, _Member] = {}
     damage = None
     try:
-        with _opened(place) as file:
+        with remote_errors(place), open_file(place, _REMOTE_BLOCK) as file:
             damage = _read_all(file, members)
     except OSError as error:
         damage = reason_of(error)
     refused = {key: where for key, where in members.items() if isinstance(where, str)}
     places = ((key, where) for key, where in members.items() if not isinstance(where, str))
     return Content(source, [(key, number, where) for number, (key, where) in enumerate(places)], damage, refused)
-
-
-@contextmanager
-def _opened(place: Path) -> Iterator[Any]:
-    """A tar open for reading and seeking. Raises OSError."""
-    if not is_remote(place):
-        with open(place, "rb") as file:
-            yield file
-        return
-    with remote_errors(place):
-        files, path = filesystem(place)
-        with files.open(path, "rb", block_size=_REMOTE_BLOCK) as file:
-            yield file
 
 
 class _Headers:

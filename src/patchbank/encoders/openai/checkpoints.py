@@ -6,7 +6,6 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +25,9 @@ from patchbank.files import (
     LFS_POINTER,
     fsync_directory,
     make_directory,
+    open_regular,
     parse_json,
+    read_regular,
     scratch_directory,
     sha256_of,
     write_and_sync,
@@ -116,7 +117,7 @@ def _sha256_of_version(path: Path, _size: int, _modified: int) -> str:
 
 
 def _refuse_pointer(path: Path) -> None:
-    with suppress(OSError), open(path, "rb") as file:
+    with open_regular(path) as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise WeightsError(f"{path} is a Git LFS pointer, not the weights: git lfs pull fetches them.")
 
@@ -192,7 +193,7 @@ def activation_of(path: Path) -> Activation | None:
 def _activation_in(config: Path) -> Activation:
     """The activation in open_clip's config. Without ``quick_gelu`` its models compute GELU."""
     try:
-        content = parse_json(config.read_bytes())
+        content = parse_json(read_regular(config))
         quick = content["model_cfg"].get("quick_gelu", False)
         stated = {**content["model_cfg"]["vision_cfg"], **(content.get("preprocess_cfg") or {})}
         others = [f"{name} {stated[name]}" for name, own in _OURS.items() if stated.get(name) not in (None, own)]
@@ -253,8 +254,8 @@ def load_state(path: Path, part: str = "") -> dict[str, Tensor]:
 
     Raises WeightsError.
     """
-    _refuse_pointer(path)
     try:
+        _refuse_pointer(path)
         opened: Any = safe_open(path, "pt") if path.suffix == ".safetensors" else Archive(path)
         with opened as file:
             names = list(file.keys())
