@@ -79,7 +79,7 @@ OTHERS: dict[str, Any] = {
 
 def test_what_the_command_line_says_is_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[ExtractConfig] = []
-    monkeypatch.setattr(extract, "run_jobs", lambda jobs, run: made.extend(config for _, _, config in jobs))
+    monkeypatch.setattr(extract, "run_jobs", lambda load, run: made.extend(config for _, _, config in load()))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.jpg").touch()

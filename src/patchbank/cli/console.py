@@ -6,7 +6,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -52,11 +52,6 @@ def say_beside(head: Text, text: str, *, wrapped: bool = True) -> None:
 
 
 _unbroken = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
-
-
-def busy(text: str) -> AbstractContextManager[object]:
-    """On a terminal, a spinner beside `text` while the block runs; elsewhere nothing."""
-    return stderr.status(Text(text)) if can_redraw(stderr) else nullcontext()
 
 
 def can_redraw(console: Console) -> bool:

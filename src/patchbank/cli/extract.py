@@ -11,7 +11,6 @@ from patchbank import encoders
 from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
 from patchbank.cli.console import (
-    busy,
     count_text,
     duration_text,
     results_alone_on_stdout,
@@ -26,10 +25,11 @@ from patchbank.cli.console import (
 from patchbank.cli.help import Group, add_command
 from patchbank.cli.listing import ListingOptions
 from patchbank.cli.options import DEFAULTS, RunOptions
-from patchbank.cli.progress import CountProgress, DownloadProgress
+from patchbank.cli.progress import Activity
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import WHOLE, ExtractConfig, option
 from patchbank.encoders import EZHOI_MODELS
+from patchbank.encoders.base import flops
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text, free_bytes
 from patchbank.locations import is_remote, locate
@@ -89,16 +89,18 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
                 f"--out {out} is a bank itself, and not the directory of the banks. Did you mean --out {out.parent}? "
                 f"A bank of any name is completed with `patchbank repair {out} --extract`."
             )
-        jobs = [
-            (
-                loaded,
-                banks / bank_name(encoders.bank_prefix(name), dataset, loaded.split or ""),
-                replace(config, model=name),
-            )
-            for loaded in load_splits(dataset, root, split or [], asked.images, asked.annotations)
-            for name in models
-        ]
-        run_jobs(jobs, run)
+        run_jobs(
+            lambda: [
+                (
+                    loaded,
+                    banks / bank_name(encoders.bank_prefix(name), dataset, loaded.split or ""),
+                    replace(config, model=name),
+                )
+                for loaded in load_splits(dataset, root, split or [], asked.images, asked.annotations)
+                for name in models
+            ],
+            run,
+        )
 
 
 _register("hicodet", "HICO-DET", ("train", "test"))
@@ -171,25 +173,27 @@ def _run_one(run: RunOptions, config: ExtractConfig, out: Path, kind: str, place
     if len(models) != 1:
         raise ConfigError("This command writes one bank; pass --model once.")
     config = replace(config, model=models[0])
-    with busy("Looking for the images"):
-        dataset = load_dataset(kind, place, **details)
-    run_jobs([(dataset, out, config)], run)
+    run_jobs(lambda: [(load_dataset(kind, place, **details), out, config)], run)
 
 
 def run_jobs(
-    jobs: list[tuple["Dataset", Path, ExtractConfig]],
+    load: Callable[[], list[tuple["Dataset", Path, ExtractConfig]]],
     run: RunOptions,
     report: Callable[[list[dict[str, Any]]], Any] = lambda summaries: summaries,
 ) -> None:
     """Plan every bank, then make one after the other. Raises typer.Exit with the command's code.
 
     Args:
+        load: lists the images: each bank's dataset, its place, its configuration.
         report: makes what ``--json`` prints from the banks' summaries.
     """
     keep_freed_memory()
-    if any(config.engine == "ray" for _, _, config in jobs):
-        results_alone_on_stdout()  # until the process ends: Ray may print at any time
-    with busy("Looking at dataset, weights and bank"):
+    with Activity() as activity:
+        activity.stage("listing images")
+        jobs = load()
+        if any(config.engine == "ray" for _, _, config in jobs):
+            results_alone_on_stdout()  # until the process ends: Ray may print at any time
+        activity.stage("looking at weights and banks")
         from patchbank.extraction.devices import decide
         from patchbank.extraction.plan import check_disk, make_plan
         from patchbank.extraction.run import execute, load_runner, obtain_weights
@@ -203,9 +207,10 @@ def run_jobs(
         raise typer.Exit(0)
 
     # All weights before the first feature; then model by model, so that each is loaded once.
-    for number, plan in enumerate(plans):
-        with DownloadProgress(f"Downloading {plan.encoder.name}") as downloading:
-            plans[number] = obtain_weights(plan, downloading)
+    with activity:
+        plans = [
+            obtain_weights(plan, activity.counter(f"downloading {plan.encoder.name}", bytes=True)) for plan in plans
+        ]
     for plan in plans:
         for note in plan.notes:
             show_note(note)
@@ -213,12 +218,18 @@ def run_jobs(
     plans.sort(key=lambda plan: order.index(plan.encoder.name))
     summaries: list[ExtractSummary] = []
     runner, signals = None, StopOnSignal()
-    for plan in plans:
-        with busy(f"Loading {plan.encoder.name}"):
-            runner = load_runner(plan, runner) or runner
-        title = f"{plan.dataset.title}, {plan.encoder.name}"
-        with signals, CountProgress(title, len(plan.todo)) as progress:
-            summary = execute(plan, runner if plan.todo else None, progress=progress, stop=signals.stop, say=show_note)
+    costs = [flops(plan.encoder) or 1 for plan in plans]
+    for number, plan in enumerate(plans, 1):
+        later = sum(cost * len(plan.todo) for cost, plan in zip(costs[number:], plans[number:], strict=True))
+        which = f"bank {number} of {len(plans)}, " if len(plans) > 1 else ""
+        title = f"{which}{plan.dataset.title}, {plan.encoder.name}"
+        with activity:
+            activity.bank(title, len(plan.todo), costs[number - 1], later)
+            runner = load_runner(plan, runner, activity) or runner
+            with signals:
+                summary = execute(
+                    plan, runner if plan.todo else None, progress=activity, stop=signals.stop, say=show_note
+                )
         summaries.append(summary)
         if not run.json:
             show_summary(plan, summary)

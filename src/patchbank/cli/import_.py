@@ -12,7 +12,6 @@ import typer
 
 from patchbank.cli import options
 from patchbank.cli.console import (
-    busy,
     say,
     show_facts,
     show_failures,
@@ -22,7 +21,7 @@ from patchbank.cli.console import (
     written_text,
 )
 from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed, show_completing
-from patchbank.cli.progress import CountProgress
+from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import StopOnSignal
 from patchbank.cli.verify import comparison
 from patchbank.config import ExtractConfig, as_path, option
@@ -61,7 +60,7 @@ def import_(
 
     patchbank import clipbase_img_hicodet_train BANK --model ViT-B/16
     """
-    with busy("Looking at the pickles"):
+    with busy("looking at the pickles"):
         from patchbank import encoders
         from patchbank.bank.convert import import_pickles
 
@@ -76,11 +75,7 @@ def import_(
             "no list of images: keys are the files' names without the images' extensions, and boxes cannot be mapped. "
             f"To have both, add{options_needed(None)}, or --images DIR."
         )
-    with (
-        StopOnSignal() as signals,
-        CountProgress(f"Checking {source.name}") as progress,
-        CountProgress(f"Writing {target.name}") as writing,
-    ):
+    with StopOnSignal() as signals, Activity() as activity:
         done = import_pickles(
             source,
             target,
@@ -90,8 +85,8 @@ def import_(
             confirm=(lambda report: _confirmed(report, wanted, compare)) if compare else None,
             models_with=encoders.models_with,
             overwrite=config.overwrite,
-            progress=progress,
-            writing=writing,
+            progress=activity.counter(f"checking {source.name}"),
+            writing=activity.counter(f"writing {target.name}"),
             stop=signals.stop,
         )
     show_json(_imported_dict(done)) if json else _show(done, source, found, config.weights)

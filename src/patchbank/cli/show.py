@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, interruptible, say, show_note
+from patchbank.cli.console import interruptible, say, show_note
 from patchbank.cli.listing import ListingOptions, find_listing, load_if_found, options_needed
 from patchbank.cli.outputs import require_own
+from patchbank.cli.progress import busy
 from patchbank.config import ExtractConfig, as_path, option
 from patchbank.errors import ConfigError, KeyNotInBank
 from patchbank.files import whole_file
@@ -73,7 +74,7 @@ def show(
         raise ConfigError(f"{target}: the file must end in {', '.join(f'.{each}' for each in _FORMATS)}.")
     require_own(target, _MARK, "a picture of `patchbank show`")
     notes: list[str] = []
-    with interruptible("no picture was written."), busy("Drawing"):
+    with interruptible("no picture was written."), busy("drawing"):
         from patchbank.bank.reader import open_bank
         from patchbank.show import showing
         from patchbank.show.figure import Picture, draw
