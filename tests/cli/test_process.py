@@ -322,3 +322,33 @@ def test_ctrl_c_while_modules_are_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("patchbank.bank.reader", ["info", "bank"]),
+        ("patchbank.datasets", ["extract", "folder", ".", "--out", "bank"]),
+        ("patchbank.bank.check", ["verify", "bank"]),
+        ("patchbank.show.showing", ["show", "bank", "key"]),
+        ("patchbank.doctor", ["doctor"]),
+    ],
+)
+def test_ctrl_c_twice_is_one_line(module: str, arguments: list[str], tmp_path: Path) -> None:
+    """The second comes while the first is being dealt with."""
+    program = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        "            try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "            finally: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from patchbank.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (130, "")
+    stages = {"Listing images"} & set(done.stderr.splitlines())
+    [line] = set(done.stderr.splitlines()) - stages
+    assert line.startswith("note: stopped")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, count_text, interruptible, say, show_json
+from patchbank.cli.console import FAILURES_SHOWN, count_text, say, show_json
 from patchbank.cli.extract import run_jobs
 from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed, show_completing
 from patchbank.cli.options import RunOptions
 from patchbank.cli.progress import Activity, busy
+from patchbank.cli.signals import interruptible
 from patchbank.cli.verify import show_findings
 from patchbank.config import ExtractConfig, option
 from patchbank.errors import BankError, ConfigError

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import count_text, interruptible, say, show_json, show_note
+from patchbank.cli.console import count_text, say, show_json, show_note
 from patchbank.cli.listing import ListingOptions, find_listing, load_if_found, options_needed
 from patchbank.cli.outputs import require_own
 from patchbank.cli.progress import Activity, busy
+from patchbank.cli.signals import interruptible
 from patchbank.config import PAGE_IMAGES, as_path, option
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text

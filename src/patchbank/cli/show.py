@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import interruptible, say, show_note
+from patchbank.cli.console import say, show_note
 from patchbank.cli.listing import ListingOptions, find_listing, load_if_found, options_needed
 from patchbank.cli.outputs import require_own
 from patchbank.cli.progress import busy
+from patchbank.cli.signals import interruptible
 from patchbank.config import ExtractConfig, as_path, option
 from patchbank.errors import ConfigError, KeyNotInBank
 from patchbank.files import whole_file

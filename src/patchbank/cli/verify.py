@@ -12,9 +12,10 @@ import typer
 from rich.text import Text
 
 from patchbank.cli import options
-from patchbank.cli.console import interruptible, one_line, plain_table, say, show_json, show_note, stdout
+from patchbank.cli.console import one_line, plain_table, say, show_json, show_note, stdout
 from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed, show_completing
 from patchbank.cli.progress import Activity, busy
+from patchbank.cli.signals import interruptible
 from patchbank.config import ExtractConfig, option
 from patchbank.errors import BankError
 from patchbank.features import UNKNOWN
