@@ -58,7 +58,7 @@ def demo(
     from patchbank.encoders.openai.checkpoints import find_checkpoint
     from patchbank.encoders.openai.untrained import write_untrained
     from patchbank.extraction.devices import Devices, decide
-    from patchbank.extraction.plan import check_disk, make_plan
+    from patchbank.extraction.plan import check_places, make_plan
     from patchbank.extraction.run import execute, load_runner
 
     root = directory.expanduser()
@@ -82,7 +82,7 @@ def demo(
         for split in splits:
             out = bank_directory(root, name) / bank_name(model.bank_prefix, name, split)
             plans.append(make_plan(load_dataset(name, root, split), out, config, device))
-    check_disk(plans)
+    check_places(plans)
 
     table = plain_table("bank", ">features", ">shape", ">bytes", ">recomputed")
     runner, pages = None, []

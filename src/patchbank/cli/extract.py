@@ -194,26 +194,27 @@ def run_jobs(
         if any(config.engine == "ray" for _, _, config in jobs):
             results_alone_on_stdout()  # until the process ends: Ray may print at any time
         activity.stage("looking at weights and banks")
-        from patchbank.extraction.devices import decide
-        from patchbank.extraction.plan import check_disk, make_plan
-        from patchbank.extraction.run import execute, load_runner, obtain_weights
+        from patchbank.extraction.devices import assume, decide
+        from patchbank.extraction.plan import check_places, make_plan
 
-        devices = decide(jobs[0][2])  # the same for every job: they differ in the model alone
+        # The same for every job: they differ in the model alone.
+        devices = assume(jobs[0][2]) if run.dry_run else decide(jobs[0][2])
         plans = [make_plan(*job, devices) for job in jobs]
+    for note in (note for plan in plans for note in plan.notes):
+        show_note(note)
     if run.dry_run:
         show_json([_plan_dict(plan) for plan in plans]) if run.json else _show_plans(plans)
-    check_disk(plans)
+    check_places(plans)
     if run.dry_run:
         raise typer.Exit(0)
 
     # All weights before the first feature; then model by model, so that each is loaded once.
     with activity:
+        from patchbank.extraction.run import execute, load_runner, obtain_weights
+
         plans = [
             obtain_weights(plan, activity.counter(f"downloading {plan.encoder.name}", bytes=True)) for plan in plans
         ]
-    for plan in plans:
-        for note in plan.notes:
-            show_note(note)
     order = list(dict.fromkeys(plan.encoder.name for plan in plans))
     plans.sort(key=lambda plan: order.index(plan.encoder.name))
     summaries: list[ExtractSummary] = []
@@ -287,6 +288,7 @@ def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
         "bytes": plan.bytes_needed,
         "free_bytes": None if is_remote(plan.out) else free_bytes(plan.out),
         "weights": plan.encoder.weights,
+        "notes": list(plan.notes),
     }
 
 

@@ -97,7 +97,8 @@ def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> 
     """The new bank's manifest: the model's shapes and input; the rest of its identity is unknown."""
     from patchbank.bank.manifest import Manifest
     from patchbank.bank.parts import part_size
-    from patchbank.encoders.device import auto_batch_size, resolve_device
+    from patchbank.encoders.defaults import auto_batch_size
+    from patchbank.encoders.device import resolve_device
 
     known = {name: spec.identity[name] for name in ("family", "model") if name in spec.identity}
     layout = config.layout or "ezhoi"
@@ -111,7 +112,7 @@ def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> 
         input=replace(spec.input, resize=config.resize or spec.input.resize),
         part_size=part_size(layout, outputs, config.shard_size),
         # Of the extraction that completes the bank: pickles are not made again.
-        batch_size=auto_batch_size(spec.input.grid, resolve_device(config.device, config.precision)),
+        batch_size=auto_batch_size(spec.input.grid, resolve_device(config.device, config.precision).type),
         device=UNKNOWN,
         versions={},
         imported="from pickles of other code",
