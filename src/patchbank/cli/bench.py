@@ -27,7 +27,7 @@ _CONFIG = ("precision", "layout", "dtype", "resize", "decode", "device", "batch_
 @options.takes({"layout": "ezhoi"}, config=_CONFIG)
 def bench(
     *,
-    model: str = option(DEFAULTS.model, "Model to benchmark."),
+    model: str = option(DEFAULTS.model, "Model to benchmark.", values=options.MODELS),
     images: Path | None = option(
         None, "Images to decode.", metavar="DIR", default_text="generated JPEGs", parse=as_path
     ),

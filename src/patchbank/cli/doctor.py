@@ -25,7 +25,13 @@ _MARK_WIDTH = 11
 _WIDEST = 14  # largest width of a thing with the text beside it, if that has several lines
 
 
-@options.takes({"root": Path()}, asked=("root",), run=("model", "json"), config=options.BANK)
+@options.takes(
+    {"root": Path()},
+    options.EZHOI,
+    asked=("root",),
+    run=("model", "json"),
+    config=options.without_rounding(options.BANK),
+)
 def doctor(
     asked: ListingOptions,
     run: RunOptions,

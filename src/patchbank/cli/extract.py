@@ -51,26 +51,35 @@ _OUT = option(..., "Bank directory or URL (s3://...).", _DATA, metavar="BANK", p
 _PREFIX = option(False, "Begin keys with their file's name, less the extension.", _DATA)
 
 
+_ONE = {  # what is said otherwise of commands that make one bank
+    "model": {"help": f"{', '.join(options.MODELS)}.", "default_text": DEFAULTS.model},
+    "checkpoints": {"default_text": "checkpoints/pretrained_CLIP, else ~/.cache/clip"},
+    "layout": {"default_text": "shards"},
+}
+
+
 def _command(name: str, text: str = "") -> Callable[[Callable[..., None]], None]:
-    """Add a command; its help is `text`, or else its docstring."""
-    take = options.takes({"root": Path()}, asked=("root", "images", "annotations"), config=options.CONFIG)
+    """Add a command; its help is `text`, or else its docstring. A dataset with splits has a text."""
+    asked = "root", "images", "annotations"
+    config = options.without_rounding(options.CONFIG) if text else options.CONFIG
+    take = options.takes({"root": Path()}, options.EZHOI if text else _ONE, asked=asked, config=config)
     return lambda command: add_command(app, name, take(command), text or command.__doc__)
 
 
 def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
     """Add the command of a dataset that has splits and annotation files."""
-    each = f"{' or '.join(splits)}; repeatable."
+    each, names = f"{' or '.join(splits)}; repeatable.", tuple(split.split()[0] for split in splits)
     where = f"ROOT/{dataset}_pkl_files, or ROOT/{dataset}_shards"
 
     @_command(
         dataset,
         f"Extract {title}: both splits with both {' and '.join(EZHOI_MODELS)}, unless you choose.\n\n"
-        f"patchbank extract {dataset} --root EZ-HOI --split {splits[0].split()[0]}",
+        f"patchbank extract {dataset} --root EZ-HOI --split {names[0]}",
     )
     def command(
         *,
         asked: ListingOptions,
-        split: list[str] | None = option(None, each, _DATA, default_text="both"),
+        split: list[str] | None = option(None, each, _DATA, default_text="both", values=names),
         out: Path | None = option(
             None, "Directory or URL (s3://...) of the banks.", _DATA, metavar="DIR", default_text=where, parse=locate
         ),

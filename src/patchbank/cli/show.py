@@ -7,9 +7,7 @@ import re
 import warnings
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from patchbank.cli import options
 from patchbank.cli.console import say, show_note
@@ -35,7 +33,7 @@ _MARK = "patchbank show"  # in every picture: only marked files are replaced
 @options.takes(config=("weights", "checkpoints"))
 def show(
     bank: options.Bank,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The image's key: its file name.")],
+    key: options.Key,
     *,
     image: Path | None = option(None, "The image, if the dataset is elsewhere.", metavar="FILE", parse=as_path),
     at: list[str] | None = option(
