@@ -51,7 +51,8 @@ from benchmarks.common import (
 )
 from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
-from patchbank.encoders.device import DTYPES, auto_batch_size, float32_products, resolve_device
+from patchbank.encoders.defaults import auto_batch_size
+from patchbank.encoders.device import DTYPES, float32_products, resolve_device
 from patchbank.encoders.openai import tower as vit
 from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
 from patchbank.encoders.openai.registry import Model, get_model
@@ -95,7 +96,7 @@ class Bench:
     def __init__(self, options: Any, model: Model, place: Path) -> None:
         self.model, self.place, self.device = model, place, options.device
         self.rounds, self.without = options.rounds, options.without
-        self.batch_size = options.batch_size or auto_batch_size(model.grid, self.device)
+        self.batch_size = options.batch_size or auto_batch_size(model.grid, self.device.type)
         count = options.images or (16 * self.batch_size if self.device.type == "cuda" else 24)
         count = -(-count // self.batch_size) * self.batch_size  # whole batches: exported graphs take nothing else
         self.weights = untrained(model, place)

@@ -58,7 +58,8 @@ from benchmarks.common import (
 from patchbank import ExtractConfig, load_dataset, open_bank
 from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
-from patchbank.encoders.device import auto_batch_size, float32_products, resolve_device
+from patchbank.encoders.defaults import auto_batch_size
+from patchbank.encoders.device import float32_products, resolve_device
 from patchbank.encoders.openai.registry import get_model
 from patchbank.extraction.advice import auto_workers
 from patchbank.extraction.plan import make_plan
@@ -178,7 +179,10 @@ def _measure(
         measures = {each: partial(_timed, variant, images, place / "out", device) for each, variant in variants.items()}
         seconds = alternate(measures, options.rounds)
     limit = product_rate(
-        spec_of(model, weights), config.precision, device, options.batch_size or auto_batch_size(model.grid, device)
+        spec_of(model, weights),
+        config.precision,
+        device,
+        options.batch_size or auto_batch_size(model.grid, device.type),
     ).images_per_second
 
     rate = {each: variants[each].images / seconds[each] for each in variants}

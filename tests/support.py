@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from unittest import mock
 
 import numpy as np
 import PIL
+import pytest
 import torch
 from packaging.version import Version
 from PIL import Image
@@ -205,6 +207,15 @@ def command(*arguments: object, tiny: bool = True) -> list[str]:
     """The command line of `patchbank ...`; with `tiny`, of one that knows the model ``tiny`` too."""
     module = "tests.tiny_program" if tiny else "patchbank"
     return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def unprivileged() -> list[str]:
+    """What precedes the command line of a process that cannot override permissions, as a superuser's can."""
+    if os.geteuid() != 0:
+        return []
+    if not shutil.which("setpriv"):
+        pytest.skip("a superuser may enter everything, and there is no setpriv here")
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
 Done = subprocess.CompletedProcess[str]

@@ -49,6 +49,7 @@ class Option:
         default_text: the default in words, or a function of the default that returns them; None is the value itself.
         parse: text or a path -> the value. Raises ValueError.
         minimum, maximum: the least and the greatest value.
+        values: usual ones, for the shell's completion; None is the choices.
     """
 
     help: str
@@ -59,6 +60,7 @@ class Option:
     parse: Callable[[Any], Any] | None = None
     minimum: float | None = None
     maximum: float | None = None
+    values: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, each: dataclasses.Field[Any]) -> "Option":

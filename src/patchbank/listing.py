@@ -26,8 +26,12 @@ _DATA = "Data"
 class ListingOptions:
     """The options that name the images of a command."""
 
-    dataset: str | None = option(None, "hicodet, vcoco or folder.", _DATA, metavar="NAME")
-    split: str | None = option(None, "train or test (hicodet), train or val (vcoco).", _DATA)
+    dataset: str | None = option(
+        None, "hicodet, vcoco or folder.", _DATA, metavar="NAME", values=("hicodet", "vcoco", "folder")
+    )
+    split: str | None = option(
+        None, "train or test (hicodet), train or val (vcoco).", _DATA, values=("train", "test", "val")
+    )
     root: Path | None = option(
         None, "EZ-HOI checkout, with hicodet/, vcoco/ and checkpoints/.", _DATA, metavar="DIR", parse=as_path
     )

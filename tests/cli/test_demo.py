@@ -148,7 +148,7 @@ def test_the_commands_that_it_and_the_readme_propose_run_on_it(demonstrated: Dem
 
 
 def test_a_machine_with_several_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patchbank.extraction.devices.resolve_devices", lambda *_: ["cpu", "cpu"])
+    monkeypatch.setattr("patchbank.encoders.device.resolve_devices", lambda *_: ["cpu", "cpu"])
     assert "relative error" in run_demo(tmp_path / "patchbank-demo", "tiny").stdout
 
 

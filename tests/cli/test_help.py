@@ -40,6 +40,12 @@ def test_help_is_fit_to_read(path: tuple[str, ...], columns: int) -> None:
     assert lines[-1].startswith(f"Example: {' '.join(['patchbank', *path])}")
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
+def test_one_bank_has_no_word_of_several(kind: str) -> None:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["extract", kind, "--help"])
+    assert not re.search("hicodet|vcoco|ROOT|each bank", done.output)
+
+
 def test_extract_is_listed_first() -> None:
     done = CliRunner().invoke(app, ["--help"])
     assert re.search(r"Commands ─+╮\n│ (\w+)", done.output)[1] == "extract"  # type: ignore[index]
@@ -79,7 +85,7 @@ OTHERS: dict[str, Any] = {
 
 def test_what_the_command_line_says_is_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[ExtractConfig] = []
-    monkeypatch.setattr(extract, "run_jobs", lambda jobs, run: made.extend(config for _, _, config in jobs))
+    monkeypatch.setattr(extract, "run_jobs", lambda load, run: made.extend(config for _, _, config in load()))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.jpg").touch()

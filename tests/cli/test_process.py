@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -27,6 +28,7 @@ from tests.support import (
     patchbank,
     patchbank_process,
     photographs,
+    unprivileged,
     vcoco_root,
     write_json,
 )
@@ -162,6 +164,49 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, tiny_weights: Path) -> None:
     plans = json.loads(patchbank(*arguments, "--dry-run", "--json", check=0).stdout)
     assert [plan["todo"] for plan in plans] == [4, 4]
     assert contents(tmp_path) == before
+
+
+def test_a_dry_run_needs_no_torch(tmp_path: Path, tiny_weights: Path) -> None:
+    """For the official weights; here the tiny model's are."""
+    hico_root(tmp_path, 3, splits=["test"])
+    weights = tmp_path / "checkpoints/pretrained_CLIP/tiny.pt"
+    weights.parent.mkdir(parents=True)
+    weights.symlink_to(tiny_weights)
+    patchbank("extract", "hicodet", "--root", tmp_path, *tiny(tiny_weights), "--split", "test", "--limit", 1, check=0)
+    official = replace(TINY, sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"  # to import it is an ImportError
+        "from patchbank.cli import main\n"
+        "from patchbank.encoders.openai.registry import MODELS, Model\n"
+        f"MODELS['tiny'] = {official!r}\n"
+        "main()"
+    )
+    arguments = ["extract", "hicodet", "--root", tmp_path, "--model", "tiny", "--split", "test", "--dry-run"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert "3 images, 1 done, 2 to do" in done.stdout
+
+
+def test_a_dry_run_finds_that_nothing_can_be_written(tmp_path: Path, tiny_weights: Path) -> None:
+    photographs(tmp_path / "images", 1)
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0o555)
+    arguments = ("extract", "folder", tmp_path / "images", "--out", tmp_path / "closed/bank", *tiny(tiny_weights))
+    line = [*unprivileged(), *command(*arguments, "--dry-run")]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 2
+    assert f"error: {tmp_path}/closed/bank cannot be written: Permission denied." in done.stderr
+
+
+def test_a_dry_run_says_what_is_passed_over(tmp_path: Path, tiny_weights: Path) -> None:
+    photographs(tmp_path / "images", 1)
+    (tmp_path / "images/notes.txt").write_text("no picture")
+    arguments = ("extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights))
+    done = patchbank(*arguments, "--dry-run", check=0)
+    assert "note: 1 file is passed over as no images that are read: .txt 1." in done.stderr
+    [plan] = json.loads(patchbank(*arguments, "--dry-run", "--json", check=0).stdout)
+    assert plan["notes"] == ["1 file is passed over as no images that are read: .txt 1."]
 
 
 def test_a_dry_run_prints_failures_and_deletions(tmp_path: Path, tiny_weights: Path) -> None:
@@ -336,3 +381,33 @@ def test_ctrl_c_while_modules_are_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("patchbank.bank.reader", ["info", "bank"]),
+        ("patchbank.datasets", ["extract", "folder", ".", "--out", "bank"]),
+        ("patchbank.bank.check", ["verify", "bank"]),
+        ("patchbank.show.showing", ["show", "bank", "key"]),
+        ("patchbank.doctor", ["doctor"]),
+    ],
+)
+def test_ctrl_c_twice_is_one_line(module: str, arguments: list[str], tmp_path: Path) -> None:
+    """The second comes while the first is being dealt with."""
+    program = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        "            try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "            finally: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from patchbank.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (130, "")
+    stages = {"Listing images"} & set(done.stderr.splitlines())
+    [line] = set(done.stderr.splitlines()) - stages
+    assert line.startswith("note: stopped")

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from patchbank import ExtractConfig, Runner, encoders, extract, load_dataset, load_encoder, open_bank
 from patchbank.config import Partition, Precision
-from patchbank.encoders import compiling
 from patchbank.encoders import runner as runner_module
 from patchbank.encoders.base import flops
-from patchbank.encoders.device import auto_batch_size, resolve_device, resolve_devices
+from patchbank.encoders.defaults import auto_batch_size, compiles
+from patchbank.encoders.device import resolve_device, resolve_devices
 from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai import tower as vit
 from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
@@ -203,12 +203,12 @@ def test_the_residual_stream_is_float32(precision: Precision) -> None:
 
 
 def test_auto_compiles_long_runs_on_cuda_alone() -> None:
-    spec, cuda = OpenAISpec(MODELS["ViT-L/14@336px"]), torch.device("cuda")
-    assert not compiling.decide("auto", spec, 10_000_000, CPU)
-    assert not compiling.decide("auto", spec, 47_000, cuda)
-    assert compiling.decide("auto", spec, 1_000_000, cuda)
-    assert compiling.decide("on", spec, 1, CPU)
-    assert not compiling.decide("off", spec, 10_000_000, cuda)
+    spec = OpenAISpec(MODELS["ViT-L/14@336px"])
+    assert not compiles("auto", spec, 10_000_000, "cpu")
+    assert not compiles("auto", spec, 47_000, "cuda")
+    assert compiles("auto", spec, 1_000_000, "cuda")
+    assert compiles("on", spec, 1, "cpu")
+    assert not compiles("off", spec, 10_000_000, "cuda")
 
 
 def test_a_compiler_that_fails_is_noted_in_a_line_and_the_bank_says_so(
@@ -308,7 +308,7 @@ def test_compiling_is_decided_by_all_images_of_the_run(
     tmp_path: Path, tiny_config: ExtractConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(compiling, "decide", lambda _, __, images, ___: asked.append(images) or False)
+    monkeypatch.setattr("patchbank.extraction.plan.compiles", lambda _, __, images, ___: asked.append(images) or False)
     photographs(tmp_path / "images", 7)
     dataset = load_dataset("folder", tmp_path / "images")
     extract(dataset, tmp_path / "bank", replace(tiny_config, limit=3))
@@ -367,10 +367,9 @@ def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_batch_has_about_64k_tokens_on_a_gpu() -> None:
-    cuda = torch.device("cuda")
-    assert auto_batch_size((14, 14), CPU) == 8
+    assert auto_batch_size((14, 14), "cpu") == 8
     for grid, count in (((14, 14), 256), ((24, 24), 64), ((3, 5), 256), ((32, 64), 32)):
-        assert auto_batch_size(grid, cuda) == count
+        assert auto_batch_size(grid, "cuda") == count
 
 
 def test_the_number_of_threads_does_not_matter(full_size_weights: Path) -> None:

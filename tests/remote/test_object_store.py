@@ -259,6 +259,15 @@ def test_images_that_cannot_be_had(bucket: str, store: Store, config: ExtractCon
         load_dataset("folder", f"s3://{bucket}/nothing")
 
 
+def test_a_plan_finds_that_there_is_no_bucket(
+    store: Store, images: Path, tiny_weights: Path, bucket: str, tmp_path: Path
+) -> None:
+    arguments = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--dry-run", "--out")
+    done = patchbank(*arguments, "s3://nowhere/bank", check=2)
+    assert "error: s3://nowhere/bank cannot be written: " in done.stderr
+    patchbank(*arguments, f"s3://{bucket}/bank", check=0)
+
+
 def test_a_bank_in_memory(images: Path, config: ExtractConfig, tmp_path: Path) -> None:
     extract(load_dataset("folder", images), "memory://patchbank/bank", config)
     extract(load_dataset("folder", images), f"file://{tmp_path}/bank", config)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from patchbank.bank.index import Entry, Part
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.payload import Column, Feature, Kept, Payload, Pieces
+from patchbank.bank.pickling import pickle_bytes, read_own, to_pickle
 from patchbank.config import Layout
 from patchbank.errors import BankError
 from patchbank.features import GRID
@@ -113,11 +114,7 @@ def pickles_in(directory: Path, below: str = "") -> Iterator[tuple[str, int]]:
 
 def file_bytes(manifest: Manifest) -> int:
     """The size of each feature's file."""
-    import torch
-
-    from patchbank.bank.pickling import pickle_bytes
-
-    return pickle_bytes(manifest.shape, getattr(torch, manifest.dtype))
+    return pickle_bytes(manifest.shape, manifest.dtype)
 
 
 class Pickles(Payload):
@@ -132,7 +129,6 @@ class Pickles(Payload):
     def pieces(self, manifest: Manifest, feature: Feature) -> Pieces:
         """A pickle of the patch tokens."""
         from patchbank.bank.packing import pack
-        from patchbank.bank.pickling import to_pickle
 
         return to_pickle(pack(manifest, feature.outputs)[GRID])
 
@@ -150,7 +146,6 @@ class Pickles(Payload):
     def _tokens(self, part: Part, row: int) -> NDArray[np.uint8]:
         import torch
 
-        from patchbank.bank.pickling import read_own
         from patchbank.bank.unpickling import read_pickle
 
         shape, dtype = part.manifest.shape, getattr(torch, part.manifest.dtype)

@@ -3,6 +3,8 @@
 ``pickle.dump(tensor)`` writes the storage's memory address as its key, so that no two processes write the same bytes;
 and it writes a view's whole storage. This module assembles the same structure with a fixed key around the tensor's own
 numbers. Any torch unpickles it with plain ``pickle.load``.
+
+A plan needs the size of such a file, and so the structure is made without torch.
 """
 
 from __future__ import annotations
@@ -14,26 +16,27 @@ import os
 import pickle
 import struct
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from patchbank.files import open_regular
-from patchbank.torch_pickles import DTYPES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 PROTOCOL = 4  # the default of Python 3.8 to 3.13, which is what the original scripts wrote
 
-_STORAGES = {dtype: name for name, dtype in DTYPES.items()}
-# What torch writes about the machine; it reads only the byte order.
+# Of ``torch.serialization``: its older form, and what it writes about the machine (it reads only the byte order).
+_MAGIC_NUMBER, _PROTOCOL_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _SYSTEM = {
-    "protocol_version": PROTOCOL_VERSION,
+    "protocol_version": _PROTOCOL_VERSION,
     "little_endian": True,
     "type_sizes": {"short": 2, "int": 4, "long": 4},
 }
+_STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage"}
 
 
 def to_pickle(tensor: Tensor) -> tuple[bytes, memoryview, bytes]:
@@ -42,42 +45,74 @@ def to_pickle(tensor: Tensor) -> tuple[bytes, memoryview, bytes]:
     Args:
         tensor: float32, float16 or bfloat16 on the CPU; copied only if it is not contiguous.
     """
-    head, tail = _frame(tuple(tensor.shape), tensor.dtype)
+    import torch
+
+    head, tail = _frame(tuple(tensor.shape), _name(tensor.dtype))
     numbers: memoryview = tensor.contiguous().view(torch.uint8).numpy().data
     return head, numbers.cast("B"), tail
 
 
-def pickle_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """The size of such a pickle in bytes."""
-    head, tail = _frame(shape, dtype)
-    return len(head) + torch.Size(shape).numel() * dtype.itemsize + len(tail)
+def pickle_bytes(shape: tuple[int, ...], dtype: torch.dtype | str) -> int:
+    """The size of such a pickle in bytes; the dtype may be its name."""
+    head, tail = _frame(shape, _name(dtype))
+    return len(head) + math.prod(shape) * _itemsize(_name(dtype)) + len(tail)
 
 
-class _Call:
-    """Pickles as the call of a global function."""
+def _name(dtype: torch.dtype | str) -> str:
+    return str(dtype).removeprefix("torch.")
 
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self._call = (function, arguments)
 
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return self._call
+def _itemsize(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
+
+
+class _Global(NamedTuple):
+    """A global of a module that is not imported."""
+
+    module: str
+    name: str
+
+
+class _Call(NamedTuple):
+    """The call of a global function."""
+
+    function: _Global
+    arguments: tuple[Any, ...]
+
+
+_InPython: Any = pickle._Pickler  # a subclass of it may write what it likes
+
+
+class _Pickler(_InPython):  # type: ignore[misc]
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if isinstance(obj, _Global) and self.proto >= 4:
+            self.save(obj.module)
+            self.save(obj.name)
+            self.write(pickle.STACK_GLOBAL)
+        elif isinstance(obj, _Global):
+            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
+        elif isinstance(obj, _Call):
+            self.save(obj.function)
+            self.save(obj.arguments)
+            self.write(pickle.REDUCE)
+        else:
+            super().save(obj, save_persistent_id)
+            return
+        self.memoize(obj)
 
 
 @lru_cache(maxsize=16)
-def _frame(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
+def _frame(shape: tuple[int, ...], dtype: str) -> tuple[bytes, bytes]:
     """What precedes and follows the numbers in the pickle of every tensor of this shape and dtype."""
-    size = torch.Size(shape).numel()
-    strides = torch.empty(shape, device="meta").stride()
+    size = math.prod(shape)
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     preamble = _legacy_preamble(_STORAGES[dtype], size)
-    numbers = bytes(size * dtype.itemsize)
-    whole = pickle.dumps(
-        _Call(
-            torch._utils._rebuild_tensor_v2,
-            _Call(torch.storage._load_from_bytes, preamble + numbers),
-            *(0, tuple(shape), strides, False, collections.OrderedDict()),
-        ),
-        protocol=PROTOCOL,
-    )
+    numbers = bytes(size * _itemsize(dtype))
+    storage = _Call(_Global("torch.storage", "_load_from_bytes"), (preamble + numbers,))
+    view: tuple[Any, ...] = (storage, 0, tuple(shape), strides, False, collections.OrderedDict())
+    stream = io.BytesIO()
+    _Pickler(stream, PROTOCOL).dump(_Call(_Global("torch._utils", "_rebuild_tensor_v2"), view))
+    whole = stream.getvalue()
     start = whole.index(preamble) + len(preamble)
     return whole[:start], whole[start + len(numbers) :]
 
@@ -89,13 +124,13 @@ def _legacy_preamble(storage: str, size: int) -> bytes:
     """
     key, stream = "0", io.BytesIO()
 
-    class Pickler(pickle.Pickler):
+    class Pickler(_Pickler):
         def persistent_id(self, value: Any) -> Any:
-            return ("storage", getattr(torch, storage), key, "cpu", size, None) if value is stream else None
+            return ("storage", _Global("torch", storage), key, "cpu", size, None) if value is stream else None
 
-    for value in (MAGIC_NUMBER, PROTOCOL_VERSION, _SYSTEM):
+    for value in (_MAGIC_NUMBER, _PROTOCOL_VERSION, _SYSTEM):
         pickle.dump(value, stream, protocol=2)
-    Pickler(stream, protocol=2).dump(stream)  # a stand-in for the storage
+    Pickler(stream, 2).dump(stream)  # a stand-in for the storage
     pickle.dump([key], stream, protocol=2)
     stream.write(struct.pack("<q", size))
     return stream.getvalue()
@@ -109,7 +144,7 @@ def read_own(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> NDArray[n
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size <= (size := math.prod(shape) * dtype.itemsize):
             return None  # before anything of that size is made
-        head, tail = _frame(shape, dtype)
+        head, tail = _frame(shape, _name(dtype))
         numbers = np.empty(size, np.uint8)
         own = file.read(len(head)) == head and file.readinto(numbers.data) == size and file.read(len(tail) + 1) == tail
     return numbers if own else None

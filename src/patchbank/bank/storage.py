@@ -7,6 +7,7 @@ name or not at all, deletes, and reads a range.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from patchbank.files import (
     damaged_name,
     fsync_directory,
     make_directory,
+    nearest_existing,
     open_regular,
     quarantine,
     remove_abandoned,
@@ -55,6 +57,13 @@ class Storage:
         make_directory(self.directory)
         with scratch_directory(self.directory, about) as scratch:
             yield scratch
+
+    def check(self) -> None:
+        """Raise OSError where nothing can be written, as far as that shows without writing."""
+        place = nearest_existing(self.directory)
+        if not os.access(place, os.W_OK | os.X_OK):
+            code = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(code, os.strerror(code), str(place))
 
     def sweep(self) -> None:
         """Remove the scratch directories of processes that died."""
@@ -123,6 +132,15 @@ class ObjectStorage(Storage):
         self.delete(probe)
         with tempfile.TemporaryDirectory(prefix="patchbank-") as directory:
             yield Path(directory)
+
+    def check(self) -> None:
+        def found(files: Any, path: str) -> None:
+            bucket = path.partition("/")[0]
+            if not files.exists(bucket):  # or it may not be asked for
+                files.ls(bucket, detail=False)
+
+        with contextlib.suppress(PermissionError):  # a bucket may forbid listings, and take files
+            self._ask(found)
 
     def sweep(self) -> None:
         pass

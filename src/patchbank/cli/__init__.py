@@ -11,5 +11,4 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # while modules are imported
     from patchbank.cli.application import main
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import os
 import signal
 import sys
 from typing import Annotated
@@ -14,6 +13,7 @@ import patchbank
 from patchbank.cli import bench, convert, demo, doctor, extract, import_, info, reader, repair, report, show, verify
 from patchbank.cli.console import show_error
 from patchbank.cli.help import Group, add_command
+from patchbank.cli.signals import end_on_interrupt, leave
 from patchbank.errors import PatchbankError
 
 app = typer.Typer(
@@ -60,15 +60,13 @@ def main() -> None:
         show_error("File names are not decoded as UTF-8. Set PYTHONUTF8=1, or a UTF-8 locale.")
         sys.exit(2)
     # Exit at once outside a run: an import may swallow an exception, and the next run cleans up.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+    signal.signal(signal.SIGTERM, leave)
+    end_on_interrupt()
     try:
         app(prog_name="patchbank")
     except PatchbankError as error:
         show_error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        show_error("stopped.")
-        sys.exit(130)
     except SystemExit as end:
         # Typer's 1 if the reader has read enough: `patchbank info BANK | head`.
         sys.exit(0 if isinstance(end.__context__, BrokenPipeError) else end.code)

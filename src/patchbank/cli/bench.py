@@ -7,13 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from patchbank import encoders
 from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
-from patchbank.cli.console import busy, plain_table, say, show_json, show_note, stderr, stdout
+from patchbank.cli.console import plain_table, say, show_json, show_note, stdout
 from patchbank.cli.options import DEFAULTS
+from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import exit_on_signal
 from patchbank.config import ExtractConfig, as_path, check_dtype, option
 from patchbank.errors import ConfigError
@@ -28,7 +27,7 @@ _CONFIG = ("precision", "layout", "dtype", "resize", "decode", "device", "batch_
 @options.takes({"layout": "ezhoi"}, config=_CONFIG)
 def bench(
     *,
-    model: str = option(DEFAULTS.model, "Model to benchmark."),
+    model: str = option(DEFAULTS.model, "Model to benchmark.", values=options.MODELS),
     images: Path | None = option(
         None, "Images to decode.", metavar="DIR", default_text="generated JPEGs", parse=as_path
     ),
@@ -49,7 +48,7 @@ def bench(
     if not out.is_dir():
         raise ConfigError(f"There is no directory {out}. Give --out another one.")
     keep_freed_memory()
-    with busy("Getting ready"):
+    with busy("getting ready"):
         from patchbank.bench.measure import run
         from patchbank.bench.pictures import write_pictures
         from patchbank.datasets import load_dataset
@@ -59,15 +58,16 @@ def bench(
     with (
         exit_on_signal() as check,
         TemporaryDirectory(prefix="patchbank-bench-") as made,
-        stderr.status("Making pictures") as status,
+        Activity() as activity,
     ):
 
         def now(what: str) -> None:
             check()
-            status.update(Text(f"Measuring: {what}"))
+            activity.stage(f"measuring: {what}")
 
         if images is None:
             images = Path(made, "pictures")
+            activity.stage("making pictures")
             write_pictures(images, count)
         dataset = load_dataset("folder", images)
         dataset = replace(dataset, samples=dataset.samples[:count])

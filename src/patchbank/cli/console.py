@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.segment import Segment
 from rich.table import Table
@@ -52,11 +50,6 @@ def say_beside(head: Text, text: str, *, wrapped: bool = True) -> None:
 
 
 _unbroken = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
-
-
-def busy(text: str) -> AbstractContextManager[object]:
-    """On a terminal, a spinner beside `text` while the block runs; elsewhere nothing."""
-    return stderr.status(Text(text)) if can_redraw(stderr) else nullcontext()
 
 
 def can_redraw(console: Console) -> bool:
@@ -115,16 +108,6 @@ def show_failures(state: str, reasons: Mapping[str, str], where: str, count: int
         say(f"  {state}: {one_line(key)}: {one_line(reason)}", "red")
     if count is not None and (more := len(reasons) - count) > 0:
         say(f"  and {more:,} more{where}", "red")
-
-
-@contextmanager
-def interruptible(text: str) -> Iterator[None]:
-    """If Ctrl-C ends the block, print a note and exit with code 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        show_note(f"stopped; {text}")
-        raise typer.Exit(130) from None
 
 
 def results_alone_on_stdout() -> None:

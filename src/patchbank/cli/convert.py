@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, count_text, show_facts, show_failures, show_json, some, written_text
-from patchbank.cli.progress import CountProgress
+from patchbank.cli.console import count_text, show_facts, show_failures, show_json, some, written_text
+from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig, Layout, StoredDtype
 from patchbank.locations import locate
@@ -36,12 +36,12 @@ def convert(
 
     patchbank convert BANK NEW --layout shards --dtype float16
     """
-    with busy("Looking at the bank"):
+    with busy("looking at the bank"):
         from patchbank.bank.convert import convert
         from patchbank.bank.reader import open_bank
 
         bank = open_bank(source)
-    with StopOnSignal() as signals, CountProgress(f"Converting {bank.path.name}") as progress:
+    with StopOnSignal() as signals, Activity() as activity:
         done = convert(
             bank,
             target,
@@ -49,7 +49,7 @@ def convert(
             dtype,
             shard_size=config.shard_size,
             overwrite=config.overwrite,
-            progress=progress,
+            progress=activity.counter(f"converting {bank.path.name}"),
             stop=signals.stop,
         )
     show_json(_converted_dict(done)) if json else _show(done)

@@ -10,8 +10,8 @@ import typer
 from rich.panel import Panel
 
 from patchbank.cli import report
-from patchbank.cli.console import busy, plain_table, say, stderr, stdout
-from patchbank.cli.progress import CountProgress
+from patchbank.cli.console import plain_table, say, stderr, stdout
+from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig
 from patchbank.encoders.openai.registry import get_model
@@ -59,11 +59,11 @@ def demo(
     from patchbank.encoders.openai.checkpoints import find_checkpoint
     from patchbank.encoders.openai.untrained import write_untrained
     from patchbank.extraction.devices import Devices, decide
-    from patchbank.extraction.plan import check_disk, make_plan
+    from patchbank.extraction.plan import check_places, make_plan
     from patchbank.extraction.run import execute, load_runner
 
     root = directory.expanduser()
-    with busy("Laying out the photographs"):
+    with busy("laying out the photographs"):
         write_sample(root)
     checkpoints = root / "checkpoints" / "pretrained_CLIP"
     model = get_model(_MODEL)
@@ -73,7 +73,7 @@ def demo(
         stderr.print(Panel(_UNTRAINED.format(place=place), title="untrained weights", border_style="red", expand=False))
         weights = root / "checkpoints" / "untrained" / model.file_name
         if not weights.exists():
-            with busy("Making untrained weights"):
+            with busy("making untrained weights"):
                 write_untrained(model, weights)
 
     config = ExtractConfig(model=_MODEL, weights=weights, checkpoints=checkpoints, overwrite=True)
@@ -83,18 +83,18 @@ def demo(
         for split in splits:
             out = bank_directory(root, name) / bank_name(model.bank_prefix, name, split)
             plans.append(make_plan(load_dataset(name, root, split), out, config, device))
-    check_disk(plans)
+    check_places(plans)
 
     table = plain_table("bank", ">features", ">shape", ">bytes", ">recomputed")
     runner, pages = None, []
     first: tuple[Bank, str] | None = None  # a bank, and the key of an image with pairs
     for plan in plans:
-        with busy(f"Loading {_MODEL}"):
-            runner = load_runner(plan, runner)
-        assert runner is not None  # with overwrite, every image is to do
-        title = f"{plan.dataset.title}, {_MODEL}"
-        with StopOnSignal() as signals, CountProgress(title, len(plan.todo)) as progress:
-            execute(plan, runner, progress=progress, stop=signals.stop)
+        with Activity() as activity:
+            activity.bank(f"{plan.dataset.title}, {_MODEL}", len(plan.todo), 1, 0)
+            runner = load_runner(plan, runner, activity)
+            assert runner is not None  # with overwrite, every image is to do
+            with StopOnSignal() as signals:
+                execute(plan, runner, progress=activity, stop=signals.stop)
         if signals.exit_code is not None:
             raise typer.Exit(signals.exit_code)
         bank = open_bank(plan.out)

@@ -9,8 +9,9 @@ import typer
 from rich.text import Text
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, count_text, say, say_beside, show_json, stdout
+from patchbank.cli.console import count_text, say, say_beside, show_json, stdout
 from patchbank.cli.options import RunOptions
+from patchbank.cli.progress import busy
 from patchbank.config import ExtractConfig, check_dtype, option
 from patchbank.encoders import EZHOI_MODELS
 from patchbank.errors import ConfigError
@@ -24,7 +25,13 @@ _MARK_WIDTH = 11
 _WIDEST = 14  # largest width of a thing with the text beside it, if that has several lines
 
 
-@options.takes({"root": Path()}, asked=("root",), run=("model", "json"), config=options.BANK)
+@options.takes(
+    {"root": Path()},
+    options.EZHOI,
+    asked=("root",),
+    run=("model", "json"),
+    config=options.without_rounding(options.BANK),
+)
 def doctor(
     asked: ListingOptions,
     run: RunOptions,
@@ -44,7 +51,7 @@ def doctor(
     if not root.is_dir():
         raise ConfigError(f"There is no directory {root}. Give --root an EZ-HOI checkout.")
     check_dtype(config.layout or "ezhoi", config.dtype)
-    with busy("Looking at datasets, checkpoints, banks and machine"):
+    with busy("looking at datasets, checkpoints, banks and machine"):
         from patchbank.doctor import examine
 
         report = examine(root, names, config, timing=not no_timing)

@@ -11,7 +11,6 @@ from patchbank import encoders
 from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
 from patchbank.cli.console import (
-    busy,
     count_text,
     duration_text,
     results_alone_on_stdout,
@@ -25,10 +24,11 @@ from patchbank.cli.console import (
 )
 from patchbank.cli.help import Group, add_command
 from patchbank.cli.options import DEFAULTS, RunOptions
-from patchbank.cli.progress import CountProgress, DownloadProgress
+from patchbank.cli.progress import Activity
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import WHOLE, ExtractConfig, option
 from patchbank.encoders import EZHOI_MODELS
+from patchbank.encoders.base import flops
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text, free_bytes
 from patchbank.listing import ListingOptions
@@ -52,26 +52,35 @@ _OUT = option(..., "Bank directory or URL (s3://...).", _DATA, metavar="BANK", p
 _PREFIX = option(False, "Begin keys with their file's name, less the extension.", _DATA)
 
 
+_ONE = {  # what is said otherwise of commands that make one bank
+    "model": {"help": f"{', '.join(options.MODELS)}.", "default_text": DEFAULTS.model},
+    "checkpoints": {"default_text": "checkpoints/pretrained_CLIP, else ~/.cache/clip"},
+    "layout": {"default_text": "shards"},
+}
+
+
 def _command(name: str, text: str = "") -> Callable[[Callable[..., None]], None]:
-    """Add a command; its help is `text`, or else its docstring."""
-    take = options.takes({"root": Path()}, asked=("root", "images", "annotations"), config=options.CONFIG)
+    """Add a command; its help is `text`, or else its docstring. A dataset with splits has a text."""
+    asked = "root", "images", "annotations"
+    config = options.without_rounding(options.CONFIG) if text else options.CONFIG
+    take = options.takes({"root": Path()}, options.EZHOI if text else _ONE, asked=asked, config=config)
     return lambda command: add_command(app, name, take(command), text or command.__doc__)
 
 
 def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
     """Add the command of a dataset that has splits and annotation files."""
-    each = f"{' or '.join(splits)}; repeatable."
+    each, names = f"{' or '.join(splits)}; repeatable.", tuple(split.split()[0] for split in splits)
     where = f"ROOT/{dataset}_pkl_files, or ROOT/{dataset}_shards"
 
     @_command(
         dataset,
         f"Extract {title}: both splits with both {' and '.join(EZHOI_MODELS)}, unless you choose.\n\n"
-        f"patchbank extract {dataset} --root EZ-HOI --split {splits[0].split()[0]}",
+        f"patchbank extract {dataset} --root EZ-HOI --split {names[0]}",
     )
     def command(
         *,
         asked: ListingOptions,
-        split: list[str] | None = option(None, each, _DATA, default_text="both"),
+        split: list[str] | None = option(None, each, _DATA, default_text="both", values=names),
         out: Path | None = option(
             None, "Directory or URL (s3://...) of the banks.", _DATA, metavar="DIR", default_text=where, parse=locate
         ),
@@ -90,16 +99,18 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
                 f"--out {out} is a bank itself, and not the directory of the banks. Did you mean --out {out.parent}? "
                 f"A bank of any name is completed with `patchbank repair {out} --extract`."
             )
-        jobs = [
-            (
-                loaded,
-                banks / bank_name(encoders.bank_prefix(name), dataset, loaded.split or "", config.variant),
-                replace(config, model=name),
-            )
-            for loaded in load_splits(dataset, root, split or [], asked.images, asked.annotations)
-            for name in models
-        ]
-        run_jobs(jobs, run)
+        run_jobs(
+            lambda: [
+                (
+                    loaded,
+                    banks / bank_name(encoders.bank_prefix(name), dataset, loaded.split or "", config.variant),
+                    replace(config, model=name),
+                )
+                for loaded in load_splits(dataset, root, split or [], asked.images, asked.annotations)
+                for name in models
+            ],
+            run,
+        )
 
 
 _register("hicodet", "HICO-DET", ("train", "test"))
@@ -184,54 +195,64 @@ def _run_one(run: RunOptions, config: ExtractConfig, out: Path, kind: str, place
     if len(models) != 1:
         raise ConfigError("This command writes one bank; pass --model once.")
     config = replace(config, model=models[0])
-    with busy("Looking for the images"):
-        dataset = load_dataset(kind, place, **details)
-    run_jobs([(dataset, out, config)], run)
+    run_jobs(lambda: [(load_dataset(kind, place, **details), out, config)], run)
 
 
 def run_jobs(
-    jobs: list[tuple["Dataset", Path, ExtractConfig]],
+    load: Callable[[], list[tuple["Dataset", Path, ExtractConfig]]],
     run: RunOptions,
     report: Callable[[list[dict[str, Any]]], Any] = lambda summaries: summaries,
 ) -> None:
     """Plan every bank, then make one after the other. Raises typer.Exit with the command's code.
 
     Args:
+        load: lists the images: each bank's dataset, its place, its configuration.
         report: makes what ``--json`` prints from the banks' summaries.
     """
     keep_freed_memory()
-    if any(config.engine == "ray" for _, _, config in jobs):
-        results_alone_on_stdout()  # until the process ends: Ray may print at any time
-    with busy("Looking at dataset, weights and bank"):
-        from patchbank.extraction.devices import decide
-        from patchbank.extraction.plan import check_disk, make_plan
-        from patchbank.extraction.run import execute, load_runner, obtain_weights
+    with Activity() as activity:
+        activity.stage("listing images")
+        jobs = load()
+        if any(config.engine == "ray" for _, _, config in jobs):
+            results_alone_on_stdout()  # until the process ends: Ray may print at any time
+        activity.stage("looking at weights and banks")
+        from patchbank.extraction.devices import assume, decide
+        from patchbank.extraction.plan import check_places, make_plan
 
-        devices = decide(jobs[0][2])  # the same for every job: they differ in the model alone
+        # The same for every job: they differ in the model alone.
+        devices = assume(jobs[0][2]) if run.dry_run else decide(jobs[0][2])
         plans = [make_plan(*job, devices) for job in jobs]
+    for note in (note for plan in plans for note in plan.notes):
+        show_note(note)
     if run.dry_run:
         show_json([_plan_dict(plan) for plan in plans]) if run.json else _show_plans(plans)
-    check_disk(plans)
+    check_places(plans)
     if run.dry_run:
         raise typer.Exit(0)
 
     # All weights before the first feature; then model by model, so that each is loaded once.
-    for number, plan in enumerate(plans):
-        with DownloadProgress(f"Downloading {plan.encoder.name}") as downloading:
-            plans[number] = obtain_weights(plan, downloading)
-    for plan in plans:
-        for note in plan.notes:
-            show_note(note)
+    with activity:
+        from patchbank.extraction.run import execute, load_runner, obtain_weights
+
+        plans = [
+            obtain_weights(plan, activity.counter(f"downloading {plan.encoder.name}", bytes=True)) for plan in plans
+        ]
     order = list(dict.fromkeys(plan.encoder.name for plan in plans))
     plans.sort(key=lambda plan: order.index(plan.encoder.name))
     summaries: list[ExtractSummary] = []
     runner, signals = None, StopOnSignal()
-    for plan in plans:
-        with busy(f"Loading {plan.encoder.name}"):
-            runner = load_runner(plan, runner) or runner
-        title = f"{plan.dataset.title}, {plan.encoder.name}"
-        with signals, CountProgress(title, len(plan.todo)) as progress:
-            summary = execute(plan, runner if plan.todo else None, progress=progress, stop=signals.stop, say=show_note)
+    costs = [flops(plan.encoder) or 1 for plan in plans]
+    for number, plan in enumerate(plans, 1):
+        later = sum(cost * len(plan.todo) for cost, plan in zip(costs[number:], plans[number:], strict=True))
+        which = f"bank {number} of {len(plans)}, " if len(plans) > 1 else ""
+        title = f"{which}{plan.dataset.title}, {plan.encoder.name}"
+        with activity:
+            activity.bank(title, len(plan.todo), costs[number - 1], later)
+            runner = load_runner(plan, runner, activity) or runner
+            with signals:
+                summary = execute(
+                    plan, runner if plan.todo else None, progress=activity, stop=signals.stop, say=show_note
+                )
         summaries.append(summary)
         if not run.json:
             show_summary(plan, summary)
@@ -289,6 +310,7 @@ def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
         "bytes": plan.bytes_needed,
         "free_bytes": None if is_remote(plan.out) else free_bytes(plan.out),
         "weights": plan.encoder.weights,
+        "notes": list(plan.notes),
     }
 
 

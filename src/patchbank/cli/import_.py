@@ -13,7 +13,6 @@ import typer
 from patchbank.cli import options
 from patchbank.cli.completing import show_completing
 from patchbank.cli.console import (
-    busy,
     say,
     show_facts,
     show_failures,
@@ -22,7 +21,7 @@ from patchbank.cli.console import (
     some,
     written_text,
 )
-from patchbank.cli.progress import CountProgress
+from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import StopOnSignal
 from patchbank.cli.verify import comparison
 from patchbank.config import ExtractConfig, as_path, option
@@ -46,7 +45,7 @@ def import_(
     source: Annotated[Path, typer.Argument(parser=as_path, metavar="PICKLES", help="Directory of EZ-HOI's pickles.")],
     target: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="New bank's directory or URL.")],
     *,
-    model: str = options.like("model", ...),
+    model: str = options.like("model", ..., values=options.MODELS),
     asked: ListingOptions,
     sample: int = option(0, "First compare N features with a fresh extraction of their images.", minimum=0),
     config: ExtractConfig,
@@ -62,7 +61,7 @@ def import_(
 
     patchbank import clipbase_img_hicodet_train BANK --model ViT-B/16
     """
-    with busy("Looking at the pickles"):
+    with busy("looking at the pickles"):
         from patchbank import encoders
         from patchbank.bank.convert import import_pickles
 
@@ -77,11 +76,7 @@ def import_(
             "no list of images: keys are the files' names without the images' extensions, and boxes cannot be mapped. "
             f"To have both, add{options_needed(None)}, or --images DIR."
         )
-    with (
-        StopOnSignal() as signals,
-        CountProgress(f"Checking {source.name}") as progress,
-        CountProgress(f"Writing {target.name}") as writing,
-    ):
+    with StopOnSignal() as signals, Activity() as activity:
         done = import_pickles(
             source,
             target,
@@ -91,8 +86,8 @@ def import_(
             confirm=(lambda report: _confirmed(report, wanted, compare)) if compare else None,
             models_with=encoders.models_with,
             overwrite=config.overwrite,
-            progress=progress,
-            writing=writing,
+            progress=activity.counter(f"checking {source.name}"),
+            writing=activity.counter(f"writing {target.name}"),
             stop=signals.stop,
         )
     show_json(_imported_dict(done)) if json else _show(done, source, found, config.weights)
@@ -103,7 +98,8 @@ def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> 
     """The new bank's manifest: the model's shapes and input; the rest of its identity is unknown."""
     from patchbank.bank.manifest import Manifest
     from patchbank.bank.parts import part_size
-    from patchbank.encoders.device import auto_batch_size, resolve_device
+    from patchbank.encoders.defaults import auto_batch_size
+    from patchbank.encoders.device import resolve_device
 
     known = {name: spec.identity[name] for name in ("family", "model") if name in spec.identity}
     layout = config.layout or "ezhoi"
@@ -117,7 +113,7 @@ def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> 
         input=replace(spec.input, resize=config.resize or spec.input.resize),
         part_size=part_size(layout, outputs, config.shard_size),
         # Of the extraction that completes the bank: pickles are not made again.
-        batch_size=auto_batch_size(spec.input.grid, resolve_device(config.device, config.precision)),
+        batch_size=auto_batch_size(spec.input.grid, resolve_device(config.device, config.precision).type),
         device=UNKNOWN,
         versions={},
         imported="from pickles of other code",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from patchbank import encoders
+from patchbank.cli.completion import keys_beginning_with
 from patchbank.config import ExtractConfig, Option, checked, choices, flag, option
 from patchbank.errors import ConfigError
 from patchbank.locations import locate
@@ -20,8 +21,16 @@ DEFAULTS = ExtractConfig()
 # Fields of ExtractConfig: all but the model (RunOptions.model takes several), and those that describe a bank.
 CONFIG = tuple(each.name for each in fields(ExtractConfig) if each.name != "model")
 BANK = CONFIG[: CONFIG.index("engine")]
+EZHOI = {  # what is said otherwise of EZ-HOI's datasets
+    "model": {"default_text": " and ".join(encoders.EZHOI_MODELS)},
+    "layout": {"default_text": "ezhoi; shards for an object store"},
+}
 
 Bank = Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="Bank directory or URL.")]
+Key = Annotated[
+    str, typer.Argument(metavar="KEY", help="The image's key: its file name.", autocompletion=keys_beginning_with)
+]
+MODELS = tuple(encoders.names())
 JSON = option(False, "Print the result as JSON.")
 
 
@@ -29,9 +38,9 @@ JSON = option(False, "Print the result as JSON.")
 class RunOptions:
     """The options of a run beside the configuration of its banks."""
 
-    model: list[str] | None = option(None, f"{', '.join(encoders.names())}; repeatable for hicodet and vcoco.", "Model")
+    model: list[str] | None = option(None, f"{', '.join(MODELS)}; repeatable.", "Model", values=MODELS)
     dry_run: bool = option(False, "Print what would be done, and stop.")
-    report: bool = option(False, "Write a page about each bank beside it, as `patchbank report` does.")
+    report: bool = option(False, "Write a bank's page beside it too, as `patchbank report` does.")
     json: bool = JSON
 
     def models(self, config: ExtractConfig, default: Sequence[str]) -> list[str]:
@@ -43,7 +52,9 @@ class RunOptions:
 
 
 def takes(
-    defaults: Mapping[str, Any] | None = None, **chosen: Sequence[str]
+    defaults: Mapping[str, Any] | None = None,
+    details: Mapping[str, Mapping[str, Any]] | None = None,
+    **chosen: Sequence[str],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command's options from its parameters.
 
@@ -52,6 +63,7 @@ def takes(
 
     Args:
         defaults: of fields, instead of the dataclass's.
+        details: of fields, attributes of `Option` instead of the dataclass's.
         chosen: parameter -> the names of the fields that the command takes; all if absent.
     """
 
@@ -64,12 +76,17 @@ def takes(
             if is_dataclass(kind := kinds[name]):
                 names, types = chosen.get(name), get_type_hints(kind)
                 stated[name] = [
-                    _changed(one, type=types[one.name], default=(defaults or {}).get(one.name, one.default))
+                    _changed(
+                        one,
+                        (details or {}).get(one.name, {}),
+                        type=types[one.name],
+                        default=(defaults or {}).get(one.name, one.default),
+                    )
                     for one in fields(kind)
                     if names is None or one.name in names
                 ]
             elif isinstance(each.default, Field):
-                stated[name] = [_changed(each.default, name=name, type=each.annotation)]
+                stated[name] = [_changed(each.default, {}, name=name, type=each.annotation)]
             parameters += [_parameter(one) for one in stated[name]] if name in stated else [each]
 
         @functools.wraps(command)
@@ -87,17 +104,23 @@ def takes(
     return decorate
 
 
-def like(name: str, default: Any, default_text: str | None = None) -> Any:
+def without_rounding(names: Sequence[str]) -> list[str]:
+    """The names of fields less that of rounding: the weights for EZ-HOI's datasets always are."""
+    return [name for name in names if name != "round_weights"]
+
+
+def like(name: str, default: Any, default_text: str | None = None, **details: Any) -> Any:
     """The `option(...)` of a field of `ExtractConfig`, with another default."""
     stated = Option.of(ExtractConfig.__dataclass_fields__[name])
-    return field(default=default, metadata={"option": replace(stated, default_text=default_text)})
+    return field(default=default, metadata={"option": replace(stated, default_text=default_text, **details)})
 
 
-def _changed(each: Field[Any], **attributes: Any) -> Field[Any]:
-    """A copy of a field. A new default replaces the old one's text."""
+def _changed(each: Field[Any], details: Mapping[str, Any], **attributes: Any) -> Field[Any]:
+    """A copy of a field, with other `details` of its option. A new default replaces the old one's text."""
     changed = copy.copy(each)
     if attributes.get("default", each.default) != each.default:
-        attributes["metadata"] = {"option": replace(Option.of(each), default_text=None)}
+        details = {"default_text": None, **details}
+    attributes["metadata"] = {"option": replace(Option.of(each), **details)}
     for name, value in attributes.items():
         setattr(changed, name, value)
     return changed
@@ -110,6 +133,7 @@ def _value(each: Field[Any], given: Any) -> Any:
 def _parameter(each: Field[Any]) -> inspect.Parameter:
     """The command's parameter, from which typer makes an option."""
     stated, allowed, kind, default = Option.of(each), choices(each.type), each.type, each.default
+    values = list(allowed if stated.values is None else stated.values)
     shown = stated.default_text
     if shown is None:
         shown = "" if default is None or default is False or default is ... else str(default)
@@ -123,7 +147,7 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
         help=stated.help,
         show_default=(shown(each.default) if callable(shown) else shown) or False,
         rich_help_panel=stated.panel,
-        autocompletion=(lambda: list(allowed)) if allowed else None,
+        autocompletion=(lambda: values) if values else None,
     )
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(each.name, keyword, default=default, annotation=Annotated[kind, info])

@@ -1,133 +1,206 @@
-"""Progress of a command: a bar on a terminal; elsewhere a line every few seconds."""
+"""What a command does, and how much of it is done: redrawn on a terminal; elsewhere lines, in growing intervals."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from threading import Event, Lock, Thread
 from typing import Self
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
 from rich.text import Text
 
 from patchbank.cli.console import can_redraw, count_text, duration_text, some, stderr
-from patchbank.extraction.progress import Progress as Progress_
+from patchbank.extraction.progress import Progress
 from patchbank.files import bytes_text
 
-_SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_LINES = 5.0, 60.0  # at first, and at most
+_SHARE = 0.1  # of the time since the beginning, that passes without a line
 
 
-class CountProgress(Progress_):
-    """Counts images: call it with (done, total), which starts it; or give it the total, and `advance` it.
+@dataclass
+class _Count:
+    """Images, or bytes of a download; a total of 0 is unknown."""
 
-    A context manager: no bar is left if the work stops early.
+    total: int
+    done: int
+    bytes: bool = False
+    failed: int = 0
+
+    def __post_init__(self) -> None:
+        self.began, self._first = time.monotonic(), self.done  # what was done before is not part of the rate
+
+    @property
+    def rate(self) -> float:
+        return (self.done - self._first) / max(time.monotonic() - self.began, 1e-9)
+
+    def total_text(self) -> str:
+        if self.bytes:
+            return bytes_text(self.total) if self.total else "size not known"
+        return f"{count_text(self.total, 'image')} to do"
+
+    def done_text(self) -> str:
+        if self.bytes:
+            return bytes_text(self.done) + (f" of {bytes_text(self.total)}" if self.total else "")
+        return f"{self.done:,}/{self.total:,} images"
+
+    def rate_text(self) -> str:
+        return f"{bytes_text(self.rate)}/s" if self.bytes else f"{self.rate:.1f} images/s" if self.rate else ""
+
+
+class Activity(Progress):
+    """A command's activity, since its beginning. A context manager: shown while entered, any number of times.
+
+    Args:
+        stage: what the command does first; `stage` says it.
+        quiet: where nothing can be redrawn, print no line as long as this takes little time.
     """
 
-    def __init__(self, title: str, total: int | None = None) -> None:
-        self._total, self._failed = total, 0
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),  # a file name may look like markup
-            BarColumn(bar_width=None),
-            *self._columns(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("[cyan]left [red]{task.fields[failed]}"),
-            console=stderr,
-            expand=True,
-            transient=True,
-        )
-        self._bar.add_task(title, start=False, total=None, rate="", failed="")
-        [self._task] = self._bar.tasks
-        self._said = time.monotonic(), 0.0  # of the last line: its time, and the number done
-        self._first = 0  # done when the clock began
+    def __init__(self, stage: str = "", *, quiet: bool = False) -> None:
+        self._title, self._stage, self._quiet = "", stage, quiet
+        self._count: _Count | None = None
+        self._todo, self._cost, self._later = 0, 1.0, 0.0
+        self._speed = 0.0  # cost per second, of the last images
+        self._began = time.monotonic()
+        self._said = self._began, 0  # of the last line: its time, and the number done
+        self._saying = Lock()
+        self._spinner = Spinner("dots")
 
     def __enter__(self) -> Self:
-        if self._total is not None:
-            self._start(self._total)
+        self._stack = ExitStack()
+        if can_redraw(stderr):
+            self._stack.enter_context(Live(self, console=stderr, refresh_per_second=8, transient=True))
+            return self
+        left = Event()
+        lines = Thread(target=self._say_lines, args=(left,), daemon=True)
+        lines.start()
+        self._stack.callback(lines.join)
+        self._stack.callback(left.set)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if can_redraw(stderr):
-            self._bar.stop()
-        elif self._task.completed != self._said[1]:
-            self._say_state()
+        self._stack.close()
+        self._end_count()
 
-    def __call__(self, done: int, total: int) -> None:
-        """Set the number done, and the total; 0 if the total is unknown."""
-        if not self._task.started:
-            self._start(total)
-            self._first = done
-        self._update(done)
-        if done == total:  # another bar can take its place
-            self.__exit__()
+    def bank(self, title: str, todo: int, cost: float, later: float) -> None:
+        """The stages and counts that follow are of a bank.
+
+        Args:
+            todo: how many of its images are to do.
+            cost: of one of them, in any unit.
+            later: the cost of all images of the banks after it.
+        """
+        self._title, self._todo, self._cost, self._later = title, todo, cost, later
+
+    def stage(self, text: str) -> None:
+        """The command begins something that is not counted."""
+        self._end_count()
+        self._stage = text
+        if not (self._quiet or can_redraw(stderr)):
+            self._say(self._text())
+
+    def start(self, total: int) -> None:
+        """It begins to extract so many images."""
+        self._begin("extracting", _Count(total, 0))
 
     def advance(self, written: int, failed: Sequence[object]) -> None:
         """Add images with features, and failed ones."""
-        self._failed += len(failed)
-        self._update(int(self._task.completed) + written + len(failed))
+        if count := self._count:
+            count.failed += len(failed)
+            self._update(count.done + written + len(failed))
 
-    def _columns(self) -> Sequence[ProgressColumn]:
-        return MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
+    def counter(self, text: str, *, bytes: bool = False) -> Callable[[int, int], None]:
+        """A function of (done, total), whose first call begins to count what `text` says. A total of 0 is unknown."""
+        self._stage = self._stage or text
 
-    def _start(self, total: int) -> None:
-        self._bar.update(self._task.id, total=total or None)
-        self._bar.start_task(self._task.id)
-        if can_redraw(stderr):
-            self._bar.start()
-        else:
-            self._say(self._begin(total))
+        def update(done: int, total: int) -> None:
+            if self._count is None or self._stage != text:
+                self._begin(text, _Count(total, done, bytes))
+            self._update(done)
+
+        return update
+
+    def _begin(self, text: str, count: _Count) -> None:
+        self._end_count()
+        self._stage, self._count = text, count
+        if not can_redraw(stderr):
+            self._say(f"{self._title or self._text()}: {count.total_text()}", 0)
 
     def _update(self, done: int) -> None:
-        self._bar.update(self._task.id, completed=done, failed=some(self._failed, "failed"))
-        self._bar.update(self._task.id, rate=self._rate())
-        if not can_redraw(stderr) and time.monotonic() - self._said[0] >= _SECONDS_BETWEEN_LINES:
-            self._say_state()
+        assert self._count is not None
+        self._count.done = done
+        if self._count.rate:
+            self._speed = self._count.rate * self._cost
+        self._say_if_due()
 
-    def _per_second(self) -> float:
-        return (self._task.completed - self._first) / max(self._task.elapsed or 0.0, 1e-9)
+    def _end_count(self) -> None:
+        """A last line, if the last count has none."""
+        if self._count and not can_redraw(stderr) and self._count.done != self._said[1]:
+            self._say(self._state(), self._count.done)
+        self._count = None
 
-    def _rate(self) -> str:
-        return f"{rate:.1f} images/s" if (rate := self._per_second()) else ""
+    def _left(self) -> str:
+        """The time that the whole command needs for the images left to do."""
+        rest = self._later + self._cost * (self._count.total - self._count.done if self._count else self._todo)
+        return f"{duration_text(rest / self._speed)} left" if self._speed and rest > 0 else ""
 
-    def _begin(self, total: int) -> str:
-        return f"{count_text(total, 'image')} to do"
+    def _elapsed(self) -> str:
+        return duration_text(time.monotonic() - self._began)
 
-    def _state(self) -> list[str]:
-        return [
-            f"{self._task.completed:,.0f}/{self._task.total or 0:,.0f} images",
-            self._rate(),
-        ]
+    def _text(self) -> str:
+        return f"{self._title}: {self._stage}" if self._title else self._stage[:1].upper() + self._stage[1:]
 
-    def _say_state(self) -> None:
-        task, rate = self._task, self._per_second()
-        self._said = time.monotonic(), task.completed
-        parts = [*self._state(), f"{duration_text(task.elapsed or 0.0)} elapsed"]
-        if rate and task.remaining:
-            parts.append(f"{duration_text(task.remaining / rate)} left")
-        self._say(", ".join(filter(None, [*parts, task.fields["failed"]])))
+    def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Two lines for a terminal; the second only if something is counted."""
+        line = Table.grid(padding=(0, 1), expand=True)
+        line.add_column(no_wrap=True)
+        line.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        line.add_column(no_wrap=True)
+        line.add_row(self._spinner, Text(self._text()), self._elapsed())
+        yield line
+        if count := self._count:
+            texts = [count.done_text(), count.rate_text(), self._left()]
+            line = Table.grid(padding=(0, 1), expand=True)
+            line.add_column(ratio=1)
+            for _ in range(len(texts) + 1):
+                line.add_column(no_wrap=True)
+            bar = ProgressBar(count.total or None, count.done, pulse=not count.total)
+            line.add_row(bar, *texts, Text(some(count.failed, "failed"), "red"))
+            yield line
 
-    def _say(self, text: str) -> None:
-        stderr.print(Text(f"{self._task.description}: {text}"), soft_wrap=True)
+    def _state(self) -> str:
+        """A line for elsewhere."""
+        elapsed = f"{self._elapsed()} elapsed"
+        if not (count := self._count):
+            return ", ".join(filter(None, [self._text(), elapsed, self._left()]))
+        parts = [count.done_text(), count.rate_text(), elapsed, self._left(), some(count.failed, "failed")]
+        return f"{self._title or self._text()}: {', '.join(filter(None, parts))}"
+
+    def _say_lines(self, left: Event) -> None:
+        """In a thread: lines between the batches, which may take long."""
+        while not left.wait(1.0):
+            self._say_if_due()
+
+    def _say_if_due(self) -> None:
+        if can_redraw(stderr):
+            return
+        least, most = _SECONDS_BETWEEN_LINES
+        with self._saying:
+            now = time.monotonic()
+            if now - self._said[0] >= max(least, min(most, _SHARE * (now - self._began))):
+                self._say(self._state(), self._count.done if self._count else 0)
+
+    def _say(self, text: str, done: int = 0) -> None:
+        self._said = time.monotonic(), done
+        stderr.print(Text(text), soft_wrap=True)
 
 
-class DownloadProgress(CountProgress):
-    """Counts the bytes of a download."""
-
-    def _columns(self) -> Sequence[ProgressColumn]:
-        return DownloadColumn(), TransferSpeedColumn()
-
-    def _begin(self, total: int) -> str:
-        return bytes_text(total) if total else "size not known"
-
-    def _state(self) -> list[str]:
-        total = f" of {bytes_text(self._task.total)}" if self._task.total else ""
-        return [f"{bytes_text(self._task.completed)}{total}", f"{bytes_text(self._per_second())}/s"]
+def busy(text: str) -> Activity:
+    """While the block runs, `text` with a spinner and the time; where nothing can be redrawn, only if it takes long."""
+    return Activity(text, quiet=True)

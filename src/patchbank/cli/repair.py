@@ -10,10 +10,11 @@ import typer
 
 from patchbank.cli import options
 from patchbank.cli.completing import show_completing
-from patchbank.cli.console import FAILURES_SHOWN, busy, count_text, interruptible, say, show_json
+from patchbank.cli.console import FAILURES_SHOWN, count_text, say, show_json
 from patchbank.cli.extract import run_jobs
 from patchbank.cli.options import RunOptions
-from patchbank.cli.progress import CountProgress
+from patchbank.cli.progress import Activity, busy
+from patchbank.cli.signals import interruptible
 from patchbank.cli.verify import show_findings
 from patchbank.config import ExtractConfig, option
 from patchbank.errors import BankError, ConfigError
@@ -39,7 +40,7 @@ def repair(
 
     patchbank repair BANK --extract
     """
-    with busy("Looking at the bank"):
+    with busy("looking at the bank"):
         from patchbank.bank.parts import manifest_in
         from patchbank.bank.repair import repair
         from patchbank.extraction.plan import make_plan
@@ -60,9 +61,10 @@ def repair(
             make_plan(loaded, bank, config_of(before, config))
     with (
         interruptible("nothing is lost: the same command continues."),
-        CountProgress(f"Verifying {bank.name}") as progress,
+        Activity() as activity,
     ):
-        done = repair(bank, keys, progress=progress, size_of=found.size_of() if found else None)
+        counter = activity.counter(f"verifying {bank.name}")
+        done = repair(bank, keys, progress=counter, size_of=found.size_of() if found else None)
     if not json:
         show_repaired(done, found, config.weights, extracting=extract)
     elif not extract:
@@ -73,9 +75,9 @@ def repair(
         raise BankError(
             f"No part of {bank} is sound: its model and options are unknown. Extract it again with `patchbank extract`."
         )
-    made = config_of(before, config)
+    job = loaded, bank, config_of(before, config)
     run_jobs(
-        [(loaded, bank, made)],
+        lambda: [job],
         RunOptions(json=json),
         report=lambda extracted: {"repaired": _repaired_dict(done), "extracted": extracted},
     )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, count_text, interruptible, say, show_json, show_note
+from patchbank.cli.console import count_text, say, show_json, show_note
 from patchbank.cli.outputs import require_own
-from patchbank.cli.progress import CountProgress
+from patchbank.cli.progress import Activity, busy
+from patchbank.cli.signals import interruptible
 from patchbank.config import PAGE_IMAGES, as_path, option
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
@@ -52,7 +53,7 @@ def report(
         raise ConfigError(f"{target} is a directory: name the page's file, such as {target / 'report.html'}.")
     if target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{target}: the page must be a .html file, such as {target.with_suffix('.html')}.")
-    with busy("Opening the bank"):
+    with busy("opening the bank"):
         from patchbank.bank.reader import open_bank
 
         opened = open_bank(bank)
@@ -76,11 +77,8 @@ def report(
 def write(opened: Bank, target: Path, data: Dataset | None, **options: int | None) -> Written:
     """Write a bank's page, with progress. Raises ConfigError if the file is not ours, or cannot be written."""
     require_own(target, _MARK, "a page of `patchbank report`")
-    with (
-        interruptible("no page was written."),
-        CountProgress(f"Reading {opened.path.name}") as reading,
-        CountProgress("Drawing the gallery") as drawing,
-    ):
+    with interruptible("no page was written."), Activity() as activity:
+        reading, drawing = activity.counter(f"reading {opened.path.name}"), activity.counter("drawing the gallery")
         from patchbank.show.page import write_report
 
         try:

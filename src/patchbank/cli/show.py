@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
-from typing import Annotated
-
-import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import busy, interruptible, say, show_note
+from patchbank.cli.console import say, show_note
 from patchbank.cli.outputs import require_own
+from patchbank.cli.progress import busy
+from patchbank.cli.signals import interruptible
 from patchbank.config import DRAWN_PAIRS, ExtractConfig, as_path, option
 from patchbank.errors import ConfigError
 from patchbank.listing import ListingOptions, find_listing, load_if_found
@@ -24,7 +23,7 @@ _FORMATS = ("png", "pdf", "svg")
 @options.takes(config=("weights", "checkpoints"))
 def show(
     bank: options.Bank,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The image's key: its file name.")],
+    key: options.Key,
     *,
     image: Path | None = option(None, "The image, if the dataset is elsewhere.", metavar="FILE", parse=as_path),
     at: list[str] | None = option(
@@ -63,7 +62,7 @@ def show(
     if target.suffix[1:].lower() not in _FORMATS:
         raise ConfigError(f"{target}: the file must end in {', '.join(f'.{each}' for each in _FORMATS)}.")
     require_own(target, MARK, "a picture of `patchbank show`")
-    with interruptible("no picture was written."), busy("Drawing"):
+    with interruptible("no picture was written."), busy("drawing"):
         from patchbank.bank.reader import open_bank
         from patchbank.show.showing import show_features
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends a run after the images in flight, a second one ends it at once."""
+"""Ctrl-C and SIGTERM: one line says so. The first ends a run after the images in flight, a second one at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NoReturn, Self
 
 import typer
 
-from patchbank.cli.console import show_error, show_note
+from patchbank.cli.console import show_note, stderr
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -27,6 +27,40 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
             signal.signal(number, own)
 
 
+def leave(number: int, _frame: FrameType | None = None) -> NoReturn:
+    """End the program at once: what is committed is durable, and the next run cleans up."""
+    if stderr.is_terminal:
+        os.write(2, b"\x1b[?25h\n")  # a spinner hides the cursor; no lock is safe to take here
+    os._exit(128 + number)
+
+
+def _say(number: int, text: str) -> None:
+    """Print a note on a signal. The same signal is dropped meanwhile: it would end the program without the note."""
+    before = signal.signal(number, signal.SIG_IGN)
+    show_note(text)
+    signal.signal(number, before)
+
+
+def end_on_interrupt(text: str = "stopped.") -> None:
+    """From now on, the first Ctrl-C prints `text` and ends the program after clean-ups, a second one at once."""
+
+    def interrupted(number: int, _frame: FrameType | None) -> None:
+        _say(number, text)
+        signal.signal(number, leave)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGINT, interrupted)
+
+
+@contextlib.contextmanager
+def interruptible(text: str) -> Iterator[None]:
+    """If Ctrl-C ends the block, its line says `text` too."""
+    before = signal.getsignal(signal.SIGINT)
+    end_on_interrupt(f"stopped; {text}")
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @contextlib.contextmanager
 def exit_on_signal() -> Iterator[Callable[[], None]]:
     """Within the block, a signal ends the program after the block's clean-up.
@@ -37,20 +71,21 @@ def exit_on_signal() -> Iterator[Callable[[], None]]:
     """
     came: list[int] = []
 
-    def leave(number: int, _frame: FrameType | None) -> None:
+    def end(number: int, _frame: FrameType | None) -> None:
         came.append(number)
-        raise SystemExit(128 + number)
+        if len(came) == 1:  # then clean up, whatever else comes
+            raise SystemExit(128 + number)
 
     def check() -> None:
         if came:
             raise SystemExit(128 + came[0])
 
     try:
-        with _handling(leave):
+        with _handling(end):
             yield check
     finally:
         if came:
-            show_error("stopped.")
+            show_note("stopped.")
 
 
 class StopOnSignal(contextlib.ExitStack):
@@ -78,7 +113,7 @@ class StopOnSignal(contextlib.ExitStack):
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.exit_code is not None:
-            os._exit(128 + number)  # safe: what is committed is durable
+            leave(number)
         self.exit_code = 128 + number
         self.stop.set()
-        show_note("stopping after the images in flight; once more to stop at once.")
+        _say(number, "stopping after the images in flight; once more to stop at once.")

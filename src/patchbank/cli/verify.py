@@ -13,8 +13,9 @@ from rich.text import Text
 
 from patchbank.cli import options
 from patchbank.cli.completing import show_completing
-from patchbank.cli.console import busy, interruptible, one_line, plain_table, say, show_json, show_note, stdout
-from patchbank.cli.progress import CountProgress
+from patchbank.cli.console import one_line, plain_table, say, show_json, show_note, stdout
+from patchbank.cli.progress import Activity, busy
+from patchbank.cli.signals import interruptible
 from patchbank.config import ExtractConfig, option
 from patchbank.errors import BankError
 from patchbank.features import UNKNOWN
@@ -44,7 +45,7 @@ def verify(
 
     patchbank verify BANK --sample 20
     """
-    with busy("Looking at the bank"):
+    with busy("looking at the bank"):
         from patchbank.bank.check import verify
         from patchbank.bank.parts import manifest_in
 
@@ -54,8 +55,9 @@ def verify(
         # Before the bank is read, which may take hours: what is missing for the comparison ends the command.
         compare = comparison(manifest, found, config, sample) if found and sample else None
     with interruptible("nothing was changed."):
-        with CountProgress(f"Verifying {bank.name}") as progress:
-            report = verify(bank, keys, progress, size_of=found.size_of() if found else None)
+        with Activity() as activity:
+            counter = activity.counter(f"verifying {bank.name}")
+            report = verify(bank, keys, counter, size_of=found.size_of() if found else None)
         if compare:
             compare(report)
     if json:
@@ -84,7 +86,7 @@ def comparison(
     runner = runner_of(manifest, config, found.root)
 
     def compare(report: Report) -> Runner:
-        with busy(f"Extracting {count} images again"):
+        with busy(f"extracting {count} images again"):
             compare_sample(report, dataset, runner, wanted, count)
         return runner
 

@@ -28,7 +28,7 @@ from patchbank.config import ExtractConfig
 from patchbank.datasets import ANNOTATIONS, SPLITS, Dataset, Sample, load_dataset
 from patchbank.datasets.samples import Decoded, Failure
 from patchbank.encoders.base import EncoderSpec
-from patchbank.encoders.device import auto_batch_size
+from patchbank.encoders.defaults import auto_batch_size
 from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError, PatchbankError, first_line
 from patchbank.extraction.advice import auto_workers
@@ -282,7 +282,7 @@ def check_device(models: Sequence[EncoderSpec], config: ExtractConfig) -> Findin
         except PatchbankError as error:
             return refusal("device", error)
     first, workers = devices.first, config.workers or auto_workers()
-    batches = {model.name: config.batch_size or auto_batch_size(model.input.grid, first) for model in models}
+    batches = {model.name: config.batch_size or auto_batch_size(model.input.grid, first.type) for model in models}
     kind = torch.cuda.get_device_name(first) if first.type == "cuda" else f"{torch.get_num_threads()} threads"
     text = (
         f"torch {torch.__version__} on {', '.join(devices.names)} ({kind}), {config.precision}, batch size "

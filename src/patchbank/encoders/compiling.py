@@ -1,4 +1,4 @@
-"""`torch.compile` for the encoder: when it pays, and what happens when it fails."""
+"""`torch.compile` for the encoder, and what happens when it fails."""
 
 from __future__ import annotations
 
@@ -11,25 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from patchbank.config import Compile
-from patchbank.encoders.base import EncoderSpec, flops
-
-# Floating-point operations from which compiling pays on a GPU. An estimate, not measured: compiling takes about a
-# minute and saves about a fifth of a run, which at 4e14 operations a second is even at half of this.
-_WORTH_ON_CUDA = 2.4e17
-
 Forward = Callable[[Tensor], dict[str, Tensor]]
-
-
-def decide(choice: Compile, spec: EncoderSpec, images: int, device: torch.device) -> bool:
-    """Whether to compile the encoder for a bank of this many images.
-
-    ``auto`` never compiles on the CPU: packed layers (`encoders.packed`) are faster than compiled ones there
-    (docs/performance.md).
-    """
-    if choice == "auto":
-        return device.type == "cuda" and images * flops(spec) > _WORTH_ON_CUDA
-    return choice == "on"
 
 
 def compile_forward(forward: Forward, pixels: Tensor) -> tuple[Forward | None, list[str]]:

@@ -13,6 +13,7 @@ import torch
 
 from patchbank.config import Precision
 from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.defaults import auto_batch_size, check_precision
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
 
@@ -57,21 +58,8 @@ def resolve_device(device: str, precision: Precision) -> torch.device:
             f"--device {device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices on this "
             "machine. Use --device cpu, or check the driver and that torch is a CUDA build."
         )
-    check_precision(resolved, precision)
+    check_precision(resolved.type, precision)
     return resolved
-
-
-def check_precision(device: torch.device, precision: Precision) -> None:
-    """Raise ConfigError if a kind of device does not compute in a precision."""
-    if device.type == "cpu" and precision in ("fp16", "tf32"):
-        raise ConfigError(f"--precision {precision} needs CUDA. On the CPU use fp32, or bf16.")
-
-
-def auto_batch_size(grid: tuple[int, int], device: torch.device) -> int:
-    """The default number of samples per forward pass: about 64k tokens on a GPU, which keep it busy."""
-    if device.type == "cpu":
-        return 8
-    return int(min(256, 1 << ((65536 // (grid[0] * grid[1])).bit_length() - 1)))
 
 
 def check_memory(spec: EncoderSpec, batch_size: int) -> None:
@@ -81,7 +69,7 @@ def check_memory(spec: EncoderSpec, batch_size: int) -> None:
     if needed > memory:
         raise ConfigError(
             f"--batch-size {batch_size:,} needs about {bytes_text(needed)} of memory, and this machine has "
-            f"{bytes_text(memory)}. Leave it out: on the CPU, {auto_batch_size(spec.input.grid, torch.device('cpu'))} "
+            f"{bytes_text(memory)}. Leave it out: on the CPU, {auto_batch_size(spec.input.grid, 'cpu')} "
             "is enough."
         )
 

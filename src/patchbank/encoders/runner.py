@@ -17,7 +17,8 @@ from patchbank import encoders
 from patchbank.config import Activation, ExtractConfig, Precision, ResizeMode
 from patchbank.encoders.base import Encoder, EncoderSpec
 from patchbank.encoders.compiling import Forward, compile_forward
-from patchbank.encoders.device import auto_batch_size, check_memory, float32_products, has_bfloat16, resolve_device
+from patchbank.encoders.defaults import auto_batch_size
+from patchbank.encoders.device import check_memory, float32_products, has_bfloat16, resolve_device
 from patchbank.errors import PatchbankError
 from patchbank.preprocess import preprocess
 
@@ -51,7 +52,7 @@ class Runner:
         """
         self.spec = spec
         self.device = device
-        self.batch_size = batch_size or auto_batch_size(spec.input.grid, device)
+        self.batch_size = batch_size or auto_batch_size(spec.input.grid, device.type)
         if device.type == "cpu":
             check_memory(spec, self.batch_size)
         self.largest_batch = self.batch_size

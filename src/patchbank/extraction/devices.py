@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from patchbank.config import ExtractConfig
-from patchbank.encoders.device import check_precision, resolve_devices
+from patchbank.encoders.defaults import check_precision
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Devices:
     @property
     def first(self) -> torch.device:
         """The device of this process."""
+        import torch
+
         return torch.device(self.names[0])
 
     @property
@@ -46,10 +50,22 @@ def decide(config: ExtractConfig) -> Devices:
     Raises ConfigError if a device does not exist or lacks the precision, or if no cluster answers.
     """
     if config.engine == "local":
+        from patchbank.encoders.device import resolve_devices
+
         return Devices(tuple(map(str, resolve_devices(config.device, config.precision))))
     from patchbank.extraction import cluster  # its package is an extra
 
     workers, gpus = cluster.workers(config)
     kind = "cuda" if gpus else "cpu"
-    check_precision(torch.device(kind), config.precision)
+    check_precision(kind, config.precision)
     return Devices((kind,), workers, gpus)
+
+
+def assume(config: ExtractConfig) -> Devices:
+    """Devices for a plan that is only printed: without torch, as far as the options ask for none that can be missing.
+
+    Raises ConfigError as `decide` does.
+    """
+    if config.engine == "local" and config.device in ("auto", "cpu") and config.precision in ("fp32", "bf16"):
+        return Devices(("cpu",))  # which devices they are decides nothing that is printed
+    return decide(config)

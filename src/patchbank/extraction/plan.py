@@ -15,6 +15,7 @@ from patchbank.bank.manifest import Manifest, stored_outputs
 from patchbank.bank.parts import part_size
 from patchbank.bank.pickles import check_names
 from patchbank.bank.removal import place_of, removable
+from patchbank.bank.storage import storage_of
 from patchbank.bank.writer import (
     BankState,
     bank_state,
@@ -28,9 +29,8 @@ from patchbank.budget import without_collection
 from patchbank.config import WHOLE, ExtractConfig, Layout, Partition, check_dtype
 from patchbank.datasets import SPLITS, Dataset, Sample, require_images
 from patchbank.datasets.folder import passed_over_text
-from patchbank.encoders import compiling
 from patchbank.encoders.base import EncoderSpec
-from patchbank.encoders.device import auto_batch_size
+from patchbank.encoders.defaults import auto_batch_size, compiles
 from patchbank.errors import BankError, ConfigError, DatasetError
 from patchbank.extraction.devices import Devices, decide
 from patchbank.features import GRID
@@ -173,11 +173,11 @@ def describe(
         identity=dict(encoder.identity),
         input=made,
         part_size=part_size(layout, outputs, config.shard_size),
-        batch_size=config.batch_size or auto_batch_size(made.grid, devices.first),
+        batch_size=config.batch_size or auto_batch_size(made.grid, devices.kind),
         device=devices.kind,
         # By the images of the whole run, not of its rest or of a part: all processes must make the same bytes. If only
         # a part was loaded, this is an estimate, and the process that begins the bank decides.
-        compiled=compiling.decide(config.compile, encoder, min(config.limit or listed, listed), devices.first),
+        compiled=compiles(config.compile, encoder, min(config.limit or listed, listed), devices.kind),
     )
 
 
@@ -274,6 +274,17 @@ def check_images(dataset: Dataset) -> None:
             f"None of the {len(dataset):,} listed images is in {dataset.images}: there is no {first.path}, for one. "
             "Are these the images of another split or dataset? Name their directory with --images."
         )
+
+
+def check_places(plans: Sequence[ExtractPlan]) -> None:
+    """Raise BankError if a bank cannot be written, or the banks together do not fit on their disks."""
+    for plan in plans:
+        try:
+            storage_of(plan.out).check()
+        except OSError as error:
+            reason = error.strerror or error
+            raise BankError(f"{plan.out} cannot be written: {reason}. Choose another --out.") from error
+    check_disk(plans)
 
 
 def check_disk(plans: Sequence[ExtractPlan]) -> None:

@@ -25,7 +25,7 @@ from patchbank.errors import DatasetError, with_options
 from patchbank.extraction import processes
 from patchbank.extraction.advice import advise
 from patchbank.extraction.pipeline import StageTimes, encode_into
-from patchbank.extraction.plan import ExtractPlan, check_disk, describe_run, make_plan
+from patchbank.extraction.plan import ExtractPlan, check_places, describe_run, make_plan
 from patchbank.extraction.progress import Progress, reporting
 from patchbank.extraction.work import Outcome, Task, units_of
 from patchbank.features import UNKNOWN
@@ -111,7 +111,7 @@ def extract(
         plan = make_plan(dataset, locate(out), config or ExtractConfig(), encoder=encoder)
         if len(plan.devices.names) > 1:
             processes.require_importable()
-        check_disk([plan])
+        check_places([plan])
         if plan.todo and plan.encoder.weights is None:
             reports.stage("downloading weights")
         plan = obtain_weights(plan)

@@ -1,4 +1,7 @@
-"""Checkpoints: finding, checking and downloading them; their activation; their parameters."""
+"""Checkpoints: finding, checking and downloading them; their activation; their parameters.
+
+Only what reads parameters imports torch: a plan finds and checks official files without it.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from patchbank.config import Activation
 from patchbank.encoders.base import Progress
-from patchbank.encoders.openai.archive import Archive
 from patchbank.encoders.openai.registry import HEAD, MEAN, MODELS, STD, Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half
 from patchbank.errors import WeightsError
@@ -33,13 +31,16 @@ from patchbank.files import (
     write_and_sync,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CACHE = Path("~/.cache/clip")  # OpenAI's own package keeps its files here
 CHECKPOINTS = Path("checkpoints/pretrained_CLIP")  # an EZ-HOI checkout keeps its files here
 _TIMEOUT = 30.0  # seconds without a byte
 _CONFIG = "open_clip_config.json"  # beside the weights in open_clip's repositories on the Hugging Face Hub
 # Tensors of OpenAI's archives that are not parameters. No other exporter writes them.
 _MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
-_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+_DTYPES = frozenset({"float32", "bfloat16", "float16", "float64"})
 # What open_clip's config may say, if it says it: OpenAI's models and their preprocessing.
 _OURS = {
     **{"mean": list(MEAN), "std": list(STD), "mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest"},
@@ -180,6 +181,8 @@ def activation_of(path: Path) -> Activation | None:
     shapes with either activation. Raises WeightsError if the file cannot be read, or the config asks for something
     else than OpenAI's architecture.
     """
+    from patchbank.encoders.openai.archive import Archive
+
     if path.suffix != ".safetensors":
         with Archive(path) as archive:
             if archive.attributes >= _MARKS:
@@ -246,6 +249,8 @@ def load_visual(model: Model, checkpoint: Checkpoint, *, rounding: bool) -> Mapp
 
 def holds_halves(parameters: Mapping[str, Tensor]) -> bool:
     """Whether rounding the parameters to float16 changes nothing."""
+    import torch
+
     return all(torch.equal(value.half().float(), value) for name, value in parameters.items() if is_half(name))
 
 
@@ -254,6 +259,10 @@ def load_state(path: Path, part: str = "") -> dict[str, Tensor]:
 
     Raises WeightsError.
     """
+    from safetensors import SafetensorError, safe_open
+
+    from patchbank.encoders.openai.archive import Archive
+
     try:
         _refuse_pointer(path)
         opened: Any = safe_open(path, "pt") if path.suffix == ".safetensors" else Archive(path)
@@ -300,9 +309,11 @@ def _check_shapes(model: Model, path: Path, visual: dict[str, Tensor]) -> None:
 
 
 def _float32(path: Path, name: str, value: Tensor, rounding: bool) -> Tensor:
-    if value.dtype not in _DTYPES:
+    import torch
+
+    if (dtype := str(value.dtype).removeprefix("torch.")) not in _DTYPES:
         raise WeightsError(
-            f"{path}: visual.{name} holds {str(value.dtype).removeprefix('torch.')} numbers. Use a checkpoint that is "
+            f"{path}: visual.{name} holds {dtype} numbers. Use a checkpoint that is "
             "not quantised: in float32, bfloat16 or float16."
         )
     if not torch.isfinite(value.float()).all():
