@@ -63,7 +63,7 @@ class HOITarget:
 
     def __repr__(self) -> str:
         regions = f", regions {', '.join(self.regions)}" if self.regions else ""
-        return f"<HOITarget {self.key}: {len(self)} pairs, {self.size}{regions}>"
+        return f"<HOITarget {self.key}: {len(self)} pair{'' if len(self) == 1 else 's'}, {self.size}{regions}>"
 
     def _repr_html_(self) -> str:
         boxes = (

@@ -43,11 +43,12 @@ class Bar(Progress):
 
     def stage(self, text: str) -> None:
         """Before the bar."""
-        self._bar.set_description(text)
+        self._bar.set_description_str(text)
 
     def start(self, total: int) -> None:
         """The clock begins."""
         self._bar.reset(total)
+        self.stage("extracting")
 
     def advance(self, written: int, failed: Sequence[Failure]) -> None:
         """Behind the bar, the number of failures."""
