@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from patchbank.bench.measure import Report
+from patchbank import ExtractConfig, load_dataset
+from patchbank.bench import stages
+from patchbank.bench.measure import Report, run
 from patchbank.bench.stages import Measure
+from patchbank.extraction.run import execute
 from tests.support import command, patchbank, photographs
 
 
@@ -33,6 +37,22 @@ def test_every_stage_is_measured_and_nothing_is_left(tmp_path: Path) -> None:
     assert report["bound"] in ("decode", "encode", "write")
     assert int(report["options"]["--batch-size"]) >= 1 and int(report["options"]["--workers"]) >= 1
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_takes_long_is_measured_once(
+    tiny_config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No time left: one size of batches, and end to end one batch of it."""
+    photographs(tmp_path / "images", 9)
+    monkeypatch.setattr(stages, "SECONDS", 1e-9)
+    dataset, encoded = load_dataset("folder", tmp_path / "images"), list[int]()
+    monkeypatch.setattr(stages, "execute", lambda plan, runner: encoded.append(len(plan.todo)) or execute(plan, runner))
+    report = run(dataset, replace(tiny_config, device="cpu", batch_size=None), tmp_path, lambda _: None)
+    assert {each.what.partition(", ")[2] for each in report.measures if each.stage == "encode"} == {"batches of 1"}
+    assert encoded == [1]
+    assert report.measures[-1].rate > 0
+    rounds = iter(range(9))
+    assert stages._median(lambda: next(rounds))[1] == 0
 
 
 def test_the_table_and_the_options_below_it(tmp_path: Path) -> None:

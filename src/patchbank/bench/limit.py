@@ -120,8 +120,8 @@ def _best(routine: Routine, device: torch.device, seconds: float) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    several()  # warms up
-    times, ends = [timeit(several, number=1)], time.perf_counter() + seconds
-    while time.perf_counter() < ends:
+    ends = time.perf_counter() + seconds
+    times = [timeit(several, number=1)]  # the first warms up, where there are others
+    while time.perf_counter() < ends or (len(times) == 1 and times[0] < 1):
         times.append(timeit(several, number=1))
     return min(times) / calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from timeit import repeat
+from typing import TypeVar
 
 import torch
 
@@ -30,8 +31,11 @@ from patchbank.extraction.plan import make_plan
 from patchbank.extraction.run import execute, load_runner
 from patchbank.preprocess import load
 
+SECONDS = 20.0  # about, at most, for each precision's batches, and for the images end to end
 _ROUNDS = 3
 _STORED: tuple[tuple[Layout, StoredDtype], ...] = (("ezhoi", "float32"), ("shards", "float32"), ("shards", "float16"))
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,29 +64,32 @@ def decode(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, how: Deco
         return sum(pool.map(lambda sample: isinstance(load(sample, wanted, budget), Decoded), dataset.samples))
 
     with ThreadPoolExecutor(threads) as pool:
-        sound = all_images()
-        if not sound:
-            raise PatchbankError(f"None of the images in {dataset.images} can be decoded. Name others with --images.")
-        seconds = _median(all_images)
+        seconds, sound = _median(all_images)
+    if not sound:
+        raise PatchbankError(f"None of the images in {dataset.images} can be decoded. Name others with --images.")
     return Measure("decode", f"{how}, {threads} thread{'s' * (threads > 1)}", sound / seconds)
 
 
 def encode(
     spec: EncoderSpec, device: torch.device, batch_sizes: list[int], limit: float | None, compiled: bool
 ) -> Iterator[tuple[int, Measure]]:
-    """(batch size, images encoded per second), from the smallest on; ends when the device is out of memory."""
+    """(batch size, images encoded per second), from the smallest on; ends where they take too much memory or time."""
+    rate = math.inf
     for batch_size in batch_sizes:
+        if 2 * batch_size / rate > SECONDS:
+            return
         try:
             runner = Runner(spec, device, batch_size=batch_size, compiled=compiled)
             pixels = torch.randint(0, 256, (batch_size, *spec.input.size, 3), dtype=torch.uint8)
             runner.submit(pixels)()  # prepares the encoder
             if runner.largest_batch < batch_size:
                 return
-            seconds = _median(lambda runner=runner, pixels=pixels: runner.submit(pixels)())  # type: ignore[misc]
+            seconds, _ = _median(lambda runner=runner, pixels=pixels: runner.submit(pixels)())  # type: ignore[misc]
         except (torch.OutOfMemoryError, PatchbankError):
             return
+        rate = batch_size / seconds
         how = f"{spec.identity['precision']}, batches of {batch_size}{', compiled' if runner.compiled else ''}"
-        yield batch_size, Measure("encode", how, batch_size / seconds, limit)
+        yield batch_size, Measure("encode", how, rate, limit)
 
 
 def write_and_read(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, place: Path) -> Iterator[Measure]:
@@ -104,7 +111,7 @@ def write_and_read(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, p
             yield Measure("write", f"{layout}, {dtype}", len(keys) / (time.perf_counter() - began))
             opened = open_bank(bank)
             _read(opened, chosen)  # opens the memory maps
-            seconds = _median(partial(_read, opened, chosen))
+            seconds, _ = _median(partial(_read, opened, chosen))
             yield Measure("read", f"{layout}, {dtype}, at random", len(keys) / seconds)
 
 
@@ -125,6 +132,11 @@ def _read(bank: Bank, keys: list[str]) -> None:
         _ = bank[key]
 
 
-def _median(function: Callable[[], object]) -> float:
-    """Seconds, of some repetitions."""
-    return median(repeat(function, number=1, repeat=_ROUNDS))
+def _median(function: Callable[[], T]) -> tuple[float, T]:
+    """Seconds, of some repetitions, or of one that takes long; and what the last one returned."""
+    taken = list[float]()
+    while len(taken) < _ROUNDS and sum(taken) < SECONDS / 4:
+        began = time.perf_counter()
+        result = function()
+        taken.append(time.perf_counter() - began)
+    return median(taken), result

@@ -37,7 +37,8 @@ def bench(
 ) -> None:
     """Measure every stage of an extraction on this machine: decode, encode, write, read, and all together.
 
-    Takes a minute, or several with the larger models. Needs no checkpoint (the weights are random) and leaves no files.
+    Takes two minutes at most, unless an image takes seconds: what is slow is measured with fewer images. Needs no
+    checkpoint (the weights are random) and leaves no files.
     Without --limit it measures 48 images, or 1024 on CUDA.
 
     patchbank bench --model ViT-L/14@336px --images DIR

@@ -71,7 +71,7 @@ def examine(
         root: the EZ-HOI checkout.
         models: names of the models.
         config: the extraction's configuration; its ``model`` is not used.
-        timing: measure decoding and encoding, a few seconds a model.
+        timing: measure decoding and encoding, seconds a model, or half a minute where a batch takes long.
 
     Raises:
         ConfigError: an unknown model.
