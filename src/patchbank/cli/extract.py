@@ -15,6 +15,7 @@ from patchbank.cli.console import (
     duration_text,
     results_alone_on_stdout,
     say,
+    say_prose,
     show_facts,
     show_failures,
     show_json,
@@ -269,7 +270,7 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         part = "" if plan.config.partition == WHOLE else f"part {plan.config.partition}: "
         weights = plan.encoder.weights or "to be downloaded"
         say(str(plan.out), "bold")
-        say(
+        say_prose(
             f"  {plan.encoder.name}, {part}{count_text(len(plan.selected), 'image')}, {done:,} done, "
             f"{len(plan.todo):,} to do, {bytes_text(plan.bytes_needed)}"
         )
@@ -280,10 +281,10 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         if plan.to_delete:
             deleted = count_text(len(plan.to_delete), "existing feature")
             say(f"  {deleted} will be deleted ({bytes_text(plan.bytes_freed)})")
-        say(f"  weights: {weights}")
+        say_prose(f"  weights: {weights}")
     total = sum(plan.bytes_needed for plan in plans)
     free = "" if is_remote(plans[0].out) else f", {bytes_text(free_bytes(plans[0].out))} free"
-    say(f"{bytes_text(total)} to write{free}. Nothing was written.")
+    say_prose(f"{bytes_text(total)} to write{free}. Nothing was written.")
 
 
 def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
@@ -316,11 +317,12 @@ def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
     what = "the bank" if plan.dataset.part == WHOLE else f"part {plan.dataset.part}"
     done, failed = summary.settled - summary.failed, count_text(summary.failed, "image")
     if done < summary.listed and (summary.settled < summary.listed or plan.config.partition != WHOLE):
-        say(f"  {what} has {done:,} of {summary.listed:,} features{f'; {failed} failed' if summary.failed else ''}")
+        also = f"; {failed} failed" if summary.failed else ""
+        say_prose(f"  {what} has {done:,} of {summary.listed:,} features{also}")
     elif plan.config.partition != WHOLE:
         say(f"  {what} is complete: {count_text(done, 'feature')}")
     if summary.advice:
-        say(f"  {summary.times.bound}-bound; faster with {summary.advice}")
+        say_prose(f"  {summary.times.bound}-bound; faster with {summary.advice}")
     show_failures("failed", summary.failures, f": patchbank info {summary.bank} --failures")
 
 

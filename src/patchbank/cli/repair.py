@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, count_text, say, show_json
+from patchbank.cli.console import FAILURES_SHOWN, count_text, say, say_prose, show_json
 from patchbank.cli.extract import run_jobs
 from patchbank.cli.listing import Listing, ListingOptions, find_listing, options_needed, show_completing
 from patchbank.cli.options import RunOptions
@@ -91,7 +91,7 @@ def show_repaired(done: Repaired, found: Listing | None, weights: Path | None, *
         say(f"  fixed: {count_text(len(done.fixed), 'file')} written again as the index lists them", "green")
     if done.quarantined:
         where = f"{done.quarantined[0]}, ..." if len(done.quarantined) > 1 else done.quarantined[0]
-        say(
+        say_prose(
             f"  in quarantine: {count_text(len(done.quarantined), 'file')} ({where}); delete when you like",
             "yellow",
         )
