@@ -1,6 +1,6 @@
 """``patchbank extract hicodet | vcoco | folder | tar | parquet``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -229,13 +229,9 @@ def run_jobs(
     plans.sort(key=lambda plan: order.index(plan.encoder.name))
     summaries: list[ExtractSummary] = []
     runner, signals = None, StopOnSignal()
-    costs = [flops(plan.encoder) or 1 for plan in plans]
-    for number, plan in enumerate(plans, 1):
-        later = sum(cost * len(plan.todo) for cost, plan in zip(costs[number:], plans[number:], strict=True))
-        which = f"bank {number} of {len(plans)}, " if len(plans) > 1 else ""
-        title = f"{which}{plan.dataset.title}, {plan.encoder.name}"
+    for plan, *later in (plans[number:] for number in range(len(plans))):
         with activity:
-            activity.bank(title, len(plan.todo), costs[number - 1], later)
+            name_bank(activity, plan, later, len(plans))
             runner = load_runner(plan, runner, activity) or runner
             with signals:
                 summary = execute(
@@ -251,6 +247,14 @@ def run_jobs(
     if run.report and signals.exit_code is None:
         _write_pages(plans, json=run.json)
     signals.end(1 if any(summary.failures for summary in summaries) else 0)
+
+
+def name_bank(activity: Activity, plan: "ExtractPlan", later: Sequence["ExtractPlan"], count: int) -> None:
+    """Have an activity say which of `count` banks is made, and know the work of it and of those that follow."""
+    which = f"bank {count - len(later)} of {count}, " if count > 1 else ""
+    cost, *costs = (flops(each.encoder) or 1 for each in (plan, *later))
+    rest = sum(cost * len(each.todo) for cost, each in zip(costs, later, strict=True))
+    activity.bank(f"{which}{plan.dataset.title}, {plan.encoder.name}", len(plan.todo), cost, rest)
 
 
 def _write_pages(plans: list["ExtractPlan"], *, json: bool) -> None:
