@@ -84,6 +84,15 @@ def refusals() -> Iterator[None]:
         raise PickleError(str(error).strip().split("\n")[0].removesuffix(".") or type(error).__name__) from error
 
 
+def _instructions(stream: io.BytesIO) -> Iterator[tuple[Any, Any, Any]]:
+    """`pickletools.genops`, with reasons in plain words."""
+    try:
+        yield from pickletools.genops(stream)
+    except ValueError as error:
+        early = re.search("remain|not enough data|exhausted|no newline", str(error))
+        raise PickleError("it ends early" if early else "its bytes are not a pickle's") from error
+
+
 @refusals()
 def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any], most: int = MOST_INSTRUCTIONS) -> Any:
     """The value of the pickle that begins at the stream's position, which then is the pickle's end.
@@ -109,7 +118,7 @@ def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any]
         return values
 
     argument: Any
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+    for number, (opcode, argument, _) in enumerate(_instructions(stream)):
         if number >= most:
             raise PickleError("it is longer than any tensor's pickle")
         if marks and len(stack) < marks[-1]:

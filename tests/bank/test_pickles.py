@@ -110,6 +110,21 @@ def test_a_hostile_pickle_is_not_run(tmp_path: Path) -> None:
         assert not trace.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it ends early"),
+        (pickle.dumps(torch.zeros(9))[:-200], "it ends early"),
+        (b"\x80\x04B\xff\x00\x00\x00few", "it ends early"),
+        (b"no pickle", "its bytes are not a pickle's"),
+    ],
+)
+def test_damaged_bytes_have_a_reason_in_plain_words(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a_clip.pkl").write_bytes(content)
+    with pytest.raises(BankError, match=reason):
+        read_pickle(tmp_path / "a_clip.pkl")
+
+
 def _rebuild(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> Call:
     storage = torch.arange(12.0).untyped_storage()
     typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)

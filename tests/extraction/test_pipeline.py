@@ -57,8 +57,11 @@ class Watched:
             self.waiting -= 1
         return ()
 
-    def run(self, batches: list[list[tuple[int, str]]], stop: Event | None = None) -> None:
-        stages = pipeline.Stages(self.decode, self.submit, self.add, lambda *_: None)
+    def added(self, count: int, failures: Sequence[Failure]) -> None:
+        pass
+
+    def run(self, batches: list[list[tuple[int, str]]], stop: Event | None = None, *, deferred: bool = True) -> None:
+        stages = pipeline.Stages(self.decode, self.submit, self.add, self.added, deferred=deferred)
         slots = [[(slot, sample(key, Path())) for slot, key in batch] for batch in batches]
         pipeline.run(slots, stages, batch_size=4, input_size=SIZE, workers=2, stop=(stop or Event()).is_set)
 
@@ -92,6 +95,25 @@ def test_decoding_runs_ahead_no_further_than_its_bound() -> None:
     watched = Watched(seconds_to_commit=0.005)
     watched.run([[(slot, str(4 * number + slot + 1)) for slot in range(4)] for number in range(40)])
     assert watched.most_ahead <= 4 * 4  # with two workers: the batch that is waited for, two ahead, one being added
+
+
+def test_on_the_cpu_a_batch_is_reported_before_the_next_one_is_computed() -> None:
+    """A batch of a large model takes long, and a run may have few."""
+
+    class Reported(Watched):
+        reported = Event()
+
+        def submit(self, pixels: torch.Tensor) -> Callable[[], pipeline.Outputs]:
+            assert not self.batches or self.reported.wait(60)
+            self.reported.clear()
+            return super().submit(pixels)
+
+        def added(self, count: int, failures: Sequence[Failure]) -> None:
+            self.reported.set()
+
+    watched = Reported()
+    watched.run([[(0, "1")], [(0, "2")], [(0, "3")]], deferred=False)
+    assert watched.features == {"1": 1.0, "2": 2.0, "3": 3.0}
 
 
 def test_a_stop_commits_what_was_encoded() -> None:

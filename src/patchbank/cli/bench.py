@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from patchbank import encoders
 from patchbank.budget import keep_freed_memory
 from patchbank.cli import options
-from patchbank.cli.console import plain_table, say, show_json, show_note, stdout
+from patchbank.cli.console import plain_table, say, say_prose, show_json, show_note, stdout
 from patchbank.cli.options import DEFAULTS
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import exit_on_signal
@@ -79,7 +79,7 @@ def bench(
 def _show(report: Report, config: ExtractConfig) -> None:
     say(f"{report.model} on {report.machine}", "bold")
     for precision, limit in report.limits.items():
-        say(
+        say_prose(
             f"  matrix products, {precision}: {limit.peak / 1e9:,.0f} GFLOP/s at best; the model's alone would allow "
             f"{_rate(limit.images_per_second)} images/s"
         )
@@ -97,7 +97,7 @@ def _show(report: Report, config: ExtractConfig) -> None:
             "at the later moment (turbo, other programs, noise). Measure again."
         )
     chosen = " ".join(f"{name} {value}" for name, value in report.options.items())
-    say(f"\nEnd to end is {report.bound}-bound. For {config.precision}: {chosen}")
+    say_prose(f"\nEnd to end is {report.bound}-bound. For {config.precision}: {chosen}")
 
 
 def _rate(rate: float) -> str:

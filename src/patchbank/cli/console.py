@@ -6,7 +6,6 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from patchbank.errors import printable
 from patchbank.files import bytes_text
 
 _WIDTH = 78  # largest width of a text beside another
+_HARD_SPACE = "\ue000"  # of no text: stands for a space that is not a place to break
 FAILURES_SHOWN = 20  # in a summary; the rest are counted
 
 
@@ -37,19 +37,33 @@ stderr = _Harmless(highlight=False, stderr=True)
 
 
 def say(text: str, style: str = "") -> None:
-    """Print a line of the result: markup is not interpreted, paths are not broken."""
+    """Print a line of the result: markup is not interpreted, nothing is broken, so that commands can be copied."""
     stdout.print(Text(harmless(text), style=style), soft_wrap=True)
 
 
-def say_beside(head: Text, text: str, *, wrapped: bool = True) -> None:
+def say_prose(text: str, style: str = "") -> None:
+    """Print a line of the result, which may begin with spaces; on a terminal, broken between words."""
+    words = text.lstrip(" ")
+    say_beside(Text(" " * (len(text) - len(words))), words, style, wrapped=stdout.is_terminal)
+
+
+def say_beside(head: Text, text: str, style: str = "", *, wrapped: bool = True, console: Console | None = None) -> None:
     """Print `head`, and `text` beside it in lines of a readable length. Words are not broken: paths, URLs."""
-    room = max(20, min(stdout.width - head.cell_len, _WIDTH))
-    lines = [part for line in harmless(text).split("\n") for part in (_unbroken(line, room) if wrapped else [line])]
+    console = console or stdout
+    room = max(20, min(console.width - head.cell_len, _WIDTH))
+    lines = [part for line in harmless(text).split("\n") for part in (_broken(line, room) if wrapped else [line])]
     for number, line in enumerate(lines or [""]):
-        stdout.print(Text.assemble(" " * head.cell_len if number else head, line), soft_wrap=True)
+        start = " " * head.cell_len if number else head
+        console.print(Text.assemble(start, (line, style)), soft_wrap=True)
 
 
-_unbroken = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
+def _broken(line: str, room: int) -> list[str]:
+    """The line in lines of at most so many characters; a longer word, or an argument with spaces, is not broken."""
+    for each in (*sys.argv[1:], str(Path.cwd())):
+        line = line.replace(each, each.replace(" ", _HARD_SPACE))
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    parts = textwrap.wrap(line, room, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [part.replace(_HARD_SPACE, " ") for part in parts or [""]]
 
 
 def can_redraw(console: Console) -> bool:
@@ -68,7 +82,10 @@ def show_note(message: str) -> None:
 
 
 def _print_labelled(label: str, style: str, message: str) -> None:
-    stderr.print(Text.assemble((label, style), harmless(message)), soft_wrap=True)
+    if stderr.is_terminal:
+        say_beside(Text(label, style), message, console=stderr)
+    else:
+        stderr.print(Text.assemble((label, style), harmless(message)), soft_wrap=True)
 
 
 def harmless(text: str) -> str:
@@ -84,7 +101,7 @@ def one_line(value: object) -> str:
 def show_facts(place: Path, *facts: str) -> None:
     """What was done at a place; empty facts are left out."""
     say(str(place), "bold")
-    say(f"  {', '.join(filter(None, facts))}")
+    say_prose(f"  {', '.join(filter(None, facts))}")
 
 
 def written_text(features: int, size: int) -> str:
@@ -105,7 +122,7 @@ def count_text(count: int, what: str) -> str:
 def show_failures(state: str, reasons: Mapping[str, str], where: str, count: int | None = FAILURES_SHOWN) -> None:
     """Print the first `count` failures with their reasons (None: all), and the number of the others with `where`."""
     for key, reason in islice(reasons.items(), count):
-        say(f"  {state}: {one_line(key)}: {one_line(reason)}", "red")
+        say_prose(f"  {state}: {one_line(key)}: {one_line(reason)}", "red")
     if count is not None and (more := len(reasons) - count) > 0:
         say(f"  and {more:,} more{where}", "red")
 

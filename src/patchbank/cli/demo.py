@@ -11,6 +11,7 @@ from rich.panel import Panel
 
 from patchbank.cli import report
 from patchbank.cli.console import plain_table, say, stderr, stdout
+from patchbank.cli.extract import name_bank
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig
@@ -77,20 +78,22 @@ def demo(
                 write_untrained(model, weights)
 
     config = ExtractConfig(model=_MODEL, weights=weights, checkpoints=checkpoints, overwrite=True)
-    device = Devices(decide(config).names[:1])  # one, so that the encoder runs in this process
     plans = []
-    for name, splits in SPLITS.items():
-        for split in splits:
-            out = bank_directory(root, name) / bank_name(model.bank_prefix, name, split)
-            plans.append(make_plan(load_dataset(name, root, split), out, config, device))
+    with busy("looking at photographs and weights"):
+        device = Devices(decide(config).names[:1])  # one, so that the encoder runs in this process
+        for name, splits in SPLITS.items():
+            for split in splits:
+                out = bank_directory(root, name) / bank_name(model.bank_prefix, name, split)
+                plans.append(make_plan(load_dataset(name, root, split), out, config, device))
     check_places(plans)
 
     table = plain_table("bank", ">features", ">shape", ">bytes", ">recomputed")
     runner, pages = None, []
     first: tuple[Bank, str] | None = None  # a bank, and the key of an image with pairs
-    for plan in plans:
-        with Activity() as activity:
-            activity.bank(f"{plan.dataset.title}, {_MODEL}", len(plan.todo), 1, 0)
+    activity = Activity()
+    for plan, *later in (plans[number:] for number in range(len(plans))):
+        with activity:
+            name_bank(activity, plan, later, len(plans))
             runner = load_runner(plan, runner, activity)
             assert runner is not None  # with overwrite, every image is to do
             with StopOnSignal() as signals:

@@ -1,6 +1,6 @@
 """``patchbank extract hicodet | vcoco | folder | tar | parquet``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from patchbank.cli.console import (
     duration_text,
     results_alone_on_stdout,
     say,
+    say_prose,
     show_facts,
     show_failures,
     show_json,
@@ -241,13 +242,9 @@ def run_jobs(
     plans.sort(key=lambda plan: order.index(plan.encoder.name))
     summaries: list[ExtractSummary] = []
     runner, signals = None, StopOnSignal()
-    costs = [flops(plan.encoder) or 1 for plan in plans]
-    for number, plan in enumerate(plans, 1):
-        later = sum(cost * len(plan.todo) for cost, plan in zip(costs[number:], plans[number:], strict=True))
-        which = f"bank {number} of {len(plans)}, " if len(plans) > 1 else ""
-        title = f"{which}{plan.dataset.title}, {plan.encoder.name}"
+    for plan, *later in (plans[number:] for number in range(len(plans))):
         with activity:
-            activity.bank(title, len(plan.todo), costs[number - 1], later)
+            name_bank(activity, plan, later, len(plans))
             runner = load_runner(plan, runner, activity) or runner
             with signals:
                 summary = execute(
@@ -263,6 +260,14 @@ def run_jobs(
     if run.report and signals.exit_code is None:
         _write_pages(plans, json=run.json)
     signals.end(1 if any(summary.failures for summary in summaries) else 0)
+
+
+def name_bank(activity: Activity, plan: "ExtractPlan", later: Sequence["ExtractPlan"], count: int) -> None:
+    """Have an activity say which of `count` banks is made, and know the work of it and of those that follow."""
+    which = f"bank {count - len(later)} of {count}, " if count > 1 else ""
+    cost, *costs = (flops(each.encoder) or 1 for each in (plan, *later))
+    rest = sum(cost * len(each.todo) for cost, each in zip(costs, later, strict=True))
+    activity.bank(f"{which}{plan.dataset.title}, {plan.encoder.name}", len(plan.todo), cost, rest)
 
 
 def _write_pages(plans: list["ExtractPlan"], *, json: bool) -> None:
@@ -282,7 +287,7 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         part = "" if plan.config.partition == WHOLE else f"part {plan.config.partition}: "
         weights = plan.encoder.weights or "to be downloaded"
         say(str(plan.out), "bold")
-        say(
+        say_prose(
             f"  {plan.encoder.name}, {part}{count_text(len(plan.selected), 'image')}, {done:,} done, "
             f"{len(plan.todo):,} to do, {bytes_text(plan.bytes_needed)}"
         )
@@ -293,10 +298,10 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         if plan.to_delete:
             deleted = count_text(len(plan.to_delete), "existing feature")
             say(f"  {deleted} will be replaced ({bytes_text(plan.bytes_freed)}); until then the disk holds both")
-        say(f"  weights: {weights}")
+        say_prose(f"  weights: {weights}")
     total = sum(plan.bytes_needed for plan in plans)
     free = "" if is_remote(plans[0].out) else f", {bytes_text(free_bytes(plans[0].out))} free"
-    say(f"{bytes_text(total)} to write{free}. Nothing was written.")
+    say_prose(f"{bytes_text(total)} to write{free}. Nothing was written.")
 
 
 def _plan_dict(plan: "ExtractPlan") -> dict[str, Any]:
@@ -329,11 +334,12 @@ def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
     what = "the bank" if plan.dataset.part == WHOLE else f"part {plan.dataset.part}"
     done, failed = summary.settled - summary.failed, count_text(summary.failed, "image")
     if done < summary.listed and (summary.settled < summary.listed or plan.config.partition != WHOLE):
-        say(f"  {what} has {done:,} of {summary.listed:,} features{f'; {failed} failed' if summary.failed else ''}")
+        also = f"; {failed} failed" if summary.failed else ""
+        say_prose(f"  {what} has {done:,} of {summary.listed:,} features{also}")
     elif plan.config.partition != WHOLE:
         say(f"  {what} is complete: {count_text(done, 'feature')}")
     if summary.advice:
-        say(f"  {summary.times.bound}-bound; faster with {summary.advice}")
+        say_prose(f"  {summary.times.bound}-bound; faster with {summary.advice}")
     show_failures("failed", summary.failures, f": patchbank info {summary.bank} --failures")
 
 

@@ -14,6 +14,7 @@ from patchbank.cli import options
 from patchbank.cli.completing import show_completing
 from patchbank.cli.console import (
     say,
+    say_prose,
     show_facts,
     show_failures,
     show_json,
@@ -169,7 +170,7 @@ def _show(done: Imported, source: Path, found: Listing | None, weights: Path | N
         some(written.remaining, "left to do"),
     )
     if written.manifest.imported:
-        say(f"  {written.manifest.imported}")
+        say_prose(f"  imported {written.manifest.imported}")
     for kind in KINDS:
         if count := sum(finding.kind == kind for finding in done.fixed):
             say(f"  fixed: {count:,} {KINDS[kind].says}", "green")

@@ -112,10 +112,12 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
         if name != GRID:
             add(name, f"{len(bank):,} x {output.shape} {output.dtype}")
     add("failures", f"{len(bank.failures):,}")
-    add("bytes", f"{bytes_text(bank.bytes_on_disk())}, layout {manifest.layout}")
+    add("size", f"{bytes_text(bank.bytes_on_disk())}, layout {manifest.layout}")
     if manifest.imported:
         add("imported", manifest.imported)
-    add("weights", weights_of(manifest, read_runs(bank.path))[1])
+    kind, weights = weights_of(manifest, read_runs(bank.path))
+    if kind != "other":  # of which only the SHA-256 is known, below
+        add("weights", weights)
     for name, value in manifest.identity.items():
         if name != "model":
             add("SHA-256" if name == "weights" else name, value)

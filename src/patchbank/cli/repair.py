@@ -10,7 +10,7 @@ import typer
 
 from patchbank.cli import options
 from patchbank.cli.completing import show_completing
-from patchbank.cli.console import FAILURES_SHOWN, count_text, say, show_json
+from patchbank.cli.console import FAILURES_SHOWN, count_text, say, say_prose, show_json
 from patchbank.cli.extract import run_jobs
 from patchbank.cli.options import RunOptions
 from patchbank.cli.progress import Activity, busy
@@ -92,7 +92,7 @@ def show_repaired(done: Repaired, found: Listing | None, weights: Path | None, *
         say(f"  fixed: {count_text(len(done.fixed), 'file')} written again as the index lists them", "green")
     if done.quarantined:
         where = f"{done.quarantined[0]}, ..." if len(done.quarantined) > 1 else done.quarantined[0]
-        say(
+        say_prose(
             f"  in quarantine: {count_text(len(done.quarantined), 'file')} ({where}); delete when you like",
             "yellow",
         )

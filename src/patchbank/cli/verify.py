@@ -13,7 +13,7 @@ from rich.text import Text
 
 from patchbank.cli import options
 from patchbank.cli.completing import show_completing
-from patchbank.cli.console import one_line, plain_table, say, show_json, show_note, stdout
+from patchbank.cli.console import one_line, plain_table, say, say_prose, show_json, show_note, stdout
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import interruptible
 from patchbank.config import ExtractConfig, option
@@ -98,15 +98,15 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
     from patchbank.bank.check import KINDS
 
     say(str(report.bank), "bold")
-    say(f"  {report.looked_at:,} features read: {one_line(_what(report))}")
+    say_prose(f"  {report.looked_at:,} features read: {one_line(_what(report))}")
     if found is not None and report.listed is not None:
-        say(f"  compared with the {report.listed:,} images that {found.source} lists")
+        say_prose(f"  compared with the {report.listed:,} images that {found.source} lists")
     else:
-        say(f"  not compared with a list of images:{options_needed(report.manifest)} names one")
+        say_prose(f"  not compared with a list of images:{options_needed(report.manifest)} names one")
     if report.sample:
         worst = max(report.sample, key=lambda key: report.sample[key])
-        error = f"relative error at most {report.sample[worst]:.1e} ({worst})"
-        say(f"  {len(report.sample):,} extracted again from their images: {error}")
+        error = f"relative error at most {report.sample[worst]:.1e} ({one_line(worst)})"
+        say_prose(f"  {len(report.sample):,} extracted again from their images: {error}")
     table = plain_table(">features", "what", "fix")
     unknown = report.manifest is not None and UNKNOWN in report.manifest.identity.values()
     extracting = "import again" if unknown else "repair --extract" if report.layout else "import, extract"
@@ -128,7 +128,7 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
     options = found.options if found else options_needed(report.manifest)
     if report.layout is None:
         place = shlex.quote(str(report.bank))
-        say("Import them into a bank, which leaves out the unusable ones, and extract those again:")
+        say_prose("Import them into a bank, which leaves out the unusable ones, and extract those again:")
         say(f"  patchbank import {place} BANK --model MODEL{options if found else ''}", "cyan")
     elif needed & {"extract", "import"}:
         kinds = {finding.kind for finding in report.problems if KINDS[finding.kind].fix != "scratch"}
@@ -140,10 +140,12 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
             title = "Extract what is missing:"
         show_completing(title, report.bank, report.manifest, options, weights)
     if "scratch" in needed:
-        say("Features differ from a fresh extraction: images, weights or preprocessing changed.")
-        say("If the change is intended, extract all features from scratch: patchbank extract ... --overwrite")
+        say_prose("Features differ from a fresh extraction: images, weights or preprocessing changed.")
+        say_prose("If the change is intended, extract all features from scratch: patchbank extract ... --overwrite")
     if "look" in needed:
-        say("Check the disk and the permissions of the files that could not be read; repair does not change them.")
+        say_prose(
+            "Check the disk and the permissions of the files that could not be read; repair does not change them."
+        )
 
 
 def show_findings(findings: Sequence[Finding], names: int | None, option: str) -> None:
@@ -158,7 +160,7 @@ def show_findings(findings: Sequence[Finding], names: int | None, option: str) -
     for kind, found in by_kind(findings).items():
         say(f"\n{KINDS[kind].says}", "bold")
         for finding in found[:names]:
-            say(f"  {one_line(finding.name)}" + (f": {one_line(finding.detail)}" if finding.detail else ""))
+            say_prose(f"  {one_line(finding.name)}" + (f": {one_line(finding.detail)}" if finding.detail else ""))
         if names is not None and (more := len(found) - names) > 0:
             say(f"  and {more:,} more: {option} names them")
 
