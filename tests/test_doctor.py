@@ -475,7 +475,7 @@ def test_a_bank_of_other_features(tmp_path: Path, tiny_config: ExtractConfig) ->
     extract(load_dataset("hicodet", tmp_path, "train"), tmp_path / "hicodet_pkl_files" / BANK, config)
     found = problem(look(tmp_path, tiny_config.weights), "Banks and disk")
     assert "squash" in found.text and "center-crop" in found.text
-    assert found.fix and "--resize squash" in found.fix and "--overwrite" in found.fix
+    assert found.fix and "resize squash" in found.fix and "overwrite" in found.fix
     report = look(tmp_path, tiny_config.weights, resize="squash")
     assert not report.problems
     assert "--resize squash" in report.commands[0]

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
@@ -36,7 +35,6 @@ from patchbank.encoders import FAMILIES
 from patchbank.errors import BankError, WeightsError
 from patchbank.extraction.recompute import recompute, runner_of
 from patchbank.features import CLS, GRID
-from patchbank.show import figure
 from patchbank.show.page import write_report
 from tests.reference import regions as reference
 from tests.support import SecondLook, contents, patchbank, photographs, relative_error
@@ -256,21 +254,23 @@ def test_the_figure_has_its_grid_where_it_lies(
     banks: dict[str, Path],
     size: tuple[int, int],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bank = open_bank(banks["shards"])
     key = next(key for key in bank if bank.size(key) == size)
-    drawn: list[Figure] = []
-    draw = figure.draw
-    monkeypatch.setattr(figure, "draw", lambda picture: drawn.append(draw(picture)) or drawn[-1])
     x, y = (size[0] / 2, size[1] / 2)
     place = tmp_path / "picture.png"
     asked = ("--at", f"{x},{y}", "--box", f"{x - 9},{y - 9},{x + 20},{y + 5}")
     patchbank("show", bank.path, key, "--image", dataset.images / key, *asked, "--out", place, check=0)
     with Image.open(place) as picture:
         assert picture.width > 500
-    [found] = drawn
-    maps = [image for axes in found.axes for image in axes.images if np.asarray(image.get_array()).shape[:2] == (3, 5)]
+    box = (x - 9, y - 9, x + 20, y + 5)
+    found = bank.show(key, at=[(x, y)], boxes=[box], image=dataset.images / key)
+    maps = [
+        image
+        for axes in found.figure.axes
+        for image in axes.images
+        if np.asarray(image.get_array()).shape[:2] == (3, 5)
+    ]
     assert len(maps) == 3  # the components, and a similarity each
     x1, y1, x2, y2 = frame_of(bank, key)
     for image in maps:

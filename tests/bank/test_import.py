@@ -136,7 +136,7 @@ def test_pickles_of_which_none_is_usable_write_nothing(tmp_path: Path, listed: l
         imported(tmp_path / "pickles", tmp_path / "bank", listed=listed)
     for number in range(3):
         (tmp_path / f"pickles/photo_0{number}_clip.pkl").write_bytes(pickle.dumps(torch.randn(576, 768)))
-    cause = r"of shape \(576, 768\), and tiny's is \(16, 32\): give --model ViT-L/14@336px"
+    cause = r"of shape \(576, 768\), and tiny's is \(16, 32\): give model ViT-L/14@336px"
     with pytest.raises(BankError, match=cause):
         imported(tmp_path / "pickles", tmp_path / "bank", listed=listed)
     assert not (tmp_path / "bank").exists()

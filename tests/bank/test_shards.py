@@ -435,10 +435,10 @@ def test_a_shard_that_is_replaced_while_it_is_taken_over(tmp_path: Path, monkeyp
     write(tmp_path / "bank", KEYS[:1])
     original, meanwhile = Shards.columns, [KEYS[1:2]]
 
-    def mapping(*arguments: Any) -> Any:
+    def mapping(*arguments: Any, **options: Any) -> Any:
         if meanwhile:
             write(tmp_path / "bank", meanwhile.pop())
-        return original(*arguments)
+        return original(*arguments, **options)
 
     with BankWriter(tmp_path / "bank", MANIFEST, KEYS) as writer:
         monkeypatch.setattr(Shards, "columns", mapping)
@@ -510,8 +510,8 @@ def test_threads_that_share_a_reader_never_mix_two_states(tmp_path: Path, monkey
     opened = open_bank(tmp_path / "bank")
     original, meanwhile = Shards.columns, [True]
 
-    def mapping(*arguments: Any) -> Any:
-        mapped = original(*arguments)
+    def mapping(*arguments: Any, **options: Any) -> Any:
+        mapped = original(*arguments, **options)
         if meanwhile:
             meanwhile.pop()
             write(tmp_path / "bank", [*KEYS[:4], KEYS[9]])  # a shard comes in front, another is replaced

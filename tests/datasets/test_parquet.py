@@ -137,9 +137,9 @@ def test_rows_without_an_image_fail(files: Mapping[str, bytes], config: ExtractC
 
 def test_wrong_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.parquet", name=["a.jpg"], image=[b"x"], score=[0.5], thumb=[{"bytes": b"x"}])
-    with pytest.raises(ConfigError, match=r"no column 'pixels' of images.*--image-column is one of image, thumb\."):
+    with pytest.raises(ConfigError, match=r"no column 'pixels' of images.*image_column is one of image, thumb\."):
         load(path, image_column="pixels")
-    with pytest.raises(ConfigError, match=r"which column holds the keys: --key-column is one of name, or :row"):
+    with pytest.raises(ConfigError, match=r"which column holds the keys: key_column is one of name, or :row"):
         load(path, key_column=None)
     with pytest.raises(ConfigError, match=r"'score' of keys, which are texts.*one of name, or :row"):
         load(path, key_column="score")
@@ -169,7 +169,7 @@ def test_hugging_faces_files_need_no_option(tmp_path: Path) -> None:
         ("c.jpg", (1, 0)),
     ]
     assert [read(each) for each in dataset.samples] == [b"<a.jpg>", b"<b.jpg>", b"<c.jpg>"]
-    with pytest.raises(DatasetError, match=r"row 1 has no image.path.*--key-column :row"):
+    with pytest.raises(DatasetError, match=r"row 1 has no image.path.*key_column :row"):
         load_dataset("parquet", write(tmp_path / "b.parquet", image=hugging_face("a.jpg", None)))
 
 

@@ -120,11 +120,11 @@ def test_damaged_tars_are_reported_and_not_in_the_index(
         assert summary.remaining == 0
         assert open_bank(tmp_path / "bank").failures == {}
     with pytest.raises(typer.Exit) as caught:
-        run_jobs([(dataset, tmp_path / "bank", config)], RunOptions(json=True))
+        run_jobs(lambda: [(dataset, tmp_path / "bank", config)], RunOptions(json=True))
     assert caught.value.exit_code == 1
     assert "missing: there is no such file" in capsys.readouterr().out
     with pytest.raises(typer.Exit) as caught:
-        run_jobs([(dataset, tmp_path / "bank", config)], RunOptions(dry_run=True))
+        run_jobs(lambda: [(dataset, tmp_path / "bank", config)], RunOptions(dry_run=True))
     assert caught.value.exit_code == 0
     assert "cut short" in capsys.readouterr().out
     whole.write_bytes(content)
