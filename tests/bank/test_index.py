@@ -63,6 +63,9 @@ def test_names_that_no_file_can_have(tmp_path: Path) -> None:
     part.with_name(name).write_bytes(start)
     assert {finding.name: finding.kind for finding in verify(tmp_path).findings} == dict.fromkeys(names, "missing")
     assert open_bank(tmp_path).bytes_on_disk() == (tmp_path / f"{KEYS[0]}_clip.pkl").stat().st_size
+    for name in names:
+        with pytest.raises(BankError, match="cannot be read"):
+            open_bank(tmp_path)[name]
     assert removable(tmp_path) == [tmp_path / f"{KEYS[0]}_clip.pkl"]
     assert {finding.name for finding in repair(tmp_path).to_extract} == {*names}
     assert [*open_bank(tmp_path)] == [KEYS[0]]

@@ -35,7 +35,7 @@ _IMPORTED = [
 ]
 
 
-def _server() -> multiprocessing.context.ForkServerContext:
+def server() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
     before = os.environ.get("PYTHONPATH")
@@ -139,7 +139,7 @@ class Run:
         self._output = output
         pause = Calls(pause_after) if isinstance(pause_after, int) else pause_after
         given = _Given(tuple(map(str, arguments)), dict(os.environ), output, dict(limits), pause, own_group)
-        self.process: ForkServerProcess = _server().Process(target=_run, args=(given,))
+        self.process: ForkServerProcess = server().Process(target=_run, args=(given,))
         self.process.start()
 
     @property

@@ -153,7 +153,7 @@ class Pickles(Payload):
         try:
             if (numbers := read_own(path, shape, dtype)) is not None:
                 return numbers
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             raise _unreadable(Path(path), error) from error
         tokens = read_pickle(Path(path))  # other code has written it, or this raises
         if tuple(tokens.shape) != shape or tokens.dtype != dtype:
@@ -185,7 +185,7 @@ class Pickles(Payload):
         path = self.file(part, part.features[row].key)
         try:
             return sha256_of(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _unreadable(path, error) from error
 
     def bytes_on_disk(self, parts: Sequence[Part], entries: Mapping[str, Entry]) -> int:
@@ -198,5 +198,5 @@ class Pickles(Payload):
         return total
 
 
-def _unreadable(path: Path, error: OSError) -> BankError:
-    return BankError(f"{path} cannot be read: {error.strerror}. {_AGAIN}")
+def _unreadable(path: Path, error: OSError | ValueError) -> BankError:
+    return BankError(f"{path} cannot be read: {getattr(error, 'strerror', error)}. {_AGAIN}")

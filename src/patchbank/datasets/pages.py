@@ -24,6 +24,8 @@ _DEEPEST = 8
 class PageFile:
     """A Parquet file for pyarrow to read, which hands over no page header before it has been checked.
 
+    pyarrow reads a column of a row group from its first page to its last, and no byte beyond.
+
     Attributes:
         size: in bytes.
     """
@@ -35,19 +37,12 @@ class PageFile:
         self._file = file
         self.seek, self.tell = file.seek, file.tell
         self.size = file.seek(0, os.SEEK_END)
-        self._next = self._end = self._rows = 0  # the next header's place, the column's end in the file, its rows
+        self._next: int | None = self.size  # where the next header lies; None: where the next read begins
+        self._rows = 0
 
-    def begin(self, chunk: Any, rows: int) -> None:
-        """Check the pages of a column chunk (`pyarrow.parquet.ColumnChunkMetaData`) from now on.
-
-        Raises OSError if it lies outside the file.
-        """
-        self._next, self._rows = chunk.data_page_offset, rows
-        if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < self._next:
-            self._next = chunk.dictionary_page_offset
-        self._end = self._next + chunk.total_compressed_size
-        if not 0 < self._next <= self._end <= self.size:
-            raise OSError("a column lies outside the file")
+    def begin(self, rows: int) -> None:
+        """Check the pages of the column that is read next, in a row group of so many rows."""
+        self._next, self._rows = None, min(rows, self.size)
 
     def read(self, size: int = -1) -> bytes:
         """Bytes of the file, up to the next page that would take more memory than it may, or is no page.
@@ -56,22 +51,24 @@ class PageFile:
         """
         content = self._file.read(size)
         start = self._file.tell() - len(content)
+        page = start if self._next is None else self._next
         try:
-            while self._next < min(start + len(content), self._end):
-                self._next += self._page()
+            while page < start + len(content):
+                page += self._page(page)
         except OSError:
-            if self._next <= start:
+            if page <= start:
                 raise
-            content = content[: self._next - start]
+            content = content[: page - start]
+        self._next = page
         self._file.seek(start + len(content))
         return content
 
-    def _page(self) -> int:
-        """The bytes that the next page has in the file, with its header. Raises OSError if it must not be read."""
-        self._file.seek(self._next)
-        header = _Header(self._file.read(min(_HEADER, self._end - self._next)))
+    def _page(self, start: int) -> int:
+        """The bytes that a page has in the file, with its header. Raises OSError if it must not be read."""
+        self._file.seek(start)
+        header = _Header(self._file.read(_HEADER))
         unpacked, packed, values = header.page()
-        if self._next + header.end + packed > self._end or values > max(self._rows, unpacked):
+        if start + header.end + packed > self.size or values > max(self._rows, unpacked):  # a dictionary has its own
             raise OSError("a page is larger than its column")
         if unpacked > max(_USUAL, _RATIO * packed):
             raise OSError(

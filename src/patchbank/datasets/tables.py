@@ -63,9 +63,7 @@ class Opened(NamedTuple):
         They are copies: an arrow of a batch would keep the memory of all of it. Of a struct, only one field is read.
         Raises OSError and pyarrow's exceptions; UnicodeDecodeError for texts that are not UTF-8.
         """
-        about = self.table.metadata.row_group(group)
-        [chunk] = (each for each in map(about.column, range(about.num_columns)) if each.path_in_schema == column)
-        self.file.begin(chunk, about.num_rows)
+        self.file.begin(self.table.metadata.row_group(group).num_rows)
         for batch in self.table.iter_batches(count, row_groups=[group], columns=[column], use_threads=False):
             for value in batch.column(0).to_pylist():
                 while isinstance(value, dict):
