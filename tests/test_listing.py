@@ -7,7 +7,7 @@ from pathlib import Path
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.convert import convert
 from patchbank.listing import ListingOptions, find_listing
-from tests.support import photographs
+from tests.support import hico_root, photographs
 
 
 def test_a_folders_bank_finds_its_images_wherever_both_are(tmp_path: Path, tiny_config: ExtractConfig) -> None:
@@ -25,3 +25,11 @@ def test_a_folders_bank_finds_its_images_wherever_both_are(tmp_path: Path, tiny_
     (tmp_path / "b/other/photo_0000.jpg").rename(tmp_path / "b/other/else.jpg")
     (tmp_path / "b/other").rename(tmp_path / "b/images")  # another folder in its place
     assert find_listing(bank.path, bank.manifest, ListingOptions()) is None
+
+
+def test_a_banks_name_says_its_dataset_with_and_without_what_ezhoi_does_not_read(tmp_path: Path) -> None:
+    hico_root(tmp_path, 2)
+    for name in ("clipbase_img_hicodet_train", "clipbase_img_hicodet_train_squash_float16"):
+        found = find_listing(tmp_path / "hicodet_pkl_files" / name, None, ListingOptions())
+        assert found is not None and (found.dataset, found.split) == ("hicodet", "train")
+    assert find_listing(tmp_path / "hicodet_pkl_files/clipbase_img_hicodet_training", None, ListingOptions()) is None

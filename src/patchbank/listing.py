@@ -48,8 +48,8 @@ class ListingOptions:
         return any(value is not None for value in vars(self).values())
 
 
-# EZ-HOI's name of a bank: clipbase_img_hicodet_train.
-_BANK_NAME = re.compile(r".*_img_(hicodet|vcoco)_(train|test|val)")
+# A bank's name: clipbase_img_hicodet_train as EZ-HOI reads it, or with what it would not read: ..._squash_float16.
+_BANK_NAME = re.compile(r".*_img_(hicodet|vcoco)_(train|test|val)(?:_.*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
