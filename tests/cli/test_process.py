@@ -204,9 +204,9 @@ def test_a_dry_run_says_what_is_passed_over(tmp_path: Path, tiny_weights: Path) 
     (tmp_path / "images/notes.txt").write_text("no picture")
     arguments = ("extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *tiny(tiny_weights))
     done = patchbank(*arguments, "--dry-run", check=0)
-    assert "note: 1 file is passed over as no images that are read: .txt 1." in done.stderr
+    assert "note: 1 file is not read as an image: .txt 1." in done.stderr
     [plan] = json.loads(patchbank(*arguments, "--dry-run", "--json", check=0).stdout)
-    assert plan["notes"] == ["1 file is passed over as no images that are read: .txt 1."]
+    assert plan["notes"] == ["1 file is not read as an image: .txt 1."]
 
 
 def test_a_dry_run_prints_failures_and_deletions(tmp_path: Path, tiny_weights: Path) -> None:

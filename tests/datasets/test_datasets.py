@@ -210,7 +210,7 @@ def test_what_a_folder_leaves_out_is_counted(tmp_path: Path, tiny_weights: Path)
         *("--model", "tiny", "--weights", tiny_weights),
         check=0,
     )
-    [kinds] = re.findall("note: 8 files are passed over as no images that are read: (.*)\\.", done.stderr)
+    [kinds] = re.findall("note: 8 files are not read as images: (.*)\\.", done.stderr)
     assert kinds.startswith(".svg 2, ") and kinds.endswith(", others 2")
     (tmp_path / "none").mkdir()
     (tmp_path / "none/a.heic").write_bytes(b"words")

@@ -53,7 +53,8 @@ def passed_over_text(dataset: Dataset) -> str:
     named = [f"{kind} {count:,}" for kind, count in kinds.most_common(_KINDS)]
     others = [f"others {rest:,}"] if (rest := kinds.total() - sum(dict(kinds.most_common(_KINDS)).values())) else []
     heif = " Pillow reads .heic with pillow-heif: pip install pillow-heif." if kinds.keys() & {".heic", ".heif"} else ""
-    text = f"{kinds.total():,} file{' is' if kinds.total() == 1 else 's are'} passed over as no images that are read"
+    one = kinds.total() == 1
+    text = f"{kinds.total():,} {'file is not read as an image' if one else 'files are not read as images'}"
     return f"{text}: {', '.join(named + others)}.{heif}"
 
 
