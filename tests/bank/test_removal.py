@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
+from patchbank.bank import removal
 from patchbank.bank.convert import convert
+from patchbank.bank.payload import Payload
 from patchbank.bank.repair import repair
 from patchbank.bank.runs import Run, read_runs, write_run
 from patchbank.bank.writer import BankWriter
+from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
 from patchbank.extraction.plan import make_plan
-from patchbank.files import quarantine
+from patchbank.files import NEXT, quarantine
 from tests.bank.test_check import damage_numbers
 from tests.support import SecondLook, contents, no_leftovers, parts_in, photographs
 
@@ -81,6 +86,83 @@ def test_the_last_of_several_runs_replaces_the_bank(bank: Path, config: ExtractC
         assert old.items() < contents(bank).items()
     assert extract(dataset, bank, config).images == 0
     assert open_bank(bank).manifest == plan.manifest and no_leftovers(bank)
+
+
+def test_no_feature_of_the_old_bank_is_lost(bank: Path, config: ExtractConfig) -> None:
+    """An image that has become unreadable keeps its bank as it is, until it is readable again."""
+    dataset, old, opened = load_dataset("folder", bank.parent / "images"), contents(bank), open_bank(bank)
+    image = bank.parent / "images/photo_0001.jpg"
+    whole = image.read_bytes()
+    image.write_bytes(b"no image")
+    overwriting = replace(config, overwrite=True)
+    summary = extract(dataset, bank, overwriting)
+    assert "'photo_0001.jpg' for one. The old bank was kept" in summary.failures[str(bank)]
+    assert {path: content for path, content in contents(bank).items() if not path.startswith(NEXT)} == old
+    assert all(opened[key].equal(open_bank(bank)[key]) for key in opened)
+    image.write_bytes(whole)
+    assert extract(dataset, bank, overwriting).failures == {}
+    assert contents(bank) == old and no_leftovers(bank)
+    extract(dataset[:1], bank, overwriting)  # the others are not asked for
+    assert len(open_bank(bank)) == 1
+
+
+def test_a_damaged_source_replaces_no_bank(bank: Path, config: ExtractConfig, tmp_path: Path) -> None:
+    convert(open_bank(bank), tmp_path / "copy", config.layout or "ezhoi", shard_size=1 << 20)
+    whole, copy = contents(tmp_path / "copy"), tmp_path / "copy"
+    damage_numbers(open_bank(bank).file("photo_0002.jpg"))
+    done = convert(open_bank(bank), copy, config.layout or "ezhoi", shard_size=1 << 20, overwrite=True)
+    assert list(done.damaged) == ["photo_0002.jpg"] and "'photo_0002.jpg' for one" in done.kept
+    assert {path: content for path, content in contents(copy).items() if not path.startswith(NEXT)} == whole
+
+
+def test_runs_that_replace_a_bank_take_turns(
+    bank: Path, config: ExtractConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one does, none can begin or end; and none deletes what a run with other options writes."""
+    swap = removal._swap
+    turns: list[bool] = []
+
+    def looked(place: Path, new: Payload) -> None:
+        directory = os.open(place, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        turns.append(True)
+        os.close(directory)
+        swap(place, new)
+
+    monkeypatch.setattr(removal, "_swap", looked)
+    dataset, old = load_dataset("folder", bank.parent / "images"), contents(bank)
+    overwriting = replace(config, overwrite=True)
+    extract(dataset, bank, overwriting)
+    assert turns == [True] and contents(bank) == old
+    plan = make_plan(dataset, bank, overwriting)
+    with BankWriter(bank, plan.manifest, {sample.key: sample.position for sample in dataset}, overwrite=True) as live:
+        live.add([], [Failure(dataset[0].key, "a reason")])
+        live.commit()
+        with pytest.raises(BankError, match="Another run with overwrite and other options"):
+            extract(dataset, bank, replace(overwriting, dtype="float16"))
+        assert live.replace(list(open_bank(bank))).startswith("another run writes the new bank")
+    assert contents(bank).items() >= old.items()
+
+
+def test_a_kill_in_a_swap_leaves_others_pickles_alone(
+    bank: Path, config: ExtractConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bank / "mine_clip.pkl").write_bytes(b"mine")
+    dataset, remove = load_dataset("folder", bank.parent / "images"), removal.remove_bank
+
+    def killed(place: Path) -> None:
+        remove(place)
+        raise KeyboardInterrupt
+
+    for layout in ("ezhoi", "shards"):
+        overwriting = replace(config, layout=layout, overwrite=True)  # type: ignore[arg-type]
+        monkeypatch.setattr(removal, "remove_bank", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extract(dataset, bank, overwriting)
+        monkeypatch.setattr(removal, "remove_bank", remove)
+        extract(dataset, bank, overwriting)
+        assert (bank / "mine_clip.pkl").read_bytes() == b"mine" and len(open_bank(bank)) == 3
 
 
 @pytest.mark.parametrize("content", [b"mine", b"{}", b'{"format": "another"}', b"\0" * 99 + b"x", b"\x80" * 9999])

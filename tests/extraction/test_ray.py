@@ -198,7 +198,7 @@ _LISTENING = """
 import ipaddress, sys
 from patchbank import ExtractConfig, extract, load_dataset
 from patchbank.encoders.openai.registry import MODELS
-from tests.support import TINY
+from tests.support import TINY, OnBatch
 
 def look(*_):
     import ray, psutil  # Ray's own copy of psutil
@@ -212,7 +212,7 @@ def look(*_):
 MODELS["tiny"] = TINY
 found = {}
 config = ExtractConfig(model="tiny", weights=sys.argv[2], engine="ray", ray_address="local", num_workers=1, limit=2)
-extract(load_dataset("folder", sys.argv[1]), sys.argv[3], config, on_progress=look)
+extract(load_dataset("folder", sys.argv[1]), sys.argv[3], config, progress=OnBatch(look))
 assert len({pid for _, pid in found}) > 2 and any("_Worker" in name for name in found.values()), found
 assert all(host.is_loopback for host, _ in found), found
 """
@@ -261,5 +261,5 @@ def test_without_a_cluster_and_without_ray(images: Path, tiny_weights: Path, tmp
     (blocked / "__init__.py").write_text("raise ImportError('not here')")
     path = os.pathsep.join([str(blocked.parent), *filter(None, sys.path)])
     done = patchbank(*run, "--engine", "ray", check=2, env={**os.environ, "PYTHONPATH": path})
-    assert done.stderr == 'error: --engine ray needs Ray: pip install "patchbank[ray]"\n'
+    assert done.stderr.endswith('\nerror: --engine ray needs Ray: pip install "patchbank[ray]"\n')
     assert not (tmp_path / "bank").exists()

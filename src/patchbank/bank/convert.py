@@ -43,6 +43,7 @@ class Converted:
         refused: key -> reason, of features that the new dtype cannot hold.
         remaining: number of features not reached before the run was stopped.
         bytes_written: of features.
+        kept: why ``overwrite`` did not replace the old bank; empty if it did.
     """
 
     bank: Path
@@ -54,6 +55,7 @@ class Converted:
     refused: dict[str, str] = field(default_factory=dict)
     remaining: int = 0
     bytes_written: int = 0
+    kept: str = ""
 
 
 def convert(
@@ -288,5 +290,5 @@ def _transfer(
     if log:
         copy_runs(log, writer.bank)
     if overwrite and not done.remaining:
-        writer.replace()
+        done.kept = writer.replace(keys)
     return done

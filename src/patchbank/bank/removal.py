@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from patchbank.bank.index import joined
+from patchbank.bank.index import failures_of, joined
 from patchbank.bank.parts import find_payload, own_names, part_names, payload_of, read_parts
+from patchbank.bank.payload import Payload
 from patchbank.bank.pickles import INDEX, SUFFIX, pickle_name
 from patchbank.bank.runs import copy_runs, remove_runs
 from patchbank.bank.storage import storage_of
@@ -20,19 +23,59 @@ def place_of(bank: Path, overwrite: bool) -> Path:
     return bank / NEXT if overwrite else bank
 
 
-def replace_bank(bank: Path) -> None:
-    """Delete a bank, and move the complete one in `NEXT` into its place; the last of several runs that write it does.
+def replace_bank(bank: Path, keys: Collection[str]) -> str:
+    """Delete a bank, and move the complete one in `NEXT` into its place.
 
     If this is killed, some of the new files lie in each place, and none is lost but the old ones. The same run, again,
     makes in `NEXT` what was moved already, with the same bytes, and then does this again.
+
+    Args:
+        keys: of the samples that the new bank is for.
+
+    Returns:
+        Why the old bank was kept; empty if it was replaced.
     """
-    new = find_payload(bank / NEXT)
-    if new is None or (not is_remote(bank) and live_scratches(new.bank)):
+    with alone(bank):
+        if not is_remote(bank) and live_scratches(bank / NEXT):
+            return "another run writes the new bank, and will put it in the old one's place when it ends"
+        new = find_payload(bank / NEXT)
+        made, old = (_features(each) if each else set() for each in (new, find_payload(bank)))
+        lost = sorted((old & set(keys)) - made)
+        if new is not None and lost:
+            return (
+                f"{len(lost):,} images have features in the old bank and none in the new one, {lost[0]!r} for one. "
+                f"The old bank was kept, and what was made is in {bank / NEXT}: the same command continues it. To do "
+                "without these features, choose another directory"
+            )
+        if new is not None:
+            _swap(bank, new)
+    return ""
+
+
+@contextlib.contextmanager
+def alone(bank: Path) -> Iterator[None]:
+    """Wait until no other run begins or ends a bank in `NEXT`. Stores and some disks have no locks."""
+    if is_remote(bank):
+        yield
         return
+    directory = os.open(bank, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _features(bank: Payload) -> set[str]:
+    entries = joined(read_parts(bank, "skip"))
+    return entries.keys() - failures_of(entries).keys()
+
+
+def _swap(bank: Path, new: Payload) -> None:
     own = payload_of(bank, new.layout)
     remove_bank(bank)
     if new.layout == "ezhoi":
-        make_directory(own.parts.directory)  # pickles without it are third-party ones
         own.parts.sync()  # the old index must not come back beside new pickles
         names = _pickles(new.bank)
         for name in names:
@@ -42,6 +85,9 @@ def replace_bank(bank: Path) -> None:
         for directory in {(bank / name).parent for name in names}:
             fsync_directory(directory)
     new.parts.map(lambda name: new.parts.move(name, own.parts), part_names(new))
+    if new.layout == "shards" and not is_remote(bank):
+        with contextlib.suppress(OSError):
+            (bank / INDEX).rmdir()
     copy_runs(new.bank, bank)
     storage_of(new.bank).clear()
 
@@ -67,8 +113,13 @@ def _pickles(bank: Path) -> set[str]:
 
 
 def remove_bank(bank: Path) -> None:
-    """Delete a bank: its features, index and run log."""
+    """Delete a bank: its features, the parts of its index, and its run log.
+
+    An empty index stays: after a kill here, all pickles would be taken for third-party ones without it, and deleted.
+    """
     features = removable(bank)
+    if not is_remote(bank):
+        make_directory(bank / INDEX)
     remove_runs(bank)
     if is_remote(bank):
         for path in features:
@@ -79,5 +130,3 @@ def remove_bank(bank: Path) -> None:
     index = payload_of(bank, "ezhoi")
     for name in part_names(index):  # last: until then the rest is a bank
         index.parts.delete(name)
-    with contextlib.suppress(OSError):
-        (bank / INDEX).rmdir()

@@ -12,7 +12,7 @@ import errno
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
@@ -29,7 +29,7 @@ from patchbank.bank.packing import NotFiniteError, sample_bytes
 from patchbank.bank.parts import manifest_in, name_part, payload_of, read_parts, refuse_link, third_party
 from patchbank.bank.payload import Feature, Kept, Payload, Rows
 from patchbank.bank.pickles import file_bytes
-from patchbank.bank.removal import place_of, replace_bank
+from patchbank.bank.removal import alone, place_of, replace_bank
 from patchbank.bank.storage import storage_of
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
@@ -38,6 +38,7 @@ from patchbank.files import (
     bytes_text,
     free_bytes,
     fsync_directory,
+    live_scratches,
     make_directory,
     nearest_existing,
     room_text,
@@ -200,6 +201,7 @@ class BankWriter:
         self.settled = self.failed = 0
         self._wanted = wanted
         self._positions = positions
+        self._overwrite = overwrite
         self._afresh = overwrite and existing is not None and not existing.begun_as(wanted)
         self._known = known
         self._helper = helper
@@ -209,9 +211,7 @@ class BankWriter:
 
     def __enter__(self) -> Self:
         with self._storage_errors(), ExitStack() as stack:
-            if self._afresh:
-                storage_of(self.bank).clear()
-            self._scratch = stack.enter_context(storage_of(self.bank).scratch(self._about))
+            self._scratch = self._enter(stack)
             if not is_remote(self.bank):
                 make_directory(self._payload.parts.directory)  # index/ distinguishes own from third-party pickles
             self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="write"))
@@ -278,10 +278,30 @@ class BankWriter:
         with self._storage_errors():
             self._commit()
 
-    def replace(self) -> None:
-        """Put what was written with `overwrite` in the old bank's place. Call it after the block, if it is complete."""
+    def _enter(self, stack: ExitStack) -> Path:
+        """The scratch directory; of a bank that will replace another one, while no run ends one."""
+        place = storage_of(self.bank)
+        if not self._overwrite:
+            return stack.enter_context(place.scratch(self._about))
+        if not is_remote(self.bank):
+            make_directory(self.bank.parent)
+        with alone(self.bank.parent):
+            if self._afresh and not is_remote(self.bank) and live_scratches(self.bank):
+                raise BankError(
+                    f"Another run with --overwrite and other options is writing {self.bank.parent}. Wait until it "
+                    "ends, or stop it."
+                )
+            if self._afresh:
+                place.clear()
+            return stack.enter_context(place.scratch(self._about))
+
+    def replace(self, keys: Collection[str]) -> str:
+        """Put what was written with `overwrite` in the old bank's place. Call it after the block, if it is complete.
+
+        Args and result as those of `replace_bank`.
+        """
         with self._storage_errors():
-            replace_bank(self.bank.parent)
+            return replace_bank(self.bank.parent, keys)
 
     @property
     def state(self) -> BankState:

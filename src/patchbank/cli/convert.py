@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchbank.cli import options
-from patchbank.cli.console import count_text, show_facts, show_failures, show_json, some, written_text
+from patchbank.cli.console import count_text, show_facts, show_failures, show_json, show_note, some, written_text
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig, Layout, StoredDtype
@@ -53,7 +53,7 @@ def convert(
             stop=signals.stop,
         )
     show_json(_converted_dict(done)) if json else _show(done)
-    signals.end(1 if done.damaged or done.refused else 0)
+    signals.end(1 if done.damaged or done.refused or done.kept else 0)
 
 
 def _show(done: Converted) -> None:
@@ -65,6 +65,8 @@ def _show(done: Converted) -> None:
         some(done.remaining, "left to do"),
     )
     show_failures("not converted", done.damaged | done.refused, ": --json names them all")
+    if done.kept:
+        show_note(f"{done.bank} was not replaced: {done.kept}.")
 
 
 def _converted_dict(done: Converted) -> dict[str, Any]:

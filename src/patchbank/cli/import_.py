@@ -92,7 +92,7 @@ def import_(
             stop=signals.stop,
         )
     show_json(_imported_dict(done)) if json else _show(done, source, found, config.weights)
-    signals.end(1 if done.left_out or done.written.damaged else 0)
+    signals.end(1 if done.left_out or done.written.damaged or done.written.kept else 0)
 
 
 def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> Manifest:
@@ -176,6 +176,8 @@ def _show(done: Imported, source: Path, found: Listing | None, weights: Path | N
             say(f"  fixed: {count:,} {KINDS[kind].says}", "green")
     left_out = {finding.name: finding.reason for finding in done.left_out}
     show_failures("left out", left_out | written.damaged, f": patchbank info {written.bank} --failures")
+    if written.kept:
+        show_note(f"{written.bank} was not replaced: {written.kept}.")
     if found is not None and left_out:
         place, bank = shlex.quote(str(source)), written.bank
         show_completing("Extract what is missing:", bank, written.manifest, found.named, weights, place)

@@ -210,8 +210,8 @@ def execute(
     )
     if todo:
         _note_run(plan, summary, date)
-    if overwrite and not summary.remaining:
-        bank.replace()
+    if overwrite and not summary.remaining and (kept := bank.replace({sample.key for sample in plan.selected})):
+        summary.failures[str(plan.out)] = f"not replaced: {kept}"
     return summary
 
 
