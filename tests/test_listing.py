@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
@@ -20,6 +21,14 @@ def test_a_folders_bank_finds_its_images_wherever_both_are(tmp_path: Path, tiny_
     convert(bank, tmp_path / "two", "shards", shard_size=1 << 20)
     copied = find_listing(tmp_path / "two", bank.manifest, ListingOptions())
     assert copied is not None and copied.images is not None and copied.images.samefile(tmp_path / "b/images")
+    assert find_listing(bank.path, bank.manifest, ListingOptions(), recall=False) is None
+    [log] = (bank.path / "runs").iterdir()
+    for change in ({"folder": "../../other"}, {"seal": ""}, {"folder": "x" * 300}):  # of others: it chooses no images
+        log.write_text(json.dumps(json.loads(content := log.read_text()) | change))
+        assert find_listing(bank.path, bank.manifest, ListingOptions()) is None
+        convert(bank, tmp_path / f"copy-{len(str(change))}", "shards", shard_size=1 << 20)
+        assert find_listing(tmp_path / f"copy-{len(str(change))}", bank.manifest, ListingOptions()) is None
+        log.write_text(content)
     (tmp_path / "b/images").rename(tmp_path / "b/gone")
     photographs(tmp_path / "b/other", 1)
     (tmp_path / "b/other/photo_0000.jpg").rename(tmp_path / "b/other/else.jpg")

@@ -12,15 +12,18 @@ import sys
 import threading
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from patchbank.errors import printable
+
 _MOST = 100  # texts of an image
 _KINDS, _EXAMPLES = 20, 3  # listed
+_MOST_KINDS = 1000  # counted one by one
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
 _here = threading.local()
 
@@ -43,21 +46,23 @@ class Warned:
         """Count an image's."""
         kinds = {re.sub(r"\b\d+\b", "N", text) for text in texts}
         self.images += bool(kinds)
-        self.counts.update(kinds)
-        for kind in kinds:
-            self.examples[kind] = [*self.examples[kind], key][:_EXAMPLES]
+        self._count(dict.fromkeys(kinds, 1), {kind: [key] for kind in kinds})
 
     def merge(self, other: Warned) -> None:
         """Count those of another part of the run."""
         self.images += other.images
-        self.counts.update(other.counts)
-        for kind, keys in other.examples.items():
-            self.examples[kind] = [*self.examples[kind], *keys][:_EXAMPLES]
+        self._count(other.counts, other.examples)
+
+    def _count(self, counts: Mapping[str, int], examples: Mapping[str, list[str]]) -> None:
+        for kind, count in counts.items():
+            name = kind if kind in self.counts or len(self.counts) < _MOST_KINDS else "other warnings"
+            self.counts[name] += count
+            self.examples[name] = [*self.examples[name], *examples[kind]][:_EXAMPLES]
 
     def lines(self) -> list[str]:
         """Each kind in a line, the most frequent first."""
         return [
-            f"{kind}: {count:,} image{'' if count == 1 else 's'}, such as {', '.join(self.examples[kind])}"
+            printable(f"{kind}: {count:,} image{'' if count == 1 else 's'}, such as {', '.join(self.examples[kind])}")
             for kind, count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))[:_KINDS]
         ]
 
@@ -92,7 +97,8 @@ def _install() -> None:
         if "PIL" in Path(filename).parts:
             if (place := (str(message), lineno)) in before or _take(place[0]):
                 return
-            before.add(place)  # shown once, as without this filter
+            if len(before) < _MOST_KINDS:
+                before.add(place)  # shown once, as without this filter
         usual(message, category, filename, lineno, *others)
 
     warnings.showwarning = show  # type: ignore[assignment]

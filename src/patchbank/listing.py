@@ -116,7 +116,12 @@ class Listing(ListingOptions):
 
 
 def find_listing(
-    bank: Path, manifest: Manifest | None, asked: ListingOptions, needed_by: str | None = None
+    bank: Path,
+    manifest: Manifest | None,
+    asked: ListingOptions,
+    needed_by: str | None = None,
+    *,
+    recall: bool = True,
 ) -> Listing | None:
     """The images that a bank should hold; None if neither the options nor the bank say.
 
@@ -127,8 +132,10 @@ def find_listing(
 
     Args:
         needed_by: an option that needs the images. Raises ConfigError if they are not known.
+        recall: whether to take the folder that the last run read. It shows the images; as a list of what the bank
+            should hold it may be wrong, since that run may have had a limit, or images may have been added.
     """
-    found = _find_listing(bank, manifest, asked)
+    found = _find_listing(bank, manifest, asked, recall)
     if needed_by and manifest is not None and manifest.dataset in ARCHIVES:
         raise ConfigError(
             f"{needed_by} does not read {manifest.dataset} files. `patchbank extract {manifest.dataset}` with the same "
@@ -153,7 +160,7 @@ def load_if_found(found: Listing | None, note: Callable[[str], None] = lambda _:
         return None
 
 
-def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) -> Listing | None:
+def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions, recall: bool) -> Listing | None:
     from patchbank.datasets import SPLITS
 
     dataset, split, images, annotations = asked.dataset, asked.split, asked.images, asked.annotations
@@ -172,7 +179,7 @@ def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions) 
         dataset = "folder"
     chosen = dataset or name
     if chosen == "folder" and images is None:
-        images = None if asked.root or split or annotations else remembered_images(bank)
+        images = remembered_images(bank) if recall and not (asked.root or split or annotations) else None
         if images is None and asked.given:
             raise ConfigError("Name the folder's images: --images DIR.")
         return Listing(dataset="folder", images=images) if images else None

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 import struct
 import subprocess
 import sys
@@ -303,6 +304,20 @@ def test_no_pickle_is_believed_or_run(
     with pytest.raises(patchbank_reader.BankError, match=message):
         bank[KEYS[0]]
     assert not Path("made").exists()
+
+
+def test_a_pickle_takes_no_more_memory_than_it_has_bytes(one: tuple[patchbank_reader.Bank, Path]) -> None:
+    """Python's faster unpickler makes a list as long as the greatest number that a pickle gives an object."""
+    bank, path = one
+    path.write_bytes(b"\x80\x02N" + b"r" + struct.pack("<I", 1 << 28) + b".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(patchbank_reader.BankError, match="no feature of this bank"):
+        bank[next(iter(bank))]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(patchbank_reader.BankError, match="no regular file"):
+        bank[next(iter(bank))]
 
 
 def test_a_pickle_that_is_gone(one: tuple[patchbank_reader.Bank, Path]) -> None:

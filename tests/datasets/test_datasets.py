@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from patchbank import load_dataset, open_bank
+from patchbank import extract, load_dataset, open_bank
 from patchbank.datasets.annotations import read_file_names
 from patchbank.datasets.hoi import read_indices
 from patchbank.encoders.openai.checkpoints import load_state
@@ -263,6 +263,9 @@ def test_a_dataset_is_a_sequence_of_samples(tmp_path: Path) -> None:
     dataset = load_dataset("folder", tmp_path / "images")
     assert [sample.key for sample in dataset] == [f"photo_000{number}.jpg" for number in range(5)]
     assert dataset[-1].key == "photo_0004.jpg" and dataset[0] in dataset and len(dataset[1:3]) == 2
+    assert "photo_0003.jpg" in dataset and "photo_0003.jpg" not in dataset[:3]
+    with pytest.raises(DatasetError, match="folder has no images"):
+        extract(dataset[:0], tmp_path / "bank")
     assert repr(dataset[1:3]) == f"<Dataset folder: 2 images in {tmp_path / 'images'}>"
     assert dataset[1:3].samples == dataset.samples[1:3]
     annotated = load_dataset("hicodet", hico_root(tmp_path / "root", 4), "train")

@@ -17,6 +17,7 @@ that it names is executed. docs/bank-format.md of patchbank describes the format
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import io
 import json
@@ -24,6 +25,7 @@ import math
 import os
 import pickle
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -264,7 +266,7 @@ def _fill(file: Any, dtype: str, shape: tuple[int, ...]) -> Tensor:
 
 def _read_pickle(path: Path, dtype: str, shape: tuple[int, ...]) -> Tensor:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_regular) as file:
             content = file.read(_bytes(dtype, shape) + _FRAME)
         storage, numbers, *view = _Unpickler(io.BytesIO(content)).load()
         expected = (_DTYPES[dtype][3], _bytes(dtype, shape), 0, shape, (shape[-1], 1))
@@ -276,7 +278,15 @@ def _read_pickle(path: Path, dtype: str, shape: tuple[int, ...]) -> Tensor:
         raise BankError(f"{path} is no feature of this bank: {error!r}. Run the same extraction again.") from error
 
 
-class _Unpickler(pickle.Unpickler):
+def _open_regular(path: str, flags: int) -> int:
+    opened = os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its other end
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return opened
+
+
+class _Unpickler(pickle._Unpickler):  # whose memo grows with what is in it
     """Reads a pickled tensor as (its storage's type and bytes, offset, shape, stride). Nothing of torch's is called.
 
     What a pickle names stands for methods here: bound ones, since it may also set attributes of what it names.

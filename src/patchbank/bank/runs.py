@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import json
 import os
 import re
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,7 @@ from patchbank.locations import is_remote, remotely
 
 DIRECTORY = "runs"
 _LARGEST = 1 << 16  # bytes that are read of a file
+_KEY = 32  # bytes of the key of seals
 _OURS = re.compile(r"\d+T\d+Z-[0-9a-f]{16}\.json")  # the names that `write_run` gives
 MOST_RUNS = 1000  # the latest ones are read
 
@@ -47,6 +50,7 @@ class Run:
         untrained: whether the weights are known to be random numbers.
         folder: of the images, relative to the bank; empty for annotated datasets, files and stores.
         example: an image in it: where there is none such, it is another folder.
+        seal: proves that this user's run has written both. A bank from others must not choose which images are read.
     """
 
     began: str
@@ -65,6 +69,7 @@ class Run:
     untrained: bool = False
     folder: str = ""
     example: str = ""
+    seal: str = ""
 
     @property
     def images_per_second(self) -> float:
@@ -75,8 +80,28 @@ class Run:
 def copy_runs(bank: Path, copy: Path) -> None:
     """Copy a bank's log to a copy of the bank, which those runs made too. What cannot be copied is left out."""
     for run in read_runs(bank):
+        folder = relative(bank / run.folder, copy) if _is_sealed(run) else ""
         with contextlib.suppress(OSError):
-            write_run(copy, replace(run, folder=relative(bank / run.folder, copy) if run.folder else ""))
+            write_run(copy, replace(run, folder=folder, seal=seal(folder, run.example)))
+
+
+def seal(folder: str, example: str) -> str:
+    """A mark that only this user can make, by a key in the home directory; empty without one, or without a folder."""
+    try:
+        place = Path("~/.cache/patchbank/key").expanduser()
+        if folder and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError), open(place, "xb", opener=partial(os.open, mode=0o600)) as file:
+                file.write(os.urandom(_KEY))
+        key = place.read_bytes() if folder else b""
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return ""
+    text = f"{folder}\0{example}".encode(errors="surrogatepass")
+    return hmac.new(key, text, "sha256").hexdigest() if len(key) == _KEY else ""
+
+
+def _is_sealed(run: Run) -> bool:
+    return bool(run.seal) and hmac.compare_digest(run.seal.encode(), seal(run.folder, run.example).encode())
 
 
 def relative(images: Path, bank: Path) -> str:
@@ -87,9 +112,10 @@ def relative(images: Path, bank: Path) -> str:
 def remembered_images(bank: Path) -> Path | None:
     """The folder of images that the last run read, if it is still there."""
     for run in () if is_remote(bank) else reversed(read_runs(bank)):
-        if run.folder and is_plain(run.example):
+        if _is_sealed(run) and is_plain(run.example):
             found = Path(os.path.relpath(bank.resolve() / run.folder))
-            return found if (found / run.example).is_file() else None
+            with contextlib.suppress(OSError, ValueError):
+                return found if (found / run.example).is_file() else None
     return None
 
 

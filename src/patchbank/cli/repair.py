@@ -52,7 +52,7 @@ def repair(
                 "names, and extract again."
             )
         before = manifest_in(bank)
-        found = find_listing(bank, before, asked, "--extract" if extract else None)
+        found = find_listing(bank, before, asked, "--extract" if extract else None, recall=extract)
         loaded = found.load() if found and extract else None
         keys = found.keys() if found else None
         if loaded is not None and before is not None:

@@ -50,7 +50,7 @@ def verify(
         from patchbank.bank.parts import manifest_in
 
         manifest = manifest_in(bank)
-        found = find_listing(bank, manifest, asked, "--sample" if sample else None)
+        found = find_listing(bank, manifest, asked, "--sample" if sample else None, recall=bool(sample))
         keys = found.keys() if found else None
         # Before the bank is read, which may take hours: what is missing for the comparison ends the command.
         compare = comparison(manifest, found, config, sample) if found and sample else None

@@ -114,6 +114,10 @@ class Dataset(Sequence[Sample]):
         """A sample; of a slice, the dataset of these samples."""
         return self.of(self.samples[index]) if isinstance(index, slice) else self.samples[index]
 
+    def __contains__(self, item: object) -> bool:
+        """Whether a sample, or the one of a key, is in it."""
+        return item in self._keys if isinstance(item, str) else item in self.samples
+
     def __repr__(self) -> str:
         return f"<Dataset {self.title}: {len(self):,} images in {self.images}>"
 
@@ -170,7 +174,8 @@ class Dataset(Sequence[Sample]):
         Raises DatasetError if the image is not listed, or as `pairs`.
         """
         if key not in self._keys:
-            raise DatasetError(f"{self.title} has no image {key!r}. Its keys look like {self.samples[0].key!r}.")
+            example = f" Its keys look like {self.samples[0].key!r}." if self.samples else ""
+            raise DatasetError(f"{self.title} has no image {key!r}.{example}")
         target = self.pairs.target(key)
         return target if target.size else replace(target, size=image_size(self.images / key))
 

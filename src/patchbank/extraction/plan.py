@@ -268,6 +268,8 @@ def check_images(dataset: Dataset) -> None:
         require_images(dataset)
     if not dataset.samples and dataset.part != WHOLE:
         return
+    if not dataset.samples:
+        raise DatasetError(f"{dataset.title} has no images.")
     if not any(sample.exists() for sample in dataset.samples):
         first = dataset.samples[0]
         raise DatasetError(

@@ -65,7 +65,7 @@ class Bar(Progress):
 @contextmanager
 def reporting(progress: Progress | bool | None) -> Iterator[Progress]:
     """What a run reports to: the caller's object, a `Bar`, or nothing; None is a bar in an interactive session."""
-    if isinstance(progress, Progress):
+    if progress is not None and not isinstance(progress, bool):
         yield progress
     elif progress or (progress is None and hasattr(sys, "ps1")):
         with closing(Bar()) as bar:

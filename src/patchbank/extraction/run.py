@@ -12,7 +12,7 @@ from threading import Event
 from patchbank.bank.manifest import Manifest, library_versions
 from patchbank.bank.packing import samples_a_shard
 from patchbank.bank.runs import DIRECTORY as RUNS
-from patchbank.bank.runs import Run, relative, write_run
+from patchbank.bank.runs import Run, relative, seal, write_run
 from patchbank.bank.writer import BankWriter
 from patchbank.config import WHOLE, ExtractConfig
 from patchbank.datasets import Dataset
@@ -217,6 +217,8 @@ def execute(
 
 def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> None:
     """Write the run log; ignore failures."""
+    folder = relative(plan.dataset.images, plan.out) if plan.dataset.name == "folder" else ""
+    example = next((sample.key for sample in plan.todo if sample.key not in summary.failures), "")
     run = Run(
         began=began.strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(summary.seconds, 3),
@@ -232,8 +234,9 @@ def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> No
         versions=library_versions(),
         warnings=summary.warnings,
         untrained=plan.encoder.untrained,
-        folder=relative(plan.dataset.images, plan.out) if plan.dataset.name == "folder" else "",
-        example=next((sample.key for sample in plan.todo if sample.key not in summary.failures), ""),
+        folder=folder,
+        example=example,
+        seal=seal(folder, example),
     )
     try:
         write_run(plan.place, run)
