@@ -247,8 +247,11 @@ def remove_abandoned(parent: Path) -> None:
 def whole_file(target: Path) -> Iterator[Path]:
     """A temporary file to write to; at the end it takes the target's name. Raises OSError."""
     target = target.resolve()  # a link stays a link
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_directory(target.parent) as scratch:
-        place = scratch / f"written{target.suffix}"
-        yield place
-        place.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_directory(target.parent) as scratch:
+            place = scratch / f"written{target.suffix}"
+            yield place
+            place.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(target)) from error

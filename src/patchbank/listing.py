@@ -142,7 +142,8 @@ def find_listing(
             "files extracts what is missing."
         )
     if needed_by and found is None:
-        raise ConfigError(f"{needed_by} needs the images: add{options_needed(manifest)}.")
+        folder = " --images DIR, or" if manifest is None else ""
+        raise ConfigError(f"{needed_by} needs the images: add{folder}{options_needed(manifest)}.")
     return found
 
 

@@ -329,7 +329,8 @@ def test_other_files_beside_shards_stay(bank: Path) -> None:
     (bank / "shard-1.safetensors").write_bytes(b"whatever")
     assert len(open_bank(bank)) == 9
     remove_bank(bank)
-    assert sorted(path.name for path in bank.iterdir()) == ["model.safetensors", "shard-1.safetensors"]
+    assert sorted(path.name for path in bank.iterdir()) == ["index", "model.safetensors", "shard-1.safetensors"]
+    assert not any((bank / "index").iterdir())
 
 
 def test_two_layouts_in_one_directory_are_refused(bank: Path, tmp_path: Path) -> None:
@@ -492,12 +493,12 @@ def test_a_reader_raises_when_its_bank_was_replaced(bank: Path) -> None:
     with BankWriter(bank, manifest, KEYS, overwrite=True) as writer:
         writer.add([feature(key) for key in KEYS[:4]], [])
     assert open_bank(bank).manifest == MANIFEST
-    writer.replace()
+    assert not writer.replace(KEYS[:4])
     with pytest.raises(BankError, match="was replaced since it was opened"):
         opened[KEYS[0]]
     with BankWriter(bank, MANIFEST, KEYS, overwrite=True) as writer:
         writer.add([feature(key) for key in KEYS[:4]], [])
-    writer.replace()
+    assert not writer.replace(KEYS[:4])
     assert torch.equal(opened[KEYS[0]], tokens(KEYS[0]))
     with pytest.raises(BankError, match="and has none now"):
         opened[KEYS[8]]

@@ -220,7 +220,7 @@ def test_a_dry_run_prints_failures_and_deletions(tmp_path: Path, tiny_weights: P
     assert "1 of those failed before" in done.stdout
     done = patchbank(*arguments, "--dry-run", "--overwrite", check=0)
     assert "4 images, 0 done, 4 to do" in done.stdout
-    assert "3 existing features will be replaced" in done.stdout
+    assert "the existing features (" in done.stdout
     assert len(open_bank(tmp_path / "bank")) == 3
 
 
@@ -367,6 +367,12 @@ def test_a_pipe_that_closes(many: Path, tiny_weights: Path, tmp_path: Path) -> N
     done = subprocess.run(process, stdout=write, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+    read, write = os.pipe()
+    os.close(read)
+    process = command("extract", "folder", many, "--out", tmp_path / "other", *tiny(tiny_weights))
+    done = subprocess.run(process, stdout=write, stderr=write, cwd=REPOSITORY)
+    os.close(write)
+    assert done.returncode == 141 and not (tmp_path / "other").exists()  # not as if it were complete
 
 
 def test_ctrl_c_while_modules_are_imported() -> None:

@@ -168,7 +168,8 @@ def read_part(payload: Payload, name: str) -> Part:
         if size != (end := begin + max((each["data_offsets"][1] for each in expected.values()), default=0)):
             raise ValueError(f"it has {size:,} bytes, and its header says {end:,}")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise PartDamagedError(path, f"{type(error).__name__} {error}.") from error
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__} {error}"
+        raise PartDamagedError(path, f"{reason}.") from error
     return Part(path, manifest, number, features, failures, size, begin)
 
 

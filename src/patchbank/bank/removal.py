@@ -90,6 +90,7 @@ def _swap(bank: Path, new: Payload) -> None:
             (bank / INDEX).rmdir()
     copy_runs(new.bank, bank)
     storage_of(new.bank).clear()
+    storage_of(bank).sweep()
 
 
 def removable(bank: Path) -> list[Path]:

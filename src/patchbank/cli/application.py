@@ -68,8 +68,10 @@ def main() -> None:
         show_error(str(error))
         sys.exit(2)
     except SystemExit as end:
-        # Typer's 1 if the reader has read enough: `patchbank info BANK | head`.
-        sys.exit(0 if isinstance(end.__context__, BrokenPipeError) else end.code)
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        # Typer's 1. Of `patchbank info BANK | head` the reader has read enough; other commands may not have ended.
+        sys.exit(0 if {"info", "reader", "-h", "--help"} & {*sys.argv} else 141)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
             raise

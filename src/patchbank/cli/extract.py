@@ -296,8 +296,8 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         if plan.dataset.damaged:
             show_failures("damaged", plan.dataset.damaged, "")
         if plan.to_delete:
-            deleted = count_text(len(plan.to_delete), "existing feature")
-            say(f"  {deleted} will be replaced ({bytes_text(plan.bytes_freed)}); until then the disk holds both")
+            size = bytes_text(plan.bytes_freed)
+            say_prose(f"  the existing features ({size}) will be replaced; until then the disk holds both")
         say_prose(f"  weights: {weights}")
     total = sum(plan.bytes_needed for plan in plans)
     free = "" if is_remote(plans[0].out) else f", {bytes_text(free_bytes(plans[0].out))} free"
@@ -331,7 +331,8 @@ def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
         some(summary.remaining, "left to do"),
         f"{summary.images_per_second:.1f} images/s for {duration_text(summary.seconds)}" if summary.images else "",
     )
-    what = "the bank" if plan.dataset.part == WHOLE else f"part {plan.dataset.part}"
+    new = "the new bank" if plan.config.overwrite and summary.remaining else "the bank"
+    what = new if plan.dataset.part == WHOLE else f"part {plan.dataset.part}"
     done, failed = summary.settled - summary.failed, count_text(summary.failed, "image")
     if done < summary.listed and (summary.settled < summary.listed or plan.config.partition != WHOLE):
         also = f"; {failed} failed" if summary.failed else ""
