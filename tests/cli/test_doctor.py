@@ -66,7 +66,7 @@ def test_a_bank_of_other_options_and_long_paths(tmp_path: Path, tiny_weights: Pa
     problems = [finding for finding in report["findings"] if finding["level"] == "problem"]
     assert [each["fix"] for each in problems] == [
         "Give the options it was made with (--precision fp32). Or choose another directory, or start from scratch with "
-        "--overwrite, which replaces it when the new bank is complete."
+        "--overwrite, which replaces it when it is complete."
     ] * 2
     text = patchbank(*arguments, check=1).stdout
     assert text.count("fix: Give the options it was made with (--precision fp32).") == 2

@@ -78,7 +78,7 @@ def check_same(bank: Path, found: Manifest, wanted: Manifest, options: str = "")
     if not (differences := found.differences(wanted)):
         return
     listed = "\n".join(f"  {name}: the bank has {has}, this run {would}" for name, has, would in differences)
-    fix = "Choose another directory, or start from scratch with --overwrite, which replaces it when the new bank is complete."
+    fix = "Choose another directory, or start from scratch with --overwrite, which replaces it when it is complete."
     if found.imported and UNKNOWN in (has for _, has, _ in differences):
         images = "--dataset or --images, and " if found.dataset == UNKNOWN else ""
         fix = (
