@@ -17,7 +17,7 @@ from patchbank.bank.repair import repair
 from patchbank.errors import BankError
 from patchbank.files import quarantine
 from tests.bank.test_check import damage_numbers, kinds
-from tests.support import contents, no_leftovers, parts_in, photographs
+from tests.support import contents, no_leftovers, parts_in, patchbank, photographs
 from tests.third_party import DEFECTS, unreadable
 
 LAYOUTS = ["ezhoi", "shards"]
@@ -190,3 +190,22 @@ def test_third_party_pickles_are_not_repaired(tmp_path: Path) -> None:
     with pytest.raises(BankError, match=r"not a bank of patchbank.*patchbank import"):
         repair(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_a_bank_of_which_no_part_is_sound(tmp_path: Path, tiny_weights: Path) -> None:
+    """Nothing is renamed before it is known that nothing can be repaired; the command that made the bank repairs it."""
+    photographs(tmp_path / "images", 3)
+    options = ("--model", "tiny", "--weights", tiny_weights)
+    make = ("extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *options)
+    patchbank(*make, check=0)
+    [shard] = (tmp_path / "bank").glob("*.safetensors")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    done = patchbank("verify", tmp_path / "bank", check=1)
+    assert "a bank in shards of which no part is sound" in done.stdout and "ValueError" not in done.stdout
+    assert "The command that made it makes it again" in " ".join(done.stdout.split())
+    asked = ("--images", tmp_path / "images", "--weights", tiny_weights)
+    assert "No part of" in patchbank("repair", tmp_path / "bank", "--extract", *asked, check=2).stderr
+    assert shard.read_bytes() == whole[:-100]
+    patchbank(*make, check=0)
+    assert shard.read_bytes() == whole

@@ -41,7 +41,7 @@ def repair(
     patchbank repair BANK --extract
     """
     with busy("looking at the bank"):
-        from patchbank.bank.parts import manifest_in
+        from patchbank.bank.parts import find_payload, manifest_in
         from patchbank.bank.repair import repair
         from patchbank.extraction.plan import make_plan
         from patchbank.extraction.recompute import config_of, spec_of
@@ -52,6 +52,11 @@ def repair(
                 "names, and extract again."
             )
         before = manifest_in(bank)
+        if extract and before is None and find_payload(bank) is not None:
+            raise BankError(
+                f"No part of {bank} is sound: its model and options are unknown. The `patchbank extract` that made it "
+                "makes it again."
+            )
         found = find_listing(bank, before, asked, "--extract" if extract else None, recall=extract)
         loaded = found.load() if found and extract else None
         keys = found.keys() if found else None
@@ -71,10 +76,7 @@ def repair(
         show_json(_repaired_dict(done))
     if loaded is None:
         raise typer.Exit(1 if done.to_extract or done.unread else 0)
-    if before is None:
-        raise BankError(
-            f"No part of {bank} is sound: its model and options are unknown. Extract it again with `patchbank extract`."
-        )
+    assert before is not None  # else it is no bank, which `repair` refuses
     job = loaded, bank, config_of(before, config)
     run_jobs(
         lambda: [job],

@@ -130,6 +130,10 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
         place = shlex.quote(str(report.bank))
         say_prose("Import them into a bank, which leaves out the unusable ones, and extract those again:")
         say(f"  patchbank import {place} BANK --model MODEL{options if found else ''}", "cyan")
+    elif report.manifest is None and report.layout == "shards":
+        say_prose(
+            "No part of the bank is sound: nothing says how it was made. The command that made it makes it again."
+        )
     elif needed & {"extract", "import"}:
         kinds = {finding.kind for finding in report.problems if KINDS[finding.kind].fix != "scratch"}
         if kinds - {"failed", "missing", "unread"}:
@@ -170,6 +174,8 @@ def _what(report: Report) -> str:
         return f"{bank.model}, {bank.shape} {bank.dtype}, layout {bank.layout}, {bank.title}"
     if report.by_kind().get("unlisted"):
         return "pickles of a bank whose index is missing"
+    if report.layout is not None:
+        return f"a bank in {report.layout} of which no part is sound"
     return f"third-party pickles, most of shape {report.shape}" if report.shape else "third-party pickles"
 
 
