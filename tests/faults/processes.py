@@ -6,6 +6,7 @@ command line, with its output in a file; it takes real signals, and is a child o
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -157,7 +158,8 @@ class Run:
     def send(self, number: int) -> None:
         """Send it a signal, if it still runs."""
         if self.alive and self.process.pid is not None:
-            os.kill(self.process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.process.pid, number)
 
     def interrupt_all(self) -> None:
         """Send SIGINT to its process group, as Ctrl-C in a terminal does. It must have one of its own."""
