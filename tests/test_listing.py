@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
@@ -42,3 +43,15 @@ def test_a_banks_name_says_its_dataset_with_and_without_what_ezhoi_does_not_read
         found = find_listing(tmp_path / "hicodet_pkl_files" / name, None, ListingOptions())
         assert found is not None and (found.dataset, found.split) == ("hicodet", "train")
     assert find_listing(tmp_path / "hicodet_pkl_files/clipbase_img_hicodet_training", None, ListingOptions()) is None
+
+
+def test_a_folders_bank_that_was_made_from_scratch_remembers_its_images(
+    tmp_path: Path, tiny_config: ExtractConfig
+) -> None:
+    photographs(tmp_path / "images", 2)
+    for overwrite in (False, True):
+        config = replace(tiny_config, overwrite=overwrite)
+        extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
+        bank = open_bank(tmp_path / "bank")
+        found = find_listing(bank.path, bank.manifest, ListingOptions())
+        assert found is not None and found.images is not None and found.images.samefile(tmp_path / "images")

@@ -217,7 +217,7 @@ def execute(
 
 def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> None:
     """Write the run log; ignore failures."""
-    folder = relative(plan.dataset.images, plan.out) if plan.dataset.name == "folder" else ""
+    folder = relative(plan.dataset.images, plan.place) if plan.dataset.name == "folder" else ""
     example = next((sample.key for sample in plan.todo if sample.key not in summary.failures), "")
     run = Run(
         began=began.strftime("%Y-%m-%dT%H:%M:%SZ"),
