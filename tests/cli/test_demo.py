@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from patchbank import open_bank
+from patchbank.bank import removal
 from patchbank.cli import demo
 from tests.support import REPOSITORY, Done, patchbank, patchbank_process
 
@@ -160,3 +161,15 @@ def test_a_second_run_is_harmless_and_a_directory_with_other_files_is_not_touche
     (tmp_path / "own/file").write_text("mine")
     assert "is not empty" in patchbank("demo", tmp_path / "own", check=2).stderr
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["file"]
+
+
+def test_a_demo_that_ended_before_it_put_a_bank_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "_MODEL", "tiny")
+        patch.setenv("HOME", str(tmp_path))
+        patch.setattr(removal, "_swap", ended)
+        patchbank("demo", tmp_path / "patchbank-demo", check=9)
+    assert "Banks in" in run_demo(tmp_path / "patchbank-demo", "tiny").stdout

@@ -19,7 +19,7 @@ from patchbank.bank.pickles import check_names, key_of, pickle_name
 from patchbank.bank.reader import Bank
 from patchbank.bank.removal import place_of, removable
 from patchbank.bank.runs import copy_runs
-from patchbank.bank.writer import BankWriter, bank_state, check_room, disk_bytes, existing_manifest
+from patchbank.bank.writer import BankWriter, bank_state, check_room, disk_bytes, existing_manifest, gone_on_with
 from patchbank.config import Layout, StoredDtype, check_dtype
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
@@ -250,9 +250,7 @@ def _transfer(
     if wanted.layout == "ezhoi":
         check_names(keys, target)
     stop = stop or Event()
-    existing = existing_manifest(target, overwrite=overwrite)
-    if overwrite and existing and not existing.begun_as(wanted):
-        existing = None
+    existing = gone_on_with(existing_manifest(target, overwrite=overwrite), wanted, overwrite)
     state = bank_state(place_of(target, overwrite), existing) if existing else None
     if overwrite:
         removable(target)  # what must not be deleted is refused before anything is written

@@ -58,6 +58,7 @@ def alone(bank: Path) -> Iterator[None]:
     if is_remote(bank):
         yield
         return
+    make_directory(bank)
     directory = os.open(bank, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

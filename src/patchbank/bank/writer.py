@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -112,6 +112,11 @@ def existing_manifest(bank: Path, *, overwrite: bool) -> Manifest | None:
     return manifest_in(place_of(bank, overwrite))
 
 
+def gone_on_with(existing: Manifest | None, wanted: Manifest, overwrite: bool) -> Manifest | None:
+    """The bank of `existing_manifest`, if a run goes on with it: with overwrite, only if the same command began it."""
+    return None if overwrite and existing and not existing.begun_as(wanted) else existing
+
+
 def check_location(bank: Path, layout: str) -> None:
     """Raise BankError if a place cannot hold a layout."""
     if layout == "ezhoi" and is_remote(bank):
@@ -202,7 +207,7 @@ class BankWriter:
         self._wanted = wanted
         self._positions = positions
         self._overwrite = overwrite
-        self._afresh = overwrite and existing is not None and not existing.begun_as(wanted)
+        self._afresh = existing is not None and gone_on_with(existing, wanted, overwrite) is None
         self._known = known
         self._helper = helper
         self._about = about
@@ -281,17 +286,13 @@ class BankWriter:
     def _enter(self, stack: ExitStack) -> Path:
         """The scratch directory; of a bank that will replace another one, while no run ends one."""
         place = storage_of(self.bank)
-        if not self._overwrite:
-            return stack.enter_context(place.scratch(self._about))
-        if not is_remote(self.bank):
-            make_directory(self.bank.parent)
-        with alone(self.bank.parent):
-            if self._afresh and not is_remote(self.bank) and live_scratches(self.bank):
-                raise BankError(
-                    f"Another run with --overwrite and other options is writing {self.bank.parent}. Wait until it "
-                    "ends, or stop it."
-                )
+        with alone(self.bank.parent) if self._overwrite else nullcontext():
             if self._afresh:
+                if not is_remote(self.bank) and live_scratches(self.bank):
+                    raise BankError(
+                        f"Another run with --overwrite and other options is writing {self.bank.parent}. Wait until it "
+                        "ends, or stop it."
+                    )
                 place.clear()
             return stack.enter_context(place.scratch(self._about))
 

@@ -71,7 +71,8 @@ def main() -> None:
         if not isinstance(end.__context__, BrokenPipeError):
             raise
         # Typer's 1. Of `patchbank info BANK | head` the reader has read enough; other commands may not have ended.
-        sys.exit(0 if {"info", "reader", "-h", "--help"} & {*sys.argv} else 141)
+        enough = sys.argv[1:2] in (["info"], ["reader"]) or {"-h", "--help"} & {*sys.argv}
+        sys.exit(0 if enough else 141)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
             raise

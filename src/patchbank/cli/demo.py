@@ -59,9 +59,10 @@ def demo(
     from patchbank.datasets.example import write_sample
     from patchbank.encoders.openai.checkpoints import find_checkpoint
     from patchbank.encoders.openai.untrained import write_untrained
+    from patchbank.encoders.runner import Runner
     from patchbank.extraction.devices import Devices, decide
     from patchbank.extraction.plan import check_places, make_plan
-    from patchbank.extraction.run import execute, load_runner
+    from patchbank.extraction.run import execute
 
     root = directory.expanduser()
     with busy("laying out the photographs"):
@@ -94,10 +95,12 @@ def demo(
     for plan, *later in (plans[number:] for number in range(len(plans))):
         with activity:
             name_bank(activity, plan, later, len(plans))
-            runner = load_runner(plan, runner, activity)
-            assert runner is not None  # with overwrite, every image is to do
+            # Not `load_runner`: an interrupted demo may have left nothing to do, and the check needs it.
+            runner = runner or Runner(
+                *(plan.encoder, plan.devices.first), batch_size=plan.manifest.batch_size, stage=activity.stage
+            )
             with StopOnSignal() as signals:
-                execute(plan, runner, progress=activity, stop=signals.stop)
+                execute(plan, runner if plan.todo else None, progress=activity, stop=signals.stop)
         if signals.exit_code is not None:
             raise typer.Exit(signals.exit_code)
         bank = open_bank(plan.out)

@@ -24,6 +24,7 @@ from patchbank.bank.writer import (
     check_same,
     disk_bytes,
     existing_manifest,
+    gone_on_with,
 )
 from patchbank.budget import without_collection
 from patchbank.config import WHOLE, ExtractConfig, Layout, Partition, check_dtype
@@ -125,9 +126,7 @@ def make_plan(
     encoder = encoder or encoders.find(config, dataset.root, rounding=dataset.name in SPLITS)
     wanted = describe(dataset, layout, config, devices, encoder)
     state = BankState(set(), {}, [])
-    if config.overwrite and existing and not existing.begun_as(wanted):
-        existing = None
-    if existing is not None:
+    if (existing := gone_on_with(existing, wanted, config.overwrite)) is not None:
         # Converted pickles hold patch tokens only.
         outputs = {name: each for name, each in wanted.outputs.items() if name in existing.outputs or name == GRID}
         wanted = replace(wanted, outputs=outputs)
@@ -266,9 +265,9 @@ def check_images(dataset: Dataset) -> None:
     """Raise DatasetError if none of the images exists."""
     if dataset.name in SPLITS:
         require_images(dataset)
-    if not dataset.samples and dataset.part != WHOLE:
-        return
     if not dataset.samples:
+        if dataset.part != WHOLE:
+            return
         raise DatasetError(f"{dataset.title} has no images.")
     if not any(sample.exists() for sample in dataset.samples):
         first = dataset.samples[0]
