@@ -161,6 +161,11 @@ def load_if_found(found: Listing | None, note: Callable[[str], None] = lambda _:
         return None
 
 
+def usual_dataset(bank: Path, manifest: Manifest) -> Dataset | None:
+    """The images of a bank where they usually lie; None if they do not."""
+    return load_if_found(find_listing(bank, manifest, ListingOptions()))
+
+
 def _find_listing(bank: Path, manifest: Manifest | None, asked: ListingOptions, recall: bool) -> Listing | None:
     from patchbank.datasets import SPLITS
 

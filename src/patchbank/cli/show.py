@@ -74,7 +74,7 @@ def show(
             boxes=boxes,
             texts=text or (),
             image=image,
-            dataset=load_if_found(find_listing(bank, opened.manifest, asked)),
+            dataset=load_if_found(find_listing(bank, opened.manifest, asked)) if asked.given else None,
             weights=config.weights,
             checkpoints=config.checkpoints,
             all_pairs=all_pairs,

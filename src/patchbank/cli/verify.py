@@ -130,7 +130,7 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
         place = shlex.quote(str(report.bank))
         say_prose("Import them into a bank, which leaves out the unusable ones, and extract those again:")
         say(f"  patchbank import {place} BANK --model MODEL{options if found else ''}", "cyan")
-    elif report.manifest is None and report.layout == "shards":
+    elif report.manifest is None:
         say_prose(
             "No part of the bank is sound: nothing says how it was made. The command that made it makes it again."
         )

@@ -17,7 +17,7 @@ from patchbank import __version__
 from patchbank.bank.runs import MOST_RUNS, Run, read_runs
 from patchbank.config import PAGE_IMAGES
 from patchbank.files import bytes_text, whole_file
-from patchbank.listing import ListingOptions, find_listing, load_if_found
+from patchbank.listing import usual_dataset
 from patchbank.locations import is_remote
 from patchbank.show import gallery, statistics
 from patchbank.show.charts import charts_of
@@ -88,7 +88,7 @@ def write_report(
     """
     path = page_beside(bank.path) if path is None else Path(path).expanduser()
     if dataset is None:
-        dataset = load_if_found(find_listing(bank.path, bank.manifest, ListingOptions()))
+        dataset = usual_dataset(bank.path, bank.manifest)
     keys = list(bank)
     chosen = keys if read is None or read >= len(keys) else sorted(gallery.choose(keys, [], read, seed))
     seen = statistics.collect(bank, chosen, len(chosen), progress)

@@ -27,7 +27,7 @@ from patchbank.errors import ConfigError, DatasetError, KeyNotInBank, with_optio
 from patchbank.extraction.recompute import spec_of
 from patchbank.files import whole_file
 from patchbank.images import open_image
-from patchbank.listing import ListingOptions, find_listing, load_if_found, options_needed
+from patchbank.listing import options_needed, usual_dataset
 from patchbank.pool import pool_regions
 from patchbank.show.figure import Box, Map, Picture, draw
 from patchbank.show.maps import Floats, similarities
@@ -117,7 +117,7 @@ def show_features(
     notes: list[str] = []
     tokens, transform = bank[key].float(), bank.transform(key)
     array = tokens.numpy()
-    data = dataset if dataset is not None else load_if_found(find_listing(bank.path, bank.manifest, ListingOptions()))
+    data = usual_dataset(bank.path, bank.manifest) if dataset is None else dataset
     if data is not None and all(sample.key != key for sample in data):
         notes.append(f"{data.title} at {data.annotations or data.images} does not list this image.")
     drawn = image_of(key, None if image is None else Path(image), data, transform)
