@@ -192,20 +192,27 @@ def test_third_party_pickles_are_not_repaired(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_a_bank_of_which_no_part_is_sound(tmp_path: Path, tiny_weights: Path) -> None:
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        ("ezhoi", "a bank in ezhoi of which no part is sound"),
+        ("shards", "a bank in shards of which no part is sound"),
+    ],
+)
+def test_a_bank_of_which_no_part_is_sound(tmp_path: Path, tiny_weights: Path, layout: str, words: str) -> None:
     """Nothing is renamed before it is known that nothing can be repaired; the command that made the bank repairs it."""
     photographs(tmp_path / "images", 3)
-    options = ("--model", "tiny", "--weights", tiny_weights)
+    options = ("--model", "tiny", "--weights", tiny_weights, "--layout", layout)
     make = ("extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *options)
     patchbank(*make, check=0)
-    [shard] = (tmp_path / "bank").glob("*.safetensors")
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-100])
+    [part] = parts_in(tmp_path / "bank")
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-100])
     done = patchbank("verify", tmp_path / "bank", check=1)
-    assert "a bank in shards of which no part is sound" in done.stdout and "ValueError" not in done.stdout
+    assert words in done.stdout and "ValueError" not in done.stdout
     assert "The command that made it makes it again" in " ".join(done.stdout.split())
     asked = ("--images", tmp_path / "images", "--weights", tiny_weights)
     assert "No part of" in patchbank("repair", tmp_path / "bank", "--extract", *asked, check=2).stderr
-    assert shard.read_bytes() == whole[:-100]
+    assert part.read_bytes() == whole[:-100]
     patchbank(*make, check=0)
-    assert shard.read_bytes() == whole
+    assert part.read_bytes() == whole

@@ -19,8 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from patchbank import extract, load_dataset, open_bank
 from patchbank.bank.check import verify
 from patchbank.bank.convert import convert
+from patchbank.bank.payload import Feature
+from patchbank.bank.writer import BankWriter
 from patchbank.config import ExtractConfig, Partition
 from patchbank.errors import BankError, ConfigError, DatasetError
+from patchbank.extraction.plan import make_plan
+from patchbank.features import CLS, GRID
 from patchbank.locations import filesystem, locate
 from tests.faults.processes import Run, run
 from tests.s3 import Store, failing, none, s3_server, slow
@@ -257,6 +261,25 @@ def test_images_that_cannot_be_had(bucket: str, store: Store, config: ExtractCon
     assert extract(dataset, tmp_path / "bank", config).images == 1
     with pytest.raises(DatasetError, match=r"There are no images under s3://.*/nothing"):
         load_dataset("folder", f"s3://{bucket}/nothing")
+
+
+def test_a_run_whose_features_another_one_has_moved_deletes_no_bank(
+    bucket: str, images: Path, config: ExtractConfig
+) -> None:
+    """Nothing is locked in a store: of two runs that make a bank from scratch, the second may end first."""
+    url, dataset = f"s3://{bucket}/bank", load_dataset("folder", images)
+    extract(dataset, url, config)
+    overwriting = replace(config, overwrite=True)
+    plan = make_plan(dataset, locate(url), overwriting)
+    made = [Feature(sample.key, {GRID: torch.ones(16, 32), CLS: torch.ones(32)}, (40, 30)) for sample in dataset]
+    with BankWriter(plan.out, plan.manifest, [each.key for each in made], overwrite=True) as first:
+        first.add(made[:7], [])
+        first.commit()
+        assert extract(dataset, url, overwriting).failures == {}
+        first.add(made[7:14], [])
+    assert len(open_bank(url)) == COUNT
+    assert first.replace([each.key for each in made]).startswith("23 images have features in the old bank and none in")
+    assert len(open_bank(url)) == COUNT
 
 
 def test_a_plan_finds_that_there_is_no_bucket(
