@@ -20,6 +20,7 @@ from patchbank.bank.runs import read_runs
 from patchbank.budget import ByteBudget
 from patchbank.datasets import load_dataset
 from patchbank.datasets.samples import Failure, image_size
+from patchbank.decoder_warnings import Warned
 from patchbank.encoders.openai.registry import MEAN, STD
 from patchbank.errors import DatasetError
 from patchbank.features import Input
@@ -190,3 +191,14 @@ def test_outside_of_patchbank_decoders_warn_as_ever(tmp_path: Path) -> None:
         [sys.executable, "-c", program, tmp_path / "large.png"], capture_output=True, text=True, check=True
     )
     assert done.stderr.count("DecompressionBombWarning") == 1
+
+
+def test_kinds_of_warnings_are_bounded_and_their_texts_escaped() -> None:
+    warned, other = Warned(), Warned()
+    for number in range(1500):
+        (warned if number % 2 else other).add(f"{number}\x1b.jpg", [f"kind{number}\x1b[31m"])
+    warned.merge(other)
+    assert warned.images == sum(warned.counts.values()) == 1500
+    assert len(warned.counts) == 1001 and warned.counts["other warnings"] == 500
+    assert warned.lines()[0].startswith("other warnings: 500 images, such as ")
+    assert len(warned.lines()) == 20 and all(line.isprintable() for line in warned.lines())

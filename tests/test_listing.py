@@ -9,7 +9,7 @@ from pathlib import Path
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.convert import convert
 from patchbank.listing import ListingOptions, find_listing
-from tests.support import hico_root, photographs
+from tests.support import hico_root, patchbank, photographs
 
 
 def test_a_folders_bank_finds_its_images_wherever_both_are(tmp_path: Path, tiny_config: ExtractConfig) -> None:
@@ -55,3 +55,13 @@ def test_a_folders_bank_that_was_made_from_scratch_remembers_its_images(
         bank = open_bank(tmp_path / "bank")
         found = find_listing(bank.path, bank.manifest, ListingOptions())
         assert found is not None and found.images is not None and found.images.samefile(tmp_path / "images")
+
+
+def test_the_folder_of_a_run_with_a_limit_is_no_list_for_verify(tmp_path: Path, tiny_weights: Path) -> None:
+    photographs(tmp_path / "images", 3)
+    options = ("--model", "tiny", "--weights", tiny_weights)
+    patchbank("extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", *options, "--limit", 2, check=0)
+    assert "completeness not checked" in patchbank("verify", tmp_path / "bank", check=0).stdout
+    sample = ("--sample", 2, "--weights", tiny_weights)  # for which it finds the images
+    done = patchbank("verify", tmp_path / "bank", *sample, check=1)
+    assert "2 extracted again" in " ".join(done.stdout.split())
