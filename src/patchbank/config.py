@@ -21,6 +21,7 @@ Precision = Literal["fp32", "bf16", "fp16", "tf32"]
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
 Layout = Literal["ezhoi", "shards"]
 ResizeMode = Literal["center-crop", "squash", "pad"]
+Rounding = Literal["nearest", "down"]
 Decode = Literal["exact", "fast"]
 Compile = Literal["auto", "on", "off"]
 Engine = Literal["local", "ray"]
@@ -88,6 +89,8 @@ def checked(each: dataclasses.Field[Any], value: Any) -> Any:
     stated, allowed, name = Option.of(each), choices(each.type), flag(each.name)
     if value is None and type(None) in get_args(each.type):
         return None
+    if get_args(each.type)[1:] == (...,):
+        return tuple(dict.fromkeys([value] if isinstance(value, str) else value))
     if stated.parse is not None and isinstance(value, str | PurePath):
         try:
             value = stated.parse(value)
@@ -112,6 +115,13 @@ def as_path(text: str | PurePath) -> Path:
     if not str(text):
         raise ValueError("the path is empty")
     return Path(text).expanduser()
+
+
+def as_size(text: str | PurePath) -> tuple[int, int]:
+    """``448`` -> (448, 448); ``448x672`` -> (448, 672), height first. Raises ValueError."""
+    if (match := re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", str(text), re.ASCII)) is None:
+        raise ValueError(f"{text!r} is no size: give pixels, such as 448, or height x width, such as 448x672")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def flag(name: str) -> str:
@@ -243,6 +253,24 @@ class ExtractConfig:
     precision: Precision = option(
         "fp32", "Precision of the encoder: fp32, bf16, fp16 or tf32; fp16 and tf32 need CUDA.", _MODEL
     )
+    output: tuple[str, ...] = option(
+        (),
+        "Output to store: patch_tokens, cls, registers, pooled, block:6, block:6:raw (without the last norm), or a "
+        "dense variant of CLIP: maskclip, sclip, clearclip, naclip; repeatable.",
+        _MODEL,
+        metavar="NAME",
+        default_text="patch_tokens, and cls in shards",
+        values=("patch_tokens", "cls", "registers", "pooled", "block:", "maskclip", "sclip", "clearclip", "naclip"),
+    )
+    input_size: tuple[int, int] | None = option(
+        None,
+        "Size of the input in pixels, N or HEIGHTxWIDTH, if not the model's own; multiples of the patch.",
+        _MODEL,
+        metavar="N",
+        default_text="the model's own",
+        parse=as_size,
+    )
+    pool_grid: int = option(1, "Store the mean of each N x N patches.", _BANK, default_text="", minimum=1, maximum=1024)
     layout: Layout | None = option(
         None,
         "Files of the bank: ezhoi (one pickle per image, as EZ-HOI reads them) or shards (safetensors).",
@@ -308,8 +336,12 @@ class ExtractConfig:
     overwrite: bool = option(False, "Start the bank from scratch; it replaces the old one when it is complete.")
 
     def __post_init__(self) -> None:
+        if isinstance(self.input_size, int):  # as people write it in Python
+            object.__setattr__(self, "input_size", (self.input_size, self.input_size))  # type: ignore[unreachable]
         for each in fields(self):
             object.__setattr__(self, each.name, checked(each, getattr(self, each.name)))
+        if self.input_size is not None and (len(self.input_size) != 2 or min(self.input_size) < 1):
+            raise ConfigError(f"--input-size must be two positive numbers, height and width, not {self.input_size}.")
         if self.overwrite and self.partition != WHOLE:
             raise ConfigError(
                 "--overwrite together with a --partition would delete what the other partitions wrote. "
@@ -327,8 +359,21 @@ class ExtractConfig:
         for each in fields(self)[1:]:
             value = getattr(self, each.name)
             if value != each.default:
-                words += [flag(each.name)] if value is True else [flag(each.name), str(value)]
+                words += _words(flag(each.name), value)
         return tuple(words)
+
+
+def _words(name: str, value: object) -> list[str]:
+    """An option with its value, as a command takes it."""
+    match value:
+        case True:
+            return [name]
+        case (int() as height, int() as width):
+            return [name, f"{height}x{width}"]
+        case tuple():
+            return [word for each in value for word in (name, str(each))]
+        case _:
+            return [name, str(value)]
 
 
 ExtractConfig.__doc__ = f"{ExtractConfig.__doc__}\n\n    Attributes:\n" + "\n".join(

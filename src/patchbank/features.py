@@ -9,15 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from patchbank.config import Decode, ResizeMode, StoredDtype
+from patchbank.config import Decode, ResizeMode, Rounding, StoredDtype
 
 if TYPE_CHECKING:
     from patchbank.transform import ImageTransform
 
 GRID = "patch_tokens"  # the output of the grid: (N, D), row-major
-CLS = "cls"  # the output of the whole image: (D,)
+CLS = "cls"  # the [CLS] token: (D,)
+REGISTERS = "registers"  # the register tokens: (R, D)
+POOLED = "pooled"  # the library's own feature of the whole image: (D,)
 UNKNOWN = "unknown"  # a field of the identity of imported features
 
+Rgb = Literal["first", "last"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 # Named fields that decide the numbers: family, model, weights, activation, precision, and others of a family. Two
@@ -36,6 +39,11 @@ class Input:
         interpolation: the resizing filter, by Pillow's name.
         resize: how an image of any shape becomes `size`.
         decoder: ``exact``: Pillow resizes; ``fast``: torch does.
+        cover: (h, w) that an image is resized to or to cover, before the centre of `size` is cut out; None is `size`.
+            With a crop fraction of 0.875, 224 pixels are the centre of 256.
+        crop: how half a pixel at the cut is rounded: ``nearest`` (torchvision), ``down`` (transformers).
+        rgb: whether images become RGB before they are resized, or after.
+        pool: the side of the square of patches that become one token, by their mean; 1 leaves them alone.
     """
 
     size: tuple[int, int]
@@ -45,17 +53,30 @@ class Input:
     interpolation: Interpolation = "bicubic"
     resize: ResizeMode = "center-crop"
     decoder: Decode = "exact"
+    cover: tuple[int, int] | None = None
+    crop: Rounding = "nearest"
+    rgb: Rgb = "last"
+    pool: int = 1
+
+    @property
+    def cell(self) -> int:
+        """The side of a token's square in pixels: a patch's, or of several that are pooled."""
+        return self.patch * self.pool
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(Gh, Gw): rows and columns of patches."""
-        return self.size[0] // self.patch, self.size[1] // self.patch
+        """(Gh, Gw): rows and columns of tokens."""
+        return self.size[0] // self.cell, self.size[1] // self.cell
 
     def transform(self, size: tuple[int, int]) -> ImageTransform:
         """How an image of (width, height) pixels becomes this input."""
         from patchbank.transform import ImageTransform  # it imports numpy, which the command line does not need
 
-        return ImageTransform(*size, self.resize, self.size, self.patch)
+        return ImageTransform(*size, self.resize, self.size, self.cell, cover=self.cover, crop=self.crop)
+
+    def resized_by(self, mode: ResizeMode | None) -> Input:
+        """The same with another way to resize; it shows as much of an image as it can."""
+        return self if mode in (None, self.resize) else replace(self, resize=mode, cover=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +101,11 @@ class Output:
     def stored_as(self, dtype: StoredDtype) -> Output:
         """The same in another stored dtype. ``int8`` makes a vector float16, since it is small."""
         return replace(self, dtype="float16" if dtype == "int8" and len(self.shape) == 1 else dtype)
+
+
+def is_grid(name: str, output: Output) -> bool:
+    """Whether an output has one row for each token of the grid."""
+    return len(output.shape) == 2 and name != REGISTERS
 
 
 def differences(

@@ -8,8 +8,6 @@ An image that cannot be read becomes a `Failure` with its reason; nothing replac
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,6 +18,8 @@ from patchbank.datasets.samples import Decoded, Failure, Sample
 from patchbank.errors import first_line
 from patchbank.features import Input
 from patchbank.images import MAX_PIXELS, open_image
+
+_FAST = ("bicubic", "bilinear")  # torch's filters that look at as many pixels as Pillow's
 
 
 def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure:
@@ -54,22 +54,24 @@ def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure
 def preprocess(image: Image.Image, wanted: Input, resize: ResizeMode | None = None) -> NDArray[np.uint8]:
     """An opened image to (h, w, 3) uint8 RGB.
 
-    ``center-crop`` gives the pixels of CLIP's own preprocessing: resized in the image's own mode, cropped, and only
-    then RGB, which matters for palette, CMYK and 1-bit images. EXIF rotation is not applied.
+    With ``rgb`` last, these are the pixels of CLIP's own preprocessing: resized in the image's own mode, cropped, and
+    only then RGB, which matters for palette, CMYK and 1-bit images. EXIF rotation is not applied.
 
     Args:
         resize: instead of the input's mode.
     """
-    wanted = wanted if resize is None else replace(wanted, resize=resize)
+    wanted = wanted.resized_by(resize)
+    if wanted.rgb == "first" and image.mode != "RGB":
+        image = image.convert("RGB")
     transform = wanted.transform(image.size)
     if image.size != transform.resized:
-        if wanted.decoder == "fast" and image.mode == "RGB" and wanted.interpolation == "bicubic":
-            image = _resize_fast(image, transform.resized)
+        if wanted.decoder == "fast" and image.mode == "RGB" and wanted.interpolation in _FAST:
+            image = _resize_fast(image, transform.resized, wanted.interpolation)
         else:
             image = image.resize(transform.resized, Image.Resampling[wanted.interpolation.upper()])
     left, top = transform.offset
     height, width = wanted.size
-    if wanted.resize == "center-crop":
+    if wanted.resize != "pad" and image.size != (width, height):
         image = image.crop((-left, -top, width - left, height - top))
     if image.mode != "RGB":
         image = image.convert("RGB")
@@ -81,11 +83,11 @@ def preprocess(image: Image.Image, wanted: Input, resize: ResizeMode | None = No
     return np.asarray(image)
 
 
-def _resize_fast(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """An RGB picture, bicubic."""
+def _resize_fast(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+    """An RGB picture."""
     import torch  # here: not every importer of this module needs it
     from torch.nn.functional import interpolate
 
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), a view
-    resized = interpolate(pixels, size[::-1], mode="bicubic", antialias=True)
+    resized = interpolate(pixels, size[::-1], mode=interpolation, antialias=True)
     return Image.fromarray(resized[0].permute(1, 2, 0).numpy())

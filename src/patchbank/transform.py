@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from patchbank.config import ResizeMode
+from patchbank.config import ResizeMode, Rounding
 from patchbank.notebook import facts, geometry
 
 
@@ -28,8 +28,11 @@ class ImageTransform:
         mode: ``center-crop``: resized to cover the input, then its centre. ``squash``: both sides to the input's.
             ``pad``: resized to fit into the input, centred, the rest in the mean colour.
         input_size: (h, w) of the encoder's input in pixels.
-        patch_size: the side of a patch in pixels; the grid is ``h // patch_size`` x ``w // patch_size``.
+        patch_size: the side of a patch, or of a square of pooled ones, in pixels; the grid is ``h // patch_size`` x
+            ``w // patch_size``.
         mirrored: whether the grid, and the image that coordinates refer to, are flipped left to right.
+        cover: (h, w) to resize to instead of the input's, before its centre is cut out; not with ``pad``.
+        crop: how half a pixel at the cut is rounded: ``nearest`` even one, or ``down``.
     """
 
     width: int
@@ -38,6 +41,8 @@ class ImageTransform:
     input_size: tuple[int, int]
     patch_size: int
     mirrored: bool = False
+    cover: tuple[int, int] | None = None
+    crop: Rounding = "nearest"
 
     def __post_init__(self) -> None:
         sizes = self.width, self.height, *self.input_size, self.patch_size
@@ -50,7 +55,7 @@ class ImageTransform:
 
         ``center-crop`` follows torchvision's ``Resize``: the side longer than the input is ``int(n * long / short)``.
         """
-        h, w = self.input_size
+        h, w = self.cover or self.input_size
         if self.mode == "squash":
             return w, h
         wide = self.width * h >= self.height * w  # wider than the input
@@ -66,12 +71,15 @@ class ImageTransform:
     def offset(self) -> tuple[int, int]:
         """(x, y) of the resized image's top-left corner in the input, in pixels; negative if it is cropped.
 
-        ``center-crop`` follows torchvision's ``CenterCrop``: ``int(round((size - n) / 2))`` is cut off.
+        ``center-crop`` follows torchvision's ``CenterCrop``: ``int(round((size - n) / 2))`` is cut off; or
+        transformers', ``(size - n) // 2``.
         """
         width, height = self.resized
         h, w = self.input_size
         if self.mode == "pad":
             x, y = (w - width) // 2, (h - height) // 2
+        elif self.crop == "down":
+            x, y = -((width - w) // 2), -((height - h) // 2)
         else:
             x, y = -round((width - w) / 2.0), -round((height - h) / 2.0)
         return (w - width - x if self.mirrored else x), y
@@ -142,8 +150,8 @@ class ImageTransform:
     def visible_fraction(self, boxes: Any) -> Any:
         """The visible fraction of each box (..., 4), xyxy in original pixels: (...), 0 to 1 of its area.
 
-        With ``squash`` and ``pad`` it is 1, unless a part of the box is outside the image. A box without area, or with
-        corners in the wrong order, has 0.
+        With ``squash`` and ``pad`` it is 1, unless a part of the box is outside the image, or the centre is cut out. A
+        box without area, or with corners in the wrong order, has 0.
         """
         boxes = _floats(boxes)
         area, seen = _area(boxes), _area(self.clip(boxes))

@@ -58,7 +58,7 @@ class Measure:
 def decode(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, how: Decode, threads: int) -> Measure:
     """Measure decoding and resizing. Raises PatchbankError if no image can be decoded."""
     budget = ByteBudget(2 << 30)
-    wanted = replace(spec.input, resize=config.resize or spec.input.resize, decoder=how)
+    wanted = replace(spec.input.resized_by(config.resize), decoder=how)
 
     def all_images() -> int:
         return sum(pool.map(lambda sample: isinstance(load(sample, wanted, budget), Decoded), dataset.samples))

@@ -111,7 +111,7 @@ def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> 
         split=found.split if found else None,
         outputs=outputs,
         identity={name: known.get(name, UNKNOWN) for name in spec.identity},
-        input=replace(spec.input, resize=config.resize or spec.input.resize),
+        input=spec.input.resized_by(config.resize),
         part_size=part_size(layout, outputs, config.shard_size),
         # Of the extraction that completes the bank: pickles are not made again.
         batch_size=auto_batch_size(spec.input.grid, resolve_device(config.device, config.precision).type),

@@ -139,6 +139,8 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
         shown = "" if default is None or default is False or default is ... else str(default)
     if allowed or stated.parse:  # text until checked
         kind, default = str | None, default if allowed or default is ... else None
+    if get_args(kind)[1:] == (...,):
+        kind, default = list[str] | None, None
     number = {int, float} & {kind, *get_args(kind)}
     info = typer.Option(
         flag(each.name),

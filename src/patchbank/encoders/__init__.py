@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 EZHOI_MODELS = ("ViT-B/16", "ViT-L/14@336px")  # what EZ-HOI's scripts extract
 
 # The prefix of a model's name, up to the first slash -> the family's module. Names without such a prefix are OpenAI's.
-FAMILIES: dict[str, str] = {}
+FAMILIES: dict[str, str] = {
+    "timm": "patchbank.encoders.timm",
+    "open_clip": "patchbank.encoders.open_clip",
+    "transformers": "patchbank.encoders.transformers",
+}
 
 
 def find(config: ExtractConfig, root: Path | None = None, *, rounding: bool = False) -> EncoderSpec:

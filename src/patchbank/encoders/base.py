@@ -37,7 +37,8 @@ class Encoder(Protocol):
             pixels: (B, h, w, 3) uint8 RGB on the encoder's device.
 
         Returns:
-            name -> (B, ...) of the output's shape, in any float dtype, not normalised to unit length.
+            name -> (B, ...) of the output's shape, in any float dtype, not normalised to unit length. Patch tokens are
+            row-major and not yet merged as `input.pool` says: the runner does that.
         """
         ...
 

@@ -96,3 +96,17 @@ def _packed_linear(x: Tensor, residual: Tensor | None, layer: int, features: int
 @_packed_linear.register_fake
 def _(x: Tensor, residual: Tensor | None, layer: int, features: int) -> Tensor:  # noqa: ARG001
     return x.new_empty(*x.shape[:-1], features)
+
+
+def pack_model(model: nn.Module, dtype: torch.dtype, rows: int, device: torch.device) -> nn.Module:
+    """A library's model with its linear layers replaced, to compute in `dtype` on a device; changes the model."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear:
+                packed = Linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach(), dtype)
+                setattr(parent, name, packed.to(device))
+    model.to(device)
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            layer.pack(rows)
+    return model

@@ -20,6 +20,7 @@ from patchbank.encoders.compiling import Forward, compile_forward
 from patchbank.encoders.defaults import auto_batch_size
 from patchbank.encoders.device import check_memory, float32_products, has_bfloat16, resolve_device
 from patchbank.errors import PatchbankError
+from patchbank.features import is_grid
 from patchbank.preprocess import preprocess
 
 _TOO_LARGE = "A batch did not fit into the memory"
@@ -154,7 +155,16 @@ class Runner:
         with torch.no_grad(), float32_products(self._precision):
             outputs = forward(pixels.to(self.device, non_blocking=True))
             # A compiled forward pass on CUDA gives the same memory each time.
-            return {name: value.to(torch.float32, copy=self.compiled) for name, value in outputs.items()}
+            outputs = {name: value.to(torch.float32, copy=self.compiled) for name, value in outputs.items()}
+            return {name: self._merged(name, value) for name, value in outputs.items()}
+
+    def _merged(self, name: str, value: Tensor) -> Tensor:
+        """An output with the patches of each square of `input.pool` merged: their mean."""
+        made, side = self.spec.input, self.spec.input.pool
+        if side == 1 or not is_grid(name, self.spec.outputs[name]):
+            return value
+        rows, columns = made.grid
+        return value.view(len(value), rows, side, columns, side, -1).mean((2, 4)).flatten(1, 2)
 
     def _halve(self, failed: int) -> None:
         """Halve the largest batch after `failed` samples ran out of memory. Raises PatchbankError if that was one."""

@@ -162,7 +162,7 @@ def describe(
 ) -> Manifest:
     """The manifest of a new bank."""
     listed = len(dataset) * dataset.part.count
-    made = replace(encoder.input, resize=config.resize or encoder.input.resize, decoder=config.decode)
+    made = replace(encoder.input.resized_by(config.resize), decoder=config.decode)
     outputs = stored_outputs(encoder.outputs, layout, config.dtype)
     return Manifest(
         layout=layout,

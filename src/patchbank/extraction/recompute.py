@@ -55,6 +55,9 @@ def config_of(bank: Manifest, config: ExtractConfig) -> ExtractConfig:
         config,
         **known,  # type: ignore[arg-type]
         round_weights=bank.identity.get("rounding", "float16") != "none",
+        output=tuple(bank.outputs),
+        input_size=bank.input.size,
+        pool_grid=bank.input.pool,
         resize=bank.input.resize,
         decode=bank.input.decoder,
         dtype=bank.dtype,
