@@ -120,6 +120,8 @@ def make_plan(
     if layout == "ezhoi" and begun is None:
         check_names(keys, out)
     check_dtype(layout, config.dtype)
+    if layout == "ezhoi" and (others := [name for name in config.output if name != GRID]):
+        raise ConfigError(f"--output {others[0]}: a pickle holds the {GRID} alone. Add --layout shards.")
     check_images(dataset)
     devices = devices or decide(config)  # before the search for weights, which takes longer
     # EZ-HOI's scripts round weights, as clip.load does.
