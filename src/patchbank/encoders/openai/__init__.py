@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchbank.config import Activation, ExtractConfig, Precision
-from patchbank.encoders.base import Product, Progress
-from patchbank.encoders.openai.registry import HEAD, MEAN, STD, Model, get_model
+from patchbank.encoders.base import Description, Product, Progress
+from patchbank.encoders.openai.registry import HEAD, MEAN, MODELS, STD, Model, get_model
 from patchbank.errors import ConfigError, WeightsError
 from patchbank.features import CLS, GRID, Identity, Input, Output
 
@@ -63,6 +63,18 @@ def encode_texts(spec: OpenAISpec, texts: Sequence[str]) -> Tensor:
     found = spec.obtain()
     assert found.checkpoint is not None
     return text.encode_texts(found.checkpoint.path, texts, found.activation)
+
+
+def names() -> Sequence[str]:
+    """The four."""
+    return list(MODELS)
+
+
+def describe(name: str) -> Description:
+    """One of them. Raises ConfigError if it is unknown."""
+    model = get_model(name)
+    side = model.input_size
+    return Description(model.name, (side, side), model.grid, model.output_dim, prefix=1, text=True)
 
 
 @dataclass(frozen=True)
