@@ -20,6 +20,8 @@ from clip.clip import _transform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
 from patchbank.budget import ByteBudget
 from patchbank.datasets.samples import Decoded, Failure
@@ -62,6 +64,42 @@ def test_every_kind_of_picture_gives_openais_pixels(tmp_path: Path, size: int) -
 def test_any_size_gives_openais_pixels(width: int, height: int, size: int) -> None:
     image = photograph("coffee").resize((width, height), Image.Resampling.NEAREST)
     assert torch.equal(normalised(preprocess(image, square(size))), _transform(size)(image))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mode", ["center-crop", "squash"])
+def test_the_centre_of_a_larger_size_is_torchvisions(tmp_path: Path, mode: Any, interpolation: Any) -> None:
+    wanted = square(224, resize=mode, interpolation=interpolation, cover=(256, 256), rgb="first")
+    reference = transforms.Compose(
+        [
+            transforms.Resize(256 if mode == "center-crop" else (256, 256), InterpolationMode(interpolation)),
+            transforms.CenterCrop(224),
+        ]
+    )
+    for name in every_kind(tmp_path):
+        with Image.open(tmp_path / name) as image:
+            expected = np.asarray(reference(image.convert("RGB")))
+        found = load(sample(name, tmp_path), wanted, BUDGET)
+        assert isinstance(found, Decoded), found
+        assert np.array_equal(found.pixels, expected), name
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 700), st.integers(1, 700))
+def test_a_cut_rounded_down_is_that_of_transformers(width: int, height: int) -> None:
+    image = photograph("coffee").resize((width, height), Image.Resampling.NEAREST)
+    seen = np.asarray(transforms.Resize(37, InterpolationMode.BILINEAR)(image))
+    top, left = (seen.shape[0] - 32) // 2, (seen.shape[1] - 32) // 2
+    wanted = square(32, cover=(37, 37), crop="down", interpolation="bilinear")
+    assert np.array_equal(preprocess(image, wanted), seen[top : top + 32, left : left + 32])
+
+
+def test_another_mode_shows_the_whole_image() -> None:
+    wanted = square(64, cover=(80, 80))
+    assert wanted.resized_by(None) == wanted.resized_by("center-crop") == wanted
+    assert wanted.resized_by("squash") == square(64, resize="squash")
+    image = photograph("coffee")
+    assert np.array_equal(preprocess(image, wanted, "squash"), np.asarray(image.resize((64, 64), 3)))
 
 
 @settings(max_examples=40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -78,20 +79,24 @@ def test_what_is_visible(width: int, height: int, mode: ResizeMode) -> None:
     assert (inside <= 224 + 1e-6).all()
 
 
+@pytest.mark.parametrize("cover", [None, (256, 272)])
 @pytest.mark.parametrize("mode", ["center-crop", "squash", "pad"])
 @pytest.mark.parametrize("size", [(640, 427), (300, 500), (225, 224)])
-def test_a_mark_is_found_where_the_transform_says(mode: ResizeMode, size: tuple[int, int]) -> None:
+def test_a_mark_is_found_where_the_transform_says(
+    mode: ResizeMode, size: tuple[int, int], cover: tuple[int, int] | None
+) -> None:
+    wanted = replace(INPUT, resize=mode, cover=None if mode == "pad" else cover)
     width, height = size
     box = (0.4 * width, 0.3 * height, 0.6 * width, 0.7 * height)
     box = tuple(round(value) for value in box)
     image = Image.new("RGB", size, "black")
     ImageDraw.Draw(image).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill="red")
-    red = preprocess(image, INPUT, mode)[:, :, 0] / 255
+    red = preprocess(image, wanted)[:, :, 0] / 255
 
     seen = red > 0.6  # the padding's red is 123
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-    expected = ImageTransform(width, height, mode, (224, 224), 16).boxes_to_input(box)
+    expected = wanted.transform(size).boxes_to_input(box)
     assert np.abs(np.array(found) - expected).max() <= 1.0
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchbank.encoders.openai.archive import Archive
+from patchbank.encoders.archive import Archive
 from patchbank.encoders.openai.untrained import untrained_state
 from patchbank.errors import WeightsError
 from tests.support import TINY, TINY_VOCABULARY
@@ -363,7 +363,7 @@ def test_tensors_of_other_kinds_are_refused(tmp_path: Path) -> None:
         torch.save({"a": torch.ones(1), "b": value}, tmp_path / "state.pt")
         with pytest.raises(
             WeightsError,
-            match=r"cannot be read as a CLIP checkpoint: (b is a .*, not a dense|it holds a torch\.\w+Storage, not)",
+            match=r"cannot be read as a checkpoint: (b is a .*, not a dense|it holds a torch\.\w+Storage, not)",
         ):
             read(tmp_path / "state.pt")
     negative = torch._neg_view(torch.ones(3))

@@ -4,9 +4,12 @@ A model's name selects its family, a module with these functions:
 
 - ``spec(config, root, *, rounding)``: as `find`;
 - ``random(config)``: as `random`;
-- ``encode_texts(spec, texts)``: as `encode_texts`, if its models have a text tower.
+- ``encode_texts(spec, texts)``: as `encode_texts`, if its models have a text tower;
+- ``names()``: the names that it can list, with its prefix and without a network; quick, but for its library's import.
+  Raises ConfigError if that is missing;
+- ``describe(name)``: one of them as a `Description`; None if it is no vision transformer.
 
-Families other than OpenAI's are imported on demand.
+Families other than OpenAI's are imported on demand; the modules import their library within functions.
 """
 
 from __future__ import annotations

@@ -66,6 +66,26 @@ class Product(NamedTuple):
         return 2 * self.rows * self.inner * self.columns * (2 * self.heads if self.kind == "attention" else 1)
 
 
+class Description(NamedTuple):
+    """A model in a list of models, known without its weights.
+
+    Attributes:
+        name: as ``--model`` takes it.
+        size: (h, w) of its input in pixels.
+        grid: (Gh, Gw): rows and columns of patches.
+        dim: of patch tokens.
+        prefix: tokens before those of the patches: [CLS] and registers.
+        text: whether it has a text tower.
+    """
+
+    name: str
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    dim: int
+    prefix: int
+    text: bool
+
+
 class EncoderSpec(Protocol):
     """An encoder before its weights are loaded. Small, the same on every machine, and safe to send to other processes.
 

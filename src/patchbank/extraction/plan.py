@@ -121,8 +121,8 @@ def make_plan(
     if layout == "ezhoi" and begun is None:
         check_names(keys, out)
     check_dtype(layout, config.dtype)
-    if layout == "ezhoi" and config.output not in ((), (GRID,)):
-        raise ConfigError(f"--output: pickles store {GRID} alone, under EZ-HOI's names. Add --layout shards.")
+    if layout == "ezhoi" and (others := [name for name in config.output if name != GRID]):
+        raise ConfigError(f"--output {others[0]}: a pickle holds the {GRID} alone. Add --layout shards.")
     check_images(dataset)
     devices = devices or decide(config)  # before the search for weights, which takes longer
     # EZ-HOI's scripts round weights, as clip.load does.

@@ -12,18 +12,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from patchbank.config import Activation
 from patchbank.encoders.base import Progress
 from patchbank.encoders.openai.registry import HEAD, MEAN, MODELS, STD, Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half
+from patchbank.encoders.weights import as_float32, opened, refuse_pointer, sha256_of_weights
 from patchbank.errors import WeightsError
 from patchbank.files import (
-    LFS_POINTER,
     fsync_directory,
     make_directory,
-    open_regular,
     parse_json,
     read_regular,
     scratch_directory,
@@ -40,7 +39,6 @@ _TIMEOUT = 30.0  # seconds without a byte
 _CONFIG = "open_clip_config.json"  # beside the weights in open_clip's repositories on the Hugging Face Hub
 # Tensors of OpenAI's archives that are not parameters. No other exporter writes them.
 _MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
-_DTYPES = frozenset({"float32", "bfloat16", "float16", "float64"})
 # What open_clip's config may say, if it says it: OpenAI's models and their preprocessing.
 _OURS = {
     **{"mean": list(MEAN), "std": list(STD), "mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest"},
@@ -77,9 +75,7 @@ def find_checkpoint(model: Model, weights: Path | None, checkpoints: Path | None
     Raises WeightsError if the user's file is missing, or a file with the official name is not the official one.
     """
     if weights is not None:
-        if not weights.is_file():
-            raise WeightsError(f"There is no checkpoint {weights}. Give --weights an existing file.")
-        return Checkpoint(weights, _sha256(weights))
+        return Checkpoint(weights, sha256_of_weights(weights))
     for path in places(model, checkpoints):
         if path.is_file():
             return Checkpoint(path, _check_official(model, path))
@@ -88,7 +84,7 @@ def find_checkpoint(model: Model, weights: Path | None, checkpoints: Path | None
 
 def is_there(checkpoint: Checkpoint) -> bool:
     """Whether this machine has the file, with the same content."""
-    return checkpoint.path.is_file() and _sha256(checkpoint.path) == checkpoint.sha256
+    return checkpoint.path.is_file() and sha256_of_weights(checkpoint.path) == checkpoint.sha256
 
 
 def obtain_checkpoint(model: Model, checkpoints: Path | None, progress: Progress | None = None) -> Checkpoint:
@@ -103,30 +99,10 @@ def obtain_checkpoint(model: Model, checkpoints: Path | None, progress: Progress
         raise WeightsError(f"There is no checkpoint of {model.name}: none of {listed}. {error}") from error
 
 
-def _sha256(path: Path) -> str:
-    try:
-        status = path.stat()
-        return _sha256_of_version(path, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise WeightsError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
-
-
-@lru_cache(maxsize=16)
-def _sha256_of_version(path: Path, _size: int, _modified: int) -> str:
-    """Cached, since one run may plan several banks with the same large file."""
-    return sha256_of(path)
-
-
-def _refuse_pointer(path: Path) -> None:
-    with open_regular(path) as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise WeightsError(f"{path} is a Git LFS pointer, not the weights: git lfs pull fetches them.")
-
-
 def _check_official(model: Model, path: Path) -> str:
-    sha256 = _sha256(path)
+    sha256 = sha256_of_weights(path)
     if sha256 != model.sha256:
-        _refuse_pointer(path)
+        refuse_pointer(path)
         raise WeightsError(
             f"{path} is not OpenAI's {model.name}: its SHA-256 is {sha256}, not {model.sha256}. "
             f"A download cut short is the usual cause (the file has {path.stat().st_size:,} bytes): delete it "
@@ -181,13 +157,13 @@ def activation_of(path: Path) -> Activation | None:
     shapes with either activation. Raises WeightsError if the file cannot be read, or the config asks for something
     else than OpenAI's architecture.
     """
-    from patchbank.encoders.openai.archive import Archive
+    from patchbank.encoders.archive import Archive
 
     if path.suffix != ".safetensors":
         with Archive(path) as archive:
             if archive.attributes >= _MARKS:
                 return "quickgelu"
-    if _sha256(path) in {model.sha256 for model in MODELS.values()}:
+    if sha256_of_weights(path) in {model.sha256 for model in MODELS.values()}:
         return "quickgelu"
     config = path.with_name(_CONFIG)
     return _activation_in(config) if config.is_file() else None
@@ -259,23 +235,10 @@ def load_state(path: Path, part: str = "") -> dict[str, Tensor]:
 
     Raises WeightsError.
     """
-    from safetensors import SafetensorError, safe_open
-
-    from patchbank.encoders.openai.archive import Archive
-
-    try:
-        _refuse_pointer(path)
-        opened: Any = safe_open(path, "pt") if path.suffix == ".safetensors" else Archive(path)
-        with opened as file:
-            names = list(file.keys())
-            begin = _prefix(path, names) + part
-            found = {name.removeprefix(begin): file.get_tensor(name) for name in names if name.startswith(begin)}
-            # A tensor of safetensors is mapped from the file, and would change with it.
-            loaded = found if isinstance(file, Archive) else {name: value.clone() for name, value in found.items()}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{path} cannot be read as a CLIP checkpoint ({error}). Was its download cut short?"
-        ) from error
+    with opened(path) as (shapes, tensor):
+        names = list(shapes)
+        begin = _prefix(path, names) + part
+        loaded = {name.removeprefix(begin): tensor(name) for name in names if name.startswith(begin)}
     if part and not loaded:
         raise WeightsError(
             f"{path} holds no CLIP image tower: no parameter's name begins with '{part}' "
@@ -311,17 +274,8 @@ def _check_shapes(model: Model, path: Path, visual: dict[str, Tensor]) -> None:
 def _float32(path: Path, name: str, value: Tensor, rounding: bool) -> Tensor:
     import torch
 
-    if (dtype := str(value.dtype).removeprefix("torch.")) not in _DTYPES:
-        raise WeightsError(
-            f"{path}: visual.{name} holds {dtype} numbers. Use a checkpoint that is "
-            "not quantised: in float32, bfloat16 or float16."
-        )
-    if not torch.isfinite(value.float()).all():
-        raise WeightsError(
-            f"{path} is damaged: visual.{name} holds NaN or Inf, or a number too large for float32. Use another "
-            "checkpoint."
-        )
-    rounded = (value.half() if rounding and is_half(name) else value).float().contiguous()
+    exact = as_float32(path, f"visual.{name}", value)
+    rounded = (value.half().float() if rounding and is_half(name) else exact).contiguous()
     if not torch.isfinite(rounded).all():
         raise WeightsError(f"{path}: visual.{name} does not fit into float16. Leave out --round-weights.")
     return rounded

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from patchbank.encoders.openai.archive import Bounded
+from patchbank.encoders.archive import Bounded
 from patchbank.encoders.openai.registry import Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half, transformer_shapes
 from patchbank.files import scratch_directory

@@ -75,6 +75,10 @@ class Archive:
         """The names in the file's order, as in torch's ``state_dict``; a module's are dotted."""
         return list(self._views)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape, in the order of `keys`."""
+        return {name: view.size for name, view in self._views.items()}
+
     def get_tensor(self, name: str) -> Tensor:
         """A tensor on the CPU with its own dtype, shape and strides; tensors of one storage share memory.
 
@@ -115,13 +119,13 @@ class Archive:
             raise WeightsError(f"The checkpoint {self._path} cannot be read: {error.strerror}.") from error
         except UnsafePickleError as error:
             raise WeightsError(
-                f"{self._path} is not a checkpoint that can be read safely: {error}. Expected OpenAI's archive or a "
-                "state dict: save one with torch.save(model.state_dict(), ...), or as .safetensors."
+                f"{self._path} is not a checkpoint that can be read safely: {error}. Expected a state dict: "
+                "save one with torch.save(model.state_dict(), ...), or as .safetensors."
             ) from None
         except PickleError as error:
             raise WeightsError(
-                f"{self._path} cannot be read as a CLIP checkpoint: {error}. Expected OpenAI's archive or a state "
-                "dict (.pt, .safetensors), and the whole file."
+                f"{self._path} cannot be read as a checkpoint: {error}. Expected a state dict or a TorchScript "
+                "archive (.pt, .safetensors), and the whole file."
             ) from error
 
 

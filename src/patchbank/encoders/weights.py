@@ -1,0 +1,92 @@
+"""Files of weights, of any family: their names and tensors as data. Nothing in a file runs.
+
+Only what reads tensors imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchbank.errors import WeightsError
+from patchbank.files import LFS_POINTER, open_regular, sha256_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DTYPES = frozenset({"float32", "bfloat16", "float16", "float64"})
+
+
+def sha256_of_weights(path: Path) -> str:
+    """The SHA-256 of a file's content. Raises WeightsError if there is no such file, or it cannot be read."""
+    if not path.is_file():
+        raise WeightsError(f"There is no checkpoint {path}. Give --weights an existing file.")
+    try:
+        status = path.stat()
+        return _sha256_of_version(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise WeightsError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
+
+
+@lru_cache(maxsize=16)
+def _sha256_of_version(path: Path, _size: int, _modified: int) -> str:
+    """Cached, since one run may plan several banks with the same large file."""
+    return sha256_of(path)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise WeightsError if a file is what Git LFS leaves in the place of a large one."""
+    with open_regular(path) as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise WeightsError(f"{path} is a Git LFS pointer, not the weights: git lfs pull fetches them.")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]]:
+    """The names and shapes in a file, and a function that reads a tensor as it is stored.
+
+    Reads ``.safetensors``, ``torch.save``'s state dicts, also within a training checkpoint, and TorchScript archives.
+
+    Raises WeightsError if it is none of these, or a part of one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from patchbank.encoders.archive import Archive
+
+    try:
+        refuse_pointer(path)
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                # A tensor of safetensors is mapped from the file, and would change with it.
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                yield shapes, lambda name: file.get_tensor(name).clone()
+        else:
+            with Archive(path) as archive:
+                yield archive.shapes(), archive.get_tensor
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read as a checkpoint ({error}). Was its download cut short?") from error
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file, as `opened` reads them: name -> tensor on the CPU. Raises WeightsError."""
+    with opened(path) as (shapes, tensor):
+        return {name: tensor(name) for name in shapes}
+
+
+def as_float32(path: Path, name: str, value: Tensor) -> Tensor:
+    """A parameter as float32. Raises WeightsError if it is quantised, or a number is not finite."""
+    import torch
+
+    if (dtype := str(value.dtype).removeprefix("torch.")) not in _DTYPES:
+        raise WeightsError(
+            f"{path}: {name} holds {dtype} numbers. Use a checkpoint that is "
+            "not quantised: in float32, bfloat16 or float16."
+        )
+    if not torch.isfinite(value.float()).all():
+        raise WeightsError(
+            f"{path} is damaged: {name} holds NaN or Inf, or a number too large for float32. Use another checkpoint."
+        )
+    return value.float()
