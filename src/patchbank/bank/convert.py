@@ -105,7 +105,7 @@ def convert(
         place = payload_of(place_of(target, overwrite), layout).parts
         known = (place, existing.reduction) if existing and existing.reduction else None
         if (new := fit(source, made, components, fitting, stop, known)) is None:
-            return Converted(target, made, remaining=len(source))
+            return Converted(target, made, remaining=len(source) + len(source.failures))
         wanted, reducer = new.reduced(wanted), new
     wanted = replace(wanted, part_size=part_size(layout, wanted.outputs, shard_size))
 
