@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchbank import ExtractConfig, FeatureDataset, extract, load_dataset, open_bank, pool_regions
+from patchbank import ExtractConfig, FeatureDataset, extract, load_dataset, open_bank, pool_regions, show_features
 from patchbank.bank import patchbank_reader, reduction
 from patchbank.bank.check import verify
 from patchbank.bank.convert import convert
@@ -27,6 +27,8 @@ from patchbank.bank.writer import BankWriter
 from patchbank.encoders import FAMILIES
 from patchbank.errors import BankError, ConfigError
 from patchbank.features import CLS, GRID, POOLED, REGISTERS, Output
+from patchbank.show.showing import to_texts
+from tests import toy_family
 from tests.support import contents, patchbank, photographs, relative_error, tiny_manifest
 
 OUTPUTS = (CLS, GRID, "block:1", REGISTERS, POOLED)
@@ -331,3 +333,23 @@ def test_other_images_differ_from_a_reduced_bank(reduced: Bank, images: Path, tm
     done = patchbank("verify", reduced.path, "--images", tmp_path / "images", "--sample", 7, "--json", check=1)
     findings = [each for each in json.loads(done.stdout)["findings"] if each["kind"] == "pixels"]
     assert [each["name"] for each in findings] == ["photo_0001.jpg"]
+
+
+def test_texts_are_projected_into_a_reduced_bank(
+    source: Bank, reduced: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = torch.tensor([[1.0, -2, 0.5, 3, 0, 1]])
+    monkeypatch.setattr(toy_family, "encode_texts", lambda spec, texts: text.repeat(len(texts), 1), raising=False)
+    key = next(iter(reduced))
+    tokens, wanted = reduced[key], reduced.project(text)[0]
+    cosines = torch.nn.functional.cosine_similarity(tokens, wanted[None])
+    [found] = to_texts(reduced, GRID, key, tokens.numpy(), ["a dog"], ExtractConfig(), None)
+    assert np.abs(found.values - cosines.numpy()).max() < 1e-6
+    assert len(show_features(reduced, key, texts=["a dog", "a cat"]).figure.axes) > 3
+    for bank in (source, reduced):
+        with pytest.raises(ConfigError, match=r"text: block:1 of .* is not in the space of texts"):
+            show_features(bank, key, texts=["a dog"], output="block:1")
+    monkeypatch.setattr(toy_family, "encode_texts", lambda spec, texts: text[:, :5])
+    for bank in (source, reduced):
+        with pytest.raises(ConfigError, match=r"patch_tokens of .* is not in the space of texts"):
+            show_features(bank, key, texts=["a dog"])
