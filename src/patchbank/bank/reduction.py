@@ -76,9 +76,11 @@ def read(place: Storage, made: Reduction) -> Reducer:
         start, size = place.head(made.name)
         if size > (most := 4 * made.dim * (made.components + 1) + _HEADER):
             raise BankError(f"{path} is damaged: it has {size:,} bytes, and at most {most:,} are expected.")
-        content = start + place.read(made.name, len(start), size)
+        content = start + (place.read(made.name, len(start), size) if len(start) < size else b"")
     except OSError as error:
-        raise BankError(f"{path}, with the bank's principal components, cannot be read: {error.strerror}.") from error
+        raise BankError(
+            f"{path}, with the bank's principal components, cannot be read: {error.strerror or error}."
+        ) from error
     if hashlib.sha256(content).hexdigest() != made.sha256:
         raise BankError(f"{path} is damaged: its content does not match its name.")
     return _reducer(made, content)
