@@ -37,11 +37,11 @@ def choose(keys: Sequence[str], first: Iterable[str], count: int, seed: int) -> 
     return standing + random.Random(seed).sample(others, min(len(others), count - len(standing)))
 
 
-def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None) -> dict[str, Any]:
-    """The page's data for one image."""
+def show(bank: Bank, output: str, key: str, sample: Sample | None, dataset: Dataset | None) -> dict[str, Any]:
+    """The page's data for one image, of an output that is a grid."""
     shown: dict[str, Any] = {"key": plain(key), "notes": []}
     try:
-        tokens = bank[key].float().numpy()
+        tokens = bank.output(key, output).float().numpy()
     except (PatchbankError, OSError) as error:
         return shown | {"notes": [plain(f"The feature cannot be read: {error}")]}
     rows, columns = bank.manifest.grid
