@@ -104,6 +104,34 @@ class Output:
         return replace(self, dtype="float16" if dtype == "int8" and len(self.shape) == 1 else dtype)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reduction:
+    """What reduced the features of some outputs to their principal components.
+
+    A feature x, a row of D numbers, became ``components @ (x - mean)``; both lie in the bank's file `name`.
+
+    Attributes:
+        outputs: the names of the outputs that it reduced. The components are those of the first.
+        dim: the width D of the features before.
+        components: how many there are, the width of the features now.
+        explained: their share of the variance of the first output's features, 0 to 1.
+        fitted_on: SHA-256 of the checksums of the bank's features that they were computed of.
+        sha256: of the file.
+    """
+
+    outputs: tuple[str, ...]
+    dim: int
+    components: int
+    explained: float
+    fitted_on: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The name of the file with `components` (K, D) and `mean` (D,), float32."""
+        return f"pca-{self.sha256[:16]}.safetensors"
+
+
 def is_grid(name: str, output: Output) -> bool:
     """Whether an output has one row for each token of the grid."""
     return len(output.shape) == 2 and name != REGISTERS

@@ -201,6 +201,20 @@ def test_other_bytes_than_those_announced_are_refused_and_not_kept(hub: Hub, tmp
     blob = Path(made["path"]).resolve()
     blob.write_bytes(WEIGHTS[::-1])
     assert f"{blob} is damaged" in client(tmp_path, hub)["error"]
+    blob.unlink()
+    assert Path(client(tmp_path, hub)["path"]).read_bytes() == WEIGHTS
+
+
+def test_a_blob_that_other_repositories_share(hub: Hub, tmp_path: Path) -> None:
+    blob = Path(client(tmp_path, hub)["path"]).resolve()
+    blob.symlink_to(blob.rename(tmp_path / ("0" * 64)))  # as the hub shares blobs, by a name of its own
+    assert client(tmp_path, hub)["sha256"] == SHA256
+
+
+def test_a_cache_on_a_disk_without_links(hub: Hub, tmp_path: Path) -> None:
+    made = client(tmp_path, hub, HF_HUB_DISABLE_SYMLINKS="1")
+    if not Path(made["path"]).is_symlink():  # a huggingface_hub that knows this variable
+        assert client(tmp_path, hub, HF_HUB_OFFLINE="1")["sha256"] == SHA256
 
 
 @pytest.mark.parametrize(

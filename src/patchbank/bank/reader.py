@@ -17,7 +17,7 @@ from patchbank.bank.parts import find_payload, read_parts
 from patchbank.bank.payload import Column
 from patchbank.bank.pickles import pickles_in
 from patchbank.errors import BankError, KeyNotInBank
-from patchbank.features import CLS, GRID
+from patchbank.features import CLS
 from patchbank.locations import is_remote, locate
 from patchbank.notebook import facts
 from patchbank.transform import ImageTransform
@@ -42,7 +42,8 @@ def open_bank(path: str | Path, *, cache: str | Path | None = None, mmap: bool =
             network disk fails; with False each read opens the file, and raises BankError.
 
     Returns:
-        A mapping: ``bank["HICO_train2015_00000001.jpg"]`` is the (N, D) tensor of that image's patch tokens.
+        A mapping: ``bank["HICO_train2015_00000001.jpg"]`` is the (N, D) tensor of that image's patch tokens, or the
+        first output of a bank that does not store them.
 
     Raises:
         BankError: there is no bank, or it is damaged or of a later format.
@@ -83,7 +84,7 @@ class _State(NamedTuple):
 
 
 class Bank(Mapping[str, "Tensor"]):
-    """A bank of patch tokens, read-only. Iterates over the keys that have features, sorted.
+    """A bank of features, read-only. Iterates over the keys that have some, sorted.
 
     It lists what was committed when it was opened. It can be pickled and sent to data-loader workers, which open files
     when they first read from them, and threads may share it.
@@ -144,7 +145,7 @@ class Bank(Mapping[str, "Tensor"]):
         return key in self._entries
 
     def __getitem__(self, key: str) -> Tensor:
-        """The patch tokens of one image.
+        """The main output of one image (`Manifest.main`): its patch tokens, if the bank stores them.
 
         Returns:
             (N, D) in the bank's stored dtype (of int8: float32) on the CPU, row-major over the grid, not normalised to
@@ -155,7 +156,7 @@ class Bank(Mapping[str, "Tensor"]):
             BankError: its file is missing, or holds no tensor of the bank's shape. Numbers are not compared with
                 their checksum on every read: `check` does that.
         """
-        return self.output(key, GRID)
+        return self.output(key, self.manifest.main)
 
     def output(self, key: str, name: str) -> Tensor:
         """One of the bank's outputs (`Manifest.outputs`) of a sample.
@@ -168,11 +169,8 @@ class Bank(Mapping[str, "Tensor"]):
             BankError: the bank does not store this output, or its file cannot be read.
         """
         self._entry(key)
-        output = self.manifest.outputs.get(name)
-        if output is None:
-            raise BankError(
-                f"{self.path} does not store the output {name!r}. It stores {', '.join(self.manifest.outputs)}."
-            )
+        if (output := self.manifest.outputs.get(name)) is None:
+            raise self._no_output(name)
         names = (name, name + SCALE) if output.dtype == "int8" else (name,)
 
         def read(_: Part, row: int, columns: Mapping[str, Column]) -> dict[str, NDArray[np.uint8]]:
@@ -184,9 +182,22 @@ class Bank(Mapping[str, "Tensor"]):
         """The [CLS] token's feature, (D,): `output` of ``cls``. Pickles hold patch tokens alone."""
         return self.output(key, CLS)
 
-    def grid(self, key: str) -> Tensor:
-        """The patch tokens as a picture: (Gh, Gw, D), row-major. Raises what ``bank[key]`` does."""
-        return self[key].view(*self.manifest.grid, -1)
+    def grid(self, key: str, name: str | None = None) -> Tensor:
+        """An output as a picture: (Gh, Gw, D), row-major. None is the main output.
+
+        Raises what `output` does, and BankError if the output is no grid.
+        """
+        return self.output(key, self.grid_name(name)).view(*self.manifest.grid, -1)
+
+    def grid_name(self, name: str | None = None) -> str:
+        """The name of an output that is a grid; None is the main output. Raises BankError if it is none."""
+        made = self.manifest
+        if name is not None and name not in made.outputs:
+            raise self._no_output(name)
+        if (name := name or made.main) not in made.grids:
+            grids = f"Name one that is: {', '.join(made.grids)}." if made.grids else "It stores none that is."
+            raise BankError(f"{name} of {self.path} is no grid of patches. {grids}")
+        return name
 
     def transform(self, key: str) -> ImageTransform:
         """How the image became the model's input. Raises KeyNotInBank, and BankError if its size is unknown."""
@@ -266,6 +277,11 @@ class Bank(Mapping[str, "Tensor"]):
                 self._state = state
         raise BankError(f"{self.path} changes too fast to be read.")
 
+    def _no_output(self, name: str) -> BankError:
+        return BankError(
+            f"{self.path} does not store the output {name!r}. It stores {', '.join(self.manifest.outputs)}."
+        )
+
     def _entry(self, key: str) -> Entry:
         try:
             return self._entries[key]
@@ -280,10 +296,8 @@ class Bank(Mapping[str, "Tensor"]):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        return (
-            f"<Bank {self.path}: {len(self)} x {self.manifest.shape} {self.manifest.dtype}, "
-            f"{self.manifest.model}, {len(self.failures)} failed>"
-        )
+        outputs = ", ".join(f"{name} {each.shape} {each.dtype}" for name, each in self.manifest.outputs.items())
+        return f"<Bank {self.path}: {len(self)} x {outputs}, {self.manifest.model}, {len(self.failures)} failed>"
 
     def _repr_html_(self) -> str:
         made = self.manifest

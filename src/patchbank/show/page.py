@@ -21,7 +21,7 @@ from patchbank.listing import usual_dataset
 from patchbank.locations import is_remote
 from patchbank.show import gallery, statistics
 from patchbank.show.charts import charts_of
-from patchbank.show.names import page_beside, plain, weights_of
+from patchbank.show.names import output_text, page_beside, plain, weights_of
 from patchbank.show.statistics import Progress
 
 if TYPE_CHECKING:
@@ -205,14 +205,15 @@ def _digest(text: str) -> str:
 def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
     """What the bank is."""
     made = bank.manifest
-    tokens, dim = made.shape
     rows, columns = made.grid
+    pooled = f", the mean of each {made.input.pool} x {made.input.pool} patches" if made.input.pool > 1 else ""
     facts = [
         ("Model", made.model),
         ("Weights", weights_of(made, runs)[1]),
         ("Dataset", made.title),
-        ("Features", f"{len(bank):,} x ({tokens}, {dim}) {made.dtype}, grid {rows} x {columns}"),
-        ("[CLS] features", f"{len(bank):,} x ({dim},)" if "cls" in made.outputs else "none"),
+        ("Images with features", f"{len(bank):,}"),
+        *((f"Output {name}", output_text(output)) for name, output in made.outputs.items()),
+        ("Grid", f"{rows} x {columns}{pooled}"),
         ("Failed images", f"{len(bank.failures):,}"),
         ("On disk", f"{bytes_text(bank.bytes_on_disk())}, layout {made.layout}"),
         ("Resize", made.input.resize),
