@@ -20,7 +20,7 @@ REGISTERS = "registers"  # the register tokens: (R, D)
 POOLED = "pooled"  # the library's own feature of the whole image: (D,)
 UNKNOWN = "unknown"  # a field of the identity of imported features
 
-Rgb = Literal["first", "last"]
+Rgb = Literal["first", "last", "white"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 # Named fields that decide the numbers: family, model, weights, activation, precision, and others of a family. Two
@@ -42,7 +42,8 @@ class Input:
         cover: (h, w) that an image is resized to or to cover, before the centre of `size` is cut out; None is `size`.
             With a crop fraction of 0.875, 224 pixels are the centre of 256.
         crop: how half a pixel at the cut is rounded: ``nearest`` (torchvision), ``down`` (transformers).
-        rgb: whether images become RGB before they are resized, or after.
+        rgb: when images become RGB: ``first``, before they are resized; ``last``, after it; ``white``: first, and laid
+            over white where they are transparent.
         pool: the side of the square of patches that become one token, by their mean; 1 leaves them alone.
     """
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset
 
 LARGEST = 25_000_000  # bytes of a page
-_IMAGE = 60_000  # bytes of one image, at most
+_IMAGE = 75_000  # bytes of one image, at most
 _REST = 1_000_000  # bytes for everything else
 _FAILURES, _REASONS, _RUNS = 100, 20, 20  # listed; the rest is counted
 _VERSIONS = 12  # libraries of a run, at most
@@ -148,9 +148,10 @@ def _gallery(
 ) -> dict[str, dict[str, Any]]:
     """Each image's data, sorted by key; only the first images if all exceed the page's size."""
     samples = {sample.key: sample for sample in dataset.samples} if dataset else {}
+    common = gallery.Common.of(bank, output, keys)
     images, room = {}, LARGEST - _REST
     for number, key in enumerate(keys, 1):
-        image = gallery.show(bank, output, key, samples.get(key), dataset)
+        image = gallery.show(bank, output, key, common, samples.get(key), dataset)
         size = len(_json([image]))
         for name in ("pairs", "boxes", "picture"):
             if size > _IMAGE and image.pop(name, None):
