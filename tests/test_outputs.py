@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def test_the_order_and_the_set_of_outputs_are_the_banks(dataset: Dataset, every:
     assert extract(dataset, place, config()).already_done == 2  # asks for no other ones
     with pytest.raises(BankError, match="output block:1, output cls"):
         extract(dataset, every, config())
-    with pytest.raises(ConfigError, match=r"pickles store patch_tokens alone.*Add layout shards"):
+    with pytest.raises(ConfigError, match=r"a pickle holds the patch_tokens alone. Add layout shards"):
         extract(dataset, tmp_path / "pickles", config(CLS, layout="ezhoi"))
     extract(dataset, tmp_path / "pickles", config(GRID, layout="ezhoi"))
     assert list(open_bank(tmp_path / "pickles").manifest.outputs) == [GRID]
@@ -387,3 +388,33 @@ def test_pooled_tokens_take_no_larger_batches(dataset: Dataset) -> None:
     runner = Runner(spec, torch.device("cpu"))
     found = runner(torch.zeros(3, 64, 96, 3, dtype=torch.uint8))
     assert {name: tuple(value.shape) for name, value in found.items()} == {CLS: (3, 6), GRID: (3, 24, 6)}
+
+
+# --- OpenAI's family
+
+
+def test_a_dense_variant_alone_of_clip(
+    dataset: Dataset, tiny_config: ExtractConfig, tiny_weights: Path, tmp_path: Path
+) -> None:
+    """A variant is the main output, in the space of [CLS]; with another size of the input, and a pooled grid."""
+    asked = ("maskclip", CLS, "block:1:raw")
+    made = replace(tiny_config, output=asked, input_size=(48, 32), pool_grid=2, layout="shards")
+    extract(dataset, tmp_path / "bank", made)
+    bank = open_bank(tmp_path / "bank")
+    assert bank.manifest.main == "maskclip" and bank.manifest.grids == ["maskclip", "block:1:raw"]
+    assert bank.manifest.shape == (6, 32) and bank.manifest.outputs["block:1:raw"].shape == (6, 64)
+    named = ("--images", dataset.images, "--weights", tiny_weights)
+    done = patchbank("verify", bank.path, *named, "--sample", 6, "--json", check=0)
+    assert max(json.loads(done.stdout)["sample"].values()) <= 2e-6
+    convert(bank, tmp_path / "reduced", "shards", shard_size=2000, components=8)
+    reduced = open_bank(tmp_path / "reduced")
+    assert reduced.manifest.reduction is not None and reduced.manifest.reduction.outputs == ("maskclip", CLS)
+    for each in (bank.path, reduced.path):
+        patchbank("show", each, next(iter(bank)), "--images", dataset.images, "--out", tmp_path / "one.png", check=0)
+        patchbank("report", each, "--images", dataset.images, "-o", tmp_path / "page.html", check=0)
+        assert ", maskclip, folder" in (tmp_path / "page.html").read_text()
+        text = patchbank("info", each, check=0).stdout
+        assert re.search(r"maskclip +\((6, 32|6, 8)\) float32, block 2, ln_post, proj, maskclip\n", text)
+        assert re.search(r"input +32 x 48, patch 8, the mean of each 2 x 2 of them, grid 3 x 2", text)
+    done = patchbank("verify", reduced.path, *named, "--sample", 6, "--json", check=0)
+    assert max(json.loads(done.stdout)["sample"].values()) <= 2e-6
