@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,12 +30,13 @@ from patchbank import (
 from patchbank.bank import patchbank_reader
 from patchbank.bank.check import compare_with_pixels, verify
 from patchbank.bank.convert import convert
+from patchbank.bank.pickles import pickle_name
 from patchbank.bank.repair import repair
 from patchbank.datasets.example import write_sample
 from patchbank.encoders import FAMILIES
 from patchbank.encoders.runner import Runner
 from patchbank.errors import BankError, ConfigError
-from patchbank.extraction.recompute import recompute, runner_of
+from patchbank.extraction.recompute import config_of, recompute, runner_of
 from patchbank.features import CLS, GRID, POOLED, REGISTERS
 from patchbank.preprocess import preprocess
 from tests.reference import regions as reference
@@ -198,6 +200,9 @@ def test_int8_of_several_outputs_is_of_unrounded_numbers(dataset: Dataset, tmp_p
     convert(open_bank(tmp_path / "one"), tmp_path / "converted", "shards", "int8", shard_size=1500)
     first, second = open_bank(tmp_path / "two"), open_bank(tmp_path / "converted")
     assert all(first.checksum(key) == second.checksum(key) for key in first)
+    convert(second, tmp_path / "again", "shards", shard_size=1500)
+    assert open_bank(tmp_path / "again").manifest.outputs == first.manifest.outputs
+    assert extract(dataset, tmp_path / "two", config_of(first.manifest, config())).already_done == 6
 
 
 # --- what uses them
@@ -318,6 +323,24 @@ def test_sizes_and_pooled_grids_in_a_bank(dataset: Dataset, sized: dict[str, Any
     patchbank(*command, *options, *outputs, "--device", "cpu", "--out", tmp_path / "again", check=0)
     assert contents(tmp_path / "again") == contents(place)
     assert f"grid {rows} x {columns}" in patchbank("info", place, check=0).stdout
+
+
+def test_pickles_of_other_sizes_are_imported(dataset: Dataset, sized: dict[str, Any], tmp_path: Path) -> None:
+    """Of a grid that is not square, with [CLS] left in."""
+    extract(dataset, tmp_path / "bank", config(**sized, layout="ezhoi"))
+    bank, pickles = open_bank(tmp_path / "bank"), tmp_path / "pickles"
+    pickles.mkdir()
+    for key in bank:
+        torch_pickle = torch.cat([torch.zeros(1, 6) + 3, bank[key]])
+        (pickles / pickle_name(key)).write_bytes(pickle.dumps(torch_pickle))
+    size = "{}x{}".format(*sized["input_size"])
+    options = ("--model", "toy/small", "--images", dataset.images, "--device", "cpu", "--sample", 3)
+    patchbank("import", pickles, tmp_path / "no", *options, check=2)
+    options += ("--input-size", size, "--pool-grid", sized.get("pool_grid", 1))
+    patchbank("import", pickles, tmp_path / "new", *options, check=0)
+    imported = open_bank(tmp_path / "new")
+    assert imported.manifest.input == bank.manifest.input
+    assert all(torch.equal(imported[key], bank[key]) for key in bank)
 
 
 @pytest.mark.parametrize("mode", ["center-crop", "squash", "pad"])
