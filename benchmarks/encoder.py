@@ -51,12 +51,13 @@ from benchmarks.common import (
 )
 from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
+from patchbank.encoders.attention import attention
 from patchbank.encoders.defaults import auto_batch_size
 from patchbank.encoders.device import DTYPES, float32_products, resolve_device
-from patchbank.encoders.openai import tower as vit
-from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
+from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import Model, get_model
 from patchbank.encoders.runner import Runner
+from patchbank.encoders.tower import VisionTransformer
 from patchbank.features import CLS, GRID
 from patchbank.preprocess import preprocess
 
@@ -212,12 +213,16 @@ class Bench:
         """`torch.compile` with the weights as constants, which Inductor may then lay out as it likes."""
         import torch._inductor.config
 
-        parameters = load_visual(self.model, Checkpoint(self.weights, "untrained"), rounding=False)
-        tower = vit.VisionTransformer(self.model, parameters, "quickgelu", DTYPES[precision]).to(self.device)  # type: ignore[index]
-        compiled: Forward = torch.compile(tower)
+        spec = self.spec
+        assert isinstance(spec, OpenAISpec)
+        dtype: torch.dtype = DTYPES[precision]  # type: ignore[index]
+        tower = VisionTransformer(
+            spec.parameters(), spec.input, spec.outputs, dtype, heads=self.model.heads, activation=spec.activation
+        )
+        compiled = torch.compile(tower.to(self.device))
         with torch._inductor.config.patch(freezing=True):
             compiled(pixels.to(self.device))
-        return compiled
+        return lambda pixels: _tokens(compiled(pixels))
 
     def _patchbank(self, precision: str, compiled: bool) -> Forward:
         spec = spec_of(self.model, self.weights, precision)
@@ -225,11 +230,7 @@ class Bench:
         if compiled and not runner.compiled:
             raise RuntimeError(runner.notes[-1])
 
-        def forward(pixels: Tensor) -> Tensor:
-            outputs = runner(pixels)
-            return torch.cat([outputs[CLS].unsqueeze(1), outputs[GRID]], dim=1)
-
-        return forward
+        return lambda pixels: _tokens(runner(pixels))
 
     def _export(self, tower: nn.Module) -> Path:
         path = self.place / "tower.onnx"
@@ -270,18 +271,23 @@ class Bench:
         """Seconds per batch of one layer's attention, by implementation."""
         tokens, width, heads = self.model.tokens + 1, self.model.width, self.model.heads
         qkv = torch.randn(self.batch_size, tokens, 3 * width).to(self.device, DTYPES[precision])  # type: ignore[index]
+        q, k, v = qkv.view(self.batch_size, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
 
         def torchs() -> Tensor:
-            q, k, v = qkv.view(self.batch_size, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
             x = F.scaled_dot_product_attention(q, k, v, scale=1.0)
             return x.transpose(1, 2).reshape(self.batch_size, tokens, width)
 
         ways: dict[str, Callable[[], Tensor]] = {
-            "patchbank": lambda: vit.attention(qkv),
+            "patchbank": lambda: attention(q, k, v),
             "scaled_dot_product_attention": torchs,
         }
-        peers.check("the attention", relative_error(vit.attention(qkv).float(), torchs().float()), precision)
+        peers.check("the attention", relative_error(attention(q, k, v).float(), torchs().float()), precision)
         return alternate({name: partial(seconds_of, way, self.device) for name, way in ways.items()}, 5 * self.rounds)
+
+
+def _tokens(outputs: dict[str, Tensor]) -> Tensor:
+    """[CLS] and the patch tokens, (B, 1 + N, D)."""
+    return torch.cat([outputs[CLS].unsqueeze(1), outputs[GRID]], dim=1)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,12 +32,13 @@ from patchbank.bank import parts
 from patchbank.bank.index import Part
 from patchbank.bank.manifest import Manifest
 from patchbank.cli import console, main
-from patchbank.config import ExtractConfig
+from patchbank.config import Activation, ExtractConfig
 from patchbank.datasets import Dataset, Sample
 from patchbank.datasets.samples import Failure
 from patchbank.datasets.sources import Directory
 from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import MODELS, Model
+from patchbank.encoders.tower import VisionTransformer
 from patchbank.errors import PatchbankError
 from patchbank.extraction.devices import Devices
 from patchbank.extraction.plan import describe
@@ -67,6 +68,23 @@ def tiny_manifest(layout: str = "ezhoi", dtype: str = "float32") -> Manifest:
     dataset = Dataset("folder", None, Path("images"), ())
     made = describe(dataset, layout, config, Devices(("cpu",)), OpenAISpec(TINY))  # type: ignore[arg-type]
     return replace(made, part_size=100) if layout == "shards" else made
+
+
+def tower_of(
+    model: Model,
+    parameters: Mapping[str, Tensor],
+    activation: Activation = "quickgelu",
+    dtype: torch.dtype = torch.float32,
+    request: ExtractConfig = ExtractConfig(),  # noqa: B008
+) -> VisionTransformer:
+    """A model's image tower, its layers not packed."""
+    spec = OpenAISpec(model, request=request)
+    return VisionTransformer(parameters, spec.input, spec.outputs, dtype, heads=model.heads, activation=activation)
+
+
+def all_tokens(outputs: Mapping[str, Tensor]) -> Tensor:
+    """[CLS] and the patch tokens: (B, 1 + N, D)."""
+    return torch.cat([outputs["cls"].unsqueeze(1), outputs["patch_tokens"]], dim=1)
 
 
 def sample(key: str, directory: Path, position: int = 0) -> Sample:

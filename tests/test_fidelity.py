@@ -13,7 +13,6 @@ from torch import Tensor
 
 from patchbank import extract, load_dataset, load_encoder, open_bank
 from patchbank.config import ExtractConfig, Precision
-from patchbank.encoders.openai import tower as vit
 from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
 from patchbank.encoders.openai.registry import MEAN, MODELS
 from patchbank.encoders.openai.untrained import write_untrained
@@ -26,6 +25,7 @@ from tests.support import (
     patchbank,
     photographs,
     relative_error,
+    tower_of,
     vcoco_dict,
     write_json,
 )
@@ -171,7 +171,7 @@ def test_every_pixel_is_exact_in_every_precision(tiny_weights: Path, dtype: torc
     """What is subtracted from the pixels before they are multiplied leaves numbers that the dtype holds exactly."""
     parameters = load_visual(TINY, Checkpoint(tiny_weights, ""), rounding=False)
     pixels = torch.arange(256, dtype=torch.uint8).repeat(12).view(1, 32, 32, 3)
-    tower = vit.VisionTransformer(TINY, parameters, "quickgelu", dtype)
+    tower = tower_of(TINY, parameters, dtype=dtype)
     patches = tower._patches(pixels).float()
     assert torch.equal(patches.unique(), torch.unique(pixels.float().view(-1, 3) - tower.whole.float()))
     assert float((tower.whole.float() - 255 * torch.tensor(MEAN)).abs().max()) <= 0.5

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from patchbank import ExtractConfig, Runner, encoders, extract, load_dataset, load_encoder, open_bank
 from patchbank.config import Partition, Precision
+from patchbank.encoders import attention
 from patchbank.encoders import runner as runner_module
 from patchbank.encoders.base import flops
 from patchbank.encoders.defaults import auto_batch_size, compiles
 from patchbank.encoders.device import resolve_device, resolve_devices
 from patchbank.encoders.openai import OpenAISpec
-from patchbank.encoders.openai import tower as vit
 from patchbank.encoders.openai.checkpoints import Checkpoint, load_visual
 from patchbank.encoders.openai.registry import MODELS
 from patchbank.encoders.packed import Linear
@@ -34,7 +34,7 @@ from patchbank.features import CLS, GRID
 from patchbank.files import sha256_of
 from patchbank.preprocess import preprocess
 from tests.reference.original import Original
-from tests.support import TINY, contents, patchbank, photographs, relative_error
+from tests.support import TINY, contents, patchbank, photographs, relative_error, tower_of
 
 BOUND = 2e-6
 CPU = torch.device("cpu")
@@ -65,13 +65,13 @@ def test_packed_and_unpacked_layers_equal_the_original(pictures: tuple[list[Path
     paths, pixels = pictures
     original = Original(tiny_weights)
     parameters = load_visual(TINY, Checkpoint(tiny_weights, ""), rounding=False)
-    plain = vit.VisionTransformer(TINY, parameters, "quickgelu", torch.float32)
-    packed = vit.VisionTransformer(TINY, parameters, "quickgelu", torch.float32).pack(6)
+    plain = tower_of(TINY, parameters)
+    packed = tower_of(TINY, parameters).pack(6)
     if torch.backends.mkldnn.is_available():
         assert all(layer._handle is not None for layer in packed.modules() if isinstance(layer, Linear))
-    for tower in (plain, packed):
+    for each in (plain, packed):
         with torch.no_grad():
-            tokens = tower(pixels)[:, 1:]
+            tokens = each(pixels)["patch_tokens"]
         for path, found in zip(paths, tokens, strict=True):
             assert relative_error(found, original(path)) <= BOUND
 
@@ -81,15 +81,12 @@ def test_attention_equals_torchs_own(monkeypatch: pytest.MonkeyPatch, images: in
     """For any number of images in a batched product."""
     torch.manual_seed(0)
     batch, tokens, heads = 5, 17, 3
-    monkeypatch.setattr(vit, "_SCORE_BYTES", images * heads * tokens * tokens * 4)
-    qkv = torch.randn(batch, tokens, 3 * heads * 64)
-    qkv[..., : heads * 64] /= 8  # as the weights do
-    q, k, v = qkv.view(batch, tokens, 3, heads, 64).permute(2, 0, 3, 1, 4)
-    expected = F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).reshape(batch, tokens, -1)
-    assert torch.allclose(vit.attention(qkv), expected, rtol=1e-5, atol=1e-5)
-    by_products = vit._attention_on_cpu(qkv.view(batch, tokens, 3, heads, 64))
-    assert torch.allclose(by_products, expected, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(vit.attention(qkv.bfloat16()).float(), expected, rtol=0.05, atol=0.05)
+    monkeypatch.setattr(attention, "_SCORE_BYTES", images * heads * tokens * tokens * 4)
+    qkv = torch.randn(batch, tokens, 3, heads, 80).permute(2, 0, 3, 1, 4)
+    expected = F.scaled_dot_product_attention(*qkv, scale=0.2).transpose(1, 2).reshape(batch, tokens, -1)
+    assert torch.allclose(attention.attention(*qkv, 0.2), expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(attention._attention_on_cpu(*qkv, 0.2, None), expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(attention.attention(*qkv.bfloat16(), 0.2).float(), expected, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -8,10 +8,10 @@ from torch import nn
 from patchbank.encoders.openai.registry import Model
 
 
-def open_clip_tower(model: Model, act_layer: type[nn.Module]) -> VisionTransformer:
-    """A tower with open_clip's own random weights. `act_layer`: the activation of its MLPs."""
+def open_clip_tower(model: Model, act_layer: type[nn.Module], size: tuple[int, int] | None = None) -> VisionTransformer:
+    """A tower with open_clip's own random weights. `act_layer`: the activation of its MLPs; `size`: of its input."""
     return VisionTransformer(
-        image_size=model.input_size,
+        image_size=size or model.input_size,
         patch_size=model.patch_size,
         width=model.width,
         layers=model.layers,

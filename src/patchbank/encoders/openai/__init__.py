@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchbank.config import Activation, ExtractConfig, Precision
 from patchbank.encoders.base import Description, Product, Progress
-from patchbank.encoders.openai.registry import HEAD, MEAN, MODELS, STD, Model, get_model
+from patchbank.encoders.clip import Shape
+from patchbank.encoders.openai.registry import MEAN, MODELS, STD, Model, get_model
+from patchbank.encoders.outputs import chosen, sized
 from patchbank.errors import ConfigError, WeightsError
-from patchbank.features import CLS, GRID, Identity, Input, Output
+from patchbank.features import Identity, Input, Output
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from patchbank.encoders.openai.checkpoints import Checkpoint
+    from patchbank.encoders.tower import TowerEncoder
 
 
 def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAISpec:
@@ -37,12 +41,13 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAIS
             f"--activation {config.activation} does not fit: OpenAI's own {model.name} needs QuickGELU. Leave it out, "
             "or give the checkpoint that was trained with it (--weights)."
         )
+    _ = OpenAISpec(model, request=config).outputs  # checked before the search for weights
     here = CHECKPOINTS if CHECKPOINTS.is_dir() else None  # in an EZ-HOI checkout
     checkpoints = config.checkpoints or (here if root is None else root / CHECKPOINTS)
     checkpoint = find_checkpoint(model, config.weights, checkpoints)
     if checkpoint is not None:
         checkpoint = replace(checkpoint, path=checkpoint.path.absolute())
-    found = OpenAISpec(model, config.precision, checkpoint, checkpoints, rounding=rounding)
+    found = OpenAISpec(model, config.precision, checkpoint, checkpoints, rounding=rounding, request=config)
     if checkpoint is None or config.weights is None:
         return found  # official: QuickGELU, and exact in float16
     # Read now, to refuse a wrong file before the run begins.
@@ -53,7 +58,7 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAIS
 
 def random(config: ExtractConfig) -> RandomSpec:
     """A model with random weights. Raises ConfigError if it is unknown."""
-    return RandomSpec(get_model(config.model), config.precision)
+    return RandomSpec(get_model(config.model), config.precision, request=config)
 
 
 def encode_texts(spec: OpenAISpec, texts: Sequence[str]) -> Tensor:
@@ -89,6 +94,7 @@ class OpenAISpec:
         activation: of its MLPs.
         rounding: whether to round float32 weights to float16.
         halves: whether the weights are exact in float16, rounded or not.
+        request: the configuration; its output, input_size and pool_grid count.
     """
 
     model: Model
@@ -98,6 +104,7 @@ class OpenAISpec:
     activation: Activation = "quickgelu"
     rounding: bool = False
     halves: bool = True
+    request: ExtractConfig = field(default_factory=ExtractConfig)
 
     @property
     def name(self) -> str:
@@ -105,16 +112,24 @@ class OpenAISpec:
         return self.model.name
 
     @property
-    def input(self) -> Input:
-        """CLIP's: bicubic, centre crop, CLIP's mean and std."""
-        n = self.model.input_size
-        return Input(size=(n, n), patch=self.model.patch_size, mean=MEAN, std=STD)
+    def shape(self) -> Shape:
+        """Of the image tower."""
+        model = self.model
+        return Shape(
+            blocks=model.layers, width=model.width, heads=model.heads, hidden=4 * model.width, dim=model.output_dim
+        )
 
-    @property
+    @cached_property
+    def input(self) -> Input:
+        """CLIP's: bicubic, centre crop, CLIP's mean and std. Raises ConfigError if a size does not fit."""
+        n = self.model.input_size
+        own = Input(size=(n, n), patch=self.model.patch_size, mean=MEAN, std=STD)
+        return sized(self.request, self.name, own)
+
+    @cached_property
     def outputs(self) -> Mapping[str, Output]:
-        """[CLS], as ``encode_image`` returns it, and patch tokens: both in the joint space of images and texts."""
-        made = Output(shape=(self.model.output_dim,), block=self.model.layers, norm="ln_post", projection="proj")
-        return {CLS: made, GRID: replace(made, shape=(self.model.tokens, self.model.output_dim))}
+        """Those requested, or [CLS] as ``encode_image`` returns it and patch tokens. Raises ConfigError."""
+        return chosen(self.request, self.name, self.shape.architecture, self.input)
 
     @property
     def identity(self) -> Identity:
@@ -152,23 +167,12 @@ class OpenAISpec:
     @property
     def products(self) -> Sequence[Product]:
         """Every matrix product of one image."""
-        model = self.model
-        tokens, width = model.tokens + 1, model.width
-        return [
-            Product(1, model.tokens, 3 * model.patch_size**2, width),  # patch embedding
-            Product(model.layers, tokens, width, 3 * width),  # queries, keys, values
-            Product(model.layers, tokens, HEAD, tokens, "attention", model.heads),
-            Product(model.layers, tokens, width, width),
-            Product(model.layers, tokens, width, 4 * width),
-            Product(model.layers, tokens, 4 * width, width),
-            Product(1, tokens, width, model.output_dim),
-        ]
+        return self.shape.products(self.input)
 
     @property
     def sample_bytes(self) -> int:
-        """A pass holds about 18 numbers per token and channel."""
-        item = 2 if self.precision in ("fp16", "bf16") else 4
-        return (self.model.tokens + 1) * 18 * self.model.width * item
+        """Memory for one image."""
+        return self.shape.sample_bytes(self.input, self.precision)
 
     def obtain(self, progress: Progress | None = None) -> OpenAISpec:
         """Download the official file if there is no checkpoint. Raises WeightsError."""
@@ -181,15 +185,20 @@ class OpenAISpec:
             raise WeightsError(f"{found.path} holds other weights than {self.checkpoint.path}, which is missing.")
         return replace(self, checkpoint=found)
 
-    def load(self, device: torch.device, batch_size: int) -> OpenAIEncoder:
+    def load(self, device: torch.device, batch_size: int) -> TowerEncoder:
         """Load the checkpoint. Raises WeightsError if it is damaged or another model's."""
-        from patchbank.encoders.openai.checkpoints import load_visual
+        from patchbank.encoders.tower import TowerEncoder
 
         found = self.obtain()
-        assert found.checkpoint is not None
-        return OpenAIEncoder(
-            found, load_visual(self.model, found.checkpoint, rounding=self.rounding), device, batch_size
-        )
+        heads, activation = self.model.heads, self.activation
+        return TowerEncoder(found, found.parameters(), device, batch_size, heads=heads, activation=activation)
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The image tower's, under OpenAI's names without ``visual.``. Raises WeightsError."""
+        from patchbank.encoders.openai.checkpoints import load_visual
+
+        assert self.checkpoint is not None
+        return load_visual(self.model, self.checkpoint, rounding=self.rounding)
 
 
 @dataclass(frozen=True)
@@ -207,11 +216,11 @@ class RandomSpec(OpenAISpec):
         return True
 
     def obtain(self, progress: Progress | None = None) -> RandomSpec:
-        """The same: `load` makes the weights."""
+        """The same: `parameters` makes the weights."""
         return self
 
-    def load(self, device: torch.device, batch_size: int) -> OpenAIEncoder:
-        """The encoder of a real run."""
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Random numbers."""
         import torch
 
         from patchbank.encoders.openai.shapes import expected_shapes
@@ -220,23 +229,4 @@ class RandomSpec(OpenAISpec):
         for name, shape in expected_shapes(self.model).items():
             one = re.sub(r"resblocks\.\d+\.", "resblocks.0.", name)
             values[name] = values[one] if one in values else 0.02 * torch.randn(shape)
-        return OpenAIEncoder(self, values, device, batch_size)
-
-
-class OpenAIEncoder:
-    """CLIP's image tower on a device. An `Encoder`."""
-
-    def __init__(
-        self, spec: OpenAISpec, parameters: Mapping[str, Tensor], device: torch.device, batch_size: int
-    ) -> None:
-        from patchbank.encoders.device import DTYPES
-        from patchbank.encoders.openai.tower import VisionTransformer
-
-        self.input, self.outputs, self.identity = spec.input, spec.outputs, spec.identity
-        tower = VisionTransformer(spec.model, parameters, spec.activation, DTYPES[spec.precision])
-        self.tower = tower.to(device).eval().pack(batch_size)
-
-    def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B, n, n, 3) uint8 on the device -> [CLS] (B, D) and patch tokens (B, N, D), in the tower's dtype."""
-        tokens = self.tower(pixels)
-        return {CLS: tokens[:, 0], GRID: tokens[:, 1:]}
+        return values
