@@ -65,6 +65,11 @@ class Input:
         return self.patch * self.pool
 
     @property
+    def patches(self) -> tuple[int, int]:
+        """Rows and columns of patches, as the encoder computes them."""
+        return self.size[0] // self.patch, self.size[1] // self.patch
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(Gh, Gw): rows and columns of tokens."""
         return self.size[0] // self.cell, self.size[1] // self.cell
@@ -99,6 +104,11 @@ class Output:
     projection: str = ""
     variant: str = ""
 
+    @property
+    def space(self) -> tuple[object, ...]:
+        """Outputs that are equal in this lie in one space: [CLS], registers and patch tokens of one block and norm."""
+        return self.block, self.norm, self.projection, self.shape[-1]
+
     def stored_as(self, dtype: StoredDtype) -> Output:
         """The same in another stored dtype. ``int8`` makes a vector float16, since it is small."""
         return replace(self, dtype="float16" if dtype == "int8" and len(self.shape) == 1 else dtype)
@@ -111,11 +121,11 @@ class Reduction:
     A feature x, a row of D numbers, became ``components @ (x - mean)``; both lie in the bank's file `name`.
 
     Attributes:
-        outputs: the names of the outputs that it reduced. The components are those of the first.
+        outputs: the names of the outputs that it reduced: the main one, whose components they are, and its space's.
         dim: the width D of the features before.
-        components: how many there are, the width of the features now.
-        explained: their share of the variance of the first output's features, 0 to 1.
-        fitted_on: SHA-256 of the checksums of the bank's features that they were computed of.
+        components: how many there are, K: the width of the features now.
+        explained: their share of the main output's variance, 0 to 1.
+        fitted_on: SHA-256 of the checksums of the features that they were computed of.
         sha256: of the file.
     """
 
@@ -125,6 +135,9 @@ class Reduction:
     explained: float
     fitted_on: str
     sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.components} of {self.dim} principal components"
 
     @property
     def name(self) -> str:

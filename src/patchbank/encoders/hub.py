@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from patchbank.encoders.base import Progress
+from patchbank.encoders.weights import sha256_of_weights
 from patchbank.errors import WeightsError, first_line
-from patchbank.files import sha256_of
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -89,7 +89,7 @@ def download(file: HubFile, progress: Progress | None = None) -> HubFile:
                 path = Path(hub.hf_hub_download(file.repo, file.name, revision=revision, **options))
                 if _commit(path, file.name) == file.revision:
                     break
-        if file.sha256 and (found_sha256 := sha256_of(path)) != file.sha256:
+        if file.sha256 and (found_sha256 := sha256_of_weights(path)) != file.sha256:
             if path.is_symlink():
                 (path.parent / path.readlink()).unlink()
             path.unlink()
@@ -107,7 +107,7 @@ def _cached(hub: Any, repo: str, name: str, revision: str | None) -> HubFile | N
         return None
     path = Path(cached)
     sha256 = _announced(path)
-    if sha256 and (found := sha256_of(path)) != sha256:
+    if sha256 and (found := sha256_of_weights(path)) != sha256:
         raise WeightsError(f"{path.resolve()} is damaged: its SHA-256 is {found}. Delete it, and run again.")
     commit = _commit(path, name)
     url = hub.hf_hub_url(repo, name, revision=commit)
@@ -117,7 +117,7 @@ def _cached(hub: Any, repo: str, name: str, revision: str | None) -> HubFile | N
 def _announced(path: Path) -> str | None:
     """The SHA-256 in the name of the blob that a path of the cache links to; without links, the content's."""
     if not path.is_symlink():
-        return sha256_of(path)
+        return sha256_of_weights(path)
     name = path.readlink().name  # of the first link: a blob may link on, to a file of another kind of name
     return name if _SHA256.fullmatch(name) else None
 
