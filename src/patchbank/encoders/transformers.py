@@ -106,6 +106,7 @@ def random(config: ExtractConfig) -> TransformersSpec:
 
 def names() -> Sequence[str]:
     """The tested models: nothing lists the hub's repositories without a network."""
+    _library()
     return [PREFIX + name for name in TESTED]
 
 
