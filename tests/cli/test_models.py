@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from patchbank import ExtractConfig
 from patchbank.encoders import FAMILIES, bank_prefix, describe, known, matching, random
+from patchbank.encoders.transformers import KINDS
 from patchbank.errors import ConfigError
 from tests.support import REPOSITORY, patchbank
 
@@ -106,3 +108,20 @@ def test_a_reader_that_has_read_enough_ends_it() -> None:
     with os.fdopen(writer) as closed:
         done = subprocess.run(words, cwd=REPOSITORY, stdout=closed, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_page_of_models_has_what_the_command_says() -> None:
+    page = (REPOSITORY / "docs/models.md").read_text()
+    shown = re.findall(r"^\| `(.+?)` \| (.*) \|$", page.split("## Tested models")[1], flags=re.MULTILINE)
+    assert {name for name, _ in shown} >= {*OPENAI, *known("transformers")}
+    for name, row in shown:
+        try:
+            made = describe(name)
+        except ConfigError as error:
+            pytest.skip(str(error))
+        assert made is not None
+        (h, w), (rows, columns) = made.size, made.grid
+        facts = [f"{h}x{w}", f"{rows}x{columns}", str(made.dim), str(made.prefix), "yes" * made.text]
+        assert [each.strip() for each in row.split("|")] == facts
+    types = set(re.findall("`([^`]+)`", page.split("## transformers")[1].split("Others are")[0]))
+    assert types >= {*KINDS}
