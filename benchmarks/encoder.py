@@ -51,12 +51,13 @@ from benchmarks.common import (
 )
 from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
-from patchbank.encoders import tower as vit
+from patchbank.encoders.attention import attention
 from patchbank.encoders.defaults import auto_batch_size
 from patchbank.encoders.device import DTYPES, float32_products, resolve_device
 from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import Model, get_model
 from patchbank.encoders.runner import Runner
+from patchbank.encoders.tower import VisionTransformer
 from patchbank.features import CLS, GRID
 from patchbank.preprocess import preprocess
 
@@ -215,7 +216,7 @@ class Bench:
         spec = self.spec
         assert isinstance(spec, OpenAISpec)
         dtype: torch.dtype = DTYPES[precision]  # type: ignore[index]
-        tower = vit.VisionTransformer(
+        tower = VisionTransformer(
             spec.parameters(), spec.input, spec.outputs, dtype, heads=self.model.heads, activation=spec.activation
         )
         compiled = torch.compile(tower.to(self.device))
@@ -277,10 +278,10 @@ class Bench:
             return x.transpose(1, 2).reshape(self.batch_size, tokens, width)
 
         ways: dict[str, Callable[[], Tensor]] = {
-            "patchbank": lambda: vit.attention(q, k, v),
+            "patchbank": lambda: attention(q, k, v),
             "scaled_dot_product_attention": torchs,
         }
-        peers.check("the attention", relative_error(vit.attention(q, k, v).float(), torchs().float()), precision)
+        peers.check("the attention", relative_error(attention(q, k, v).float(), torchs().float()), precision)
         return alternate({name: partial(seconds_of, way, self.device) for name, way in ways.items()}, 5 * self.rounds)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from patchbank import ExtractConfig, Runner, encoders, extract, load_dataset, load_encoder, open_bank
 from patchbank.config import Partition, Precision
+from patchbank.encoders import attention
 from patchbank.encoders import runner as runner_module
-from patchbank.encoders import tower
 from patchbank.encoders.base import flops
 from patchbank.encoders.defaults import auto_batch_size, compiles
 from patchbank.encoders.device import resolve_device, resolve_devices
@@ -81,12 +81,12 @@ def test_attention_equals_torchs_own(monkeypatch: pytest.MonkeyPatch, images: in
     """For any number of images in a batched product."""
     torch.manual_seed(0)
     batch, tokens, heads = 5, 17, 3
-    monkeypatch.setattr(tower, "_SCORE_BYTES", images * heads * tokens * tokens * 4)
+    monkeypatch.setattr(attention, "_SCORE_BYTES", images * heads * tokens * tokens * 4)
     qkv = torch.randn(batch, tokens, 3, heads, 80).permute(2, 0, 3, 1, 4)
     expected = F.scaled_dot_product_attention(*qkv, scale=0.2).transpose(1, 2).reshape(batch, tokens, -1)
-    assert torch.allclose(tower.attention(*qkv, 0.2), expected, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(tower._attention_on_cpu(*qkv, 0.2), expected, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(tower.attention(*qkv.bfloat16(), 0.2).float(), expected, rtol=0.05, atol=0.05)
+    assert torch.allclose(attention.attention(*qkv, 0.2), expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(attention._attention_on_cpu(*qkv, 0.2, None), expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(attention.attention(*qkv.bfloat16(), 0.2).float(), expected, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -61,8 +61,8 @@ def peer_tokens(visual: VisionTransformer, pixels: Tensor) -> Tensor:
         return visual.ln_post(visual.transformer(visual._embeds(normalised(pixels)))) @ visual.proj
 
 
-def tiny_parameters() -> dict[str, Tensor]:
-    state = untrained_state(TINY, vocabulary=TINY_VOCABULARY)
+def tiny_parameters(model: Model = TINY) -> dict[str, Tensor]:
+    state = untrained_state(model, vocabulary=TINY_VOCABULARY)
     return {name.removeprefix("visual."): value.float() for name, value in state.items() if name.startswith("visual.")}
 
 

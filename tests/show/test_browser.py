@@ -150,7 +150,7 @@ def test_patches_are_drawn_where_they_lie_in_the_colours_of_their_values(
     cividis = colormaps["cividis"](np.linspace(0, 1, 13))[:, :3]
     places = (values - values.min()) / (values.max() - values.min()) * 12
     expected = np.stack([np.interp(places, range(13), cividis[:, each]) for each in range(3)], axis=1)
-    of_components = Common.of(bank, list(bank)).components.colours(bank[key].numpy())
+    of_components = Common.of(bank, bank.manifest.main, list(bank)).components.colours(bank[key].numpy())
     for canvas, colours in (("map", expected), ("components", of_components)):
         tab.locator(f"#{canvas}").scroll_into_view_if_needed()
         pixels = np.asarray(Image.open(BytesIO(tab.locator(f"#{canvas}").screenshot())).convert("RGB")) / 255

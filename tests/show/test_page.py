@@ -143,7 +143,7 @@ def test_numbers_that_cannot_be_right_are_named_and_shown(tmp_path: Path) -> Non
 def test_what_holds_of_a_healthy_bank(tmp_path: Path) -> None:
     def states(features: dict[str, torch.Tensor], name: str) -> list[str]:
         bank = made_bank(tmp_path / name, features)
-        return [each.state for each in statistics.checks(statistics.collect(bank, list(bank), len(bank)))]
+        return [each.state for each in statistics.checks(statistics.collect(bank, "patch_tokens", list(bank)))]
 
     good = {f"{number:03}.jpg": random_tokens(number) for number in range(30)}
     assert states(good, "good") == ["good"] * 4
@@ -356,7 +356,7 @@ def test_what_takes_too_much_is_left_out(annotated: tuple[Bank, Dataset], monkey
 
     def shown(most: int) -> dict[str, object]:
         monkeypatch.setattr(page, "_IMAGE", most)
-        [image] = page._gallery(bank, dataset, [key], None).values()
+        [image] = page._gallery(bank, "patch_tokens", dataset, [key], None).values()
         return image
 
     whole = shown(60_000)
@@ -393,13 +393,13 @@ def test_images_that_stand_out_are_found_each_in_its_way(tmp_path: Path) -> None
     features["noise.jpg"] = torch.randn(16, 32, generator=generator) * random_tokens(0).norm() / 22
     features["blank.jpg"] = random_tokens(0)[:1].expand(16, 32) + 1e-4 * torch.randn(16, 32, generator=generator)
     bank = made_bank(tmp_path / "bank", dict(sorted(features.items())))
-    odd = {each.key: each.why for each in statistics.collect(bank, list(bank), len(bank)).outliers}
+    odd = {each.key: each.why for each in statistics.collect(bank, "patch_tokens", list(bank)).outliers}
     assert set(odd) == {"long.jpg", "noise.jpg", "blank.jpg"}
     assert "token norm" in odd["long.jpg"] and "similarity of neighbours" in odd["noise.jpg"]
     assert "blank image" in odd["blank.jpg"]
     few = {key: features[key] for key in ("01.jpg", "blank.jpg")}
     bank = made_bank(tmp_path / "few", few)  # too few for other outliers
-    assert [each.key for each in statistics.collect(bank, list(bank), len(bank)).outliers] == ["blank.jpg"]
+    assert [each.key for each in statistics.collect(bank, "patch_tokens", list(bank)).outliers] == ["blank.jpg"]
 
 
 @pytest.mark.parametrize(("times", "found"), [(0.0, []), (4.0, []), (9.0, ["x"])])
@@ -417,7 +417,7 @@ def test_another_image_of_the_same_name_is_not_shown(annotated: tuple[Bank, Data
     photographs(tmp_path, 1, (50, 40))
     (tmp_path / "photo_0000.jpg").rename(tmp_path / key)
     moved = [sample._replace(source=replace(sample.source, location=tmp_path)) for sample in dataset.samples[:1]]
-    [image] = page._gallery(bank, replace(dataset, samples=tuple(moved)), [key], None).values()
+    [image] = page._gallery(bank, bank.manifest.main, replace(dataset, samples=tuple(moved)), [key], None).values()
     assert "picture" not in image and "another size" in str(image["notes"])
 
 

@@ -55,17 +55,18 @@ class Kind:
     Attributes:
         says: for people, of one or several features.
         fix: ``extract`` (these features again), ``scratch`` (all of them), ``import`` (their tensors are sound),
-            ``look`` (a person must), or None if nothing needs a fix.
+            ``look`` (a person must), ``convert`` (the bank it was made of, again), or None if nothing needs a fix.
     """
 
     says: str
-    fix: Literal["extract", "scratch", "import", "look"] | None
+    fix: Literal["extract", "scratch", "import", "look", "convert"] | None
 
 
 # By name, the worst first.
 KINDS = {
     "unsafe": Kind("would run code when unpickled; was not run", "extract"),
     "damaged-part": Kind("part of the index that cannot be read", "extract"),
+    "components": Kind("principal components that cannot be read; the features can", "convert"),
     "unread": Kind("could not be read: the disk, or permissions", "look"),
     "unreadable": Kind("cut short, or not a tensor", "extract"),
     "checksum": Kind("its checksum is not that of what was written", "extract"),
@@ -213,6 +214,11 @@ def _verify_bank(payload: Payload, progress: Progress, listed: Sequence[str] | N
     manifest = opened.manifest
     report = Report(bank, payload.layout, manifest, manifest.shape, findings=findings)
     report.findings += [Finding("failed", key, reason) for key, reason in opened.failures.items()]
+    if manifest.reduction is not None:
+        try:
+            _ = opened.reducer
+        except BankError as error:
+            report.findings.append(Finding("components", manifest.reduction.name, str(error)))
     one = _examine_pickle if payload.layout == "ezhoi" else _examine_row
 
     def examine(key: str) -> Defects:
@@ -390,6 +396,7 @@ def compare_with_pixels(report: Report, keys: Sequence[str], count: int, recompu
     random.Random(0).shuffle(chosen)
     bank = Bank(report.bank, damaged="skip") if report.layout is not None else None
     names = [GRID] if bank is None else list(bank.manifest.outputs)
+    reduced = bank.manifest.reduction.outputs if bank and bank.manifest.reduction else ()
 
     def stored(key: str, name: str, like: Tensor) -> Tensor:
         """As float32; of third-party pickles without [CLS]: the last tokens."""
@@ -402,10 +409,11 @@ def compare_with_pixels(report: Report, keys: Sequence[str], count: int, recompu
             break
         if (expected := recompute(key)) is None:
             continue
-        errors = {
-            name: float((stored(key, name, expected[name]) - expected[name]).norm() / expected[name].norm())
-            for name in names
-        }
+        errors = {}
+        for name, value in ((name, expected[name]) for name in names):
+            # Relative to what was reduced: a common mean would leave little of what remains.
+            fresh = bank.project(value) if bank and name in reduced else value
+            errors[name] = float((stored(key, name, value) - fresh).norm() / value.norm())
         report.sample[key] = max(errors.values())
         wrong = [name for name, error in errors.items() if not error <= tolerance(report.manifest, name)]
         if wrong:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from math import prod
@@ -143,13 +143,19 @@ class Manifest:
             chain.pop()
         return replace(made, rounded=tuple(chain))
 
+    def with_outputs(self, names: Sequence[str]) -> Manifest:
+        """The manifest with only these outputs, in this order."""
+        reduced = tuple(name for name in names if self.reduction and name in self.reduction.outputs)
+        reduction = replace(self.reduction, outputs=reduced) if self.reduction and reduced else None
+        return replace(self, outputs={name: self.outputs[name] for name in names}, reduction=reduction)
+
     def begun_as(self, other: Manifest) -> bool:
         """Whether the same command, again, would begin the other bank. An encoder may have failed to compile."""
         return replace(self, compiled=other.compiled) == other
 
     def differences(self, other: Manifest) -> list[tuple[str, str, str]]:
         """(field, own value, other's value), for people, of each difference between two banks' features or layouts."""
-        names = ("layout", "dataset", "split", "rounded")
+        names = ("layout", "dataset", "split", "rounded", "reduction")
         mine, theirs = (
             {name: getattr(each, name) for name in names} | {"outputs": tuple(each.outputs)} for each in (self, other)
         )

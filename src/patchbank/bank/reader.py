@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from patchbank.bank import reduction
 from patchbank.bank.index import Entry, Part, Row, failures_of, joined, rows_of
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import SCALE, unpack
 from patchbank.bank.parts import find_payload, read_parts
 from patchbank.bank.payload import Column
 from patchbank.bank.pickles import pickles_in
+from patchbank.bank.reduction import Reducer
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import CLS
 from patchbank.locations import is_remote, locate
@@ -119,6 +121,7 @@ class Bank(Mapping[str, "Tensor"]):
         self._payload = payload
         self._cache, self._mmap = cache, mmap
         self._damaged = damaged
+        self._reducer: Reducer | None = None
         self._state, entries = self._load(known)
         if not self._state.parts:
             raise BankError(f"{path} is not a bank: no part of its index is sound.")
@@ -169,8 +172,7 @@ class Bank(Mapping[str, "Tensor"]):
             BankError: the bank does not store this output, or its file cannot be read.
         """
         self._entry(key)
-        if (output := self.manifest.outputs.get(name)) is None:
-            raise self._no_output(name)
+        output = self.manifest.outputs[self.output_name(name)]
         names = (name, name + SCALE) if output.dtype == "int8" else (name,)
 
         def read(_: Part, row: int, columns: Mapping[str, Column]) -> dict[str, NDArray[np.uint8]]:
@@ -191,13 +193,40 @@ class Bank(Mapping[str, "Tensor"]):
 
     def grid_name(self, name: str | None = None) -> str:
         """The name of an output that is a grid; None is the main output. Raises BankError if it is none."""
-        made = self.manifest
-        if name is not None and name not in made.outputs:
-            raise self._no_output(name)
-        if (name := name or made.main) not in made.grids:
-            grids = f"Name one that is: {', '.join(made.grids)}." if made.grids else "It stores none that is."
-            raise BankError(f"{name} of {self.path} is no grid of patches. {grids}")
+        if (name := self.output_name(name)) not in (grids := self.manifest.grids):
+            others = f"It stores {', '.join(grids)}." if grids else "It stores no grid: extract patch_tokens too."
+            raise BankError(f"The output {name} of {self.path} is no grid of patches. {others}")
         return name
+
+    def output_name(self, name: str | None = None) -> str:
+        """The name of an output; None is the main output. Raises BankError if the bank does not store it."""
+        if name is not None and name not in self.manifest.outputs:
+            raise BankError(
+                f"{self.path} does not store the output {name!r}. It stores {', '.join(self.manifest.outputs)}."
+            )
+        return name or self.manifest.main
+
+    @property
+    def reducer(self) -> Reducer:
+        """What reduced the features, `Manifest.reduction`. Raises BankError if nothing did, or its file is damaged."""
+        if self._reducer is None:
+            if self.manifest.reduction is None:
+                raise BankError(f"{self.path} holds features of the model's own width: nothing reduced them.")
+            self._reducer = reduction.read(self._payload.parts, self.manifest.reduction)
+        return self._reducer
+
+    def project(self, features: Any) -> Any:
+        """Features of the original space, such as a text's or pooled ones, reduced as the bank's main output is.
+
+        Args:
+            features: (..., D), an array or a tensor; on any device, and gradients flow back.
+
+        Returns:
+            (..., K) alike; of a bank that is not reduced, the features themselves.
+
+        Raises ValueError if they have another width, BankError if the file of the components is missing or damaged.
+        """
+        return features if self.manifest.reduction is None else self.reducer(features)
 
     def transform(self, key: str) -> ImageTransform:
         """How the image became the model's input. Raises KeyNotInBank, and BankError if its size is unknown."""
@@ -277,11 +306,6 @@ class Bank(Mapping[str, "Tensor"]):
                 self._state = state
         raise BankError(f"{self.path} changes too fast to be read.")
 
-    def _no_output(self, name: str) -> BankError:
-        return BankError(
-            f"{self.path} does not store the output {name!r}. It stores {', '.join(self.manifest.outputs)}."
-        )
-
     def _entry(self, key: str) -> Entry:
         try:
             return self._entries[key]
@@ -307,6 +331,7 @@ class Bank(Mapping[str, "Tensor"]):
             "failed images": f"{len(self.failures):,}",
             "outputs": ", ".join(outputs),
             "grid": f"{made.grid[0]} rows, {made.grid[1]} columns",
+            "reduced": made.reduction and f"{made.reduction}, {made.reduction.explained:.1%} of the variance",
             "model": made.model,
             "dataset": made.title,
             "layout": made.layout,

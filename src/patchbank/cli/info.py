@@ -123,6 +123,8 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     size = f"{made.size[1]} x {made.size[0]}, patch {made.patch}{pooled}, grid {made.grid[0]} x {made.grid[1]}"
     cover = f" of {made.cover[1]} x {made.cover[0]}" if made.cover else ""
     add("input", f"{size}, {made.resize}{cover}, {made.interpolation}, decoder {made.decoder}")
+    if reduction := manifest.reduction:
+        add("reduced", f"{reduction}, {reduction.explained:.2%} of the variance: {', '.join(reduction.outputs)}")
     if manifest.rounded:
         add("rounded before", " > ".join(manifest.rounded))
     if manifest.device != UNKNOWN:

@@ -8,7 +8,7 @@ from math import prod
 
 from patchbank.config import Precision
 from patchbank.encoders.base import Product
-from patchbank.encoders.outputs import Architecture
+from patchbank.encoders.outputs import VARIANTS, Architecture
 from patchbank.features import Input
 
 
@@ -21,6 +21,7 @@ class Shape:
         hidden: the width of its MLPs.
         dim: of the space of images and texts.
         mean: whether an image's feature is the mean of its patch tokens, normed and projected, and not [CLS].
+        variants: whether the last block is that of CLIP, for which the dense variants were made.
     """
 
     blocks: int
@@ -29,6 +30,7 @@ class Shape:
     hidden: int
     dim: int
     mean: bool = False
+    variants: bool = True
 
     @property
     def architecture(self) -> Architecture:
@@ -42,6 +44,7 @@ class Shape:
             dim=self.dim,
             pooled=self.dim,
             pooling="mean, ln_post, proj" if self.mean else "ln_post, proj",
+            variants=VARIANTS if self.variants else (),
         )
 
     def products(self, made: Input) -> Sequence[Product]:

@@ -27,13 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchbank.config import Activation, Precision
+from patchbank.encoders.attention import attention
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.device import DTYPES
 from patchbank.encoders.packed import Linear
+from patchbank.encoders.variants import dense, gaussian
 from patchbank.features import CLS, POOLED, Input, Output
 
 _QUICK = 1.702  # QuickGELU's factor
-_SCORE_BYTES = 4 << 20  # of attention scores at a time: about a core's cache
 
 
 class Norm(nn.Module):
@@ -94,35 +95,6 @@ class Block(nn.Module):
         return out
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
-    """Multi-head attention: softmax(scale q kᵀ) v.
-
-    Queries (B, heads, Q, head width), keys and values (B, heads, T, head width) -> (B, Q, width).
-    """
-    if q.device.type == "cpu" and q.dtype != torch.float32:
-        return _attention_on_cpu(q, k, v, scale)
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
-
-
-def _attention_on_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Batched products of a few images at a time, so that the scores stay in the cache.
-
-    In bfloat16 this takes half as long as torch's `scaled_dot_product_attention` (``python -m benchmarks.encoder``).
-    """
-    batch, heads, tokens, width = q.shape
-    images = max(1, _SCORE_BYTES // (heads * tokens * k.shape[2] * q.itemsize))
-    out = q.new_empty(batch, tokens, heads, width)
-    for first in range(0, batch, images):
-        some = slice(first, first + images)
-        queries, keys, values = (each[some].flatten(0, 1) for each in (q, k, v))
-        scores = torch.bmm(queries, keys.transpose(1, 2))
-        if scale != 1:
-            scores *= scale
-        x = torch.bmm(torch.softmax(scores, dim=-1), values)  # (images * heads, tokens, head width)
-        out[some] = x.view(-1, heads, tokens, width).transpose(1, 2)
-    return out.flatten(2)
-
-
 def positions_at(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     """The positional embedding (1 + N, width) of a square grid, at another one: as open_clip's `resize_pos_embed`."""
     side = isqrt(len(positions) - 1)
@@ -138,6 +110,7 @@ class VisionTransformer(nn.Module):
 
     whole: Tensor
     positions: Tensor
+    nearness: Tensor | None
 
     def __init__(
         self,
@@ -171,6 +144,7 @@ class VisionTransformer(nn.Module):
         positions[1:] += (conv * (whole - mean)).sum((1, 2, 3))
         self.register_buffer("whole", whole.flatten().to(dtype), persistent=False)
         self.register_buffer("positions", positions.float(), persistent=False)
+        self.register_buffer("nearness", gaussian(self.grid) if "naclip" in outputs else None, persistent=False)
         self.embed = Linear(conv.permute(0, 2, 3, 1).flatten(1), None, dtype)
         has_norm = "ln_pre.weight" in parameters
         self.ln_pre = Norm(parameters, "ln_pre", torch.float32) if has_norm else nn.Identity()
@@ -194,8 +168,12 @@ class VisionTransformer(nn.Module):
         x = self.ln_pre(x)
         found: dict[str, Tensor] = {}
         for number, block in enumerate(cast("list[Block]", self.blocks), 1):
-            x = block(x, attention(*block.attended(x)))
-            found |= self._after(x, {name: each for name, each in self.outputs.items() if each.block == number})
+            q, k, v = block.attended(x)
+            wanted = {name: each for name, each in self.outputs.items() if each.block == number}
+            for each in filter(None, (each.variant for each in wanted.values())):
+                found[each] = self.proj(self.ln_post(dense(each, block, x, q, k, v, self.nearness)))
+            x = block(x, attention(q, k, v))
+            found |= self._after(x, {name: each for name, each in wanted.items() if not each.variant})
         return {name: found[name] for name in self.outputs}
 
     def _after(self, x: Tensor, wanted: Mapping[str, Output]) -> dict[str, Tensor]:

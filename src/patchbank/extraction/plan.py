@@ -175,7 +175,7 @@ def describe(
         identity=dict(encoder.identity),
         input=made,
         part_size=part_size(layout, outputs, config.shard_size),
-        batch_size=config.batch_size or auto_batch_size(made.grid, devices.kind),
+        batch_size=config.batch_size or auto_batch_size(made.patches, devices.kind),
         device=devices.kind,
         # By the images of the whole run, not of its rest or of a part: all processes must make the same bytes. If only
         # a part was loaded, this is an estimate, and the process that begins the bank decides.

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,15 +54,15 @@ class Common:
     components: Components
 
     @classmethod
-    def of(cls, bank: Bank, keys: Sequence[str]) -> Common:
+    def of(cls, bank: Bank, output: str, keys: Sequence[str]) -> Common:
         """Reads each feature twice. Those that cannot be read, or are not finite, are left out."""
-        dim = bank.manifest.shape[1]
+        dim = bank.manifest.outputs[output].shape[1]
         raw, units = Moments(dim), Moments(dim)
 
         def shown() -> Iterator[Floats]:
             for key in keys:
                 with contextlib.suppress(PatchbankError, OSError):
-                    tokens = bank[key].float().numpy()
+                    tokens = bank.output(key, output).float().numpy()
                     if np.isfinite(tokens).all():
                         yield tokens[_valid(bank, key)]
 
@@ -76,14 +77,16 @@ def _valid(bank: Bank, key: str) -> NDArray[np.bool_]:
     try:
         return bank.transform(key).valid.flatten()
     except PatchbankError:  # the image's size is not known
-        return np.ones(bank.manifest.shape[0], bool)
+        return np.ones(prod(bank.manifest.grid), bool)
 
 
-def show(bank: Bank, key: str, common: Common, sample: Sample | None, dataset: Dataset | None) -> dict[str, Any]:
-    """The page's data for one image."""
+def show(
+    bank: Bank, output: str, key: str, common: Common, sample: Sample | None, dataset: Dataset | None
+) -> dict[str, Any]:
+    """The page's data for one image, of an output that is a grid."""
     shown: dict[str, Any] = {"key": plain(key), "notes": []}
     try:
-        tokens = bank[key].float().numpy()
+        tokens = bank.output(key, output).float().numpy()
     except (PatchbankError, OSError) as error:
         return shown | {"notes": [plain(f"The feature cannot be read: {error}")]}
     rows, columns = bank.manifest.grid
