@@ -261,6 +261,9 @@ def test_without_annotations_there_are_tokens_and_keys(root: Path, dataset: Data
         FeatureDataset(bank, folder, "human")
     with pytest.raises(ValueError, match="has no transform"):
         RandomHorizontalFlip(1)(tokens[0], keys[0])
-    assert repr(samples) == f"<FeatureDataset keys: 7 x (16, 32) float32, from {bank.path}>"
+    assert repr(samples) == f"<FeatureDataset keys: 7 x patch_tokens (16, 32) float32, from {bank.path}>"
     paired = FeatureDataset(bank, dataset, "union", dtype=None)
-    assert repr(paired) == f"<FeatureDataset hicodet train: 7 x (16, 32) float16, regions union, from {bank.path}>"
+    assert (
+        repr(paired)
+        == f"<FeatureDataset hicodet train: 7 x patch_tokens (16, 32) float16, regions union, from {bank.path}>"
+    )

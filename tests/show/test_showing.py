@@ -98,7 +98,7 @@ def test_each_text_has_its_own_map_on_one_scale(
     features = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 32)).astype(np.float32))
     monkeypatch.setattr("patchbank.encoders.encode_texts", lambda spec, texts: features[: len(texts)])
     texts = ["a cat", "a\x07dog"]
-    first, second = showing.to_texts(bank, next(iter(bank)), TOKENS, texts, tiny_config, None)
+    first, second = showing.to_texts(bank, "patch_tokens", next(iter(bank)), TOKENS, texts, tiny_config, None)
     for found, feature in ((first, features[0]), (second, features[1])):
         assert np.abs(found.values - cosines(feature.numpy())).max() < 1e-6
     both = np.stack([first.values, second.values])
