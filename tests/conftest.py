@@ -8,10 +8,13 @@ from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 from patchbank.config import ExtractConfig
+from patchbank.encoders import trained
 from patchbank.encoders.openai.registry import MODELS
 from patchbank.encoders.openai.untrained import write_untrained
+from patchbank.errors import PatchbankError
 from tests.support import TINY, TINY_VOCABULARY
 
 hypothesis.settings.register_profile("patchbank", deadline=None, database=None)  # no test depends on time
@@ -27,8 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 _LEFT_OUT = pytest.StashKey[int]()
-# Fixtures that put a test into the full tier: Chromium, an S3 server, a Ray cluster, a model of 150 million parameters.
-_FULL = {"browser", "store", "cluster", "full_size_weights"}
+# Fixtures that put a test into the full tier: Chromium, an S3 server, a Ray cluster, large or trained weights.
+_FULL = {"browser", "store", "cluster", "full_size_weights", "trained_weights"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -84,3 +87,14 @@ def full_size_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("full") / "ViT-B-16.pt"
     write_untrained(MODELS["ViT-B/16"], path)
     return path
+
+
+@pytest.fixture(scope="session")
+def trained_weights(request: pytest.FixtureRequest) -> Path:
+    """A trained DINOv2 ViT-S/14 as timm's state dict, kept between runs."""
+    path = request.config.cache.mkdir("trained") / trained.PATH.name
+    try:
+        with FileLock(path.with_suffix(".lock")):  # once, not in each process of pytest-xdist's
+            return trained.obtain(path)
+    except PatchbankError as error:
+        pytest.skip(f"no trained weights: {error}")

@@ -38,7 +38,7 @@ from patchbank.features import CLS, GRID
 from patchbank.show.page import write_report
 from tests.reference import regions as reference
 from tests.support import SecondLook, contents, patchbank, photographs, relative_error
-from tests.toy_family import Toy, ToySpec
+from tests.toy_family import Toy, toy
 
 LAYOUTS: list[Layout] = ["ezhoi", "shards"]
 SIZES = [(120, 90), (90, 120), (200, 31)]
@@ -64,7 +64,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def config() -> ExtractConfig:
     """Batches of two; shards of four images."""
-    return ExtractConfig(model="toy/small", batch_size=2, shard_size=4 * (15 * 6 + 4) * 4)
+    return ExtractConfig(model="toy/small", batch_size=2, shard_size=4 * (15 * 6 + 6) * 4)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def expected(dataset: Dataset, key: str) -> dict[str, torch.Tensor]:
         sizes = [int(40 * height / width), 40]
     seen = F.center_crop(F.resize(image, sizes, InterpolationMode.BILINEAR), [24, 40])
     with torch.no_grad():
-        outputs = Toy(ToySpec("toy/small"))(torch.from_numpy(np.array(seen))[None])
+        outputs = Toy(toy())(torch.from_numpy(np.array(seen))[None])
     return {name: value[0] for name, value in outputs.items()}
 
 
@@ -96,7 +96,7 @@ def test_the_bank_holds_what_the_encoder_gives(dataset: Dataset, banks: dict[str
     bank = open_bank(banks[layout])
     made = bank.manifest
     assert (made.grid, made.shape, made.model) == ((3, 5), (15, 6), "toy/small")
-    assert (made.input, made.identity) == (ToySpec.input, ToySpec("toy/small").identity)
+    assert (made.input, made.identity) == (toy().input, toy().identity)
     assert len(bank) == 9
     for key in bank:
         outputs = expected(dataset, key)
@@ -130,7 +130,7 @@ def compared(bank: Path, dataset: Dataset) -> Report:
     report = verify(bank, keys)
     assert report.manifest is not None
     runner = runner_of(report.manifest, ExtractConfig(device="cpu"), dataset.root)
-    assert runner.spec == ToySpec("toy/small")
+    assert runner.spec == toy(output=tuple(report.manifest.outputs))
     compare_with_pixels(report, keys, len(keys), recompute(dataset, runner, report.manifest.input))
     return report
 
@@ -220,7 +220,7 @@ def test_an_encoder_by_name(dataset: Dataset, banks: dict[str, Path]) -> None:
     runner = load_encoder("toy/small", device="cpu")
     key = dataset.samples[0].key
     found = runner.encode([Image.open(dataset.images / key)])
-    assert {name: tuple(value.shape) for name, value in found.items()} == {GRID: (1, 15, 6), CLS: (1, 4)}
+    assert {name: tuple(value.shape) for name, value in found.items()} == {GRID: (1, 15, 6), CLS: (1, 6)}
     assert relative_error(found[GRID][0], open_bank(banks["shards"])[key]) <= BOUND
 
 
@@ -245,7 +245,7 @@ def test_the_page_has_its_grid_where_it_lies(
         assert image["frame"] == pytest.approx(frame_of(bank, image["key"]), abs=1e-3)
         assert image["valid"] == [0, 3, 0, 5]
         assert image["picture"] and image["error"] < 0.05
-    assert "grid 3 x 5" in text and "toy/small" in text
+    assert "<dd>3 x 5</dd>" in text and "toy/small" in text
 
 
 @pytest.mark.parametrize("size", SIZES)

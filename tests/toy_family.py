@@ -1,29 +1,39 @@
-"""A second family, as small as can be: registers, two outputs of different widths, an input that is not square."""
+"""A second family, as small as can be: registers, two blocks, no joint space, an input that is not square."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from patchbank.config import ExtractConfig
 from patchbank.encoders.base import Product
-from patchbank.features import CLS, GRID, Input, Output
+from patchbank.encoders.outputs import Architecture, block_of, chosen, sized
+from patchbank.features import CLS, GRID, POOLED, REGISTERS, Input, Output
 
 SEEDS = {"toy/small": 0, "toy/other": 1}
-REGISTERS = 4
+OWN = Input(size=(24, 40), patch=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), interpolation="bilinear")
+MADE = Architecture(blocks=2, width=6, cls=True, registers=4, norm="norm", pooled=4, pooling="head")
 
 
-def spec(config: Any, root: object, *, rounding: bool) -> ToySpec:
+def spec(config: Any, root: object = None, *, rounding: bool = False) -> ToySpec:
     """The family's entry point, called by `encoders.find`."""
-    return ToySpec(config.model)
+    wanted = sized(config, config.model, OWN)
+    return ToySpec(config.model, wanted, chosen(config, config.model, MADE, wanted))
 
 
 def random(config: Any) -> ToySpec:
     """Its weights are random as it is."""
-    return ToySpec(config.model)
+    return spec(config)
+
+
+def toy(name: str = "toy/small", **options: Any) -> ToySpec:
+    """The specification of options, by their names in `ExtractConfig`."""
+    return spec(ExtractConfig(model=name, **options))
 
 
 @dataclass(frozen=True)
@@ -31,13 +41,8 @@ class ToySpec:
     """The specification, before the weights are made."""
 
     name: str
-    input: ClassVar[Input] = Input(
-        size=(24, 40), patch=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), interpolation="bilinear"
-    )
-    outputs: ClassVar[dict[str, Output]] = {
-        GRID: Output(shape=(15, 6), block=1, norm="norm"),
-        CLS: Output(shape=(4,), block=1, norm="norm", projection="head"),
-    }
+    input: Input
+    outputs: dict[str, Output] = field(hash=False)
     weights: ClassVar[str | None] = "a seed"
     sources: ClassVar[Sequence[str]] = ()
     untrained: ClassVar[bool] = True
@@ -56,7 +61,7 @@ class ToySpec:
 
 
 class Toy(nn.Module):
-    """One transformer block on patches, [CLS] and registers."""
+    """Two transformer blocks on patches, [CLS] and registers."""
 
     def __init__(self, spec: ToySpec) -> None:
         super().__init__()
@@ -64,17 +69,26 @@ class Toy(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(SEEDS[spec.name])
             self.embed = nn.Conv2d(3, 6, 8, 8)
-            self.positions = nn.Parameter(torch.randn(15, 6))
-            self.extra = nn.Parameter(torch.randn(1 + REGISTERS, 6))
-            self.block = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True, norm_first=True)
+            self.positions = nn.Parameter(torch.randn(1, 6, 3, 5))
+            self.extra = nn.Parameter(torch.randn(1 + MADE.registers, 6))
+            self.blocks = nn.ModuleList(
+                nn.TransformerEncoderLayer(6, 2, 12, batch_first=True, norm_first=True) for _ in range(2)
+            )
             self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 4)
         self.eval()
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B, 24, 40, 3) uint8 to both outputs."""
+        """(B, h, w, 3) uint8 to the outputs of the specification."""
         mean, std = (torch.tensor(each, device=pixels.device) for each in (self.input.mean, self.input.std))
-        x = (pixels / 255 - mean) / std
-        x = self.embed(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2) + self.positions
-        x = torch.cat([self.extra.expand(len(x), -1, -1), x], dim=1)
-        x = self.norm(self.block(x))
-        return {CLS: self.head(x[:, 0]), GRID: x[:, 1 + REGISTERS :]}
+        x = self.embed(((pixels / 255 - mean) / std).permute(0, 3, 1, 2))
+        x = x + interpolate(self.positions, x.shape[2:], mode="bicubic", antialias=True)
+        x = torch.cat([self.extra.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
+        after = [x]
+        for block in self.blocks:
+            after.append(block(after[-1]))
+        last = self.norm(after[-1])
+        found = {CLS: last[:, 0], REGISTERS: last[:, 1:5], GRID: last[:, 5:], POOLED: self.head(last[:, 0])}
+        for name in self.outputs.keys() - found.keys():
+            number, raw = block_of(name) or (0, True)
+            found[name] = (after[number] if raw else self.norm(after[number]))[:, 5:]
+        return {name: found[name] for name in self.outputs}

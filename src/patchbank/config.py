@@ -351,7 +351,9 @@ class ExtractConfig:
     @property
     def variant(self) -> str:
         """The end of a bank's default name, where EZ-HOI would not read its features rightly: ``_squash_float16``."""
-        return "".join(f"_{each}" for each in (self.resize, self.dtype) if each not in (None, "center-crop", "float32"))
+        size = self.input_size and "x".join(map(str, dict.fromkeys(self.input_size)))
+        parts = size, self.pool_grid > 1 and f"pool{self.pool_grid}", self.resize, self.dtype
+        return "".join(f"_{each}" for each in parts if each and each not in ("center-crop", "float32"))
 
     def arguments(self) -> tuple[str, ...]:
         """The options of ``patchbank extract`` that give this configuration, without the model."""

@@ -20,7 +20,7 @@ REGISTERS = "registers"  # the register tokens: (R, D)
 POOLED = "pooled"  # the library's own feature of the whole image: (D,)
 UNKNOWN = "unknown"  # a field of the identity of imported features
 
-Rgb = Literal["first", "last"]
+Rgb = Literal["first", "last", "white"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 # Named fields that decide the numbers: family, model, weights, activation, precision, and others of a family. Two
@@ -42,7 +42,8 @@ class Input:
         cover: (h, w) that an image is resized to or to cover, before the centre of `size` is cut out; None is `size`.
             With a crop fraction of 0.875, 224 pixels are the centre of 256.
         crop: how half a pixel at the cut is rounded: ``nearest`` (torchvision), ``down`` (transformers).
-        rgb: whether images become RGB before they are resized, or after.
+        rgb: when images become RGB: ``first``, before they are resized; ``last``, after it; ``white``: first, and laid
+            over white where they are transparent.
         pool: the side of the square of patches that become one token, by their mean; 1 leaves them alone.
     """
 
@@ -62,6 +63,11 @@ class Input:
     def cell(self) -> int:
         """The side of a token's square in pixels: a patch's, or of several that are pooled."""
         return self.patch * self.pool
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        """Rows and columns of patches, as the encoder computes them."""
+        return self.size[0] // self.patch, self.size[1] // self.patch
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -98,9 +104,45 @@ class Output:
     projection: str = ""
     variant: str = ""
 
+    @property
+    def space(self) -> tuple[object, ...]:
+        """Outputs that are equal in this lie in one space: [CLS], registers and patch tokens of one block and norm."""
+        return self.block, self.norm, self.projection, self.shape[-1]
+
     def stored_as(self, dtype: StoredDtype) -> Output:
         """The same in another stored dtype. ``int8`` makes a vector float16, since it is small."""
         return replace(self, dtype="float16" if dtype == "int8" and len(self.shape) == 1 else dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduction:
+    """What reduced the features of some outputs to their principal components.
+
+    A feature x, a row of D numbers, became ``components @ (x - mean)``; both lie in the bank's file `name`.
+
+    Attributes:
+        outputs: the names of the outputs that it reduced: the main one, whose components they are, and its space's.
+        dim: the width D of the features before.
+        components: how many there are, K: the width of the features now.
+        explained: their share of the main output's variance, 0 to 1.
+        fitted_on: SHA-256 of the checksums of the features that they were computed of.
+        sha256: of the file.
+    """
+
+    outputs: tuple[str, ...]
+    dim: int
+    components: int
+    explained: float
+    fitted_on: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.components} of {self.dim} principal components"
+
+    @property
+    def name(self) -> str:
+        """The name of the file with `components` (K, D) and `mean` (D,), float32."""
+        return f"pca-{self.sha256[:16]}.safetensors"
 
 
 def is_grid(name: str, output: Output) -> bool:

@@ -34,7 +34,7 @@ def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure
             if resized[0] * resized[1] > MAX_PIXELS:
                 return Failure(sample.key, f"too elongated: {width} x {height} pixels")
             # The picture and its resized form, at four bytes a pixel, and as much again in decoder and resizer.
-            bytes_a_pixel = 12 if wanted.decoder == "fast" else 8
+            bytes_a_pixel = 16 if _is_laid_over_white(image, wanted) else 12 if wanted.decoder == "fast" else 8
             with budget.reserve(bytes_a_pixel * (width * height + resized[0] * resized[1])):
                 try:
                     return Decoded(sample.key, preprocess(image, wanted), size)
@@ -61,7 +61,10 @@ def preprocess(image: Image.Image, wanted: Input, resize: ResizeMode | None = No
         resize: instead of the input's mode.
     """
     wanted = wanted.resized_by(resize)
-    if wanted.rgb == "first" and image.mode != "RGB":
+    if _is_laid_over_white(image, wanted):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if wanted.rgb != "last" and image.mode != "RGB":
         image = image.convert("RGB")
     transform = wanted.transform(image.size)
     if image.size != transform.resized:
@@ -81,6 +84,10 @@ def preprocess(image: Image.Image, wanted: Input, resize: ResizeMode | None = No
         canvas.paste(image, (left, top))
         image = canvas
     return np.asarray(image)
+
+
+def _is_laid_over_white(image: Image.Image, wanted: Input) -> bool:
+    return wanted.rgb == "white" and ("A" in image.getbands() or image.info.get("transparency") is not None)
 
 
 def _resize_fast(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:

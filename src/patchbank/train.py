@@ -45,6 +45,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         regions: str | Iterable[str] | None = None,
         transform: Callable[[Tensor, Any], tuple[Tensor, Any]] | None = None,
         *,
+        output: str | None = None,
         dtype: torch.dtype | None = torch.float32,
         output_size: int = 7,
         missing: Literal["raise", "skip"] = "raise",
@@ -56,6 +57,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             regions: the boxes of each pair to pool: some of ``human,object,union``; None for none.
             transform: called with tokens and target before regions are pooled, such as `RandomHorizontalFlip`.
                 The target is the image's key where there are no annotations.
+            output: which of the bank's outputs to give; None: the main one, its patch tokens if it stores them.
             dtype: of the tokens; None keeps the bank's.
             output_size: bins a side of a region, as in `pool_regions`.
             missing: whether to raise on images without a feature, or to skip them.
@@ -64,7 +66,8 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             DatasetError: the bank is of another split or dataset; or lacks features and `missing` is ``raise``; or was
                 made of images of other sizes than the annotations', so that boxes would be misplaced; or the
                 annotations are malformed.
-            BankError: the bank does not exist.
+            BankError: the bank does not exist, or does not store the output; or regions are to be pooled of an output
+                that is no grid.
             ConfigError: a region does not exist, or there are no annotated pairs for it.
         """
         self.bank = bank if isinstance(bank, Bank) else open_bank(bank)
@@ -74,6 +77,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         if wrong := [name for name in names if name not in REGIONS]:
             raise ConfigError(f"There is no region {wrong[0]!r}. Choose from: {', '.join(REGIONS)}.")
         self._regions = [name for name in REGIONS if name in names]
+        self._output = self.bank.grid_name(output) if names else self.bank.output_name(output)
         self._transform = transform
         self._dtype = dtype
         self._output_size = output_size
@@ -104,12 +108,12 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        """Patch tokens (N, D) on the CPU, not normalised; and the image's pairs, or its key without annotations.
+        """The output, patch tokens (N, D), on the CPU, not normalised; and the image's pairs, or its key without them.
 
         Raises BankError if the image's size is unknown and there are regions to pool.
         """
         key = self.keys[index]
-        tokens = self.bank[key]
+        tokens = self.bank.output(key, self._output)
         target = self._located(self._pairs.target(key)) if self._pairs is not None else key
         if self._dtype is not None:
             tokens = tokens.to(self._dtype)
@@ -120,11 +124,13 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         return tokens, target
 
     def __repr__(self) -> str:
-        dtype = self.bank.manifest.dtype if self._dtype is None else str(self._dtype).removeprefix("torch.")
+        output = self.bank.manifest.outputs[self._output]
+        dtype = output.dtype if self._dtype is None else str(self._dtype).removeprefix("torch.")
         regions = f", regions {', '.join(self._regions)}" if self._regions else ""
         of = self.dataset.title if self.dataset else "keys"
         return (
-            f"<FeatureDataset {of}: {len(self):,} x {self.bank.manifest.shape} {dtype}{regions}, from {self.bank.path}>"
+            f"<FeatureDataset {of}: {len(self):,} x {self._output} {output.shape} {dtype}{regions}, "
+            f"from {self.bank.path}>"
         )
 
     def _located(self, target: HOITarget) -> HOITarget:
@@ -161,11 +167,15 @@ def horizontal_flip(patch_tokens: Tensor, target: HOITarget) -> Sample:
         target: with its `transform`, as from `FeatureDataset`.
 
     Raises:
-        ValueError: the target has no transform, so that the grid and the image's width are unknown.
+        ValueError: the target has no transform, so that the grid and the image's width are unknown; or the tokens are
+            no grid.
     """
     if not isinstance(target, HOITarget) or target.transform is None:
         raise ValueError(f"{target!r} has no transform, without which its boxes cannot be flipped")
-    grid = patch_tokens.unflatten(0, target.transform.grid)  # type: ignore[no-untyped-call]
+    rows, columns = target.transform.grid
+    if patch_tokens.shape[:-1] != (rows * columns,):
+        raise ValueError(f"patch tokens ({rows * columns}, D) can be flipped, not {tuple(patch_tokens.shape)}")
+    grid = patch_tokens.unflatten(0, (rows, columns))  # type: ignore[no-untyped-call]
     flipped = replace(
         target,
         boxes_h=_mirrored(target.boxes_h, target.transform.width),

@@ -362,14 +362,15 @@ def test_banks_of_every_dtype_are_sound(tmp_path: Path, tiny_config: ExtractConf
 
 
 def test_features_of_other_pixels_are_found(bank: Path) -> None:
-    stored = {key: tokens.clone() for key, tokens in open_bank(bank).items()}
+    opened = open_bank(bank)
+    stored = {key: {name: opened.output(key, name) for name in opened.manifest.outputs} for key in opened}
     report = verify(bank)
     compare_with_pixels(report, [*stored, "broken.jpg"], 4, stored.__getitem__)
     assert len(report.sample) == 4
     assert set(report.sample.values()) == {0.0}
     asked: list[str] = []
 
-    def other(key: str) -> Tensor:
+    def other(key: str) -> dict[str, Tensor]:
         asked.append(key)
         return stored["photo_0000.jpg" if key != "photo_0000.jpg" else "photo_0001.jpg"]
 
@@ -381,7 +382,13 @@ def test_features_of_other_pixels_are_found(bank: Path) -> None:
 
 def test_a_difference_that_is_no_number_is_one(bank: Path) -> None:
     report = verify(bank)
-    compare_with_pixels(report, report.sound, 1, lambda _: torch.full((16, 32), torch.nan))
+    assert report.manifest is not None
+    compare_with_pixels(
+        report,
+        report.sound,
+        1,
+        lambda _: {name: torch.full(each.shape, torch.nan) for name, each in report.manifest.outputs.items()},
+    )
     assert "pixels" in kinds(report).values()
 
 

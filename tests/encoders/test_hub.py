@@ -48,6 +48,7 @@ class Hub:
         files: of the repository.
         content: what is sent of each; the announced SHA-256 and size are those of `files`.
         refusal: a status and its X-Error-Code, instead of every answer.
+        later: the same, of every request but the first.
         cuts: how many downloads end half way.
         asked: every request: method, path, Range and Authorization.
     """
@@ -56,6 +57,7 @@ class Hub:
     content: bytes = WEIGHTS
     commit: str | None = COMMIT
     refusal: tuple[int, str] | None = None
+    later: tuple[int, str] | None = None
     cuts: int = 0
     asked: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     url: str = ""
@@ -63,7 +65,7 @@ class Hub:
 
     def resolve(self, request: BaseHTTPRequestHandler) -> None:
         found = re.fullmatch(rf"/{REPO}/resolve/(main|v1|{self.commit})/(.+)", request.path)
-        refusal = self.refusal
+        refusal = self.refusal or (self.later if len(self.asked) > 1 else None)
         if refusal is None and not (found and found[2] in self.files):
             refusal = 404, "EntryNotFound" if found else "RepoNotFound"
         if refusal:
@@ -201,6 +203,20 @@ def test_other_bytes_than_those_announced_are_refused_and_not_kept(hub: Hub, tmp
     blob = Path(made["path"]).resolve()
     blob.write_bytes(WEIGHTS[::-1])
     assert f"{blob} is damaged" in client(tmp_path, hub)["error"]
+    blob.unlink()
+    assert Path(client(tmp_path, hub)["path"]).read_bytes() == WEIGHTS
+
+
+def test_a_blob_that_other_repositories_share(hub: Hub, tmp_path: Path) -> None:
+    blob = Path(client(tmp_path, hub)["path"]).resolve()
+    blob.symlink_to(blob.rename(tmp_path / ("0" * 64)))  # as the hub shares blobs, by a name of its own
+    assert client(tmp_path, hub)["sha256"] == SHA256
+
+
+def test_a_cache_on_a_disk_without_links(hub: Hub, tmp_path: Path) -> None:
+    made = client(tmp_path, hub, HF_HUB_DISABLE_SYMLINKS="1")
+    if not Path(made["path"]).is_symlink():  # a huggingface_hub that knows this variable
+        assert client(tmp_path, hub, HF_HUB_OFFLINE="1")["sha256"] == SHA256
 
 
 @pytest.mark.parametrize(
@@ -220,6 +236,11 @@ def test_what_the_hub_refuses(hub: Hub, tmp_path: Path, refusal: tuple[int, str]
     error = client(tmp_path, hub)["error"]
     assert error.startswith("WeightsError: ") and words in error and "\n" not in error
     assert not whole_files(tmp_path)
+
+
+def test_a_download_that_fails_of_another_cause_than_the_cache_says_which(hub: Hub, tmp_path: Path) -> None:
+    hub.later = (418, "")
+    assert "418" in client(tmp_path, hub)["error"]
 
 
 def test_no_server_at_all(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from patchbank import extract, load_dataset, open_bank
 from patchbank.bank.check import verify
 from patchbank.bank.convert import convert
 from patchbank.bank.payload import Feature
+from patchbank.bank.storage import storage_of
 from patchbank.bank.writer import BankWriter
 from patchbank.config import ExtractConfig, Partition
 from patchbank.errors import BankError, ConfigError, DatasetError
@@ -104,6 +105,23 @@ def test_the_bank_is_that_of_the_disk_and_reads_the_same(
     convert(local, locate(f"s3://{bucket}/copy"), "shards", dtype="int8", shard_size=10_000)
     copy = open_bank(f"s3://{bucket}/copy")
     assert all((copy[key] - local[key]).abs().max() < 0.05 for key in copy) and len(copy) == COUNT
+
+
+def test_reduced_banks_keep_their_components(bucket: str, images: Path, config: ExtractConfig, tmp_path: Path) -> None:
+    extract(load_dataset("folder", images), tmp_path / "bank", config)
+    local, url = open_bank(tmp_path / "bank"), f"s3://{bucket}/reduced"
+    for components in (5, 8):  # the second replaces the first
+        convert(local, tmp_path / "reduced", "shards", shard_size=9000, components=components, overwrite=True)
+        convert(local, locate(url), "shards", shard_size=9000, components=components, overwrite=True)
+        assert download(url, tmp_path / f"there-{components}") == contents(tmp_path / "reduced")
+    remote, key = open_bank(url), next(iter(local))
+    assert torch.allclose(remote.project(local[key]), remote[key], atol=1e-5)
+    convert(remote, tmp_path / "copy", "shards", shard_size=9000)
+    assert contents(tmp_path / "copy") == contents(tmp_path / "reduced")
+    assert verify(locate(url), list(local)).problems == []
+    place = storage_of(locate(url))
+    place.delete(remote.reducer.made.name)
+    assert [each.kind for each in verify(locate(url), list(local)).problems] == ["components"]
 
 
 def test_partitions_fill_one_bank(bucket: str, images: Path, config: ExtractConfig, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from PIL import Image
 from patchbank import Bank, Dataset, extract, load_dataset, open_bank, pool_regions, union_boxes
 from patchbank.config import ExtractConfig
 from patchbank.show.figure import _limits
-from patchbank.show.maps import principal_colours, similarities
+from patchbank.show.gallery import Common
+from patchbank.show.maps import similarities, unit
 from patchbank.show.page import write_report
 from tests.browser import until
 from tests.show.conftest import HOSTILE
@@ -109,10 +110,32 @@ def test_the_map_is_what_numpy_computes(
             assert f"row {token // 4}, column {token % 4} (x " in tab.inner_text("#readout")
 
 
+def test_the_nearest_patches_of_other_images_are_shown_and_lead_there(
+    annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit
+) -> None:
+    bank, (path, error) = annotated[0], page
+    key = list(bank)[2]
+    tab = visit(path)
+    shown(tab, key)
+    x, y = at(tab, bank, key, 5)
+    tab.locator("#image").hover(position={"x": x, "y": y})
+    until(tab, "window.patchbank.token === 5 && window.patchbank.nearest")
+    found = tab.evaluate("window.patchbank.nearest")
+    assert [each["value"] for each in found] == sorted((each["value"] for each in found), reverse=True)
+    assert sorted(each["image"] for each in found) == sorted(set(bank) - {key})
+    for each in found:
+        values = unit(bank[each["image"]].numpy()) @ unit(bank[key].numpy()[5])
+        assert abs(each["value"] - values.max()) <= 2 * error and values[each["token"]] >= values.max() - 4 * error
+    tab.locator("#nearest button").first.click()
+    until(tab, f"window.patchbank.image === {json.dumps(found[0]['image'])}")
+    until(tab, f"window.patchbank.token === {found[0]['token']}")
+    assert tab.is_checked("#fixed")
+
+
 def test_patches_are_drawn_where_they_lie_in_the_colours_of_their_values(
     annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit
 ) -> None:
-    """Of the map, the colours between both ends of the scale; of the components, those that `show` draws."""
+    """Of the map, the colours between both ends of the scale; of the components, those of all images."""
     bank = annotated[0]
     key = list(bank)[1]  # a broad image: the patches lie in its middle
     transform = bank.transform(key)
@@ -127,7 +150,7 @@ def test_patches_are_drawn_where_they_lie_in_the_colours_of_their_values(
     cividis = colormaps["cividis"](np.linspace(0, 1, 13))[:, :3]
     places = (values - values.min()) / (values.max() - values.min()) * 12
     expected = np.stack([np.interp(places, range(13), cividis[:, each]) for each in range(3)], axis=1)
-    of_components, _ = principal_colours(bank[key].numpy(), transform.valid.flatten())
+    of_components = Common.of(bank, bank.manifest.main, list(bank)).components.colours(bank[key].numpy())
     for canvas, colours in (("map", expected), ("components", of_components)):
         tab.locator(f"#{canvas}").scroll_into_view_if_needed()
         pixels = np.asarray(Image.open(BytesIO(tab.locator(f"#{canvas}").screenshot())).convert("RGB")) / 255

@@ -9,8 +9,9 @@ import torch
 from patchbank.boxes import union_boxes
 from patchbank.pool import pool_regions, pooling_weights
 from patchbank.show import gallery
-from patchbank.show.maps import similarities
-from patchbank.show.quantise import pack
+from patchbank.show.maps import Moments, similarities, unit
+from patchbank.show.quantise import Packed
+from patchbank.show.quantise import pack as pack_on
 from patchbank.transform import ImageTransform
 
 
@@ -18,6 +19,11 @@ def tokens(count: int, dim: int, decay: float) -> np.ndarray:
     generator = np.random.default_rng(count)
     mixed = generator.normal(size=(count, min(count, dim))) * np.geomspace(1, decay, min(count, dim))
     return (5 * mixed @ generator.normal(size=(min(count, dim), dim)) + 2).astype(np.float32)
+
+
+def pack(some: np.ndarray, most: int) -> Packed:
+    """On the tokens' own axes."""
+    return pack_on(some, Moments(some.shape[1]).add(unit(some)).axes(), most)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from patchbank.bank.runs import read_runs
 from patchbank.bank.unpickling import content_of, parse_pickle, read_pickle
 from patchbank.config import ARCHIVES
 from patchbank.errors import BankError
+from patchbank.features import GRID
 from patchbank.files import DAMAGED
 from patchbank.locations import is_remote
 from patchbank.unpickling import PickleError, UnsafePickleError
@@ -41,7 +42,7 @@ _IMPORTED = 2e-2
 
 Progress = Callable[[int, int], None]  # features that were read, and all
 SizeOf = Callable[[str], tuple[int, int] | None]  # a key -> its image's (width, height) now, if it can be opened
-Recompute = Callable[[str], Tensor | None]  # a key -> its (N, D) patch tokens, freshly extracted
+Recompute = Callable[[str], Mapping[str, Tensor] | None]  # a key -> its outputs, freshly extracted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,17 +55,18 @@ class Kind:
     Attributes:
         says: for people, of one or several features.
         fix: ``extract`` (these features again), ``scratch`` (all of them), ``import`` (their tensors are sound),
-            ``look`` (a person must), or None if nothing needs a fix.
+            ``look`` (a person must), ``convert`` (the bank it was made of, again), or None if nothing needs a fix.
     """
 
     says: str
-    fix: Literal["extract", "scratch", "import", "look"] | None
+    fix: Literal["extract", "scratch", "import", "look", "convert"] | None
 
 
 # By name, the worst first.
 KINDS = {
     "unsafe": Kind("would run code when unpickled; was not run", "extract"),
     "damaged-part": Kind("part of the index that cannot be read", "extract"),
+    "components": Kind("principal components that cannot be read; the features can", "convert"),
     "unread": Kind("could not be read: the disk, or permissions", "look"),
     "unreadable": Kind("cut short, or not a tensor", "extract"),
     "checksum": Kind("its checksum is not that of what was written", "extract"),
@@ -124,7 +126,7 @@ class Report:
         bank: its directory.
         layout: ``ezhoi`` or ``shards``; None for third-party pickles.
         manifest: the bank's; None for third-party pickles, and if no part of the bank is sound.
-        shape: (N, D) of most features; None if there are none.
+        shape: of most features, of a bank's main output; None if there are none.
         looked_at: how many features were read.
         listed: the length of the image list that the features were compared with; None without a list.
         sample: key -> relative error of each feature that was extracted again.
@@ -212,6 +214,11 @@ def _verify_bank(payload: Payload, progress: Progress, listed: Sequence[str] | N
     manifest = opened.manifest
     report = Report(bank, payload.layout, manifest, manifest.shape, findings=findings)
     report.findings += [Finding("failed", key, reason) for key, reason in opened.failures.items()]
+    if manifest.reduction is not None:
+        try:
+            _ = opened.reducer
+        except BankError as error:
+            report.findings.append(Finding("components", manifest.reduction.name, str(error)))
     one = _examine_pickle if payload.layout == "ezhoi" else _examine_row
 
     def examine(key: str) -> Defects:
@@ -376,41 +383,51 @@ def shape_defect(shape: Shape, expected: Shape | None) -> tuple[str, str] | None
 
 
 def compare_with_pixels(report: Report, keys: Sequence[str], count: int, recompute: Recompute) -> None:
-    """Extract `count` of a bank's sound features again, and add a finding for each that differs.
+    """Extract `count` of a bank's sound features again, and add a finding for each that differs in any output.
 
     Args:
         keys: of the available images.
-        recompute: a key -> float32 (N, D) on the CPU, computed with the bank's model and preprocessing; None if the
-            image cannot be read, and another one is taken.
+        recompute: a key -> all outputs, float32 on the CPU, computed with the bank's model and preprocessing; None if
+            the image cannot be read, and another one is taken.
     """
     unusable = {finding.name for finding in report.findings if KINDS[finding.kind].fix != "import"}
     usable = {*report.sound, *(finding.name for finding in report.findings)} - unusable
     chosen = [key for key in keys if key in usable]
     random.Random(0).shuffle(chosen)
     bank = Bank(report.bank, damaged="skip") if report.layout is not None else None
+    names = [GRID] if bank is None else list(bank.manifest.outputs)
+    reduced = bank.manifest.reduction.outputs if bank and bank.manifest.reduction else ()
 
-    def stored(key: str, count: int) -> Tensor:
-        """As float32 and without [CLS]: the last `count` tokens."""
-        return (bank[key] if bank is not None else read_pickle(report.bank / pickle_name(key)))[-count:].float()
+    def stored(key: str, name: str, like: Tensor) -> Tensor:
+        """As float32; of third-party pickles without [CLS]: the last tokens."""
+        if bank is not None:
+            return bank.output(key, name).float()
+        return read_pickle(report.bank / pickle_name(key))[-len(like) :].float()
 
     for key in chosen:
         if len(report.sample) == count:
             break
         if (expected := recompute(key)) is None:
             continue
-        error = float((stored(key, len(expected)) - expected).norm() / expected.norm())
-        report.sample[key] = error
-        if not error <= tolerance(report.manifest):
-            report.findings.append(Finding("pixels", key, f"relative error {error:.1e}"))
+        errors = {}
+        for name, value in ((name, expected[name]) for name in names):
+            # Relative to what was reduced: a common mean would leave little of what remains.
+            fresh = bank.project(value) if bank and name in reduced else value
+            errors[name] = float((stored(key, name, value) - fresh).norm() / value.norm())
+        report.sample[key] = max(errors.values())
+        wrong = [name for name, error in errors.items() if not error <= tolerance(report.manifest, name)]
+        if wrong:
+            of = f" of {wrong[0]}" * (len(names) > 1)
+            report.findings.append(Finding("pixels", key, f"relative error {errors[wrong[0]]:.1e}{of}"))
     report.sort()
 
 
-def tolerance(bank: Manifest | None) -> float:
-    """The relative error up to which a bank's features agree with a fresh extraction."""
+def tolerance(bank: Manifest | None, name: str = GRID) -> float:
+    """The relative error up to which an output of a bank agrees with a fresh extraction."""
     if bank is None or bank.imported:
         return _IMPORTED
     stored: Mapping[str, float] = _STORED
-    rounded = sum(stored[dtype] for dtype in {*bank.rounded, bank.dtype})
+    rounded = sum(stored[dtype] for dtype in {*bank.rounded, bank.outputs[name].dtype})
     return _PRECISION.get(bank.identity.get("precision", ""), _IMPORTED) + rounded
 
 

@@ -13,16 +13,17 @@ from threading import Event
 
 from patchbank.bank.check import KINDS, Finding, Progress, Report, SizeOf, examined, shape_defect, verify
 from patchbank.bank.manifest import Manifest
-from patchbank.bank.parts import find_payload, part_size
+from patchbank.bank.parts import find_payload, part_size, payload_of
 from patchbank.bank.payload import Feature
 from patchbank.bank.pickles import check_names, key_of, pickle_name
 from patchbank.bank.reader import Bank
+from patchbank.bank.reduction import Reducer, fit
 from patchbank.bank.removal import place_of, removable
 from patchbank.bank.runs import copy_runs
 from patchbank.bank.writer import BankWriter, bank_state, check_room, disk_bytes, existing_manifest, gone_on_with
 from patchbank.config import Layout, StoredDtype, check_dtype
 from patchbank.datasets.samples import Failure
-from patchbank.errors import BankError
+from patchbank.errors import BankError, ConfigError
 from patchbank.features import GRID
 from patchbank.locations import filesystem, is_remote
 
@@ -65,8 +66,11 @@ def convert(
     dtype: StoredDtype | None = None,
     *,
     shard_size: int,
+    outputs: Sequence[str] = (),
+    components: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    fitting: Progress | None = None,
     stop: Event | None = None,
 ) -> Converted:
     """Write a bank's features into another bank; features that it already holds stay as they are.
@@ -74,19 +78,35 @@ def convert(
     Args:
         dtype: the new bank's stored dtype; None is float32 for pickles, as EZ-HOI reads, and the source's for shards.
         shard_size: approximate bytes of a shard.
+        outputs: those to keep, in this order; none keeps all.
+        components: reduce the main output, and all of its space, to so many principal components.
         overwrite: start the new bank from scratch; it replaces the target's bank when it is complete.
         progress: called with the numbers of features done, and of all.
+        fitting: likewise, while principal components are computed.
         stop: set it to end early; the same call continues.
 
     Raises:
-        ConfigError: pickles cannot store int8.
-        BankError: the target shares the source's directory or is another bank, the disk is too small, or two keys
+        ConfigError: pickles cannot store int8, other outputs than patch tokens, or reduced features.
+        BankError: the source does not store an output, is reduced already, or has too few features for so many
+            components; the target shares the source's directory or is another bank, the disk is too small, or two keys
             would share a pickle.
     """
     _refuse_shared(source.path, target)
     dtype = dtype or ("float32" if layout == "ezhoi" else source.manifest.dtype)
     check_dtype(layout, dtype)
-    wanted = source.manifest.stored_as(layout, dtype)
+    made = source.manifest
+    if outputs:
+        made = made.with_outputs([source.output_name(name) for name in outputs])
+    if layout == "ezhoi" and (components is not None or made.reduction is not None):
+        raise ConfigError("Pickles store features of the model's own width: use --layout shards for reduced ones.")
+    wanted, new, reducer = made.stored_as(layout, dtype), None, source.reducer if made.reduction else None
+    if components is not None:
+        existing = existing_manifest(target, overwrite=overwrite)
+        place = payload_of(place_of(target, overwrite), layout).parts
+        known = (place, existing.reduction) if existing and existing.reduction else None
+        if (new := fit(source, made, components, fitting, stop, known)) is None:
+            return Converted(target, made, remaining=len(source) + len(source.failures))
+        wanted, reducer = new.reduced(wanted), new
     wanted = replace(wanted, part_size=part_size(layout, wanted.outputs, shard_size))
 
     def read(key: str) -> Feature | Failure:
@@ -95,12 +115,14 @@ def convert(
         try:
             source.check(key)
             outputs = {name: source.output(key, name) for name in wanted.outputs}
+            if new is not None:
+                outputs |= {name: new(outputs[name].float()) for name in new.made.outputs}
             return Feature(key, outputs, source.size(key))
         except BankError as error:
             return Failure(key, str(error))
 
     keys = sorted([*source, *source.failures])
-    return _transfer(target, wanted, keys, read, set(source.failures), overwrite, progress, stop, log=source.path)
+    return _transfer(target, wanted, keys, read, set(source.failures), overwrite, progress, stop, source.path, reducer)
 
 
 @dataclass
@@ -242,10 +264,11 @@ def _transfer(
     progress: Progress | None,
     stop: Event | None,
     log: Path | None = None,
+    reducer: Reducer | None = None,
 ) -> Converted:
     """Write what `read` returns for each key. Failures of keys in `failed` are written too, others are damage.
 
-    `log`: the bank whose runs the new bank's log has.
+    `log`: the bank whose runs the new bank's log has. `reducer`: what reduced the features, to be kept with them.
     """
     if wanted.layout == "ezhoi":
         check_names(keys, target)
@@ -257,7 +280,7 @@ def _transfer(
     if not is_remote(target):
         needed = disk_bytes(len({*keys} - (state.done if state else set())), wanted)
         check_room(target, needed, "directory", overwrite=overwrite)
-    with BankWriter(target, wanted, keys, overwrite=overwrite, known=state) as writer:
+    with BankWriter(target, wanted, keys, overwrite=overwrite, known=state, reducer=reducer) as writer:
         # What the target holds is compared too, last: the source may have changed since.
         known = writer.state.failed.keys() | writer.done
         missing = [key for key in keys if key not in known]

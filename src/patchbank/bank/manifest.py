@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from math import prod
@@ -14,7 +14,8 @@ import msgspec
 
 from patchbank import __version__
 from patchbank.config import Layout, StoredDtype
-from patchbank.features import GRID, UNKNOWN, Input, Output, differences
+from patchbank.errors import ConfigError
+from patchbank.features import GRID, UNKNOWN, Input, Output, Reduction, differences, is_grid
 from patchbank.transform import ImageTransform
 
 _LARGEST = 1 << 31  # no size in a manifest is near it
@@ -33,7 +34,12 @@ def library_versions() -> dict[str, str]:
 
 
 def stored_outputs(outputs: Mapping[str, Output], layout: Layout, dtype: StoredDtype) -> dict[str, Output]:
-    """What a layout stores of an encoder's or a bank's outputs. A pickle holds the patch tokens alone."""
+    """What a layout stores of an encoder's or a bank's outputs. A pickle holds the patch tokens alone.
+
+    Raises ConfigError for pickles without patch tokens.
+    """
+    if layout == "ezhoi" and GRID not in outputs:
+        raise ConfigError(f"Pickles store {GRID} alone, and not {', '.join(outputs)}: use --layout shards.")
     return {name: each.stored_as(dtype) for name, each in outputs.items() if layout == "shards" or name == GRID}
 
 
@@ -53,10 +59,11 @@ class Manifest:
         layout: how the features lie on disk, ``ezhoi`` or ``shards``.
         dataset, split: what was extracted; `split` is None for a dataset without splits. `dataset` is ``unknown`` for
             imported pickles unless an option named it.
-        outputs: name -> what is stored of each sample.
+        outputs: name -> what is stored of each sample, in the order that was asked for.
         identity: named fields that decide the numbers: family, model, weights, activation, precision, ...
         input: what the encoder took; with an image's size it gives its `ImageTransform`.
         rounded: the dtypes that rounded a converted bank's numbers before the stored one.
+        reduction: what reduced a converted bank's features; None if nothing did.
         part_size: samples in one full part of the index.
         batch_size: samples of a forward pass; with `device`, `compiled` and `versions` it can decide the last bits.
         device: the kind of device, ``cpu`` or ``cuda``.
@@ -72,6 +79,7 @@ class Manifest:
     identity: dict[str, str]
     input: Input
     rounded: tuple[StoredDtype, ...] = ()
+    reduction: Reduction | None = None
     part_size: Size
     batch_size: Size
     device: str
@@ -86,19 +94,28 @@ class Manifest:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(Gh, Gw): rows and columns of patches."""
+        """(Gh, Gw): rows and columns of tokens."""
         return self.input.grid
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(N, D) of one sample's patch tokens."""
-        tokens, dim = self.outputs[GRID].shape
-        return tokens, dim
+    def main(self) -> str:
+        """The name of the output that ``bank[key]`` gives: ``patch_tokens`` if it is stored, else the first."""
+        return GRID if GRID in self.outputs else next(iter(self.outputs))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The main output's shape, of one sample: (N, D) for patch tokens."""
+        return self.outputs[self.main].shape
 
     @property
     def dtype(self) -> StoredDtype:
-        """The stored dtype of patch tokens."""
-        return self.outputs[GRID].dtype
+        """The main output's stored dtype."""
+        return self.outputs[self.main].dtype
+
+    @property
+    def grids(self) -> list[str]:
+        """The names of the outputs that have a row for each token of the grid."""
+        return [name for name, output in self.outputs.items() if is_grid(name, output)]
 
     @property
     def title(self) -> str:
@@ -120,10 +137,17 @@ class Manifest:
         float32 holds the numbers of all other dtypes exactly, and rounding to the same dtype twice changes nothing: so
         `rounded` keeps the dtypes that changed the numbers, without the last.
         """
+        made = replace(self, layout=layout, outputs=stored_outputs(self.outputs, layout, dtype))
         chain = [each for each in (*self.rounded, self.dtype) if each != "float32"]
-        if chain[-1:] == [dtype]:
+        if chain[-1:] == [made.dtype]:
             chain.pop()
-        return replace(self, layout=layout, outputs=stored_outputs(self.outputs, layout, dtype), rounded=tuple(chain))
+        return replace(made, rounded=tuple(chain))
+
+    def with_outputs(self, names: Sequence[str]) -> Manifest:
+        """The manifest with only these outputs, in this order."""
+        reduced = tuple(name for name in names if self.reduction and name in self.reduction.outputs)
+        reduction = replace(self.reduction, outputs=reduced) if self.reduction and reduced else None
+        return replace(self, outputs={name: self.outputs[name] for name in names}, reduction=reduction)
 
     def begun_as(self, other: Manifest) -> bool:
         """Whether the same command, again, would begin the other bank. An encoder may have failed to compile."""
@@ -131,23 +155,22 @@ class Manifest:
 
     def differences(self, other: Manifest) -> list[tuple[str, str, str]]:
         """(field, own value, other's value), for people, of each difference between two banks' features or layouts."""
-        names = ("layout", "dataset", "split", "rounded")
-        mine, theirs = ({name: getattr(each, name) for name in names} for each in (self, other))
+        names = ("layout", "dataset", "split", "rounded", "reduction")
+        mine, theirs = (
+            {name: getattr(each, name) for name in names} | {"outputs": tuple(each.outputs)} for each in (self, other)
+        )
         found = differences(mine, theirs)
         found += differences(self.identity, other.identity)
         found += differences(asdict(self.input), asdict(other.input), prefix="input ")
-        for name in dict.fromkeys([*self.outputs, *other.outputs]):
-            one, two = self.outputs.get(name), other.outputs.get(name)
-            if one is None or two is None:
-                found.append((f"output {name}", "stored" if one else "absent", "stored" if two else "absent"))
-            else:
-                found += differences(asdict(one), asdict(two), prefix="" if name == GRID else f"{name} ")
+        for name, one in self.outputs.items():
+            if (two := other.outputs.get(name)) is not None:
+                found += differences(asdict(one), asdict(two), prefix="" if name == self.main else f"{name} ")
         return [(name, _shown(one), _shown(two)) for name, one, two in found]
 
     def check(self) -> None:
         """Raise ValueError where fields contradict each other."""
-        if GRID not in self.outputs:
-            raise ValueError(f"there is no output {GRID}")
+        if not self.outputs or (self.layout == "ezhoi" and list(self.outputs) != [GRID]):
+            raise ValueError(f"the layout {self.layout} does not store the outputs {', '.join(self.outputs) or 'none'}")
         for name, output in self.outputs.items():
             if not 1 <= len(output.shape) <= 2 or not all(1 <= size < _LARGEST for size in output.shape):
                 raise ValueError(f"output {name} has the shape {output.shape}")
@@ -155,8 +178,13 @@ class Manifest:
                 raise ValueError(f"output {name} has more than {_MOST_NUMBERS:,} numbers")
             if output.dtype == "int8" and len(output.shape) == 1:
                 raise ValueError(f"output {name} is a vector of int8, which only tokens are stored in")
-        sizes = (*self.input.size, self.input.patch)
-        if min(sizes) < 1 or max(sizes) >= _LARGEST or prod(self.grid) != self.outputs[GRID].shape[0]:
-            raise ValueError(f"an input of {self.input.size} has no grid of {self.outputs[GRID].shape[0]} patches")
-        if len(self.outputs[GRID].shape) != 2:
-            raise ValueError(f"{GRID} is no grid")
+        if (made := self.reduction) is not None:
+            widths = {self.outputs[name].shape[-1] if name in self.outputs else 0 for name in made.outputs}
+            if widths != {made.components} or not re.fullmatch("[0-9a-f]{64}", made.sha256) or self.layout != "shards":
+                raise ValueError(f"its outputs do not fit its reduction to {made.components} components")
+        sizes = (*self.input.size, *(self.input.cover or ()), self.input.patch, self.input.pool)
+        if min(sizes) < 1 or max(sizes) >= _LARGEST:
+            raise ValueError(f"an input of {self.input.size} has no grid")
+        for name in {GRID, *self.grids} & self.outputs.keys():
+            if len(shape := self.outputs[name].shape) != 2 or shape[0] != prod(self.grid):
+                raise ValueError(f"an input of {self.input.size} has no grid of {shape[0]} tokens, as {name} has")

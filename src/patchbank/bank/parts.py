@@ -26,7 +26,7 @@ from patchbank.files import NEXT
 from patchbank.locations import is_remote
 
 _ATTEMPTS = 100  # to read what other processes are writing
-_MARKS = (b"patchbank", b"patch_tokens")  # every part's beginning has both: one survives damage to the other
+_MARKS = (b"patchbank", b"part_size")  # every part's beginning has both: one survives damage to the other
 _NAMES = 100_000  # among which shards beside pickles are looked for: a directory may hold millions
 
 

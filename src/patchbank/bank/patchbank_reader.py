@@ -6,7 +6,7 @@
     key = "HICO_train2015_00000001.jpg"
     bank[key]  # (196, 512), as stored (int8: as float32), not normalised; the caller's own
     bank.grid(key)  # (14, 14, 512), row-major
-    bank.output(key, "cls")  # (512,); only shards hold it
+    bank.output(key, "cls")  # (512,); of `bank.manifest["outputs"]`, which names all that the bank holds
     bank.size(key)  # (width, height) of the original image; None if it is unknown
     bank.failures  # {key: reason}
 
@@ -71,7 +71,7 @@ class _Entry(NamedTuple):
 
 
 class Bank(Mapping):  # type: ignore[type-arg]  # of str and Tensor; Python 3.8 cannot say so
-    """The bank of patch tokens in a directory, read-only. Iterates over the keys that have features, sorted.
+    """The bank in a directory, read-only. Iterates over the keys that have features, sorted.
 
     Opening it raises BankError where there is none, or it is damaged or of another version.
 
@@ -97,8 +97,13 @@ class Bank(Mapping):  # type: ignore[type-arg]  # of str and Tensor; Python 3.8 
         return key in self._entries
 
     def __getitem__(self, key: str) -> Tensor:
-        """The patch tokens of one image, (N, D). Raises what `output` does."""
-        return self.output(key, "patch_tokens")
+        """The patch tokens of one image, (N, D); the first output if the bank has none. Raises what `output` does."""
+        return self.output(key, self._main)
+
+    @property
+    def _main(self) -> str:
+        outputs = self.manifest["outputs"]
+        return "patch_tokens" if "patch_tokens" in outputs else next(iter(outputs))
 
     def output(self, key: str, name: str) -> Tensor:
         """One output of a sample, on the CPU, in its shape and stored dtype (int8: float32); the caller's own.
@@ -128,10 +133,17 @@ class Bank(Mapping):  # type: ignore[type-arg]  # of str and Tensor; Python 3.8 
                 self._entries = {each: entries[each] for each in self._entries if each in entries}
         raise BankError(f"{self.path} changes too fast to be read.")
 
-    def grid(self, key: str) -> Tensor:
-        """The patch tokens as a picture: (Gh, Gw, D), row-major. Raises what `output` does."""
-        made = self.manifest["input"]
-        return self[key].view(*(side // made["patch"] for side in made["size"]), -1)
+    def grid(self, key: str, name: str | None = None) -> Tensor:
+        """An output as a picture: (Gh, Gw, D), row-major; None is that of ``bank[key]``.
+
+        Raises what `output` does, and BankError where the output has not one token for each place of the grid.
+        """
+        made, name = self.manifest["input"], name or self._main
+        rows, columns = (side // (made["patch"] * made.get("pool", 1)) for side in made["size"])
+        value = self.output(key, name)
+        if value.shape[:-1] != (rows * columns,) or name == "registers":
+            raise BankError(f"{name} of {self.path} is no grid of patches.")
+        return value.view(rows, columns, -1)
 
     def size(self, key: str) -> tuple[int, int] | None:
         """(width, height) of the original image in pixels; None if it is unknown. Raises KeyNotInBank."""

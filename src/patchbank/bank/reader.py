@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from patchbank.bank import reduction
 from patchbank.bank.index import Entry, Part, Row, failures_of, joined, rows_of
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.packing import SCALE, unpack
 from patchbank.bank.parts import find_payload, read_parts
 from patchbank.bank.payload import Column
 from patchbank.bank.pickles import pickles_in
+from patchbank.bank.reduction import Reducer
 from patchbank.errors import BankError, KeyNotInBank
-from patchbank.features import CLS, GRID
+from patchbank.features import CLS
 from patchbank.locations import is_remote, locate
 from patchbank.notebook import facts
 from patchbank.transform import ImageTransform
@@ -42,7 +44,8 @@ def open_bank(path: str | Path, *, cache: str | Path | None = None, mmap: bool =
             network disk fails; with False each read opens the file, and raises BankError.
 
     Returns:
-        A mapping: ``bank["HICO_train2015_00000001.jpg"]`` is the (N, D) tensor of that image's patch tokens.
+        A mapping: ``bank["HICO_train2015_00000001.jpg"]`` is the (N, D) tensor of that image's patch tokens, or the
+        first output of a bank that does not store them.
 
     Raises:
         BankError: there is no bank, or it is damaged or of a later format.
@@ -83,7 +86,7 @@ class _State(NamedTuple):
 
 
 class Bank(Mapping[str, "Tensor"]):
-    """A bank of patch tokens, read-only. Iterates over the keys that have features, sorted.
+    """A bank of features, read-only. Iterates over the keys that have some, sorted.
 
     It lists what was committed when it was opened. It can be pickled and sent to data-loader workers, which open files
     when they first read from them, and threads may share it.
@@ -118,6 +121,7 @@ class Bank(Mapping[str, "Tensor"]):
         self._payload = payload
         self._cache, self._mmap = cache, mmap
         self._damaged = damaged
+        self._reducer: Reducer | None = None
         self._state, entries = self._load(known)
         if not self._state.parts:
             raise BankError(f"{path} is not a bank: no part of its index is sound.")
@@ -144,7 +148,7 @@ class Bank(Mapping[str, "Tensor"]):
         return key in self._entries
 
     def __getitem__(self, key: str) -> Tensor:
-        """The patch tokens of one image.
+        """The main output of one image (`Manifest.main`): its patch tokens, if the bank stores them.
 
         Returns:
             (N, D) in the bank's stored dtype (of int8: float32) on the CPU, row-major over the grid, not normalised to
@@ -155,7 +159,7 @@ class Bank(Mapping[str, "Tensor"]):
             BankError: its file is missing, or holds no tensor of the bank's shape. Numbers are not compared with
                 their checksum on every read: `check` does that.
         """
-        return self.output(key, GRID)
+        return self.output(key, self.manifest.main)
 
     def output(self, key: str, name: str) -> Tensor:
         """One of the bank's outputs (`Manifest.outputs`) of a sample.
@@ -168,11 +172,7 @@ class Bank(Mapping[str, "Tensor"]):
             BankError: the bank does not store this output, or its file cannot be read.
         """
         self._entry(key)
-        output = self.manifest.outputs.get(name)
-        if output is None:
-            raise BankError(
-                f"{self.path} does not store the output {name!r}. It stores {', '.join(self.manifest.outputs)}."
-            )
+        output = self.manifest.outputs[self.output_name(name)]
         names = (name, name + SCALE) if output.dtype == "int8" else (name,)
 
         def read(_: Part, row: int, columns: Mapping[str, Column]) -> dict[str, NDArray[np.uint8]]:
@@ -184,9 +184,49 @@ class Bank(Mapping[str, "Tensor"]):
         """The [CLS] token's feature, (D,): `output` of ``cls``. Pickles hold patch tokens alone."""
         return self.output(key, CLS)
 
-    def grid(self, key: str) -> Tensor:
-        """The patch tokens as a picture: (Gh, Gw, D), row-major. Raises what ``bank[key]`` does."""
-        return self[key].view(*self.manifest.grid, -1)
+    def grid(self, key: str, name: str | None = None) -> Tensor:
+        """An output as a picture: (Gh, Gw, D), row-major. None is the main output.
+
+        Raises what `output` does, and BankError if the output is no grid.
+        """
+        return self.output(key, self.grid_name(name)).view(*self.manifest.grid, -1)
+
+    def grid_name(self, name: str | None = None) -> str:
+        """The name of an output that is a grid; None is the main output. Raises BankError if it is none."""
+        if (name := self.output_name(name)) not in (grids := self.manifest.grids):
+            others = f"It stores {', '.join(grids)}." if grids else "It stores no grid: extract patch_tokens too."
+            raise BankError(f"The output {name} of {self.path} is no grid of patches. {others}")
+        return name
+
+    def output_name(self, name: str | None = None) -> str:
+        """The name of an output; None is the main output. Raises BankError if the bank does not store it."""
+        if name is not None and name not in self.manifest.outputs:
+            raise BankError(
+                f"{self.path} does not store the output {name!r}. It stores {', '.join(self.manifest.outputs)}."
+            )
+        return name or self.manifest.main
+
+    @property
+    def reducer(self) -> Reducer:
+        """What reduced the features, `Manifest.reduction`. Raises BankError if nothing did, or its file is damaged."""
+        if self._reducer is None:
+            if self.manifest.reduction is None:
+                raise BankError(f"{self.path} holds features of the model's own width: nothing reduced them.")
+            self._reducer = reduction.read(self._payload.parts, self.manifest.reduction)
+        return self._reducer
+
+    def project(self, features: Any) -> Any:
+        """Features of the original space, such as a text's or pooled ones, reduced as the bank's main output is.
+
+        Args:
+            features: (..., D), an array or a tensor; on any device, and gradients flow back.
+
+        Returns:
+            (..., K) alike; of a bank that is not reduced, the features themselves.
+
+        Raises ValueError if they have another width, BankError if the file of the components is missing or damaged.
+        """
+        return features if self.manifest.reduction is None else self.reducer(features)
 
     def transform(self, key: str) -> ImageTransform:
         """How the image became the model's input. Raises KeyNotInBank, and BankError if its size is unknown."""
@@ -280,10 +320,8 @@ class Bank(Mapping[str, "Tensor"]):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        return (
-            f"<Bank {self.path}: {len(self)} x {self.manifest.shape} {self.manifest.dtype}, "
-            f"{self.manifest.model}, {len(self.failures)} failed>"
-        )
+        outputs = ", ".join(f"{name} {each.shape} {each.dtype}" for name, each in self.manifest.outputs.items())
+        return f"<Bank {self.path}: {len(self)} x {outputs}, {self.manifest.model}, {len(self.failures)} failed>"
 
     def _repr_html_(self) -> str:
         made = self.manifest
@@ -293,6 +331,7 @@ class Bank(Mapping[str, "Tensor"]):
             "failed images": f"{len(self.failures):,}",
             "outputs": ", ".join(outputs),
             "grid": f"{made.grid[0]} rows, {made.grid[1]} columns",
+            "reduced": made.reduction and f"{made.reduction}, {made.reduction.explained:.1%} of the variance",
             "model": made.model,
             "dataset": made.title,
             "layout": made.layout,

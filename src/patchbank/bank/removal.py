@@ -75,6 +75,7 @@ def _features(bank: Payload) -> set[str]:
 
 def _swap(bank: Path, new: Payload) -> None:
     own = payload_of(bank, new.layout)
+    beside = _beside(new)
     remove_bank(bank)
     if new.layout == "ezhoi":
         own.parts.sync()  # the old index must not come back beside new pickles
@@ -85,7 +86,8 @@ def _swap(bank: Path, new: Payload) -> None:
                 (new.bank / name).rename(bank / name)
         for directory in {(bank / name).parent for name in names}:
             fsync_directory(directory)
-    new.parts.map(lambda name: new.parts.move(name, own.parts), part_names(new))
+    for together in (beside, part_names(new)):  # components before the parts that need them
+        new.parts.map(lambda name: new.parts.move(name, own.parts), together)
     if new.layout == "shards" and not is_remote(bank):
         with contextlib.suppress(OSError):
             (bank / INDEX).rmdir()
@@ -109,6 +111,12 @@ def removable(bank: Path) -> list[Path]:
     return [path for path in paths if os.path.isfile(path)]  # noqa: PTH113 (no error of a long name)
 
 
+def _beside(bank: Payload) -> list[str]:
+    """The names of the files of principal components that a bank's parts name, of those that exist."""
+    named = {part.manifest.reduction.name for part in read_parts(bank, "skip") if part.manifest.reduction}
+    return sorted(named.intersection(bank.parts.names())) if named else []
+
+
 def _pickles(bank: Path) -> set[str]:
     """The names of the listed pickles."""
     return {pickle_name(key) for key in joined(read_parts(payload_of(bank, "ezhoi"), "skip"))}
@@ -120,15 +128,19 @@ def remove_bank(bank: Path) -> None:
     An empty index stays: after a kill here, all pickles would be taken for third-party ones without it, and deleted.
     """
     features = removable(bank)
+    shards = payload_of(bank, "shards")
+    beside = _beside(shards)
     if not is_remote(bank):
         make_directory(bank / INDEX)
     remove_runs(bank)
     if is_remote(bank):
-        for path in features:
-            storage_of(bank).delete(path.name)
+        for name in (*(path.name for path in features), *beside):
+            shards.parts.delete(name)
         return
     for path in features:
         path.unlink(missing_ok=True)
+    for name in beside:
+        shards.parts.delete(name)
     index = payload_of(bank, "ezhoi")
     for name in part_names(index):  # last: until then the rest is a bank
         index.parts.delete(name)

@@ -77,7 +77,7 @@ def repair(
     lost: list[Finding] = []  # unusable features that the index lists
     for finding in {each.name: each for each in reversed(report.problems)}.values():
         entry = entries.get(finding.name)
-        if finding.kind == "unread":
+        if finding.kind in ("unread", "components"):
             done.unread.append(finding)
         elif entry is None or entry.sha256 is None:
             done.to_extract.append(finding)

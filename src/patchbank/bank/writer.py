@@ -29,6 +29,7 @@ from patchbank.bank.packing import NotFiniteError, sample_bytes
 from patchbank.bank.parts import manifest_in, name_part, payload_of, read_parts, refuse_link, third_party
 from patchbank.bank.payload import Feature, Kept, Payload, Rows
 from patchbank.bank.pickles import file_bytes
+from patchbank.bank.reduction import Reducer
 from patchbank.bank.removal import alone, place_of, replace_bank
 from patchbank.bank.storage import storage_of
 from patchbank.datasets.samples import Failure
@@ -79,7 +80,12 @@ def check_same(bank: Path, found: Manifest, wanted: Manifest, options: str = "")
         return
     listed = "\n".join(f"  {name}: the bank has {has}, this run {would}" for name, has, would in differences)
     fix = "Choose another directory, or start from scratch with --overwrite, which replaces it when it is complete."
-    if found.imported and UNKNOWN in (has for _, has, _ in differences):
+    if found.reduction != wanted.reduction:
+        fix = (
+            "Reduced features are made of another bank's: complete that one, and `patchbank convert` it with the same "
+            "--pca into this one; or choose another directory."
+        )
+    elif found.imported and UNKNOWN in (has for _, has, _ in differences):
         images = "--dataset or --images, and " if found.dataset == UNKNOWN else ""
         fix = (
             "Nothing has shown what made its features: import the pickles again with the same command and "
@@ -176,6 +182,7 @@ class BankWriter:
         known: BankState | None = None,
         helper: bool = False,
         about: str = "",
+        reducer: Reducer | None = None,
     ) -> None:
         """
         Args:
@@ -188,6 +195,7 @@ class BankWriter:
             helper: write samples for another process, which passes what the bank holds to `expect` and tidies up; this
                 writer does not look at the bank.
             about: what `files.live_scratches` reports to other runs.
+            reducer: the one that the manifest names; its file is written before the first feature.
 
         Raises:
             BankError: the directory holds another bank or third-party pickles; see `existing_manifest`.
@@ -211,6 +219,7 @@ class BankWriter:
         self._known = known
         self._helper = helper
         self._about = about
+        self._reducer = reducer
         self._current: int | None = None  # the number of the part that samples go to
         self._payload = payload_of(bank, wanted.layout)
 
@@ -222,6 +231,10 @@ class BankWriter:
             self._threads = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="write"))
             self._begin()
             check_same(self.bank, self.manifest, self._wanted)
+            if self._reducer is not None:
+                name = self._reducer.made.name
+                write_and_sync(self._scratch / name, [self._reducer.content])
+                self._payload.parts.commit(self._scratch / name, name)
             self._stack = stack.pop_all()
         return self
 

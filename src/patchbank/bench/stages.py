@@ -29,6 +29,7 @@ from patchbank.errors import PatchbankError
 from patchbank.extraction.pipeline import StageTimes
 from patchbank.extraction.plan import make_plan
 from patchbank.extraction.run import execute, load_runner
+from patchbank.features import GRID
 from patchbank.preprocess import load
 
 SECONDS = 20.0  # about, at most, for each precision's batches, and for the images end to end
@@ -101,6 +102,8 @@ def write_and_read(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, p
     ]
     chosen = random.Random(0).choices(keys, k=len(keys))
     for layout, dtype in _STORED:
+        if layout == "ezhoi" and config.output not in ((), (GRID,)):
+            continue
         with TemporaryDirectory(dir=place, prefix=".patchbank-bench-") as directory:
             bank = Path(directory, "bank")
             wanted = make_plan(dataset, bank, replace(config, layout=layout, dtype=dtype), encoder=spec).manifest

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from patchbank.bench.measure import Report
 
 _PICTURES = {"cpu": 48, "cuda": 1024}  # several batches
-_CONFIG = ("precision", "layout", "dtype", "resize", "decode", "device", "batch_size", "compile", "workers", "limit")
+_CONFIG = (
+    *("precision", "output", "input_size", "pool_grid", "layout", "dtype", "resize", "decode"),
+    *("device", "batch_size", "compile", "workers", "limit"),
+)
 
 
 @options.takes({"layout": "ezhoi"}, config=_CONFIG)

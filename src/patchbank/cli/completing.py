@@ -38,5 +38,8 @@ def show_completing(
         command = (
             f"patchbank import {pickles} {place} --model {shlex.quote(manifest.model)}{options} --sample 20 --overwrite"
         )
+    elif manifest is not None and manifest.reduction is not None:
+        title = "Complete the bank that it was made of, and convert that again:"
+        command = f"patchbank convert SRC {place} --pca {manifest.reduction.components}"
     say(title)
     say(f"  {one_line(command)}", "cyan")

@@ -223,6 +223,8 @@ def run_jobs(
         # The same for every job: they differ in the model alone.
         devices = assume(jobs[0][2]) if run.dry_run else decide(jobs[0][2])
         plans = [make_plan(*job, devices) for job in jobs]
+    if run.report and any(plan.manifest.main not in plan.manifest.grids for plan in plans):
+        raise ConfigError("--report shows a grid of patches: add --output patch_tokens, or leave it out.")
     for note in (note for plan in plans for note in plan.notes):
         show_note(note)
     if run.dry_run:

@@ -114,7 +114,7 @@ def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> 
         input=spec.input.resized_by(config.resize),
         part_size=part_size(layout, outputs, config.shard_size),
         # Of the extraction that completes the bank: pickles are not made again.
-        batch_size=auto_batch_size(spec.input.grid, resolve_device(config.device, config.precision).type),
+        batch_size=auto_batch_size(spec.input.patches, resolve_device(config.device, config.precision).type),
         device=UNKNOWN,
         versions={},
         imported="from pickles of other code",

@@ -11,7 +11,7 @@ from patchbank.cli import options
 from patchbank.cli.console import FAILURES_SHOWN, one_line, say, say_beside, show_failures, show_json, some, stdout
 from patchbank.config import Partition, option
 from patchbank.errors import ConfigError
-from patchbank.features import GRID, UNKNOWN
+from patchbank.features import UNKNOWN
 from patchbank.files import bytes_text
 from patchbank.listing import ListingOptions, find_listing
 
@@ -95,11 +95,9 @@ def _facts(bank: Bank) -> dict[str, Any]:
 
 def _show(bank: Bank, *, all_failures: bool) -> None:
     from patchbank.bank.runs import read_runs
-    from patchbank.show.names import weights_of
+    from patchbank.show.names import output_text, weights_of
 
     manifest = bank.manifest
-    tokens, dim = manifest.shape
-    rows, columns = manifest.grid
 
     def add(name: str, value: str) -> None:
         say_beside(Text(f"{one_line(name):16}", "bold"), one_line(value), wrapped=stdout.is_terminal)
@@ -107,10 +105,9 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     add("bank", str(bank.path))
     add("dataset", manifest.title)
     add("model", manifest.model)
-    add("features", f"{len(bank):,} x ({tokens}, {dim}) {manifest.dtype}, grid {rows} x {columns}")
+    add("features", f"{len(bank):,}")
     for name, output in manifest.outputs.items():
-        if name != GRID:
-            add(name, f"{len(bank):,} x {output.shape} {output.dtype}")
+        add(f"  {name}", output_text(output))
     add("failures", f"{len(bank.failures):,}")
     add("size", f"{bytes_text(bank.bytes_on_disk())}, layout {manifest.layout}")
     if manifest.imported:
@@ -122,8 +119,12 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
         if name != "model":
             add("SHA-256" if name == "weights" else name, value)
     made = manifest.input
-    size = f"{made.size[1]} x {made.size[0]}, patch {made.patch}"
-    add("input", f"{size}, {made.resize}, {made.interpolation}, decoder {made.decoder}")
+    pooled = f", the mean of each {made.pool} x {made.pool} of them" if made.pool > 1 else ""
+    size = f"{made.size[1]} x {made.size[0]}, patch {made.patch}{pooled}, grid {made.grid[0]} x {made.grid[1]}"
+    cover = f" of {made.cover[1]} x {made.cover[0]}" if made.cover else ""
+    add("input", f"{size}, {made.resize}{cover}, {made.interpolation}, decoder {made.decoder}")
+    if reduction := manifest.reduction:
+        add("reduced", f"{reduction}, {reduction.explained:.2%} of the variance: {', '.join(reduction.outputs)}")
     if manifest.rounded:
         add("rounded before", " > ".join(manifest.rounded))
     if manifest.device != UNKNOWN:

@@ -32,6 +32,12 @@ Key = Annotated[
 ]
 MODELS = tuple(encoders.names())
 JSON = option(False, "Print the result as JSON.")
+OUTPUT = option(
+    None,
+    "Stored output to show, a grid of patches; `patchbank info` lists them.",
+    metavar="NAME",
+    default_text="patch_tokens, else the first",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

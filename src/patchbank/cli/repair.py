@@ -99,7 +99,7 @@ def show_repaired(done: Repaired, found: Listing | None, weights: Path | None, *
             "yellow",
         )
     if done.unread:
-        say(f"  left as they are: {count_text(len(done.unread), 'feature')} that could not be read", "red")
+        say(f"  left as they are: {count_text(len(done.unread), 'thing')} that could not be read", "red")
     if done.to_extract:
         say(f"  to extract: {count_text(len(done.to_extract), 'image')}", "red")
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -36,6 +36,7 @@ def report(
     sample: int = option(PAGE_IMAGES, "Images in the gallery.", minimum=1),
     seed: int = option(0, "Random seed for the gallery."),
     read: int | None = option(None, "Random features read for the statistics.", default_text="all", minimum=1),
+    output: str | None = options.OUTPUT,
     asked: ListingOptions,
     json: bool = options.JSON,
 ) -> None:
@@ -57,6 +58,7 @@ def report(
         from patchbank.bank.reader import open_bank
 
         opened = open_bank(bank)
+        opened.grid_name(output)
         found = find_listing(bank, opened.manifest, asked)
         data = load_if_found(found, lambda why: show_note(f"the gallery shows no images and annotations: {why}"))
         if found is None:
@@ -64,7 +66,7 @@ def report(
             show_note(f"the page shows no images and cannot list missing ones: add{needed}.")
     if data is not None and len(opened) and not any(sample.key in opened for sample in data.samples):
         show_note(f"{data.annotations or data.images} lists none of the bank's images.")
-    written = write(opened, target, data, sample=sample, seed=seed, read=read)
+    written = write(opened, target, data, sample=sample, seed=seed, read=read, output=output)
     if json:
         show_json(vars(written) | {"path": str(written.path)})
     else:
@@ -74,7 +76,7 @@ def report(
     raise typer.Exit(1 if written.wrong or opened.failures else 0)
 
 
-def write(opened: Bank, target: Path, data: Dataset | None, **options: int | None) -> Written:
+def write(opened: Bank, target: Path, data: Dataset | None, **options: Any) -> Written:
     """Write a bank's page, with progress. Raises ConfigError if the file is not ours, or cannot be written."""
     require_own(target, _MARK, "a page of `patchbank report`")
     with interruptible("no page was written."), Activity() as activity:
@@ -82,7 +84,7 @@ def write(opened: Bank, target: Path, data: Dataset | None, **options: int | Non
         from patchbank.show.page import write_report
 
         try:
-            return write_report(opened, target, data, progress=reading, gallery_progress=drawing, **options)  # type: ignore[arg-type]
+            return write_report(opened, target, data, progress=reading, gallery_progress=drawing, **options)
         except OSError as error:
             raise ConfigError(f"{target} cannot be written: {error.strerror or error}.") from error
 

@@ -32,6 +32,7 @@ def show(
     box: list[str] | None = option(
         None, "Map the similarity to the tokens pooled in this box; repeatable.", metavar="X1,Y1,X2,Y2"
     ),
+    output: str | None = options.OUTPUT,
     text: list[str] | None = option(
         None,
         "Map the similarity to a text, with the checkpoint's text tower; repeatable, on one scale. CLIP's patch tokens "
@@ -78,6 +79,7 @@ def show(
             weights=config.weights,
             checkpoints=config.checkpoints,
             all_pairs=all_pairs,
+            output=output,
         )
         drawing.save(target)
     for note in drawing.notes:

@@ -110,7 +110,7 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
     table = plain_table(">features", "what", "fix")
     unknown = report.manifest is not None and UNKNOWN in report.manifest.identity.values()
     extracting = "import again" if unknown else "repair --extract" if report.layout else "import, extract"
-    fixes = {"import": "import", "extract": extracting, "scratch": "extract --overwrite"}
+    fixes = {"import": "import", "convert": "convert again", "extract": extracting, "scratch": "extract --overwrite"}
     for kind, findings in report.by_kind().items():
         style = "red" if KINDS[kind].fix else "dim"
         table.add_row(f"{len(findings):,}", Text(KINDS[kind].says, style), fixes.get(KINDS[kind].fix or "", ""))
@@ -134,7 +134,7 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
         say_prose(
             "No part of the bank is sound: nothing says how it was made. The command that made it makes it again."
         )
-    elif needed & {"extract", "import"}:
+    elif needed & {"extract", "import", "convert"}:
         kinds = {finding.kind for finding in report.problems if KINDS[finding.kind].fix != "scratch"}
         if kinds - {"failed", "missing", "unread"}:
             title = "Put the unusable files in quarantine, and extract them again:"

@@ -29,8 +29,6 @@ from patchbank.files import bytes_text
 
 __all__ = ["Finding", "Level", "Report", "examine"]
 
-_USUAL = (0.9, 1.1)  # sizes of third-party pickles, relative to patchbank's
-
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -162,8 +160,8 @@ def _third_party(
     """A directory of pickles without a bank; `pickles`: name -> size in bytes."""
     names = [pickle_name(sample.key) for sample in dataset.samples]
     done = sum(name in pickles for name in names)
-    usual = pickle_bytes(model.outputs[GRID].shape, torch.float32)
-    odd = sorted(name for name, size in pickles.items() if not _USUAL[0] * usual < size < _USUAL[1] * usual)
+    usual = pickle_bytes(model.outputs[GRID].shape, torch.float32) if GRID in model.outputs else 0
+    odd = sorted(name for name, size in pickles.items() if usual and not 0.9 * usual < size < 1.1 * usual)
     text = f"{done:,} of {len(names):,} features, third-party: pickles without a bank. `extract` does not continue it."
     if odd:
         text += (

@@ -283,7 +283,7 @@ def check_device(models: Sequence[EncoderSpec], config: ExtractConfig) -> Findin
         except PatchbankError as error:
             return refusal("device", error)
     first, workers = devices.first, config.workers or auto_workers()
-    batches = {model.name: config.batch_size or auto_batch_size(model.input.grid, first.type) for model in models}
+    batches = {model.name: config.batch_size or auto_batch_size(model.input.patches, first.type) for model in models}
     kind = torch.cuda.get_device_name(first) if first.type == "cuda" else f"{torch.get_num_threads()} threads"
     text = (
         f"torch {torch.__version__} on {', '.join(devices.names)} ({kind}), {config.precision}, batch size "

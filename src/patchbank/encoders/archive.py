@@ -75,6 +75,10 @@ class Archive:
         """The names in the file's order, as in torch's ``state_dict``; a module's are dotted."""
         return list(self._views)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape, in the order of `keys`."""
+        return {name: view.size for name, view in self._views.items()}
+
     def get_tensor(self, name: str) -> Tensor:
         """A tensor on the CPU with its own dtype, shape and strides; tensors of one storage share memory.
 

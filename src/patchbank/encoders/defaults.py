@@ -11,11 +11,11 @@ from patchbank.errors import ConfigError
 _WORTH_ON_CUDA = 2.4e17
 
 
-def auto_batch_size(grid: tuple[int, int], kind: str) -> int:
+def auto_batch_size(patches: tuple[int, int], kind: str) -> int:
     """The default number of samples per forward pass: about 64k tokens on a GPU, which keep it busy."""
     if kind == "cpu":
         return 8
-    return int(min(256, 1 << ((65536 // (grid[0] * grid[1])).bit_length() - 1)))
+    return int(min(256, 1 << ((65536 // (patches[0] * patches[1])).bit_length() - 1)))
 
 
 def compiles(choice: Compile, spec: EncoderSpec, images: int, kind: str) -> bool:

@@ -69,7 +69,7 @@ def check_memory(spec: EncoderSpec, batch_size: int) -> None:
     if needed > memory:
         raise ConfigError(
             f"--batch-size {batch_size:,} needs about {bytes_text(needed)} of memory, and this machine has "
-            f"{bytes_text(memory)}. Leave it out: on the CPU, {auto_batch_size(spec.input.grid, 'cpu')} "
+            f"{bytes_text(memory)}. Leave it out: on the CPU, {auto_batch_size(spec.input.patches, 'cpu')} "
             "is enough."
         )
 

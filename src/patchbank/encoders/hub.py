@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from patchbank.encoders.base import Progress
+from patchbank.encoders.weights import sha256_of_weights
 from patchbank.errors import WeightsError, first_line
-from patchbank.files import sha256_of
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -89,9 +89,10 @@ def download(file: HubFile, progress: Progress | None = None) -> HubFile:
                 path = Path(hub.hf_hub_download(file.repo, file.name, revision=revision, **options))
                 if _commit(path, file.name) == file.revision:
                     break
-        if file.sha256 and (found_sha256 := sha256_of(path)) != file.sha256:
-            for each in {path.resolve(), path}:
-                each.unlink()
+        if file.sha256 and (found_sha256 := sha256_of_weights(path)) != file.sha256:
+            if path.is_symlink():
+                (path.parent / path.readlink()).unlink()
+            path.unlink()
             raise WeightsError(
                 f"The download of {file.url} is damaged: its SHA-256 is {found_sha256}, not {file.sha256} as the hub "
                 "announced. Nothing was kept: try again."
@@ -101,20 +102,24 @@ def download(file: HubFile, progress: Progress | None = None) -> HubFile:
 
 def _cached(hub: Any, repo: str, name: str, revision: str | None) -> HubFile | None:
     """A file in the cache. Raises WeightsError if its content is not that of its name."""
-    path = hub.try_to_load_from_cache(repo, name, revision=revision)
-    if not isinstance(path, str):  # a mark that the repository has no such file, or None
+    cached = hub.try_to_load_from_cache(repo, name, revision=revision)
+    if not isinstance(cached, str):  # a mark that the repository has no such file, or None
         return None
-    blob = Path(path).resolve()  # named by its content, unless the file system has no links
-    sha256 = blob.name if _SHA256.fullmatch(blob.name) else None
-    if sha256 and (found := sha256_of(blob)) != sha256:
-        raise WeightsError(f"{blob} is damaged: its SHA-256 is {found}. Delete it, and run again.")
-    if blob == Path(path).absolute():
-        sha256 = sha256_of(blob)
-    commit = _commit(Path(path), name)
-    return HubFile(
-        *(repo, name, revision, commit, sha256, Path(path), blob.stat().st_size),
-        hub.hf_hub_url(repo, name, revision=commit),
-    )
+    path = Path(cached)
+    sha256 = _announced(path)
+    if sha256 and (found := sha256_of_weights(path)) != sha256:
+        raise WeightsError(f"{path.resolve()} is damaged: its SHA-256 is {found}. Delete it, and run again.")
+    commit = _commit(path, name)
+    url = hub.hf_hub_url(repo, name, revision=commit)
+    return HubFile(repo, name, revision, commit, sha256, path, path.stat().st_size, url)
+
+
+def _announced(path: Path) -> str | None:
+    """The SHA-256 in the name of the blob that a path of the cache links to; without links, the content's."""
+    if not path.is_symlink():
+        return sha256_of_weights(path)
+    name = path.readlink().name  # of the first link: a blob may link on, to a file of another kind of name
+    return name if _SHA256.fullmatch(name) else None
 
 
 def _commit(path: Path, name: str) -> str:

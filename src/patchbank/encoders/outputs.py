@@ -111,7 +111,7 @@ def sized(config: ExtractConfig, model: str, own: Input, fraction: float = 1.0) 
     if fraction != 1:  # floored as timm does
         made = replace(made, cover=(int(made.size[0] / fraction), int(made.size[1] / fraction)))
     made = replace(made, pool=config.pool_grid)
-    if any(side % made.cell for side in made.size):
+    if any(side // own.patch % made.pool for side in made.size):  # a rest of pixels is the model's own affair
         h, w = (side // own.patch for side in made.size)
         fits = "x".join(str(max(1, side // made.cell) * made.cell) for side in made.size)
         raise ConfigError(

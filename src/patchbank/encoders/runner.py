@@ -53,7 +53,7 @@ class Runner:
         """
         self.spec = spec
         self.device = device
-        self.batch_size = batch_size or auto_batch_size(spec.input.grid, device.type)
+        self.batch_size = batch_size or auto_batch_size(spec.input.patches, device.type)
         if device.type == "cpu":
             check_memory(spec, self.batch_size)
         self.largest_batch = self.batch_size

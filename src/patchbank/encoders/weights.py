@@ -45,8 +45,8 @@ def refuse_pointer(path: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
-    """The names in a file, and a function that reads a tensor as it is stored.
+def opened(path: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]]:
+    """The names and shapes in a file, and a function that reads a tensor as it is stored.
 
     Reads ``.safetensors``, ``torch.save``'s state dicts, also within a training checkpoint, and TorchScript archives.
 
@@ -61,18 +61,19 @@ def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 # A tensor of safetensors is mapped from the file, and would change with it.
-                yield list(file.keys()), lambda name: file.get_tensor(name).clone()
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                yield shapes, lambda name: file.get_tensor(name).clone()
         else:
             with Archive(path) as archive:
-                yield archive.keys(), archive.get_tensor
+                yield archive.shapes(), archive.get_tensor
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} cannot be read as a checkpoint ({error}). Was its download cut short?") from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Every tensor of a file, as `opened` reads them: name -> tensor on the CPU. Raises WeightsError."""
-    with opened(path) as (names, tensor):
-        return {name: tensor(name) for name in names}
+    with opened(path) as (shapes, tensor):
+        return {name: tensor(name) for name in shapes}
 
 
 def as_float32(path: Path, name: str, value: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from patchbank.bank.manifest import Manifest
 from patchbank.bank.payload import Feature
 from patchbank.bank.writer import BankWriter
 from patchbank.budget import ByteBudget
@@ -126,7 +127,7 @@ def encode_into(
 
     stages = Stages(
         decode=decode,
-        submit=partial(runner.submit, dtype=_RECEIVED.get(bank.manifest.dtype, torch.float32)),
+        submit=partial(runner.submit, dtype=_received(bank.manifest)),
         add=bank.add,
         added=added,
         pinned=runner.device.type == "cuda",
@@ -146,6 +147,12 @@ def encode_into(
     if bank.manifest.compiled and not runner.compiled:
         notes.append("The bank was begun compiled: the last bits of these features may differ.")
     return times, notes, gone[0] if gone else None
+
+
+def _received(bank: Manifest) -> torch.dtype:
+    """The dtype to receive outputs in."""
+    dtypes = {each.dtype for each in bank.outputs.values()}
+    return _RECEIVED.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32
 
 
 def _batches(todo: Sequence[Sample], batch_size: int) -> Iterator[Slots]:

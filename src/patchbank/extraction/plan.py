@@ -41,6 +41,7 @@ from patchbank.locations import is_remote
 # A manifest's field -> the option that decides it; weights and their rounding are stated by their own rules.
 _OPTIONS = {
     **{name: f"--{name}" for name in ("model", "activation", "precision", "layout", "dtype")},
+    "input pool": "--pool-grid",
     "input resize": "--resize",
     "input decoder": "--decode",
 }
@@ -129,9 +130,9 @@ def make_plan(
     wanted = describe(dataset, layout, config, devices, encoder)
     state = BankState(set(), {}, [])
     if (existing := gone_on_with(existing, wanted, config.overwrite)) is not None:
-        # Converted pickles hold patch tokens only.
-        outputs = {name: each for name, each in wanted.outputs.items() if name in existing.outputs or name == GRID}
-        wanted = replace(wanted, outputs=outputs)
+        if not config.output:  # converted pickles hold patch tokens only
+            outputs = {name: wanted.outputs[name] for name in existing.outputs if name in wanted.outputs}
+            wanted = replace(wanted, outputs=outputs or wanted.outputs)
         check_same(out, existing, wanted, _options_of(existing, wanted))
         state = bank_state(place_of(out, config.overwrite), existing)
     manifest = existing or wanted
@@ -174,7 +175,7 @@ def describe(
         identity=dict(encoder.identity),
         input=made,
         part_size=part_size(layout, outputs, config.shard_size),
-        batch_size=config.batch_size or auto_batch_size(made.grid, devices.kind),
+        batch_size=config.batch_size or auto_batch_size(made.patches, devices.kind),
         device=devices.kind,
         # By the images of the whole run, not of its rest or of a part: all processes must make the same bytes. If only
         # a part was loaded, this is an estimate, and the process that begins the bank decides.
@@ -188,6 +189,10 @@ def _options_of(found: Manifest, wanted: Manifest) -> str:
     if has.keys() & {"dataset", "split", "rounded"}:
         return ""
     options = [f"{_OPTIONS[name]} {value}" for name, value in has.items() if name in _OPTIONS]
+    if "input size" in has:
+        options.append("--input-size {}x{}".format(*found.input.size))
+    if "outputs" in has:
+        options += [f"--output {name}" for name in found.outputs]
     official = encoders.official_weights(found.identity)
     if "weights" in has and not official:
         options += [f"--model {found.model}"] * ("model" not in has) + ["--weights FILE"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,21 +21,22 @@ from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.device import resolve_device
 from patchbank.encoders.runner import Runner
 from patchbank.errors import ConfigError, WeightsError
-from patchbank.features import GRID, UNKNOWN, Input
+from patchbank.features import UNKNOWN, Input
 from patchbank.preprocess import load
 
 _BYTES = 2 << 30  # memory for decoding an image
 
 
-def recompute(dataset: Dataset, runner: Runner, wanted: Input) -> Callable[[str], Tensor | None]:
-    """A function from key to (N, D) float32 patch tokens on the CPU, or None if the image cannot be read."""
+def recompute(dataset: Dataset, runner: Runner, wanted: Input) -> Callable[[str], Mapping[str, Tensor] | None]:
+    """A function from key to every output, float32 on the CPU, or None if the image cannot be read."""
     samples = {sample.key: sample for sample in dataset.samples}
 
-    def function(key: str) -> Tensor | None:
+    def function(key: str) -> Mapping[str, Tensor] | None:
         image = load(samples[key], wanted, ByteBudget(_BYTES))
         if isinstance(image, Failure):
             return None
-        return runner(torch.from_numpy(image.pixels.copy())[None])[GRID][0].cpu()
+        outputs = runner(torch.from_numpy(image.pixels.copy())[None])
+        return {name: value[0].cpu() for name, value in outputs.items()}
 
     return function
 

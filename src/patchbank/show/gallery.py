@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from io import BytesIO
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from patchbank.errors import PatchbankError
-from patchbank.show.maps import Floats, principal_colours, unit
+from patchbank.show.maps import Components, Floats, Moments, unit
 from patchbank.show.names import named_pairs, plain
 from patchbank.show.quantise import Packed, pack
 
@@ -22,8 +26,8 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset, Sample
     from patchbank.transform import ImageTransform
 
-# Bytes for each image, before base64 adds a third: together at most 60 kB.
-_FEATURES, _THUMBNAIL = 22_000, 16_000
+# Bytes for each image, before base64 adds a third: with the rest at most 75 kB.
+_FEATURES, _THUMBNAIL = 32_000, 16_000
 _SIDE = 360  # pixels: the longer side of its picture
 _QUALITIES = (82, 70, 55, 40, 25)
 _PAIRS = 24  # of an image
@@ -37,11 +41,52 @@ def choose(keys: Sequence[str], first: Iterable[str], count: int, seed: int) -> 
     return standing + random.Random(seed).sample(others, min(len(others), count - len(standing)))
 
 
-def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None) -> dict[str, Any]:
-    """The page's data for one image."""
+@dataclass(frozen=True)
+class Common:
+    """What all images of a gallery share, so that patches of different images can be compared.
+
+    Attributes:
+        axes: of the unit tokens, as `pack` takes them.
+        components: of the tokens that show something of an image.
+    """
+
+    axes: NDArray[np.float64]
+    components: Components
+
+    @classmethod
+    def of(cls, bank: Bank, output: str, keys: Sequence[str]) -> Common:
+        """Reads each feature twice. Those that cannot be read, or are not finite, are left out."""
+        dim = bank.manifest.outputs[output].shape[1]
+        raw, units = Moments(dim), Moments(dim)
+
+        def shown() -> Iterator[Floats]:
+            for key in keys:
+                with contextlib.suppress(PatchbankError, OSError):
+                    tokens = bank.output(key, output).float().numpy()
+                    if np.isfinite(tokens).all():
+                        yield tokens[_valid(bank, key)]
+
+        for tokens in shown():
+            raw.add(tokens)
+            units.add(unit(tokens))
+        return cls(units.axes(), Components.of(raw, shown))
+
+
+def _valid(bank: Bank, key: str) -> NDArray[np.bool_]:
+    """(N,): the patches that show something of an image."""
+    try:
+        return bank.transform(key).valid.flatten()
+    except PatchbankError:  # the image's size is not known
+        return np.ones(prod(bank.manifest.grid), bool)
+
+
+def show(
+    bank: Bank, output: str, key: str, common: Common, sample: Sample | None, dataset: Dataset | None
+) -> dict[str, Any]:
+    """The page's data for one image, of an output that is a grid."""
     shown: dict[str, Any] = {"key": plain(key), "notes": []}
     try:
-        tokens = bank[key].float().numpy()
+        tokens = bank.output(key, output).float().numpy()
     except (PatchbankError, OSError) as error:
         return shown | {"notes": [plain(f"The feature cannot be read: {error}")]}
     rows, columns = bank.manifest.grid
@@ -64,12 +109,10 @@ def show(bank: Bank, key: str, sample: Sample | None, dataset: Dataset | None) -
     if not np.isfinite(tokens).all():
         shown["notes"].append("The feature has values that are not finite: the page computes no similarity.")
         return shown
-    valid = np.ones(rows * columns, bool) if transform is None else transform.valid.flatten()
-    colours, shares = principal_colours(tokens, valid)
-    bytes_ = (np.nan_to_num(colours) * 255).round().astype(np.uint8)
+    bytes_ = (common.components.colours(tokens) * 255).round().astype(np.uint8)
     shown["colours"] = base64.b64encode(bytes_.tobytes()).decode()
-    shown["shares"] = [round(float(share), 3) for share in shares]
-    packed = pack(tokens, _FEATURES)
+    shown["shares"] = [round(float(share), 3) for share in common.components.shares]
+    packed = pack(tokens, common.axes, _FEATURES)
     shown |= packed.to_json()
     if transform is not None and shown.get("boxes"):
         shown["boxError"] = _box_error(tokens, packed, [each["box"] for each in shown["boxes"]], transform)

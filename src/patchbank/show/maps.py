@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +26,81 @@ def similarities(tokens: Floats, query: Floats) -> Floats:
     return found
 
 
+class Moments:
+    """Sums over patch tokens, of which principal components are made: of any number of images, in the memory of one.
+
+    Attributes:
+        count: of the tokens added.
+        total: (D,) float64, their sum.
+        squares: (D, D) float64, the sum of their outer products.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.count, self.total, self.squares = 0, np.zeros(dim), np.zeros((dim, dim))
+
+    def add(self, tokens: Floats) -> Moments:
+        """Add (N, D) tokens."""
+        exact = tokens.astype(np.float64)
+        self.count += len(exact)
+        self.total += exact.sum(0)
+        self.squares += exact.T @ exact
+        return self
+
+    def axes(self) -> NDArray[np.float64]:
+        """(D, D): as columns, the directions from the origin in which the tokens are longest; the longest is first."""
+        return np.linalg.eigh(self.squares)[1][:, ::-1]
+
+
+@dataclass(frozen=True)
+class Components:
+    """The first three principal components of patch tokens.
+
+    The largest loading of a component is positive, and the dimensions' order decides between components of equal
+    variance: every machine gives the same ones.
+
+    Attributes:
+        mean: (D,).
+        loadings: (K, D), orthonormal; K is less than 3 where the others have no variance, 0 of nearly equal tokens.
+        shares: (3,), each component's share of the variance.
+        low, high: (K,), the scores drawn as 0 and as 1.
+    """
+
+    mean: NDArray[np.float64]
+    loadings: NDArray[np.float64]
+    shares: Floats
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, moments: Moments, parts: Callable[[], Iterable[Floats]]) -> Components:
+        """Of tokens added to moments; `parts` gives them once more, for the range of their scores."""
+        count, mean = max(moments.count, 1), moments.total / max(moments.count, 1)
+        spread = moments.squares - count * np.outer(mean, mean)
+        shares = np.zeros(3, np.float32)
+        none = np.zeros(0)
+        equal = cls(mean, np.zeros((0, len(mean))), shares, none, none)
+        if moments.count < 2 or not np.isfinite(spread).all():
+            return equal
+        if np.trace(spread) <= _NOISE**2 * np.trace(moments.squares):
+            return equal
+        squares, vectors = np.linalg.eigh(spread)
+        squares, vectors = squares[::-1].clip(0), vectors[:, ::-1]  # the largest first
+        kept = min(3, int((squares > 1e-12 * squares[0]).sum()))
+        loadings = np.stack([_sign(each) * each for each in _definite(squares, vectors, kept)])
+        shares[:kept] = squares[:kept] / squares.sum()
+        scores = np.concatenate([(part - mean) @ loadings.T for part in parts()])
+        low, high = np.percentile(scores, _PERCENTILES, axis=0)
+        return cls(mean, loadings, shares, low, high)
+
+    def colours(self, tokens: Floats) -> Floats:
+        """(N, 3) from 0 to 1 of (N, D) tokens: red, green and blue. Missing components are 0.5."""
+        colours = np.full((len(tokens), 3), 0.5, np.float32)
+        if kept := len(self.loadings):
+            scores = (tokens - self.mean) @ self.loadings.T
+            colours[:, :kept] = ((scores - self.low) / np.maximum(self.high - self.low, 1e-30)).clip(0, 1)
+        return colours
+
+
 def principal_colours(tokens: Floats, valid: NDArray[np.bool_] | None = None) -> tuple[Floats, Floats]:
     """The first three principal components of an image's patch tokens, as red, green and blue.
 
@@ -32,29 +110,13 @@ def principal_colours(tokens: Floats, valid: NDArray[np.bool_] | None = None) ->
 
     Returns:
         (N, 3) float32 from 0 to 1, NaN for the other patches; and (3,) float32, each component's share of the variance.
-        The largest loading of a component is positive, and the patches' order decides between components of equal
-        variance: every machine gives the same colours. Missing components are 0.5: all are if the tokens are nearly
-        equal.
     """
     chosen = np.ones(len(tokens), bool) if valid is None else valid
-    some = tokens[chosen].astype(np.float64)
-    centred = some - some.mean(0) if len(some) else some
+    some = tokens[chosen]
+    found = Components.of(Moments(tokens.shape[1]).add(some), lambda: [some])
     colours = np.full((len(tokens), 3), np.nan, np.float32)
-    shares = np.zeros(3, np.float32)
-    colours[chosen] = 0.5
-    if len(some) < 2 or not np.isfinite(centred).all() or np.linalg.norm(centred) <= _NOISE * np.linalg.norm(some):
-        return colours, shares
-    squares, left = np.linalg.eigh(centred @ centred.T)  # faster than an SVD
-    squares, left = squares[::-1].clip(0), left[:, ::-1]  # the largest first
-    count = min(3, int((squares > 1e-12 * squares[0]).sum()))
-    for component, scores in enumerate(_definite(squares, left, count)):
-        loadings = scores @ centred
-        score = _sign(loadings) * scores
-        low, high = np.percentile(score, _PERCENTILES)
-        if high > low:
-            colours[chosen, component] = ((score - low) / (high - low)).clip(0, 1)
-        shares[component] = squares[component] / squares.sum()
-    return colours, shares
+    colours[chosen] = found.colours(some)
+    return colours, found.shares
 
 
 def _definite(squares: NDArray[np.float64], vectors: NDArray[np.float64], count: int) -> list[NDArray[np.float64]]:

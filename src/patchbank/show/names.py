@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
     from patchbank.bank.runs import Run
     from patchbank.datasets import Dataset
+    from patchbank.features import Output
 
 MARK = "patchbank show"  # in every picture that is saved: only marked files are replaced
 _LONGEST = 400  # characters of a text from a file
@@ -43,6 +44,12 @@ def plain(value: object, longest: int = _LONGEST) -> str:
     text = str(value)
     shown = printable(text[-longest:])
     return shown if max(len(text), len(shown)) <= longest else f"…{shown[1 - longest :]}"
+
+
+def output_text(output: Output) -> str:
+    """What an output is: ``(196, 512) float16, block 12, ln_post, proj``."""
+    parts = (f"{output.shape} {output.dtype}", f"block {output.block}", output.norm, output.projection, output.variant)
+    return ", ".join(filter(None, parts))
 
 
 def weights_of(bank: Manifest, runs: Sequence[Run]) -> tuple[str, str]:

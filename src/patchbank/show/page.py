@@ -21,7 +21,7 @@ from patchbank.listing import usual_dataset
 from patchbank.locations import is_remote
 from patchbank.show import gallery, statistics
 from patchbank.show.charts import charts_of
-from patchbank.show.names import page_beside, plain, weights_of
+from patchbank.show.names import output_text, page_beside, plain, weights_of
 from patchbank.show.statistics import Progress
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset
 
 LARGEST = 25_000_000  # bytes of a page
-_IMAGE = 60_000  # bytes of one image, at most
+_IMAGE = 75_000  # bytes of one image, at most
 _REST = 1_000_000  # bytes for everything else
 _FAILURES, _REASONS, _RUNS = 100, 20, 20  # listed; the rest is counted
 _VERSIONS = 12  # libraries of a run, at most
@@ -69,6 +69,7 @@ def write_report(
     sample: int = PAGE_IMAGES,
     seed: int = 0,
     read: int | None = None,
+    output: str | None = None,
     progress: Progress | None = None,
     gallery_progress: Progress | None = None,
 ) -> Written:
@@ -81,20 +82,22 @@ def write_report(
         sample: the number of images in the gallery; fewer if the page would exceed 25 MB.
         seed: for the random choice of images; the same seed gives the same ones.
         read: the number of random features to read for the statistics; None: all.
+        output: the output to show, a grid; None: the main one.
         progress: called with (features read, total).
         gallery_progress: called with (images of the gallery, total).
 
-    Raises OSError if the file cannot be written.
+    Raises OSError if the file cannot be written, BankError if the output is not stored or is no grid of patches.
     """
+    name = bank.grid_name(output)
     path = page_beside(bank.path) if path is None else Path(path).expanduser()
     if dataset is None:
         dataset = usual_dataset(bank.path, bank.manifest)
     keys = list(bank)
     chosen = keys if read is None or read >= len(keys) else sorted(gallery.choose(keys, [], read, seed))
-    seen = statistics.collect(bank, chosen, len(chosen), progress)
+    seen = statistics.collect(bank, name, chosen, progress)
     asked = min(sample, len(keys))
     outliers = [each.key for each in seen.outliers]
-    images = _gallery(bank, dataset, gallery.choose(keys, outliers, asked, seed), gallery_progress)
+    images = _gallery(bank, name, dataset, gallery.choose(keys, outliers, asked, seed), gallery_progress)
     runs = read_runs(bank.path)
     checks = list(statistics.checks(seen))
     reasons = Counter(bank.failures.values()).most_common(_REASONS)
@@ -107,6 +110,7 @@ def write_report(
         "bank": bank,
         "name": bank.path.name if is_remote(bank.path) else bank.path.resolve().name,
         "made": bank.manifest,
+        "output": name,
         "facts": _facts(bank, runs),
         "failures": list(bank.failures.items())[:_FAILURES],
         "reasons": reasons,
@@ -140,13 +144,14 @@ def write_report(
 
 
 def _gallery(
-    bank: Bank, dataset: Dataset | None, keys: Sequence[str], progress: Progress | None
+    bank: Bank, output: str, dataset: Dataset | None, keys: Sequence[str], progress: Progress | None
 ) -> dict[str, dict[str, Any]]:
     """Each image's data, sorted by key; only the first images if all exceed the page's size."""
     samples = {sample.key: sample for sample in dataset.samples} if dataset else {}
+    common = gallery.Common.of(bank, output, keys)
     images, room = {}, LARGEST - _REST
     for number, key in enumerate(keys, 1):
-        image = gallery.show(bank, key, samples.get(key), dataset)
+        image = gallery.show(bank, output, key, common, samples.get(key), dataset)
         size = len(_json([image]))
         for name in ("pairs", "boxes", "picture"):
             if size > _IMAGE and image.pop(name, None):
@@ -205,14 +210,16 @@ def _digest(text: str) -> str:
 def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
     """What the bank is."""
     made = bank.manifest
-    tokens, dim = made.shape
     rows, columns = made.grid
+    pooled = f", the mean of each {made.input.pool} x {made.input.pool} patches" if made.input.pool > 1 else ""
     facts = [
         ("Model", made.model),
         ("Weights", weights_of(made, runs)[1]),
         ("Dataset", made.title),
-        ("Features", f"{len(bank):,} x ({tokens}, {dim}) {made.dtype}, grid {rows} x {columns}"),
-        ("[CLS] features", f"{len(bank):,} x ({dim},)" if "cls" in made.outputs else "none"),
+        ("Images with features", f"{len(bank):,}"),
+        *((f"Output {name}", output_text(output)) for name, output in made.outputs.items()),
+        ("Grid", f"{rows} x {columns}{pooled}"),
+        *([("Reduced", f"{made.reduction}, {made.reduction.explained:.2%} of the variance")] if made.reduction else []),
         ("Failed images", f"{len(bank.failures):,}"),
         ("On disk", f"{bytes_text(bank.bytes_on_disk())}, layout {made.layout}"),
         ("Resize", made.input.resize),

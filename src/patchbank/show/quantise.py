@@ -21,8 +21,9 @@ _STEPS = 4096  # sizes of the step, from the finest to one level alone
 class Packed:
     """Patch tokens (N, D), quantised.
 
-    Unit tokens are rotated to the axes of their own singular vectors. That changes no similarity and puts the largest
-    coordinates first. Each coordinate is rounded to a multiple of one step; the last axes, all zero, are dropped.
+    Unit tokens are rotated to axes along which they are long, the longest first. That changes no similarity, also not
+    between images with the same axes. Each coordinate is rounded to a multiple of one step; the last axes, all zero,
+    are dropped.
 
     Attributes:
         levels: (N, K) int8: coordinates in steps.
@@ -61,14 +62,17 @@ class Packed:
         }
 
 
-def pack(tokens: Floats, most: int) -> Packed:
-    """Quantise finite (N, D) patch tokens into `most` bytes, deflated, with the smallest step that fits."""
+def pack(tokens: Floats, axes: NDArray[np.float64], most: int) -> Packed:
+    """Quantise finite (N, D) patch tokens into `most` bytes, deflated, with the smallest step that fits.
+
+    Args:
+        axes: (D, D), orthonormal columns: `Moments.axes` of the unit tokens of all images.
+    """
     exact = tokens.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1)
     units = exact / np.where(lengths > 0, lengths, 1)[:, None]
     cosines = units @ units.T
-    values, vectors = np.linalg.eigh(cosines)  # left singular vectors, the largest last; faster than an SVD
-    coordinates = (vectors * np.sqrt(values.clip(0)))[:, ::-1]
+    coordinates = units @ axes
     finest = float(np.abs(coordinates).max()) / _LEVELS or 1.0
     steps = np.geomspace(finest, finest * _LEVELS, _STEPS)
     place = bisect_left(steps, True, key=lambda step: len(_deflated(coordinates, step)[1]) <= most)

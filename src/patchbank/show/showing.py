@@ -25,6 +25,7 @@ from patchbank.datasets import Dataset, Sample
 from patchbank.datasets.sources import Directory
 from patchbank.errors import ConfigError, DatasetError, KeyNotInBank, with_options
 from patchbank.extraction.recompute import spec_of
+from patchbank.features import GRID
 from patchbank.files import whole_file
 from patchbank.images import open_image
 from patchbank.listing import options_needed, usual_dataset
@@ -93,6 +94,7 @@ def show_features(
     weights: str | Path | None = None,
     checkpoints: str | Path | None = None,
     all_pairs: bool = False,
+    output: str | None = None,
 ) -> Drawing:
     """Draw one image's features: what the model saw, their principal components as colours, and similarities.
 
@@ -104,9 +106,11 @@ def show_features(
         dataset: the bank's images, and their annotations if any; None: where they usually lie, if there.
         weights, checkpoints: as in `ExtractConfig`, for texts.
         all_pairs: draw all annotated pairs instead of the first eight.
+        output: the output to draw, a grid; None: the main one.
 
     Raises:
         KeyNotInBank: there is no feature of the key.
+        BankError: the output is not stored, or is no grid of patches.
         ConfigError: a point or a box is not visible, matplotlib or the text tower's package is not installed, or the
             model has no text tower.
         DatasetError: the image cannot be opened, or has another size than the encoded one.
@@ -115,7 +119,8 @@ def show_features(
     if key not in bank and key not in bank.failures and (like := _alike(key, bank)):
         raise KeyNotInBank(f"The bank {bank.path} has no {key!r}. Did you mean {like!r}?")
     notes: list[str] = []
-    tokens, transform = bank[key].float(), bank.transform(key)
+    name = bank.grid_name(output)
+    tokens, transform = bank.output(key, name).float(), bank.transform(key)
     array = tokens.numpy()
     data = usual_dataset(bank.path, bank.manifest) if dataset is None else dataset
     if data is not None and all(sample.key != key for sample in data):
@@ -134,14 +139,15 @@ def show_features(
         notes.append(f"no map for the pair's {' and '.join(unseen)}: outside the part that the model saw.")
     if texts:
         config = ExtractConfig(weights=weights, checkpoints=checkpoints)  # type: ignore[arg-type]
-        maps += to_texts(bank, key, array, texts, config, data)
+        maps += to_texts(bank, name, key, array, texts, config, data)
     kept = pairs if all_pairs else pairs[: 3 * DRAWN_PAIRS]
     if len(kept) < len(pairs):
         notes.append(f"{len(kept) // 3} of {len(pairs) // 3} annotated pairs are drawn; --all-pairs draws all.")
     if drawn is None:
         notes.append(f"the image is not available: add --image FILE, or{options_needed(bank.manifest)}.")
     made = bank.manifest
-    facts = f"{made.model}, {made.input.resize}, grid {made.grid[0]} x {made.grid[1]}"
+    of = f", {name}" if name != GRID else ""
+    facts = f"{made.model}{of}, {made.input.resize}, grid {made.grid[0]} x {made.grid[1]}"
     picture = Picture(
         title=plain(key),
         tokens=array,
@@ -256,6 +262,7 @@ def in_boxes(tokens: Tensor, transform: ImageTransform, boxes: Sequence[Box]) ->
 
 def to_texts(
     bank: Bank,
+    output: str,
     key: str,
     tokens: Floats,
     texts: Sequence[str],
@@ -264,10 +271,17 @@ def to_texts(
 ) -> list[Map]:
     """Similarities to texts.
 
-    Raises as `encoders.encode_texts` does; WeightsError on other weights than the bank's.
+    Raises as `encoders.encode_texts` does; ConfigError if the output is not in their space, WeightsError on other
+    weights than the bank's.
     """
     spec = spec_of(bank.manifest, config, data.root if data else None)
     features = encoders.encode_texts(spec, texts)
+    reduction = bank.manifest.reduction
+    reduced = reduction is not None and output in reduction.outputs
+    width = reduction.dim if reduction and reduced else tokens.shape[-1]
+    if output.startswith("block:") or features.shape[-1] != width:
+        raise ConfigError(f"--text: {output} of {bank.path} is not in the space of texts. Choose another --output.")
+    features = bank.project(features) if reduced else features
     every = [similarities(tokens, feature) for feature in features.numpy()]
     shown = np.stack(every)[:, bank.transform(key).valid.flatten()]
     finite = shown[np.isfinite(shown)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +99,8 @@ class Check:
     says: str
 
 
-def collect(bank: Bank, keys: Iterable[str], total: int, progress: Progress | None = None) -> Statistics:
-    """Read features and count. A feature that cannot be read is a defect."""
+def collect(bank: Bank, output: str, keys: Sequence[str], progress: Progress | None = None) -> Statistics:
+    """Read an output that is a grid, and count. A feature that cannot be read is a defect."""
     found = Statistics()
     names: list[str] = []
     figures: list[tuple[float, float]] = []
@@ -108,7 +108,7 @@ def collect(bank: Bank, keys: Iterable[str], total: int, progress: Progress | No
     before: Floats | None = None
     for number, key in enumerate(keys, 1):
         try:
-            tokens = bank[key].float().numpy()
+            tokens = bank.output(key, output).float().numpy()
             reason = _defect(tokens)
         except (BankError, OSError) as error:
             reason = f"cannot be read: {error}"
@@ -122,7 +122,7 @@ def collect(bank: Bank, keys: Iterable[str], total: int, progress: Progress | No
             before = unit(tokens)
         found.images += 1
         if progress:
-            progress(number, total)
+            progress(number, len(keys))
     found.defects = len(defects)
     found.outliers = defects[:_NAMED] + _outliers(names, np.array(figures, np.float64).reshape(-1, 2))
     return found

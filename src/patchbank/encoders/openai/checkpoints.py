@@ -235,7 +235,8 @@ def load_state(path: Path, part: str = "") -> dict[str, Tensor]:
 
     Raises WeightsError.
     """
-    with opened(path) as (names, tensor):
+    with opened(path) as (shapes, tensor):
+        names = list(shapes)
         begin = _prefix(path, names) + part
         loaded = {name.removeprefix(begin): tensor(name) for name in names if name.startswith(begin)}
     if part and not loaded:

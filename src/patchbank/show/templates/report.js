@@ -16,6 +16,10 @@
   const LEAST = 0.01; // the smallest range that the colours span: less is rounding
   const NEAR = 4; // CSS pixels: a point this near is on a box's outline
   const CROWD = 8; // with more boxes, only their numbers can be clicked
+  const NEAREST = 8; // other images shown
+  const SEARCHED = 64e6; // bytes of tokens in which the nearest are looked for
+  const WAIT = 60; // milliseconds that the pointer rests before they are
+  const CROP = 144, AROUND = 6; // pixels a side of one, and what it shows in patches
 
   // Numbers.
 
@@ -27,38 +31,41 @@
 
   const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-  /** An image's tokens at unit length, (N x K) row by row, and their lengths. */
-  async function unpacked(image) {
-    const stream = new Blob([bytesOf(image.levels)]).stream().pipeThrough(new DecompressionStream("deflate"));
-    const levels = new Int8Array(await new Response(stream).arrayBuffer());
-    const count = image.grid[0] * image.grid[1], components = image.components;
-    const units = new Float32Array(count * components);
-    for (let token = 0; token < count; token++) {
-      let square = 0;
-      for (let each = 0; each < components; each++) square += levels[each * count + token] ** 2;
-      const length = Math.sqrt(square) || 1;
-      for (let each = 0; each < components; each++) units[token * components + each] = levels[each * count + token] / length;
-    }
-    const norms = new Float32Array(bytesOf(image.norms).buffer);
-    return { units, norms, count, components };
+  const opened = new Map(); // an image -> its tokens: levels component by component, their inverse lengths, and norms
+
+  function unpacked(image) {
+    if (!opened.has(image)) opened.set(image, unpack(image));
+    return opened.get(image);
   }
 
-  /** The cosine similarity of every patch to the mean of the tokens with these weights. */
-  function similarities(tokens, weights) {
-    const { units, norms, count, components } = tokens;
+  async function unpack(image) {
+    const stream = new Blob([bytesOf(image.levels)]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const levels = new Int8Array(await new Response(stream).arrayBuffer());
+    const count = image.grid[0] * image.grid[1], components = image.components, inverse = new Float32Array(count);
+    for (let place = 0; place < levels.length; place++) inverse[place % count] += levels[place] ** 2;
+    for (let token = 0; token < count; token++) inverse[token] = inverse[token] ? 1 / Math.sqrt(inverse[token]) : 0;
+    return { levels, inverse, norms: new Float32Array(bytesOf(image.norms).buffer), count, components };
+  }
+
+  /** The mean of the tokens with these weights, at unit length, on the axes that all images share. */
+  function pooled({ levels, inverse, norms, count, components }, weights) {
     const query = new Float64Array(components);
     for (let token = 0; token < count; token++) {
-      const weight = weights[token] * norms[token];
-      if (weight) for (let each = 0; each < components; each++) query[each] += weight * units[token * components + each];
+      const weight = weights[token] * norms[token] * inverse[token];
+      if (weight) for (let each = 0; each < components; each++) query[each] += weight * levels[each * count + token];
     }
     const length = Math.hypot(...query) || 1;
+    return query.map((value) => value / length);
+  }
+
+  /** The cosine similarity of every patch of an image to a vector of unit length. */
+  function similarities({ levels, inverse, count, components }, query) {
     const found = new Float32Array(count);
-    for (let token = 0; token < count; token++) {
-      let sum = 0;
-      for (let each = 0; each < components; each++) sum += units[token * components + each] * query[each];
-      found[token] = sum / length;
+    for (let each = 0; each < Math.min(components, query.length); each++) {
+      const value = query[each], start = each * count;
+      for (let token = 0; token < count; token++) found[token] += value * levels[start + token];
     }
-    return found;
+    return found.map((value, token) => value * inverse[token]);
   }
 
   /** Along one side: the mean of linear interpolation's weights over RoIAlign's samples of a box on the grid. */
@@ -90,17 +97,17 @@
 
   // The shown image, the query (a patch, or boxes), and the patch to read out while the query is held.
 
-  const state = { image: null, tokens: null, element: null, token: 0, reading: null, chosen: [], held: false, serial: 0 };
+  const state = { image: null, tokens: null, element: null, token: 0, reading: null, chosen: [], held: false, serial: 0, timer: 0 };
   const isFixed = () => state.held || state.chosen.length > 0;
 
-  function cell(token) {
-    const [x1, y1, x2, y2] = state.image.frame, [rows, columns] = state.image.grid;
+  function cell(token, image = state.image) {
+    const [x1, y1, x2, y2] = image.frame, [rows, columns] = image.grid;
     const [width, height] = [(x2 - x1) / columns, (y2 - y1) / rows];
     return [x1 + (token % columns) * width, y1 + Math.floor(token / columns) * height, width, height];
   }
 
-  function isValid(token) {
-    const [first, last, left, right] = state.image.valid, columns = state.image.grid[1];
+  function isValid(token, image = state.image) {
+    const [first, last, left, right] = image.valid, columns = image.grid[1];
     const row = Math.floor(token / columns), column = token % columns;
     return row >= first && row < last && column >= left && column < right;
   }
@@ -243,6 +250,56 @@
 
   const number = (value) => value.toFixed(2).replace("-", "−");
 
+  // The nearest patch of every other image.
+
+  async function drawNearest(image, query, serial) {
+    const found = [];
+    let bytes = 0;
+    for (const other of query ? images : []) {
+      if (other === image || !other.levels || bytes > SEARCHED) continue;
+      const tokens = await unpacked(other);
+      if (serial !== state.serial) return; // another patch was asked for
+      bytes += tokens.levels.length;
+      const values = similarities(tokens, query);
+      let best = -1;
+      for (let token = 0; token < tokens.count; token++)
+        if (isValid(token, other) && (best < 0 || values[token] > values[best])) best = token;
+      found.push({ image: other, token: best, value: values[best] });
+    }
+    found.sort((one, other) => other.value - one.value);
+    const shown = found.slice(0, NEAREST), crops = await Promise.all(shown.map(crop));
+    if (serial !== state.serial) return;
+    $("others").hidden = !shown.length;
+    $("nearest").replaceChildren(...crops);
+    window.patchbank.nearest = found.map((each) => ({ ...each, image: each.image.key }));
+  }
+
+  /** A patch of another image with what is around it: an entry that opens it there. */
+  async function crop({ image, token, value }) {
+    const entry = document.createElement("li"), button = document.createElement("button"), canvas = document.createElement("canvas");
+    const [x, y, width, height] = cell(token, image), side = AROUND * Math.max(width, height), context = canvas.getContext("2d");
+    canvas.width = canvas.height = CROP;
+    context.scale(CROP / side, CROP / side);
+    context.translate(side / 2 - x - width / 2, side / 2 - y - height / 2);
+    if (image.picture) {
+      const element = new Image();
+      element.src = image.picture;
+      await element.decode().then(() => context.drawImage(element, 0, 0, ...image.size), () => null);
+    }
+    strokeBox(context, [x, y, x + width, y + height], (4 * side) / CROP, "black");
+    strokeBox(context, [x, y, x + width, y + height], (2 * side) / CROP, "white");
+    button.type = "button";
+    button.title = image.key;
+    button.setAttribute("aria-label", `${number(value)}: ${image.key}, ${place(token, image)}`);
+    button.append(canvas, number(value));
+    button.addEventListener("click", () => {
+      open(image, true);
+      change({ token, held: true });
+    });
+    entry.append(button);
+    return entry;
+  }
+
   async function draw() {
     const image = state.image, serial = ++state.serial;
     if (!image.frame) return; // an unreadable feature; a note says so
@@ -253,10 +310,10 @@
     }
     if (serial !== state.serial) return; // a later call draws
     const boxes = state.chosen.map((each) => image.boxes[each]), tokens = state.tokens;
-    let values = null, low = 0, high = 1;
+    let query = null, values = null, low = 0, high = 1;
     if (tokens) {
       const weights = boxes.length ? boxWeights(image, union(boxes)) : Float64Array.from({ length: tokens.count }, (_, token) => Number(token === state.token));
-      if (weights.some((weight) => weight > 0)) values = similarities(tokens, weights);
+      if (weights.some((weight) => weight > 0)) values = similarities(tokens, (query = pooled(tokens, weights)));
     }
     if (values) {
       const shown = values.filter((_, token) => isValid(token));
@@ -272,13 +329,15 @@
     $("low").textContent = number(low);
     $("high").textContent = number(high);
     $("readout").textContent = describe(values, low, high);
+    clearTimeout(state.timer);
+    state.timer = setTimeout(() => drawNearest(image, query, serial), WAIT);
     window.patchbank = { image: image.key, token: state.token, reading: state.reading, chosen: [...state.chosen], values: values && Array.from(values) };
   }
 
   const label = (index) => `${state.image.boxes[index].kind === "human" ? "human" : state.image.boxes[index].name} ${index + 1}`;
   /** A patch by its row and column in the grid, from 0, and its centre, as `patchbank show --at` takes it. */
-  function place(token) {
-    const [x, y, width, height] = cell(token), columns = state.image.grid[1];
+  function place(token, image = state.image) {
+    const [x, y, width, height] = cell(token, image), columns = image.grid[1];
     return `row ${Math.floor(token / columns)}, column ${token % columns} (x ${Math.round(x + width / 2)}, y ${Math.round(y + height / 2)})`;
   }
 
@@ -442,7 +501,7 @@
     );
     $("notes").replaceChildren(...image.notes.map(item));
     const none = "No principal components: all tokens are nearly equal.";
-    $("shares").textContent = (image.shares || []).every((share) => share === 0) ? none : shares.length ? `Principal components 1, 2, 3 as red, green, blue: ${shares.join(", ")} of the variance.` : "";
+    $("shares").textContent = (image.shares || []).every((share) => share === 0) ? none : shares.length ? `Principal components 1, 2, 3 of all images' patches as red, green, blue: ${shares.join(", ")} of the variance.` : "";
     const panels = document.querySelector(".panels");
     panels.classList.toggle("broad", Boolean(image.frame) && image.size[0] > 1.8 * image.size[1]);
     for (const part of [...panels.querySelectorAll("figure"), document.querySelector(".controls")]) part.hidden = !image.frame;
