@@ -417,7 +417,7 @@ def test_another_image_of_the_same_name_is_not_shown(annotated: tuple[Bank, Data
     photographs(tmp_path, 1, (50, 40))
     (tmp_path / "photo_0000.jpg").rename(tmp_path / key)
     moved = [sample._replace(source=replace(sample.source, location=tmp_path)) for sample in dataset.samples[:1]]
-    [image] = page._gallery(bank, replace(dataset, samples=tuple(moved)), [key], None).values()
+    [image] = page._gallery(bank, bank.manifest.main, replace(dataset, samples=tuple(moved)), [key], None).values()
     assert "picture" not in image and "another size" in str(image["notes"])
 
 
