@@ -371,4 +371,4 @@ def _timm_encoder(spec: OpenClipSpec, state: dict[str, Tensor], device: torch.de
         visual = _visual(library, spec.settings)
     visual.load_state_dict(state, assign=True)
     timm.resize(visual.trunk, spec.input.size)
-    return timm.TimmEncoder(spec, spec.made, visual.trunk, device, batch_size)  # type: ignore[arg-type]
+    return timm.TimmEncoder(spec, spec.made, visual.trunk, device, batch_size)
