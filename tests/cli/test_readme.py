@@ -95,6 +95,8 @@ def test_its_python_runs_in_its_order(tmp_path: Path, tiny_weights: Path, monkey
     monkeypatch.setitem(MODELS, "ViT-B/16", official)
     root = tmp_path / "patchbank-demo"
     patchbank("extract", "hicodet", "--root", root, "--split", "train", "--model", "ViT-B/16", check=0)
+    banks = root / "hicodet_pkl_files"
+    (banks / "clipbase_img_hicodet_train").rename(banks / "demo_img_hicodet_train")
     names: dict[str, Any] = {}
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(snippets) >= 3

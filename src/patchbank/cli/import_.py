@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 
 
 @options.takes(
-    {"layout": "ezhoi"}, config=("weights", "checkpoints", "layout", "shard_size", "resize", "device", "overwrite")
+    {"layout": "ezhoi"},
+    config=(
+        *("weights", "checkpoints", "input_size", "pool_grid", "layout", "shard_size", "resize", "device", "overwrite"),
+    ),
 )
 def import_(
     source: Annotated[Path, typer.Argument(parser=as_path, metavar="PICKLES", help="Directory of EZ-HOI's pickles.")],
