@@ -8,6 +8,7 @@ residual. `torch.compile` reaches them too, after half a minute, but in float32 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Literal
 from weakref import WeakValueDictionary
 
@@ -16,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, library, nn
 
 # oneDNN's names: the attribute, and the algorithm. "none" is GELU by the error function, as in `F.gelu`.
-_FUSED = {"none": ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none")}
+_FUSED = {"none": ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+Activation = Literal["none", "silu", "gelu", "gelu_tanh"]
+_QUICK = 1.702  # QuickGELU's factor
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b, then an activation, or the sum with a residual. GELU is the exact one."""
+    """y = x Wᵀ + b, then an activation, or the sum with a residual. ``gelu`` is the exact one."""
 
     def __init__(
         self,
@@ -28,11 +31,11 @@ class Linear(nn.Module):
         bias: Tensor | None,
         dtype: torch.dtype,
         *,
-        activation: Literal["none", "silu", "gelu"] = "none",
+        activation: Activation = "none",
     ) -> None:
         """`weight` (out, in) and `bias` (out,) may have any dtype; they are stored in `dtype`."""
         super().__init__()
-        self.activation = activation
+        self.activation, self.dtype = activation, dtype
         self.weight = nn.Parameter(weight.to(dtype).contiguous(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         self._handle: int | None = None
@@ -55,6 +58,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (..., in), residual (..., out) -> (..., out) in the residual's dtype. Overwrites the residual."""
+        x = x.to(self.dtype)
         fused = residual if residual is not None and residual.dtype == x.dtype else None
         if self._handle is not None:
             if torch.compiler.is_compiling():
@@ -68,8 +72,8 @@ class Linear(nn.Module):
             x = F.linear(x, self.weight, self.bias)
             if self.activation == "silu":
                 x = F.silu(x, inplace=True)
-            elif self.activation == "gelu":
-                x = F.gelu(x)
+            elif self.activation != "none":
+                x = F.gelu(x, approximate=_FUSED[self.activation][1])
         return x if residual is None or residual is fused else residual.add_(x)
 
     def packed(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -98,15 +102,58 @@ def _(x: Tensor, residual: Tensor | None, layer: int, features: int) -> Tensor: 
     return x.new_empty(*x.shape[:-1], features)
 
 
-def pack_model(model: nn.Module, dtype: torch.dtype, rows: int, device: torch.device) -> nn.Module:
-    """A library's model with its linear layers replaced, to compute in `dtype` on a device; changes the model."""
+class PatchEmbedding(nn.Module):
+    """A convolution whose kernel is as large as its stride: one product for each patch."""
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.sides = conv.kernel_size
+        self.linear = Linear(conv.weight.flatten(1), conv.bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) -> (B, width, Gh, Gw), channels last in memory."""
+        (batch, colours, h, w), (p, q) = x.shape, self.sides
+        x = x.view(batch, colours, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5)
+        out: Tensor = self.linear(x.flatten(3)).permute(0, 3, 1, 2)
+        return out
+
+
+def pack_model(
+    model: nn.Module, dtype: torch.dtype, rows: int, device: torch.device, mlps: Mapping[str, tuple[str, str, str]]
+) -> nn.Module:
+    """A library's model with its linear layers replaced, to compute in `dtype` on a device; changes the model.
+
+    Args:
+        rows: of most products, as `Linear.pack` takes them.
+        mlps: the name of a class -> its first linear layer, the activation after that, and the next linear layer.
+    """
     for parent in list(model.modules()):
+        first, act, second = mlps.get(type(parent).__name__, ("", "", ""))
+        activation = _activation(getattr(parent, act, None)) if type(getattr(parent, first, None)) is nn.Linear else ""
+        if activation == "quickgelu" and isinstance(getattr(parent, "norm", None), nn.Identity | None):
+            # x sigmoid(1.702 x) is silu(1.702 x) / 1.702.
+            for name, factor in ((first, _QUICK), (second, 1 / _QUICK)):
+                parent.get_submodule(name).weight.mul_(factor)
+            if parent.get_submodule(first).bias is not None:
+                parent.get_submodule(first).bias.mul_(_QUICK)
+            activation = "silu"
+        if activation in _FUSED:
+            setattr(parent, act, nn.Identity())
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Linear:
-                packed = Linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach(), dtype)
-                setattr(parent, name, packed.to(device))
+                after = activation if name == first and activation in _FUSED else "none"
+                setattr(parent, name, Linear(layer.weight, layer.bias, dtype, activation=after))
+            elif type(layer) is nn.Conv2d and layer.stride == layer.kernel_size and layer.padding == (0, 0):
+                setattr(parent, name, PatchEmbedding(layer, dtype))
     model.to(device)
     for layer in model.modules():
         if isinstance(layer, Linear):
             layer.pack(rows)
     return model
+
+
+def _activation(layer: nn.Module | None) -> str:
+    """An activation's name, as the libraries call their layers; empty if it is another."""
+    name = type(layer).__name__
+    tanh = name == "GELUTanh" or getattr(layer, "approximate", "") == "tanh"
+    return {"GELU": "gelu", "GELUTanh": "gelu", "SiLU": "silu", "QuickGELU": "quickgelu"}.get(name, "") + "_tanh" * tanh

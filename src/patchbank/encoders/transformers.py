@@ -87,7 +87,7 @@ def random(config: ExtractConfig) -> TransformersSpec:
     """A model with random weights, of which only the config.json is needed. Raises as `encoders.random` does."""
     name, library, place = config.model, _library(), _Place.of(config)
     data = _checked(name, place.read("config.json"))
-    with _quiet(library), _of_a_config(name), torch.device("meta"):
+    with _quiet(library), _reading("config.json", name), torch.device("meta"):
         model_class, built = _model_class(library, data)
         tower = _Tower.of(model_class(built).eval())
     own, cover = _input(library, name, place, tower.patch)
@@ -98,7 +98,7 @@ def random(config: ExtractConfig) -> TransformersSpec:
         architecture, products = _facts(name, tower, made.size)
     identity = {
         **{"family": "transformers", "model": name, "weights": "random numbers"},
-        **{"activation": str(getattr(tower.module.config, "hidden_act", "")), "precision": config.precision},
+        **{"hidden_act": str(getattr(tower.module.config, "hidden_act", "")), "precision": config.precision},
     }
     outputs = chosen(config, name, architecture, made)
     return TransformersSpec(name, place, data, architecture, made, outputs, identity, products)
@@ -106,6 +106,7 @@ def random(config: ExtractConfig) -> TransformersSpec:
 
 def names() -> Sequence[str]:
     """The tested models: nothing lists the hub's repositories without a network."""
+    _library()
     return [PREFIX + name for name in TESTED]
 
 
@@ -124,8 +125,7 @@ def encode_texts(spec: TransformersSpec, texts: Sequence[str]) -> Tensor:
 
     SigLIP's lie in the space of its ``pooled`` output, not of its patch tokens.
     """
-    kind = spec.config["model_type"]
-    if kind not in _TEXTS:
+    if spec.config["model_type"] not in _TEXTS:
         raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {spec.name} has none.")
     found, library = spec.obtain(), _library()
     with _quiet(library):
@@ -133,8 +133,7 @@ def encode_texts(spec: TransformersSpec, texts: Sequence[str]) -> Tensor:
         longest = model.config.text_config.max_position_embeddings
         try:
             tokenizer = library.AutoTokenizer.from_pretrained(found.place.tokenizer(), local_files_only=True)
-            padding = "max_length" if kind == "siglip" else True  # as it was trained
-            tokens = tokenizer(list(texts), padding=padding, max_length=longest, return_tensors="pt")
+            tokens = tokenizer(list(texts), padding="max_length", max_length=longest, return_tensors="pt")
         except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
             raise WeightsError(f"{found.name} has no usable tokenizer: {first_line(error)}") from error
         if (count := tokens["input_ids"].shape[1]) > longest:
@@ -275,7 +274,7 @@ class _Place:
                 raise ConfigError(f"{name} is for OpenAI's models, and {config.model} is none: leave it out.")
         if config.weights is not None and config.weights.is_dir():
             return cls(repo, directory=config.weights.absolute())
-        revision = hub.locate(repo, ["config.json"]).revision
+        revision = hub.download(hub.locate(repo, ["config.json"])).revision
         return cls(repo, revision, file=config.weights and config.weights.absolute())
 
     def find(self, *names: str) -> HubFile | Path:
@@ -420,16 +419,14 @@ def _quiet(library: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _of_a_config(name: str) -> Iterator[None]:
-    """Whatever the library says of a config.json that is not right."""
+def _reading(file: str, name: str) -> Iterator[None]:
+    """Whatever the library says of a file that is not right is a WeightsError."""
     try:
         yield
     except (ConfigError, WeightsError):
         raise
     except Exception as error:
-        raise WeightsError(
-            f"The config.json of {name} describes no model that transformers can build: {first_line(error)}"
-        ) from error
+        raise WeightsError(f"The {file} of {name} is not as transformers reads it: {first_line(error)}") from error
 
 
 def _checked(name: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -536,17 +533,18 @@ def _input(library: Any, name: str, place: _Place, patch: int) -> tuple[Input, t
     plain = re.sub("(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", kind)
     if plain not in _PROCESSORS:
         raise ConfigError(f"{name} prepares images by {kind}, which patchbank does not know.")
-    with _quiet(library), _of_a_config(name):
+    with _quiet(library), _reading("preprocessor_config.json", name):
         # Pillow's, if there is one: DINOv3's is made for torchvision alone.
         ends = ("Pil", "", "Fast")
         processor = next(filter(None, (getattr(library, f"{plain}ImageProcessor{end}", None) for end in ends)))
         made = processor(**{each: data[each] for each in _FIELDS if each in data})
         size, crop = (dict(each or {}) for each in (made.size, getattr(made, "crop_size", None)))
+        crops = bool(getattr(made, "do_center_crop", False))
         shortest = set(size) == {"shortest_edge"}
         cover: Any = (size["shortest_edge"],) * 2 if shortest else (size.get("height"), size.get("width"))
-        cut: Any = (crop["height"], crop["width"]) if made.do_center_crop else cover
+        cut: Any = (crop["height"], crop["width"]) if crops else cover
         sides = all(isinstance(side, int) and 0 < side <= least for side, least in zip(cut, cover, strict=True))
-        if not (made.do_resize and sides and max(cover) <= _MOST_SIDE and made.do_center_crop >= shortest):
+        if not (made.do_resize and sides and max(cover) <= _MOST_SIDE and crops >= shortest):
             raise ConfigError(
                 f"{name} prepares images in a way that patchbank does not know: size {size}, crop {crop}."
             )
@@ -599,7 +597,7 @@ def _weights_of(files: Sequence[HubFile | Path]) -> str:
 
 def _loaded(library: Any, spec: TransformersSpec) -> Any:
     """The whole model with its weights, in float32 on the CPU. Raises WeightsError."""
-    with _of_a_config(spec.name):
+    with _reading("config.json", spec.name):
         model_class, config = _model_class(library, spec.config)
         if spec.untrained:
             return model_class(config).eval()

@@ -1,0 +1,409 @@
+"""The family of timm's vision transformers: ``timm/NAME[.TAG]``.
+
+timm itself says what a model computes and how an image becomes its input: a model without numbers (torch's meta device)
+is asked for both, and timm's own path loads its weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from patchbank.config import ExtractConfig
+from patchbank.encoders import hub
+from patchbank.encoders.base import Description, Product, Progress
+from patchbank.encoders.library import LibraryEncoder
+from patchbank.encoders.outputs import Architecture, chosen, sized
+from patchbank.encoders.weights import as_float32, opened, read_state, sha256_of_weights
+from patchbank.errors import ConfigError, WeightsError, first_line
+from patchbank.features import Identity, Input, Interpolation, Output
+
+PREFIX = "timm/"
+# timm's modules whose models are vision transformers. What is in no list is tried all the same.
+_MODULES = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "eva", "beit", "deit")
+_RESIZE = {"center": "center-crop", "squash": "squash"}
+_RANDOM = "random numbers"
+
+
+def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> TimmSpec:  # noqa: ARG001
+    """The encoder of a configuration. Raises ConfigError and WeightsError as `encoders.find` does."""
+    found = _described(config)
+    if config.weights is not None:
+        path = config.weights.absolute()
+        sha256 = sha256_of_weights(path)
+        with opened(path) as (shapes, _):
+            state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        with torch.device("meta"):
+            _filled(found, path, state)  # refuses a wrong file before the run begins
+        return replace(found, file=path, identity={**found.identity, "weights": sha256})
+    with _quiet() as timm:
+        made = timm.models.get_pretrained_cfg(found.model)
+    if not made.hf_hub_id:
+        whence = f": download {made.url}, and give it with --weights" if made.url else ". Give some with --weights"
+        raise WeightsError(f"The Hugging Face hub has no weights of {found.name}{whence}.")
+    repo, _, revision = made.hf_hub_id.partition("@")
+    names = (made.hf_hub_filename,) if made.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+    file = hub.locate(repo, names, revision or None)
+    weights = file.sha256 or f"{file.repo}@{file.revision}"
+    return replace(found, file=file, identity={**found.identity, "weights": weights})
+
+
+def random(config: ExtractConfig) -> TimmSpec:
+    """A model with timm's own random numbers. Raises ConfigError if there is no such model."""
+    return _described(config)
+
+
+def names() -> Sequence[str]:
+    """timm's vision transformers that have weights, with their tags."""
+    with _quiet() as timm:
+        return [PREFIX + name for module in _MODULES for name in timm.list_models(module=module, pretrained=True)]
+
+
+def describe(name: str) -> Description | None:
+    """One of them; None if it is no vision transformer."""
+    try:
+        found = _described(ExtractConfig(model=name))
+    except ConfigError:
+        return None
+    made = found.made
+    return Description(name, found.input.size, found.input.grid, made.dim or made.width, made.prefix, text=False)
+
+
+@dataclass(frozen=True)
+class TimmSpec:
+    """One of timm's models, before its weights are loaded.
+
+    Attributes:
+        name: as ``--model`` takes it; with its tag, unless the weights are a file of the user's.
+        made: what it computes.
+        file: with its weights: the user's, or the hub's; None if they are random numbers.
+        products: every matrix product of one image.
+    """
+
+    name: str
+    made: Architecture
+    input: Input
+    outputs: Mapping[str, Output]
+    identity: Identity
+    products: Sequence[Product]
+    file: Path | hub.HubFile | None = None
+
+    @property
+    def model(self) -> str:
+        """timm's own name of it."""
+        return self.name.removeprefix(PREFIX)
+
+    @property
+    def path(self) -> Path | None:
+        """Where the file is on this machine."""
+        return self.file.path if isinstance(self.file, hub.HubFile) else self.file
+
+    @property
+    def weights(self) -> str | None:
+        """The file's path, or what else the weights are."""
+        return _RANDOM if self.file is None else str(self.path) if self.path else None
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """The file's path, or its URL."""
+        return [self.file.url] if isinstance(self.file, hub.HubFile) and self.path is None else [str(self.weights)]
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the weights are random numbers."""
+        return self.file is None
+
+    @property
+    def sample_bytes(self) -> int:
+        """A pass holds about 18 numbers per token and channel."""
+        item = 2 if self.identity["precision"] in ("fp16", "bf16") else 4
+        return self.products[0].rows * 18 * self.made.width * item
+
+    def obtain(self, progress: Progress | None = None) -> TimmSpec:
+        """Download the file if this machine lacks it. Raises WeightsError."""
+        if isinstance(self.file, hub.HubFile):
+            return replace(self, file=hub.download(self.file, progress))
+        if self.file is not None and sha256_of_weights(self.file) != self.identity["weights"]:
+            raise WeightsError(f"{self.file} holds other weights than when the run began.")
+        return self
+
+    def load(self, device: torch.device, batch_size: int) -> TimmEncoder:
+        """Load the file. Raises WeightsError if it is damaged or another model's."""
+        path = self.obtain().path
+        if path is None:
+            with _quiet() as timm:
+                model = timm.create_model(self.model)
+        else:
+            state = read_state(path)
+            for name, value in state.items():
+                if value.is_floating_point():
+                    as_float32(path, name, value)
+            model = _filled(self, path, state).float()
+        resize(model, self.input.size)
+        return TimmEncoder(self, self.made, model, device, batch_size)
+
+
+class TimmEncoder(LibraryEncoder):
+    """A model of timm's on a device."""
+
+    model: Any
+
+    def hidden(self, x: Tensor, blocks: Collection[int]) -> dict[int, Tensor]:
+        """By timm's ``forward_intermediates``."""
+        order = sorted(blocks)
+        return dict(zip(order, _hidden(self.model, x, [block - 1 for block in order]), strict=True))
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The model's ``norm``: an identity if it norms the pooled feature instead."""
+        return self.model.norm(x)  # type: ignore[no-any-return]
+
+    def project(self, x: Tensor) -> Tensor:
+        """The model's ``head``."""
+        return self.model.head(x)  # type: ignore[no-any-return]
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """timm's ``forward_head``: before a classifier, after a projection."""
+        return self.model.forward_head(x, pre_logits="head" not in self.made.pooling)  # type: ignore[no-any-return]
+
+
+def architecture(model: Any, size: tuple[int, int]) -> Architecture:
+    """What a model of timm's computes from an input of (h, w) pixels; it is run once, on its own device.
+
+    Raises ValueError if it is no vision transformer: a grid of patches, after tokens that it counts.
+    """
+    try:
+        x = torch.empty(1, 3, *size, device=next(model.parameters()).device)
+        blocks, prefix = len(model.blocks), model.num_prefix_tokens
+        tokens = model.norm(_hidden(model, x, [blocks - 1])[0])
+        rows, columns = model.patch_embed.grid_size
+        cls = getattr(model, "cls_token", None) is not None
+        width = tokens.shape[-1]
+        if tokens.shape != (1, prefix + rows * columns, width) or model.forward_features(x).shape != tokens.shape:
+            raise ValueError(f"tokens of the shape {tuple(tokens.shape)}")
+        projecting = is_projection(model)
+        pooled = model.forward_head(tokens, pre_logits=not projecting)
+    except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"{type(model).__name__} has no grid of patch tokens") from error
+    layers = {name: getattr(model, name, None) for name in ("norm", "attn_pool", "fc_norm", "head")}
+    there = [name for name, layer in layers.items() if not isinstance(layer, nn.Identity | None)]
+    if "attn_pool" not in there:
+        there.insert("norm" in there, f"{model.global_pool} pool")
+    # Through attention pooling, or a norm of the pooled feature alone, no single token is projected.
+    alone = projecting and not {"attn_pool", "fc_norm"} & set(there)
+    return Architecture(
+        blocks=blocks,
+        width=width,
+        cls=cls,
+        registers=prefix - cls,
+        norm="norm" if "norm" in there else "",
+        projection="head" if alone else "",
+        dim=model.head.out_features if alone else 0,
+        pooled=pooled.shape[1] if pooled.ndim == 2 else 0,
+        pooling=", ".join(there if projecting else there[: len(there) - ("head" in there)]),
+    )
+
+
+def is_projection(model: Any) -> bool:
+    """Whether a model's head maps to a space of images and texts, and is no classifier.
+
+    timm keeps the projection of CLIP's towers as ``head``, and calls a classifier's tag ``..._ft_...`` where one was
+    trained in its place. The width of a joint space is a multiple of 64; no set of classes that timm has is as large.
+    """
+    head, made = getattr(model, "head", None), getattr(model, "pretrained_cfg", None) or {}
+    return isinstance(head, nn.Linear) and head.out_features % 64 == 0 and "_ft_" not in (made.get("tag") or "")
+
+
+def resize(model: Any, size: tuple[int, int]) -> None:
+    """Give a model an input of (h, w) pixels: its positions are interpolated as timm does. Raises ConfigError."""
+    if model.patch_embed.img_size in (None, size) and model.patch_embed.grid_size is not None:
+        return
+    with _quiet():
+        model.set_input_size(img_size=size)
+
+
+def _hidden(model: Any, x: Tensor, indices: Sequence[int]) -> list[Tensor]:
+    """All tokens after some blocks, counted from 0 and in order, before any norm: (B, T, width) each."""
+    prefix = bool(model.num_prefix_tokens)
+    found = model.forward_intermediates(
+        x,
+        indices=list(indices),
+        return_prefix_tokens=prefix,
+        stop_early=True,
+        output_fmt="NLC",
+        intermediates_only=True,
+    )
+    return [torch.cat(each[::-1], 1) for each in found] if prefix else found
+
+
+def _described(config: ExtractConfig) -> TimmSpec:
+    """A configuration's model, with random numbers. Raises ConfigError."""
+    for option, value in (("--activation", config.activation), ("--checkpoints", config.checkpoints)):
+        if value is not None:
+            raise ConfigError(f"{option} is for OpenAI's models: leave it out with {config.model}.")
+    with _quiet() as timm:
+        asked = config.model.removeprefix(PREFIX)
+        name, made = asked, _pretrained(timm, asked)
+        if made.tag and config.weights is None:
+            name = f"{asked.partition('.')[0]}.{made.tag}"
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name)
+            size = tuple(model.pretrained_cfg["input_size"][-2:])
+            own = architecture(model, size)
+        except ValueError as error:
+            raise ConfigError(f"{config.model} is no vision transformer: {error}.") from error
+        data = timm.data.resolve_data_config(pretrained_cfg=model.pretrained_cfg)
+        if data["crop_mode"] not in _RESIZE or data["interpolation"] not in get_args(Interpolation):
+            raise ConfigError(
+                f"{config.model} wants images with crop_mode {data['crop_mode']} and interpolation "
+                f"{data['interpolation']}, which patchbank does not have."
+            )
+        seen = Input(
+            size=size,
+            patch=size[0] // model.patch_embed.grid_size[0],
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+            interpolation=data["interpolation"],
+            resize=_RESIZE[data["crop_mode"]],  # type: ignore[arg-type]
+            rgb="first",
+        )
+        seen = sized(config, config.model, seen, data["crop_pct"])
+        with torch.device("meta"):
+            resize(model, seen.size)
+            architecture(model, seen.size)
+    return TimmSpec(
+        name=PREFIX + name,
+        made=own,
+        input=seen,
+        outputs=chosen(config, config.model, own, seen),
+        identity={"family": "timm", "model": PREFIX + name, "weights": _RANDOM, "precision": config.precision},
+        products=_products(model, own, seen),
+    )
+
+
+def _pretrained(timm: Any, name: str) -> Any:
+    """timm's description of a checkpoint. Raises ConfigError if it knows no such name."""
+    known, tag = name.partition(".")[0], name.partition(".")[2]
+    every = timm.list_models()
+    if known not in every:
+        near = difflib.get_close_matches(known, every, 3)
+        meant = f" Did you mean {' or '.join(PREFIX + each for each in near)}?" if near else ""
+        raise ConfigError(f"timm {timm.__version__} has no model {known!r}.{meant}")
+    if tag and name not in (tagged := timm.list_models(f"{known}.*", include_tags=True)):
+        listed = ", ".join(each.partition(".")[2] for each in tagged if each.partition(".")[0] == known and "." in each)
+        raise ConfigError(f"timm's {known} has no tag {tag!r}: it has {listed or 'none'}.")
+    return timm.models.get_pretrained_cfg(name)
+
+
+def _products(model: Any, made: Architecture, seen: Input) -> list[Product]:
+    patches = (seen.size[0] // seen.patch) * (seen.size[1] // seen.patch)
+    tokens, heads = made.prefix + patches, model.blocks[0].attn.num_heads
+    layers = Counter((x.in_features, x.out_features) for x in model.blocks.modules() if isinstance(x, nn.Linear))
+    products = [Product(1, patches, 3 * seen.patch**2, made.width)]
+    products += [Product(times, tokens, *shape) for shape, times in layers.items()]
+    products.append(Product(made.blocks, tokens, made.width // heads, tokens, "attention", heads))
+    return products + [Product(1, tokens, made.width, made.dim)] * bool(made.projection)
+
+
+def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
+    """The model with a file's tensors, which it keeps; by timm's own path, so that its filters of names apply.
+
+    Its own initial numbers are not computed. Raises WeightsError if the tensors are another model's.
+    """
+    with _quiet() as timm:
+        with torch.device("meta"):
+            kind = type(timm.create_model(found.model))
+        state = timm.models.clean_state_dict(state)
+
+        def load_state_dict(self: nn.Module, loaded: dict[str, Tensor], strict: bool = True, **_: Any) -> Any:
+            if wrong := _wrong({name: tuple(x.shape) for name, x in self.state_dict().items()}, loaded, strict):
+                raise _WrongError(wrong)
+            return nn.Module.load_state_dict(self, loaded, strict=strict, assign=True)
+
+        # timm calls this within `create_model`, and logs what is missing instead of raising it.
+        kind.load_state_dict = load_state_dict
+        try:
+            with _WithoutInitialNumbers():  # type: ignore[no-untyped-call]
+                model = timm.create_model(found.model, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+        except Exception as error:  # of a filter that finds other names than it knows
+            wrong = str(error) if isinstance(error, _WrongError) else f"timm cannot convert it ({first_line(error)})"
+            raise WeightsError(f"{path} is not a {found.model}: {wrong}. {_guess(state)}") from error
+        finally:
+            del kind.load_state_dict
+    model.pretrained_cfg.pop("state_dict")  # copies
+    return model
+
+
+class _WrongError(Exception):
+    """Why tensors are not a model's."""
+
+
+def _wrong(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], strict: bool) -> str:
+    """The first wrong parameter; empty if there is none."""
+    for name, shape in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if tuple(found[name].shape) != shape:
+            return f"{name} has the shape {tuple(found[name].shape)}, expected {shape}"
+    more = sorted(found.keys() - expected.keys()) if strict else []
+    return f"it has {len(more)} more parameters, such as {more[0]}" if more else ""
+
+
+def _guess(state: Mapping[str, Tensor]) -> str:
+    """What a file probably is, by its names, and what to do."""
+    if any("embeddings.patch_embedding" in name for name in state):
+        return "By its names it is a model of transformers: give --model transformers/ORG/NAME."
+    if any(name.startswith(("visual.", "module.visual.")) for name in state):
+        return "By its names it is a CLIP: give --model open_clip/ARCH, or a CLIP model of OpenAI's."
+    patch = next((x for name, x in state.items() if name.endswith("patch_embed.proj.weight") and x.ndim == 4), None)
+    if patch is None:
+        return f"Its first parameters are {', '.join(list(state)[:3]) or 'none'}: give the --model it was made for."
+    blocks = {match[1] for name in state if (match := re.search(r"blocks\.(\d+)\.", name))}
+    return (
+        f"By its shapes it is a vision transformer with patches of {patch.shape[-1]}, tokens of {patch.shape[0]} and "
+        f"{len(blocks)} blocks. Give the --model that it was made for."
+    )
+
+
+class _WithoutInitialNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Leaves out whatever would be written to parameters: they are replaced."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func._schema.is_mutable and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[Any]:
+    """timm, without words of its own on the terminal. Raises ConfigError if it is not installed."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL)
+        try:
+            import timm
+            import timm.data
+            import timm.models
+        except ImportError as error:
+            raise ConfigError('--model timm/... needs timm: pip install "patchbank[timm]"') from error
+        try:
+            yield timm
+        finally:
+            logger.setLevel(level)
