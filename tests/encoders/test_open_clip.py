@@ -137,13 +137,20 @@ def test_towers_that_are_timms(tmp_path: Path, arch: str, layers: int | None, ou
 
 
 @pytest.mark.parametrize(
-    "model",
-    ["ViT-B-16:laion2b_s34b_b88k", "ViT-B-32-256:datacomp_s34b_b86k", "ViT-H-14-378-quickgelu:dfn5b",
-     "ViT-L-14-CLIPA-336:datacomp1b", "ViT-B-16-SigLIP2-256:webli", "MobileCLIP-B:datacompdr"],
-)  # fmt: skip
-def test_pixels_are_those_of_open_clips_own_transform(tmp_path: Path, model: str) -> None:
+    ("model", "size"),
+    [
+        ("ViT-B-16:laion2b_s34b_b88k", None),
+        ("ViT-B-16:laion2b_s34b_b88k", (448, 448)),
+        ("ViT-B-16:laion2b_s34b_b88k", (224, 336)),
+        ("ViT-H-14-378-quickgelu:dfn5b", None),
+        ("ViT-L-14-CLIPA-336:datacomp1b", None),
+        ("ViT-B-16-SigLIP2-256:webli", (256, 384)),
+        ("MobileCLIP-B:datacompdr", None),
+    ],
+)
+def test_pixels_are_those_of_open_clips_own_transform(tmp_path: Path, model: str, size: tuple[int, int] | None) -> None:
     arch, tag = model.split(":")
-    made = family.random(ExtractConfig(model=f"open_clip/{model}")).input
+    made = family.random(ExtractConfig(model=f"open_clip/{model}", input_size=size)).input
     stated = merge_preprocess_dict(PreprocessCfg(size=made.size), open_clip.get_pretrained_cfg(arch, tag))
     transform = image_transform_v2(PreprocessCfg(**stated), is_train=False)
     assert (made.mean, made.std) == tuple(map(tuple, (transform.transforms[-1].mean, transform.transforms[-1].std)))
