@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from patchbank.encoders.outputs import chosen
 from patchbank.encoders.tower import VisionTransformer as Tower
 from patchbank.errors import ConfigError, WeightsError
 from patchbank.features import Input
+from patchbank.files import sha256_of
 from patchbank.preprocess import preprocess
 from tests.support import every_kind, patchbank, photographs, relative_error
 
@@ -189,6 +192,29 @@ def test_other_input_sizes_through_the_command_line(tmp_path: Path) -> None:
         assert relative_error(bank[name], tokens) <= BOUND
         assert relative_error(bank.output(name, "block:2"), every["image_intermediates"][1][0]) <= BOUND
         assert relative_error(bank.output(name, "cls"), every["image_features"][0]) <= BOUND
+
+
+@pytest.mark.full
+def test_a_tags_weights_come_from_the_hubs_cache(tmp_path: Path) -> None:
+    repo, commit = "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K", "a" * 40
+    home = tmp_path / "hub" / repo
+    (home / "snapshots" / commit).mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    path = written(model_of("ViT-B-32"), home / "snapshots" / commit / "open_clip_model.safetensors")
+    photographs(tmp_path / "images", 1)
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    options = ["--out", tmp_path / "bank", "--model", "open_clip/ViT-B-32:laion2b_s34b_b79k", "--output", "cls"]
+    patchbank("extract", "folder", tmp_path / "images", *options, check=0, env=env)
+    identity = open_bank(tmp_path / "bank").manifest.identity
+    assert identity["weights"] == sha256_of(path) and identity["activation"] == "gelu"
+    assert identity["model"] == "open_clip/ViT-B-32:laion2b_s34b_b79k"
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ConfigError, match=r'needs open_clip: pip install "patchbank\[open_clip\]"'):
+        encoders.find(ExtractConfig(model="open_clip/ViT-B-16"))
 
 
 @pytest.mark.parametrize(
