@@ -1,6 +1,7 @@
 """What do more outputs cost? The encode stage with one output, and with several of the same pass.
 
-    python -m benchmarks.outputs [--model ViT-B/16] [--precision fp32,bf16] [--images 16] [--rounds 7] [--device cpu]
+    python -m benchmarks.outputs [--model ViT-B/16] [--precision fp32,bf16] [--images 16] [--blocks 6]
+        [--rounds 7] [--device cpu]
 
 Random weights. Sets of outputs run in turn within one process; medians over the rounds count. Ends in one JSON line.
 """
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--precision", type=listed, default=["fp32", "bf16"])
     command.add_argument("--device", default="cpu")
     command.add_argument("--images", type=int, default=16)
+    command.add_argument("--blocks", type=int, default=6)
     command.add_argument("--rounds", type=int, default=7)
     options = command.parse_args(arguments)
     keep_freed_memory()  # as the command line does
@@ -35,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     count = len(VARIANTS)
     results: dict[str, Any] = {}
     for precision in options.precision:
-        blocks = tuple(f"block:{number}" for number in range(1, 7))
-        sets = {ONE: (ONE,), "cls, patch_tokens": ("cls", ONE), "six blocks": (ONE, *blocks)}
-        sets |= {f"six blocks, {name}": (ONE, *blocks, name) for name in VARIANTS}
-        sets[f"six blocks, {count} variants"] = (ONE, *blocks, *VARIANTS)
+        blocks = tuple(f"block:{number}" for number in range(1, 1 + options.blocks))
+        sets = {ONE: (ONE,), "cls, patch_tokens": ("cls", ONE), "blocks": (ONE, *blocks)}
+        sets |= {f"blocks, {name}": (ONE, *blocks, name) for name in VARIANTS}
+        sets[f"blocks, {count} variants"] = (ONE, *blocks, *VARIANTS)
         measures = {}
         for name, output in sets.items():
             config = ExtractConfig(model=options.model, precision=precision, output=output)
