@@ -84,8 +84,8 @@ def test_patch_tokens_and_encode_image_at_real_size(tmp_path: Path, arch: str) -
 @pytest.mark.parametrize(
     "facts",
     [
-        pytest.param({"head_width": 80, "width": 160}, id="ViT-H's heads"),
-        pytest.param({"head_width": 88, "width": 176, "mlp_ratio": 4.3637}, id="ViT-g's heads and MLPs"),
+        pytest.param({"head_width": 80, "width": 400}, id="ViT-H's heads"),
+        pytest.param({"head_width": 88, "width": 352, "mlp_ratio": 4.3637}, id="ViT-g's heads and MLPs"),
         pytest.param({"ls_init_value": 0.3}, id="layer scale"),
         pytest.param({"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}, id="CLIPA"),
     ],
