@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = command.parse_args(arguments)
     keep_freed_memory()  # as the command line does
     device = resolve_device(options.device, "fp32")
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     count = len(VARIANTS)
     results: dict[str, Any] = {}
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             [[name, options.images / each, cost[name]] for name, each in seconds.items()],
         )
         results[precision] = {"images_per_second": {n: options.images / s for n, s in seconds.items()}, "cost": cost}
+    torch.set_num_threads(threads)
     finish("outputs", "torch", model=options.model, device=device, rounds=options.rounds, results=results)
 
 
