@@ -1,11 +1,11 @@
 """What do principal components cost and keep? Bytes an image, explained variance and errors of similarities.
 
-    python -m benchmarks.components [--weights FILE [--model timm/vit_small_patch14_dinov2]] [--images 16]
+    python -m benchmarks.components [--weights FILE [--model timm/vit_small_patch14_dinov2]] [--images 18]
 
-On photographs, stored as float16. Without --weights the weights are untrained; `scripts/trained_weights.py` fetches
-trained ones. The error of a similarity is of the cosine between two patches of one image, both less the bank's mean, as
-a reduced bank's are; its root mean square. Also: seconds to fit a bank of random features, and the memory that it took
-beyond the bank's reader. Prints a table (docs/outputs.md has it) and ends in one JSON line.
+On scikit-image's pictures, stored as float16. Without --weights the weights are untrained; `scripts/trained_weights.py`
+fetches trained ones. The error of a similarity is of the cosine between two patches of one image, both less the bank's
+mean, as a reduced bank's are; its root mean square. Also: seconds to fit a bank of random features, and the memory that
+it took beyond the bank's reader. Prints a table (docs/outputs.md has it) and ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tests.support import photographs
+from tests.support import photograph
 
 from benchmarks.common import feature, finish, manifest_of, numbers, parser, print_table, seconds_of, untrained
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
@@ -26,12 +26,17 @@ from patchbank.bank.reduction import fit
 from patchbank.bank.writer import BankWriter
 from patchbank.encoders.openai.registry import get_model
 
+PICTURES = (  # no two of one scene
+    *("astronaut", "brick", "camera", "cell", "chelsea", "clock_motion", "coffee", "coins", "grass", "gravel"),
+    *("hubble_deep_field", "ihc", "moon", "motorcycle_left", "page", "retina", "rocket", "text"),
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     command = parser(__doc__)
     command.add_argument("--model", default="ViT-B/16")
     command.add_argument("--weights", type=Path)
-    command.add_argument("--images", type=int, default=16)
+    command.add_argument("--images", type=int, default=len(PICTURES))
     command.add_argument("--components", type=numbers, default=[32, 64, 128, 256])
     command.add_argument("--random", type=int, default=2000, help="images of the bank of random features")
     options = command.parse_args(arguments)
@@ -41,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # First, since the peak of what comes later would hide its own.
         fitted = fit_random(place / "random", options.random, options.components[0])
         weights = options.weights or untrained(get_model(options.model), place)
-        photographs(place / "images", options.images, size=(390, 280))
+        (place / "images").mkdir()
+        for name in PICTURES[: options.images]:
+            photograph(name).save(place / "images" / f"{name}.png")
         config = ExtractConfig(model=options.model, weights=weights, layout="shards", output=("patch_tokens",))
         extract(load_dataset("folder", place / "images"), place / "whole", config)
         exact = open_bank(place / "whole")

@@ -461,19 +461,34 @@ def _bounded(name: str, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model_class(library: Any, data: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The class of a config.json, and its configuration."""
-    config = library.CONFIG_MAPPING[data["model_type"]].from_dict(dict(data), attn_implementation="sdpa")
+    """The class of a config.json, and its configuration. Raises ConfigError if this version has no such models."""
+    kind, named = data["model_type"], data.get("architectures")
+    if kind not in library.CONFIG_MAPPING:
+        raise ConfigError(f"transformers {library.__version__} has no models of the type {kind}: install a newer one.")
+    config = library.CONFIG_MAPPING[kind].from_dict(dict(data))
     vision = getattr(config, "vision_config", config)
     size, patch = (
         each if isinstance(each, list | tuple) else [each] * 2 for each in (vision.image_size, vision.patch_size)
     )
     if (size[0] // patch[0]) * (size[1] // patch[1]) > _MOST_TOKENS:
         raise ValueError(f"its images have more than {_MOST_TOKENS:,} patches")
-    named = data.get("architectures")
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
-    if name.endswith("VisionModelWithProjection") and hasattr(library, name):
-        return getattr(library, name), config
-    return library.MODEL_MAPPING[type(config)], config
+    projected = name.endswith("VisionModelWithProjection") and hasattr(library, name)
+    model_class = getattr(library, name) if projected else library.MODEL_MAPPING[type(config)]
+    config._attn_implementation = "sdpa" if model_class._supports_sdpa else "eager"
+    return model_class, config
+
+
+def _blank(tower: _Tower, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The last tokens, and what is pooled of them."""
+    try:
+        output = tower(x)
+    except RuntimeError:
+        if not hasattr(tower.module, "rope_embeddings"):
+            raise
+        tokens = tower.module.embeddings(x)  # before version 5, DINOv3 cannot turn them on the meta device
+        return tokens, tokens[:, 0]
+    return output.last_hidden_state, getattr(output, "pooler_output", None)
 
 
 def _facts(name: str, tower: _Tower, size: tuple[int, int]) -> tuple[Architecture, list[Product]]:
@@ -481,15 +496,14 @@ def _facts(name: str, tower: _Tower, size: tuple[int, int]) -> tuple[Architectur
     config = tower.module.config
     try:
         with torch.device("meta"), torch.no_grad():
-            output = tower(torch.empty(1, 3, *size))
-            pooled = getattr(output, "pooler_output", None)
+            last, pooled = _blank(tower, torch.empty(1, 3, *size))
             if pooled is not None and tower.projection is not None:
                 pooled = tower.projection(pooled)
     except Exception as error:
         raise ConfigError(
             f"{name} takes no inputs of {size[0]}x{size[1]} pixels ({first_line(error)}): leave out --input-size."
         ) from error
-    _, tokens, width = output.last_hidden_state.shape
+    _, tokens, width = last.shape
     patches = (size[0] // tower.patch) * (size[1] // tower.patch)
     prefix = tokens - patches
     embedded = (each for each, _ in tower.module.named_parameters() if not each.startswith(_POOLERS))
@@ -563,7 +577,7 @@ def _input(library: Any, name: str, place: _Place, patch: int) -> tuple[Input, t
             interpolation=_FILTERS[int(made.resample)],
             resize="center-crop" if shortest else "squash",
             crop="down",
-            rgb=_rgb(library) if made.do_convert_rgb else "first",
+            rgb=_rgb(library) if getattr(made, "do_convert_rgb", None) else "first",
         ), cover
 
 
@@ -609,11 +623,12 @@ def _loaded(library: Any, spec: TransformersSpec) -> Any:
         state |= {name: as_float32(path, name, value) for name, value in values.items() if value.is_floating_point()}
     try:
         model, info = model_class.from_pretrained(
-            *(None,),
+            None,
             config=config,
             state_dict=state,
             dtype=torch.float32,
             output_loading_info=True,
+            attn_implementation=config._attn_implementation,
             ignore_mismatched_sizes=True,
         )
     except Exception as error:
