@@ -81,10 +81,8 @@ def expected(dataset: Dataset, key: str) -> dict[str, torch.Tensor]:
     """The outputs of one image, its pixels made by torchvision."""
     image = Image.open(dataset.images / key)
     width, height = image.size
-    if width * 24 > height * 40:
-        sizes = [24, int(24 * width / height)]
-    else:
-        sizes = [int(40 * height / width), 40]
+    ratio = min(width / 40, height / 24)
+    sizes = [round(height / ratio), round(width / ratio)]
     seen = F.center_crop(F.resize(image, sizes, InterpolationMode.BILINEAR), [24, 40])
     with torch.no_grad():
         outputs = Toy(toy())(torch.from_numpy(np.array(seen))[None])

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
+from timm.data.transforms import ResizeKeepRatio
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from torchvision.transforms import functional as F
 
@@ -204,12 +205,12 @@ PICTURES = [(640, 427), (300, 500), (97, 90), (64, 32), (48, 112)]
 
 
 @given(st.integers(1, 300), st.integers(1, 300), oblong)
-def test_an_oblong_input_is_covered_and_its_centre_is_torchvisions(
+def test_an_oblong_input_is_covered_as_timm_does_and_its_centre_is_torchvisions(
     width: int, height: int, size: tuple[int, int]
 ) -> None:
     h, w = size
     transform = ImageTransform(width, height, "center-crop", size, 8)
-    assert transform.resized == (max(w, h * width // height), max(h, w * height // width))
+    assert transform.resized == tuple(ResizeKeepRatio.get_params(Image.new("L", (width, height)), size, 0.0)[::-1])
     resized_width, resized_height = transform.resized
     x, y = transform.offset
     ramp = Image.fromarray(np.arange(resized_width * resized_height, dtype=np.int32).reshape(resized_height, -1))
@@ -232,18 +233,15 @@ def test_a_picture_is_padded_to_an_oblong_input_as_pillow_contains_it(
 
 @pytest.mark.parametrize("size", OBLONG)
 @pytest.mark.parametrize("picture", PICTURES)
-def test_pixels_of_an_oblong_input_are_torchvisions_and_pillows(
-    size: tuple[int, int], picture: tuple[int, int]
-) -> None:
-    (h, w), (width, height) = size, picture
+def test_pixels_of_an_oblong_input_are_timms_and_pillows(size: tuple[int, int], picture: tuple[int, int]) -> None:
+    h, w = size
     image = photograph("coffee").resize(picture)
     wanted = Input(size=size, patch=8, mean=MEAN, std=STD)
 
     squashed = F.resize(image, [h, w], InterpolationMode.BICUBIC)
     assert np.array_equal(preprocess(image, wanted, "squash"), np.asarray(squashed))
 
-    covering = [h, h * width // height] if width * h > height * w else [w * height // width, w]
-    cropped = F.center_crop(F.resize(image, covering, InterpolationMode.BICUBIC), [h, w])
+    cropped = F.center_crop(ResizeKeepRatio(size, interpolation="bicubic")(image), [h, w])
     assert np.array_equal(preprocess(image, wanted), np.asarray(cropped))
 
     inside = ImageOps.contain(image, (w, h), Image.Resampling.BICUBIC)

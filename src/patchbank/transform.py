@@ -53,7 +53,8 @@ class ImageTransform:
     def resized(self) -> tuple[int, int]:
         """(width, height) after resizing, before cropping or padding, in pixels.
 
-        ``center-crop`` follows torchvision's ``Resize``: the side longer than the input is ``int(n * long / short)``.
+        ``center-crop`` follows torchvision's ``Resize``: the side longer than the input is ``int(n * long / short)``;
+        for an input that is not square, it follows timm's ``ResizeKeepRatio``, which rounds both.
         """
         h, w = self.cover or self.input_size
         if self.mode == "squash":
@@ -63,7 +64,10 @@ class ImageTransform:
             if wide:
                 return w, max(1, round(w * self.height / self.width))
             return max(1, round(h * self.width / self.height)), h
-        if wide and self.width * h > self.height * w:
+        if h != w:
+            ratio = min(self.height / h, self.width / w)
+            return round(self.width / ratio), round(self.height / ratio)
+        if wide and self.width > self.height:
             return int(h * self.width / self.height), h
         return w, int(w * self.height / self.width)
 

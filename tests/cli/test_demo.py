@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
-from patchbank import open_bank
+from patchbank import FeatureDataset, load_dataset, open_bank
 from patchbank.bank import removal
 from patchbank.cli import demo
 from patchbank.encoders import trained
@@ -143,6 +145,22 @@ def test_the_readmes_python_on_training_runs_on_it(demonstrated: Demo, monkeypat
         exec(snippet, names)
     assert names["patch_tokens"].shape == (2, *demonstrated.shape)
     assert names["similarity"].argmax() == 0
+
+
+@pytest.mark.parametrize("demonstrated", FULL_SIZE[1:], indirect=True)
+def test_what_trained_features_pool_of_a_thing_is_nearest_to_it_in_another_picture(demonstrated: Demo) -> None:
+    """V-COCO's pictures are HICO-DET's in a mirror. The same thing is nearer than any other, by a margin."""
+    pooled, things = [], []
+    for name, split in (("hicodet", "test"), ("vcoco", "val")):
+        dataset = load_dataset(name, demonstrated.root, split).with_pairs()
+        bank = demonstrated.root / f"{name}_pkl_files/demo_img_{name}_{split}"
+        targets = [target for _, target in FeatureDataset(bank, dataset, "object")]
+        pooled.append(torch.cat([target.regions["object"] for target in targets]))
+        things.append(torch.cat([target.object for target in targets]))
+    mean = torch.cat(pooled).mean(0)  # what all things share says nothing
+    similar = normalize(pooled[0] - mean, dim=1) @ normalize(pooled[1] - mean, dim=1).T
+    same = things[0][:, None] == things[1]
+    assert similar[same].min() > similar[~same].max() + 0.3
 
 
 @full_size

@@ -55,7 +55,10 @@ def demo(
     offline: Annotated[
         bool,
         typer.Option(
-            "--offline", metavar="", help="Fetch no trained weights: use those on this machine, or untrained ones."
+            "--offline",
+            metavar="",
+            show_default=False,
+            help="Fetch no trained weights: use those on this machine, or untrained ones.",
         ),
     ] = False,
 ) -> None:

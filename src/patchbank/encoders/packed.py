@@ -20,6 +20,11 @@ from torch import Tensor, library, nn
 _FUSED = {"none": ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
 Activation = Literal["none", "silu", "gelu", "gelu_tanh"]
 _QUICK = 1.702  # QuickGELU's factor
+# The libraries' names of layers, and how they are computed.
+_ACTIVATIONS: dict[str, Activation] = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "SiLU": "silu", "QuickGELU": "silu"}
+
+# The name of a class -> the names of its first linear layer, of the activation after it, and of the layer after that.
+Mlps = Mapping[str, tuple[str, str, str]]
 
 
 class Linear(nn.Module):
@@ -109,40 +114,30 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.sides = conv.kernel_size
         self.linear = Linear(conv.weight.flatten(1), conv.bias, dtype)
+        self.weight = torch.empty(0)  # libraries read the dtype that it takes
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, h, w) -> (B, width, Gh, Gw), channels last in memory."""
         (batch, colours, h, w), (p, q) = x.shape, self.sides
+        x = x[:, :, : h // p * p, : w // q * q]  # as a convolution passes over a rest
         x = x.view(batch, colours, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5)
         out: Tensor = self.linear(x.flatten(3)).permute(0, 3, 1, 2)
         return out
 
 
-def pack_model(
-    model: nn.Module, dtype: torch.dtype, rows: int, device: torch.device, mlps: Mapping[str, tuple[str, str, str]]
-) -> nn.Module:
+def pack_model(model: nn.Module, dtype: torch.dtype, rows: int, device: torch.device, mlps: Mlps) -> nn.Module:
     """A library's model with its linear layers replaced, to compute in `dtype` on a device; changes the model.
 
     Args:
         rows: of most products, as `Linear.pack` takes them.
-        mlps: the name of a class -> its first linear layer, the activation after that, and the next linear layer.
+        mlps: classes whose activations can be fused into the layers before them.
     """
     for parent in list(model.modules()):
-        first, act, second = mlps.get(type(parent).__name__, ("", "", ""))
-        activation = _activation(getattr(parent, act, None)) if type(getattr(parent, first, None)) is nn.Linear else ""
-        if activation == "quickgelu" and isinstance(getattr(parent, "norm", None), nn.Identity | None):
-            # x sigmoid(1.702 x) is silu(1.702 x) / 1.702.
-            for name, factor in ((first, _QUICK), (second, 1 / _QUICK)):
-                parent.get_submodule(name).weight.mul_(factor)
-            if parent.get_submodule(first).bias is not None:
-                parent.get_submodule(first).bias.mul_(_QUICK)
-            activation = "silu"
-        if activation in _FUSED:
-            setattr(parent, act, nn.Identity())
+        fused = _fuse(parent, *mlps[type(parent).__name__]) if type(parent).__name__ in mlps else {}
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Linear:
-                after = activation if name == first and activation in _FUSED else "none"
-                setattr(parent, name, Linear(layer.weight, layer.bias, dtype, activation=after))
+                activation = fused.get(name, "none")
+                setattr(parent, name, Linear(layer.weight, layer.bias, dtype, activation=activation))
             elif type(layer) is nn.Conv2d and layer.stride == layer.kernel_size and layer.padding == (0, 0):
                 setattr(parent, name, PatchEmbedding(layer, dtype))
     model.to(device)
@@ -152,8 +147,20 @@ def pack_model(
     return model
 
 
-def _activation(layer: nn.Module | None) -> str:
-    """An activation's name, as the libraries call their layers; empty if it is another."""
-    name = type(layer).__name__
-    tanh = name == "GELUTanh" or getattr(layer, "approximate", "") == "tanh"
-    return {"GELU": "gelu", "GELUTanh": "gelu", "SiLU": "silu", "QuickGELU": "quickgelu"}.get(name, "") + "_tanh" * tanh
+def _fuse(mlp: nn.Module, first: str, act: str, second: str) -> dict[str, Activation]:
+    """Make an MLP's activation an identity: the layer's name -> what it computes from now on; nothing if it cannot."""
+    layer, activation = getattr(mlp, first), getattr(mlp, act)
+    name = type(activation).__name__.removesuffix("Activation").removeprefix("Pytorch")  # transformers' names
+    found = _ACTIVATIONS.get("GELUTanh" if getattr(activation, "approximate", "") == "tanh" else name)
+    if type(layer) is not nn.Linear or found is None:
+        return {}
+    if name == "QuickGELU":
+        if not isinstance(getattr(mlp, "norm", None), nn.Identity | None):
+            return {}
+        # x sigmoid(1.702 x) is silu(1.702 x) / 1.702.
+        layer.weight.mul_(_QUICK)
+        if layer.bias is not None:
+            layer.bias.mul_(_QUICK)
+        getattr(mlp, second).weight.div_(_QUICK)
+    setattr(mlp, act, nn.Identity())
+    return {first: found}

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchbank.config import ExtractConfig
 from patchbank.encoders import hub
-from patchbank.encoders.base import Description, Product, Progress
+from patchbank.encoders.base import Description, EncoderSpec, Product, Progress
 from patchbank.encoders.library import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, chosen, sized
+from patchbank.encoders.packed import Mlps
 from patchbank.encoders.weights import as_float32, opened, read_state, sha256_of_weights
 from patchbank.errors import ConfigError, WeightsError, first_line
 from patchbank.features import Identity, Input, Interpolation, Output
@@ -160,6 +161,16 @@ class TimmEncoder(LibraryEncoder):
     """A model of timm's on a device."""
 
     model: Any
+    mlps: ClassVar[Mlps] = {"Mlp": ("fc1", "act", "fc2"), "SwiGLU": ("fc1_g", "act", "fc2")}
+
+    def __init__(
+        self, spec: EncoderSpec, made: Architecture, model: Any, device: torch.device, batch_size: int
+    ) -> None:
+        for layer in model.modules():
+            if getattr(layer, "q_bias", None) is not None:  # timm adds three biases to the product of `qkv.weight`
+                layer.qkv.bias = nn.Parameter(torch.cat((layer.q_bias, layer.k_bias, layer.v_bias)))
+                layer.q_bias = None
+        super().__init__(spec, made, model, device, batch_size)
 
     def hidden(self, x: Tensor, blocks: Collection[int]) -> dict[int, Tensor]:
         """By timm's ``forward_intermediates``."""

@@ -48,6 +48,10 @@ _TEXTS = ("clip", "siglip")
 _NORMS = ("post_layernorm", "layernorm", "norm", "rms_norm")
 _POOLERS = ("head", "pooler")
 _CLS = re.compile(r"(cls|class)_(token|embedding)$")
+_MLPS = (
+    *(("fc1", "activation_fn", "fc2"), ("fc1", "activation", "fc2"), ("gate_proj", "act_fn", "down_proj")),
+    *(("up_proj", "act_fn", "down_proj"), ("dense", "intermediate_act_fn", "dense")),
+)
 # Image processors that resize, cut out the centre and normalise, and do nothing else; what they are made of.
 _PROCESSORS = ("Beit", "Bit", "CLIP", "ChineseCLIP", "DINOv3ViT", "DeiT", "Siglip", "Tipsv2", "ViT")
 _FIELDS = (
@@ -213,6 +217,9 @@ class TransformersEncoder(LibraryEncoder):
         self._pooler_output: Any = None
         for number in wanted:
             tower.blocks[number - 1].register_forward_hook(partial(self._keep, number))
+        modules = [(type(each).__name__, dict(each.named_children())) for each in tower.blocks[0].modules()]
+        found = ((kind, next((mlp for mlp in _MLPS if {*mlp} <= {*children}), None)) for kind, children in modules)
+        self.mlps = {kind: mlp for kind, mlp in found if mlp is not None}  # type: ignore[misc]  # of this model
         layers = {"tower": tower.module, **({"projection": tower.projection} if tower.projection else {})}
         super().__init__(spec, spec.made, nn.ModuleDict(layers), device, batch_size)
         self._projection = dict(self.model.named_children()).get("projection", nn.Identity())
@@ -461,19 +468,34 @@ def _bounded(name: str, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model_class(library: Any, data: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The class of a config.json, and its configuration."""
-    config = library.CONFIG_MAPPING[data["model_type"]].from_dict(dict(data), attn_implementation="sdpa")
+    """The class of a config.json, and its configuration. Raises ConfigError if this version has no such models."""
+    kind, named = data["model_type"], data.get("architectures")
+    if kind not in library.CONFIG_MAPPING:
+        raise ConfigError(f"transformers {library.__version__} has no models of the type {kind}: install a newer one.")
+    config = library.CONFIG_MAPPING[kind].from_dict(dict(data))
     vision = getattr(config, "vision_config", config)
     size, patch = (
         each if isinstance(each, list | tuple) else [each] * 2 for each in (vision.image_size, vision.patch_size)
     )
     if (size[0] // patch[0]) * (size[1] // patch[1]) > _MOST_TOKENS:
         raise ValueError(f"its images have more than {_MOST_TOKENS:,} patches")
-    named = data.get("architectures")
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
-    if name.endswith("VisionModelWithProjection") and hasattr(library, name):
-        return getattr(library, name), config
-    return library.MODEL_MAPPING[type(config)], config
+    projected = name.endswith("VisionModelWithProjection") and hasattr(library, name)
+    model_class = getattr(library, name) if projected else library.MODEL_MAPPING[type(config)]
+    config._attn_implementation = "sdpa" if model_class._supports_sdpa else "eager"
+    return model_class, config
+
+
+def _blank(tower: _Tower, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The last tokens, and what is pooled of them."""
+    try:
+        output = tower(x)
+    except RuntimeError:
+        if not hasattr(tower.module, "rope_embeddings"):
+            raise
+        tokens = tower.module.embeddings(x)  # before version 5, DINOv3 cannot turn them on the meta device
+        return tokens, tokens[:, 0]
+    return output.last_hidden_state, getattr(output, "pooler_output", None)
 
 
 def _facts(name: str, tower: _Tower, size: tuple[int, int]) -> tuple[Architecture, list[Product]]:
@@ -481,15 +503,14 @@ def _facts(name: str, tower: _Tower, size: tuple[int, int]) -> tuple[Architectur
     config = tower.module.config
     try:
         with torch.device("meta"), torch.no_grad():
-            output = tower(torch.empty(1, 3, *size))
-            pooled = getattr(output, "pooler_output", None)
+            last, pooled = _blank(tower, torch.empty(1, 3, *size))
             if pooled is not None and tower.projection is not None:
                 pooled = tower.projection(pooled)
     except Exception as error:
         raise ConfigError(
             f"{name} takes no inputs of {size[0]}x{size[1]} pixels ({first_line(error)}): leave out --input-size."
         ) from error
-    _, tokens, width = output.last_hidden_state.shape
+    _, tokens, width = last.shape
     patches = (size[0] // tower.patch) * (size[1] // tower.patch)
     prefix = tokens - patches
     embedded = (each for each, _ in tower.module.named_parameters() if not each.startswith(_POOLERS))
@@ -563,7 +584,7 @@ def _input(library: Any, name: str, place: _Place, patch: int) -> tuple[Input, t
             interpolation=_FILTERS[int(made.resample)],
             resize="center-crop" if shortest else "squash",
             crop="down",
-            rgb=_rgb(library) if made.do_convert_rgb else "first",
+            rgb=_rgb(library) if getattr(made, "do_convert_rgb", None) else "first",
         ), cover
 
 
@@ -609,11 +630,12 @@ def _loaded(library: Any, spec: TransformersSpec) -> Any:
         state |= {name: as_float32(path, name, value) for name, value in values.items() if value.is_floating_point()}
     try:
         model, info = model_class.from_pretrained(
-            *(None,),
+            None,
             config=config,
             state_dict=state,
             dtype=torch.float32,
             output_loading_info=True,
+            attn_implementation=config._attn_implementation,
             ignore_mismatched_sizes=True,
         )
     except Exception as error:
