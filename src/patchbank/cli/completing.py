@@ -42,6 +42,6 @@ def show_completing(
         )
     elif manifest is not None and manifest.reduction is not None:
         title = "Complete the bank that it was made of, and convert that again:"
-        command = f"patchbank convert SRC {place} --pca {manifest.reduction.components}"
+        command = f"patchbank convert SRC {place} --pca {manifest.reduction.components} --dtype {manifest.dtype}"
     say(title)
     say(f"  {one_line(command)}", "cyan")
