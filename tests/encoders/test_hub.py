@@ -226,6 +226,7 @@ def test_a_cache_on_a_disk_without_links(hub: Hub, tmp_path: Path) -> None:
         ((401, "GatedRepo"), "is gated: accept its licence at"),
         ((403, "GatedRepo"), "is gated: accept its licence at"),
         ((401, "RepoNotFound"), "or it is private"),
+        ((403, ""), "or it is private"),
         ((404, "RepoNotFound"), "has no org/name"),
         ((404, "RevisionNotFound"), "has no such revision"),
         ((404, "EntryNotFound"), "has no model.safetensors or pytorch_model.bin"),
