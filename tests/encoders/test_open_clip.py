@@ -25,6 +25,7 @@ from patchbank.encoders.clip import Shape
 from patchbank.encoders.outputs import chosen
 from patchbank.encoders.tower import VisionTransformer as Tower
 from patchbank.errors import ConfigError, WeightsError
+from patchbank.extraction.recompute import spec_of
 from patchbank.features import Input
 from patchbank.files import sha256_of
 from patchbank.preprocess import preprocess
@@ -175,6 +176,7 @@ def test_other_input_sizes_through_the_command_line(tmp_path: Path) -> None:
     patchbank("extract", "folder", tmp_path / "images", "--out", bank_at, *options, *outputs, check=0)
     bank = open_bank(bank_at)
     assert bank.manifest.grid == (14, 7) and list(bank.manifest.outputs) == ["block:2", "patch_tokens", "cls"]
+    assert spec_of(bank.manifest, ExtractConfig(weights=path), None).identity == bank.manifest.identity
     wide = model_of("ViT-B-32", image_size=(448, 224))
     state = model.state_dict()
     open_clip.model.resize_pos_embed(state, wide)
@@ -236,9 +238,12 @@ def test_names_that_do_not_fit(model: str, reason: str) -> None:
         encoders.find(ExtractConfig(model=f"open_clip/{model}"))
 
 
-def test_options_of_openais_models_are_refused() -> None:
-    with pytest.raises(ConfigError, match="activation is for OpenAI's models"):
-        encoders.find(ExtractConfig(model="open_clip/ViT-B-16", activation="gelu"))
+def test_options_that_contradict_an_architecture_are_refused() -> None:
+    assert family.random(ExtractConfig(model="open_clip/ViT-B-16", activation="gelu")).identity["activation"] == "gelu"
+    with pytest.raises(ConfigError, match="open_clip's ViT-B-16 computes gelu"):
+        family.random(ExtractConfig(model="open_clip/ViT-B-16", activation="quickgelu"))
+    with pytest.raises(ConfigError, match="checkpoints is for OpenAI's models"):
+        family.random(ExtractConfig(model="open_clip/ViT-B-16", checkpoints=Path()))
 
 
 def test_the_config_beside_a_file_is_believed(tmp_path: Path) -> None:

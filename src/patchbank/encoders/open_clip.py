@@ -15,7 +15,7 @@ from math import isqrt, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchbank.config import ExtractConfig
+from patchbank.config import Activation, ExtractConfig
 from patchbank.encoders import hub
 from patchbank.encoders.base import Description, Encoder, Product, Progress
 from patchbank.encoders.clip import Shape
@@ -65,16 +65,20 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenCli
 
 def random(config: ExtractConfig) -> OpenClipSpec:
     """A model with random numbers. Raises ConfigError if it is unknown or no vision transformer."""
-    for option, value in (("--activation", config.activation), ("--checkpoints", config.checkpoints)):
-        if value is not None:
-            raise ConfigError(f"{option} is for OpenAI's models: leave it out with {config.model}.")
+    if config.checkpoints is not None:
+        raise ConfigError(f"--checkpoints is for OpenAI's models: leave it out with {config.model}.")
     arch, tag = _parsed(config.model)
     with _library() as library:
         settings, stated = _settings(library, arch, tag)
         if config.weights is not None:
             stated |= _of_the_file(config.weights, arch, settings)
         preprocess = library.transform.merge_preprocess_dict(library.transform.PreprocessCfg(), stated)
-        vision = settings["vision_cfg"]
+        vision, activation = settings["vision_cfg"], _activation(settings)
+        if config.activation not in (None, activation):
+            raise ConfigError(
+                f"--activation {config.activation}: open_clip's {arch} computes {activation or 'what timm does'}. "
+                "Leave it out, or use another architecture."
+            )
         size = vision.get("image_size", 224)
         size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         if preprocess["resize_mode"] not in _RESIZE:
@@ -92,7 +96,6 @@ def random(config: ExtractConfig) -> OpenClipSpec:
         if vision.get("timm_model_name"):
             return _of_timm(config, settings, own, identity)
     shape = _shape(config.model, settings)
-    activation = "quickgelu" if settings.get("quick_gelu") else "gelu"
     made = sized(config, config.model, own)
     return OpenClipSpec(
         name=name,
@@ -100,7 +103,7 @@ def random(config: ExtractConfig) -> OpenClipSpec:
         made=shape.architecture,
         input=made,
         outputs=chosen(config, config.model, shape.architecture, made),
-        identity={**identity, "activation": activation},
+        identity={**identity, "activation": activation or ""},
         products=shape.products(made),
         expected=shape.parameters(own.patch, prod(own.grid)),
         shape=shape,
@@ -276,6 +279,13 @@ def _wrong_activation(library: Any, arch: str, tag: str) -> bool:
     return bool(quick) and not library.get_model_config(arch).get("quick_gelu", False)
 
 
+def _activation(settings: Mapping[str, Any]) -> Activation | None:
+    """Of an architecture; None if timm makes the tower."""
+    if settings["vision_cfg"].get("timm_model_name"):
+        return None
+    return "quickgelu" if settings.get("quick_gelu") else "gelu"
+
+
 def _of_the_file(path: Path, arch: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """How images are prepared for a user's weights, if a config beside them says so.
 
@@ -286,8 +296,8 @@ def _of_the_file(path: Path, arch: str, settings: Mapping[str, Any]) -> dict[str
         stated = Stated("quickgelu", settings["vision_cfg"], {})
     if stated is None:
         return {}
-    own = "quickgelu" if settings.get("quick_gelu") else "gelu"
-    if stated.activation != own:
+    own = _activation(settings)
+    if own and stated.activation != own:
         other = arch.removesuffix(_QUICK) if arch.endswith(_QUICK) else arch + _QUICK
         raise WeightsError(
             f"{path} was trained with {stated.activation}, as its format or {CONFIG} says, and open_clip's {arch} "
