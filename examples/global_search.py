@@ -3,7 +3,7 @@
     python examples/global_search.py BANK [KEY] [--count 5]
 
 Without KEY, the first one of the bank. Run `patchbank demo` first, for example, and take
-patchbank-demo/hicodet_pkl_files/clipbase_img_hicodet_train.
+patchbank-demo/hicodet_pkl_files/demo_img_hicodet_train.
 """
 
 import argparse

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("root", nargs="?", type=Path, default=Path("patchbank-demo"))
     parser.add_argument("--dataset", default="hicodet", choices=["hicodet", "vcoco"])
     parser.add_argument("--split", default="train")
-    parser.add_argument("--bank", type=Path, help="default: where `patchbank extract` puts ViT-B/16's pickles")
+    parser.add_argument("--bank", type=Path, help="default: the demo's")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, default=Path("prompt_adapter.pt"))
@@ -60,7 +60,7 @@ def main() -> None:
     torch.manual_seed(0)
 
     dataset = patchbank.load_dataset(options.dataset, options.root, options.split)
-    name = f"{options.dataset}_pkl_files/clipbase_img_{options.dataset}_{options.split}"
+    name = f"{options.dataset}_pkl_files/demo_img_{options.dataset}_{options.split}"
     samples = patchbank.FeatureDataset(
         options.bank or options.root / name, dataset, transform=patchbank.RandomHorizontalFlip()
     )

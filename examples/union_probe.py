@@ -21,7 +21,7 @@ import patchbank
 def pairs(root: Path, name: str, split: str, directory: Path | None) -> tuple[Tensor, Tensor, float]:
     """All pairs of a split: (P, 3 D) pooled features, (P,) verbs, and how much of their union boxes the model saw."""
     dataset = patchbank.load_dataset(name, root, split).with_pairs()
-    bank = directory or root / f"{name}_pkl_files/clipbase_img_{name}_{split}"
+    bank = directory or root / f"{name}_pkl_files/demo_img_{name}_{split}"
     samples = patchbank.FeatureDataset(bank, dataset, "human,object,union")
     features, verbs, seen = [], [], []
     for index in range(len(samples)):
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", nargs="?", type=Path, default=Path("patchbank-demo"))
     parser.add_argument("--dataset", default="hicodet", choices=["hicodet", "vcoco"])
-    parser.add_argument("--train", type=Path, help="default: where `patchbank extract` puts ViT-B/16's pickles")
+    parser.add_argument("--train", type=Path, help="default: the demo's")
     parser.add_argument("--test", type=Path, help="likewise")
     parser.add_argument("--epochs", type=int, default=200)
     options = parser.parse_args()

@@ -16,7 +16,7 @@ sys.path.insert(0, str(REPOSITORY))
 from PIL import Image  # noqa: E402
 from tests.browser import headless_browser, until  # noqa: E402
 
-BANK = "patchbank-demo/hicodet_pkl_files/clipbase_img_hicodet_train"
+BANK = "patchbank-demo/hicodet_pkl_files/demo_img_hicodet_train"
 KEY = "HICO_train2015_00000002.jpg"
 IMAGES = REPOSITORY / "docs" / "images"
 
@@ -28,15 +28,17 @@ def patchbank(*arguments: str, directory: str) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         patchbank("demo", directory=directory)
-        asked = ("--at", "470,250", "--box", "480,60,660,340", "-o", "show.png")
+        asked = ("--at", "520,262", "--box", "475,54,914,344", "-o", "show.png")
         patchbank("show", BANK, KEY, *asked, directory=directory)
         _shrunk(Path(directory) / "show.png", IMAGES / "show.jpg")
         with headless_browser() as browser:
             tab = browser.new_page(viewport={"width": 1120, "height": 1000}, reduced_motion="reduce")
             tab.goto((Path(directory) / f"{BANK}-report.html").as_uri())
             until(tab, "window.patchbank && window.patchbank.values")
-            tab.locator("#relations button").first.click()
-            tab.locator("#gallery").scroll_into_view_if_needed()
+            tab.locator("#thumbnails button").first.click()
+            area = tab.locator("#image").bounding_box()
+            tab.locator("#image").click(position={"x": 0.5 * area["width"], "y": 0.3 * area["height"]})
+            until(tab, "window.patchbank.nearest")
             tab.evaluate("document.getElementById('gallery').scrollIntoView()")
             tab.wait_for_timeout(500)
             tab.screenshot(path=Path(directory) / "report.png")

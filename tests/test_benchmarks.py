@@ -50,6 +50,14 @@ def expected_peers(result: dict[str, Any], packages: dict[str, str]) -> set[str]
     return {name for name, package in packages.items() if find_spec(package)}
 
 
+def test_components(run: Run) -> None:
+    result = run("components", "--model", "tiny", "--images", 3, "--components", "4,8,64", "--random", 4)
+    assert list(result["rows"]) == ["all", "4", "8"]  # of 32 dimensions
+    errors, explained = ([row[name] for row in result["rows"].values()] for name in ("error", "explained"))
+    assert errors[1] > errors[2] > errors[0] == 0 and explained[1] < explained[2] < explained[0] == 1
+    assert result["fit"]["bank_bytes"] > 4 * 196 * 512 * 2
+
+
 def test_end_to_end(run: Run, tmp_path: Path) -> None:
     sizes = ("--images", 5, "--original-images", 3, "--rounds", 1, "--workers", 1)
     result = run("end_to_end", "--model", "tiny", "--precision", "fp32", "--directory", tmp_path, *sizes)
@@ -63,6 +71,12 @@ def test_end_to_end(run: Run, tmp_path: Path) -> None:
     # The description's batched variant pickles the whole batch with each image.
     assert of_tiny["bytes_an_image"]["original batched"] > 2 * of_tiny["bytes_an_image"]["original cloned"]
     assert not list(tmp_path.iterdir())
+
+
+def test_outputs(run: Run) -> None:
+    result = run("outputs", "--model", "tiny", "--precision", "fp32", "--images", 1, "--rounds", 1, "--blocks", 2)
+    cost = result["results"]["fp32"]["cost"]
+    assert cost["patch_tokens"] == 1 and {"blocks", "blocks, naclip", "blocks, 4 variants"} <= cost.keys()
 
 
 def test_encoder(run: Run) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ from patchbank import (
 from patchbank.bank import patchbank_reader
 from patchbank.bank.check import compare_with_pixels, verify
 from patchbank.bank.convert import convert
+from patchbank.bank.pickles import pickle_name
 from patchbank.bank.repair import repair
 from patchbank.datasets.example import write_sample
 from patchbank.encoders import FAMILIES
 from patchbank.encoders.runner import Runner
 from patchbank.errors import BankError, ConfigError
-from patchbank.extraction.recompute import recompute, runner_of
+from patchbank.extraction.recompute import config_of, recompute, runner_of
 from patchbank.features import CLS, GRID, POOLED, REGISTERS
 from patchbank.preprocess import preprocess
 from tests.reference import regions as reference
@@ -149,7 +152,7 @@ def test_the_order_and_the_set_of_outputs_are_the_banks(dataset: Dataset, every:
     assert extract(dataset, place, config()).already_done == 2  # asks for no other ones
     with pytest.raises(BankError, match="output block:1, output cls"):
         extract(dataset, every, config())
-    with pytest.raises(ConfigError, match=r"pickles store patch_tokens alone.*Add layout shards"):
+    with pytest.raises(ConfigError, match=r"a pickle holds the patch_tokens alone. Add layout shards"):
         extract(dataset, tmp_path / "pickles", config(CLS, layout="ezhoi"))
     extract(dataset, tmp_path / "pickles", config(GRID, layout="ezhoi"))
     assert list(open_bank(tmp_path / "pickles").manifest.outputs) == [GRID]
@@ -197,6 +200,9 @@ def test_int8_of_several_outputs_is_of_unrounded_numbers(dataset: Dataset, tmp_p
     convert(open_bank(tmp_path / "one"), tmp_path / "converted", "shards", "int8", shard_size=1500)
     first, second = open_bank(tmp_path / "two"), open_bank(tmp_path / "converted")
     assert all(first.checksum(key) == second.checksum(key) for key in first)
+    convert(second, tmp_path / "again", "shards", shard_size=1500)
+    assert open_bank(tmp_path / "again").manifest.outputs == first.manifest.outputs
+    assert extract(dataset, tmp_path / "two", config_of(first.manifest, config())).already_done == 6
 
 
 # --- what uses them
@@ -319,6 +325,24 @@ def test_sizes_and_pooled_grids_in_a_bank(dataset: Dataset, sized: dict[str, Any
     assert f"grid {rows} x {columns}" in patchbank("info", place, check=0).stdout
 
 
+def test_pickles_of_other_sizes_are_imported(dataset: Dataset, sized: dict[str, Any], tmp_path: Path) -> None:
+    """Of a grid that is not square, with [CLS] left in."""
+    extract(dataset, tmp_path / "bank", config(**sized, layout="ezhoi"))
+    bank, pickles = open_bank(tmp_path / "bank"), tmp_path / "pickles"
+    pickles.mkdir()
+    for key in bank:
+        torch_pickle = torch.cat([torch.zeros(1, 6) + 3, bank[key]])
+        (pickles / pickle_name(key)).write_bytes(pickle.dumps(torch_pickle))
+    size = "{}x{}".format(*sized["input_size"])
+    options = ("--model", "toy/small", "--images", dataset.images, "--device", "cpu", "--sample", 3)
+    patchbank("import", pickles, tmp_path / "no", *options, check=2)
+    options += ("--input-size", size, "--pool-grid", sized.get("pool_grid", 1))
+    patchbank("import", pickles, tmp_path / "new", *options, check=0)
+    imported = open_bank(tmp_path / "new")
+    assert imported.manifest.input == bank.manifest.input
+    assert all(torch.equal(imported[key], bank[key]) for key in bank)
+
+
 @pytest.mark.parametrize("mode", ["center-crop", "squash", "pad"])
 def test_regions_of_such_grids_are_where_nested_loops_pool_them(
     dataset: Dataset, sized: dict[str, Any], mode: Any, tmp_path: Path
@@ -387,3 +411,33 @@ def test_pooled_tokens_take_no_larger_batches(dataset: Dataset) -> None:
     runner = Runner(spec, torch.device("cpu"))
     found = runner(torch.zeros(3, 64, 96, 3, dtype=torch.uint8))
     assert {name: tuple(value.shape) for name, value in found.items()} == {CLS: (3, 6), GRID: (3, 24, 6)}
+
+
+# --- OpenAI's family
+
+
+def test_a_dense_variant_alone_of_clip(
+    dataset: Dataset, tiny_config: ExtractConfig, tiny_weights: Path, tmp_path: Path
+) -> None:
+    """A variant is the main output, in the space of [CLS]; with another size of the input, and a pooled grid."""
+    asked = ("maskclip", CLS, "block:1:raw")
+    made = replace(tiny_config, output=asked, input_size=(48, 32), pool_grid=2, layout="shards")
+    extract(dataset, tmp_path / "bank", made)
+    bank = open_bank(tmp_path / "bank")
+    assert bank.manifest.main == "maskclip" and bank.manifest.grids == ["maskclip", "block:1:raw"]
+    assert bank.manifest.shape == (6, 32) and bank.manifest.outputs["block:1:raw"].shape == (6, 64)
+    named = ("--images", dataset.images, "--weights", tiny_weights)
+    done = patchbank("verify", bank.path, *named, "--sample", 6, "--json", check=0)
+    assert max(json.loads(done.stdout)["sample"].values()) <= 2e-6
+    convert(bank, tmp_path / "reduced", "shards", shard_size=2000, components=8)
+    reduced = open_bank(tmp_path / "reduced")
+    assert reduced.manifest.reduction is not None and reduced.manifest.reduction.outputs == ("maskclip", CLS)
+    for each in (bank.path, reduced.path):
+        patchbank("show", each, next(iter(bank)), "--images", dataset.images, "--out", tmp_path / "one.png", check=0)
+        patchbank("report", each, "--images", dataset.images, "-o", tmp_path / "page.html", check=0)
+        assert ", maskclip, folder" in (tmp_path / "page.html").read_text()
+        text = patchbank("info", each, check=0).stdout
+        assert re.search(r"maskclip +\((6, 32|6, 8)\) float32, block 2, ln_post, proj, maskclip\n", text)
+        assert re.search(r"input +32 x 48, patch 8, the mean of each 2 x 2 of them, grid 3 x 2", text)
+    done = patchbank("verify", reduced.path, *named, "--sample", 6, "--json", check=0)
+    assert max(json.loads(done.stdout)["sample"].values()) <= 2e-6

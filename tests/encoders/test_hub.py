@@ -46,7 +46,7 @@ class Hub:
 
     Attributes:
         files: of the repository.
-        content: what is sent of each; the announced SHA-256 and size are those of `files`.
+        content: what is sent instead of a file; the announced SHA-256 and size are those of `files`.
         refusal: a status and its X-Error-Code, instead of every answer.
         later: the same, of every request but the first.
         cuts: how many downloads end half way.
@@ -54,7 +54,7 @@ class Hub:
     """
 
     files: dict[str, bytes] = field(default_factory=lambda: {NAMES[0]: WEIGHTS})
-    content: bytes = WEIGHTS
+    content: bytes | None = None
     commit: str | None = COMMIT
     refusal: tuple[int, str] | None = None
     later: tuple[int, str] | None = None
@@ -77,7 +77,7 @@ class Hub:
             assert found
             file = self.files[found[2]]
             request.send_response(302)
-            request.send_header("Location", f"{self.other}/bytes")
+            request.send_header("Location", f"{self.other}/bytes/{found[2]}")
             if self.commit:
                 request.send_header("X-Repo-Commit", self.commit)
             request.send_header("X-Linked-Etag", f'"{hashlib.sha256(file).hexdigest()}"')
@@ -86,18 +86,19 @@ class Hub:
         request.end_headers()
 
     def send(self, request: BaseHTTPRequestHandler) -> None:
+        content = self.content or self.files[request.path.removeprefix("/bytes/")]
         start = int(re.findall(r"\d+", request.headers.get("Range") or "0")[0])
         request.send_response(206 if start else 200)
         if start:
-            request.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
-        request.send_header("Content-Length", str(len(self.content) - start))
+            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        request.send_header("Content-Length", str(len(content) - start))
         request.end_headers()
         end = None
         if self.cuts:
             self.cuts -= 1
-            end = start + (len(self.content) - start) // 2
+            end = start + (len(content) - start) // 2
             request.close_connection = True
-        request.wfile.write(self.content[start:end])
+        request.wfile.write(content[start:end])
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_other_bytes_than_those_announced_are_refused_and_not_kept(hub: Hub, tmp
     error = client(tmp_path, hub)["error"]
     assert "is damaged" in error and SHA256 in error
     assert not whole_files(tmp_path)
-    hub.content = WEIGHTS
+    hub.content = None
     made = client(tmp_path, hub)
     blob = Path(made["path"]).resolve()
     blob.write_bytes(WEIGHTS[::-1])
@@ -225,6 +226,7 @@ def test_a_cache_on_a_disk_without_links(hub: Hub, tmp_path: Path) -> None:
         ((401, "GatedRepo"), "is gated: accept its licence at"),
         ((403, "GatedRepo"), "is gated: accept its licence at"),
         ((401, "RepoNotFound"), "or it is private"),
+        ((403, ""), "or it is private"),
         ((404, "RepoNotFound"), "has no org/name"),
         ((404, "RevisionNotFound"), "has no such revision"),
         ((404, "EntryNotFound"), "has no model.safetensors or pytorch_model.bin"),

@@ -7,15 +7,23 @@ import zipfile
 from pathlib import Path
 
 import clip
+import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
-from patchbank.encoders.openai.text import encode_texts
+from patchbank.encoders import text
 from patchbank.encoders.openai.untrained import is_untrained, untrained_state
 from patchbank.errors import ConfigError, WeightsError
 from tests.support import TINY, TINY_VOCABULARY, relative_error
 
 TEXTS = ["a person riding a bicycle", "Two CATS, don't you see?", "naïve café, 東京", "x"]
+
+
+def encode_texts(path: Path, texts: list[str], activation: str = "quickgelu") -> Tensor:
+    """As OpenAI's family does."""
+    return text.encode_texts(path, texts, settings=text.settings_of(path, activation))
 
 
 def test_texts_are_encoded_as_by_openais_package(full_size_weights: Path) -> None:
@@ -61,9 +69,32 @@ def test_texts_that_cannot_be_encoded(
         torch.save(state | {name: value}, tmp_path / "state.pt")
         with pytest.raises(WeightsError, match=word):
             encode_texts(tmp_path / "state.pt", ["a dog"])
-    monkeypatch.setitem(sys.modules, "open_clip.model", None)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ConfigError, match=r"patchbank\[text\]"):
         encode_texts(full, ["a dog"])
+
+
+@pytest.mark.parametrize("arch", ["ViT-B-32", "EVA02-B-16"])
+def test_open_clips_own_texts(tmp_path: Path, arch: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of both of its classes, from the file of a whole model; nothing is said on the terminal."""
+    torch.manual_seed(0)
+    small = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
+    model = open_clip.create_model(arch, vision_cfg=small).eval()
+    state = {f"module.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    capfd.readouterr()
+    found = text.encode_texts(tmp_path / "model.safetensors", TEXTS, arch)
+    assert capfd.readouterr() == ("", "")
+    with torch.inference_mode():
+        expected = model.encode_text(open_clip.get_tokenizer(arch)(TEXTS))
+    assert all(relative_error(mine, theirs) < 1e-5 for mine, theirs in zip(found, expected, strict=True))
+
+
+def test_a_tokenizer_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    save_file({"visual.a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="open_clip cannot make the text tower of roberta-ViT-B-32"):
+        text.encode_texts(tmp_path / "model.safetensors", TEXTS, "roberta-ViT-B-32")
 
 
 def test_untrained_weights_say_so(tiny_weights: Path, tmp_path: Path) -> None:

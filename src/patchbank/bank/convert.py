@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
@@ -17,7 +18,7 @@ from patchbank.bank.parts import find_payload, part_size, payload_of
 from patchbank.bank.payload import Feature
 from patchbank.bank.pickles import check_names, key_of, pickle_name
 from patchbank.bank.reader import Bank
-from patchbank.bank.reduction import Reducer, fit
+from patchbank.bank.reduction import Reducer, fit, one_thread
 from patchbank.bank.removal import place_of, removable
 from patchbank.bank.runs import copy_runs
 from patchbank.bank.writer import BankWriter, bank_state, check_room, disk_bytes, existing_manifest, gone_on_with
@@ -122,7 +123,10 @@ def convert(
             return Failure(key, str(error))
 
     keys = sorted([*source, *source.failures])
-    return _transfer(target, wanted, keys, read, set(source.failures), overwrite, progress, stop, source.path, reducer)
+    with one_thread() if new is not None else nullcontext():
+        return _transfer(
+            target, wanted, keys, read, set(source.failures), overwrite, progress, stop, source.path, reducer
+        )
 
 
 @dataclass

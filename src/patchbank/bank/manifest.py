@@ -109,8 +109,9 @@ class Manifest:
 
     @property
     def dtype(self) -> StoredDtype:
-        """The main output's stored dtype."""
-        return self.outputs[self.main].dtype
+        """The stored dtype that was asked for; of int8, vectors are stored as float16."""
+        dtypes = [each.dtype for each in self.outputs.values()]
+        return "int8" if "int8" in dtypes else dtypes[0]
 
     @property
     def grids(self) -> list[str]:

@@ -1,14 +1,16 @@
 """Principal components: fitted on a bank in one pass, kept in a file beside its shards, applied to features.
 
-They are computed in float64, in an order that the bank's keys decide, and stored as float32.
+They are computed in float64, in an order that the bank's keys decide, and stored as float32. Each product is computed
+by one thread, and several products at once: the bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import prod
 from threading import Event
@@ -23,9 +25,12 @@ from patchbank.errors import BankError, ConfigError
 from patchbank.features import Reduction
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from patchbank.bank.reader import Bank
 
-_BLOCK = 1 << 22  # numbers of features that are in memory at once
+_BLOCK = 1 << 19  # numbers of features of a product; more are no faster
+_AT_ONCE = max(1, min(8, os.cpu_count() or 1))  # products
 _HEADER = 4096  # bytes: more than the file has before its numbers
 
 
@@ -120,6 +125,8 @@ def fit(
         ConfigError: there are fewer dimensions.
         BankError: the bank is reduced already, has too few features, or a damaged one.
     """
+    import torch
+
     main, keys = made.outputs[made.main], list(source)
     width = main.shape[-1]
     if made.reduction is not None:
@@ -136,31 +143,36 @@ def fit(
     if known and (known[1].outputs, known[1].components, known[1].fitted_on) == (names, count, fitted_on):
         with suppress(BankError):
             return read(*known)
-    mean, covariance = np.zeros(width), np.zeros((width, width))
-    shift: Any = None  # near the mean, so that the squares of what is far from zero do not drown the variance
-
-    def values(key: str) -> NDArray[np.float32]:
-        source.check(key)
-        return source.output(key, made.main).float().numpy().reshape(-1, width)
-
     step = max(1, _BLOCK // prod(main.shape))
-    with ThreadPoolExecutor(thread_name_prefix="read") as threads:
-        for begin in range(0, len(keys), step):
+    blocks = [keys[begin : begin + step] for begin in range(0, len(keys), step)]
+
+    def read_block(some: Sequence[str]) -> Tensor:
+        for key in some:
+            source.check(key)
+        return torch.cat([source.output(key, made.main).reshape(-1, width) for key in some]).double()
+
+    def moments(some: Sequence[str]) -> tuple[Tensor, Tensor]:
+        block = read_block(some) - shift
+        return block.sum(0), block.T @ block
+
+    with one_thread(), ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="components") as threads:
+        # Near the mean, so that the squares of what is far from zero do not drown the variance.
+        shift = read_block(blocks[0]).mean(0)
+        mean, covariance = torch.zeros_like(shift), shift.new_zeros(width, width)
+        for begin in range(0, len(blocks), _AT_ONCE):
             if stop and stop.is_set():
                 return None
-            block = np.concatenate(list(threads.map(values, keys[begin : begin + step]))).astype(np.float64)
-            shift = block.mean(0) if shift is None else shift
-            block -= shift
-            mean += block.sum(0) / rows
-            covariance += block.T @ block / rows
+            for total, products in threads.map(moments, blocks[begin : begin + _AT_ONCE]):
+                mean += total / rows
+                covariance += products / rows
             if progress:
-                progress(min(begin + step, len(keys)), len(keys))
-    variances, vectors = np.linalg.eigh(covariance - np.outer(mean, mean))  # the largest last
+                progress(min((begin + _AT_ONCE) * step, len(keys)), len(keys))
+        variances, vectors = torch.linalg.eigh(covariance - mean.outer(mean))  # the largest last
     if variances[-1] <= 0:
         raise BankError(f"--pca {count}: all features of {source.path} are equal, and have no components.")
-    components = vectors.T[::-1][:count]
-    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)
-    content = _file((components * np.sign(largest)).astype(np.float32), (shift + mean).astype(np.float32))
+    components = vectors.T.flip(0)[:count]
+    signs = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
+    content = _file(components * signs, shift + mean)
     made_of = Reduction(
         outputs=names,
         dim=width,
@@ -172,8 +184,21 @@ def fit(
     return _reducer(made_of, content)
 
 
-def _file(components: NDArray[np.float32], mean: NDArray[np.float32]) -> bytes:
-    from safetensors.numpy import save
+def _file(components: Tensor, mean: Tensor) -> bytes:
+    from safetensors.torch import save
 
-    content: bytes = save({"components": np.ascontiguousarray(components), "mean": mean})
+    content: bytes = save({"components": components.float().contiguous(), "mean": mean.float()})
     return content
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Products are computed by the thread that asks for them, also in threads that it starts."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

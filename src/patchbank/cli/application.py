@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 import patchbank
-from patchbank.cli import bench, convert, demo, doctor, extract, import_, info, reader, repair, report, show, verify
+from patchbank.cli import (
+    bench,
+    convert,
+    demo,
+    doctor,
+    extract,
+    import_,
+    info,
+    models,
+    reader,
+    repair,
+    report,
+    show,
+    verify,
+)
 from patchbank.cli.console import show_error
 from patchbank.cli.help import Group, add_command
 from patchbank.cli.signals import end_on_interrupt, leave
@@ -30,7 +44,7 @@ app.add_typer(extract.app, name="extract")
 for _command in (
     *(info.info, show.show, report.report),
     *(verify.verify, repair.repair, convert.convert, import_.import_),
-    *(reader.reader, doctor.doctor, bench.bench, demo.demo),
+    *(models.models, reader.reader, doctor.doctor, bench.bench, demo.demo),
 ):
     add_command(app, _command.__name__.strip("_"), _command, _command.__doc__)
 
@@ -71,7 +85,7 @@ def main() -> None:
         if not isinstance(end.__context__, BrokenPipeError):
             raise
         # Typer's 1. Of `patchbank info BANK | head` the reader has read enough; other commands may not have ended.
-        enough = sys.argv[1:2] in (["info"], ["reader"]) or {"-h", "--help"} & {*sys.argv}
+        enough = sys.argv[1:2] in (["info"], ["models"], ["reader"]) or {"-h", "--help"} & {*sys.argv}
         sys.exit(0 if enough else 141)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):

@@ -30,7 +30,7 @@ _CONFIG = (
 @options.takes({"layout": "ezhoi"}, config=_CONFIG)
 def bench(
     *,
-    model: str = option(DEFAULTS.model, "Model to benchmark.", values=options.MODELS),
+    model: str = option(DEFAULTS.model, "Model to benchmark.", values=options.MODEL_VALUES),
     images: Path | None = option(
         None, "Images to decode.", metavar="DIR", default_text="generated JPEGs", parse=as_path
     ),

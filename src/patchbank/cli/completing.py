@@ -24,7 +24,7 @@ def show_completing(
         options: that name the images.
         pickles: the directory that the bank was imported from.
     """
-    from patchbank.encoders import official_weights
+    from patchbank.encoders import models_with, official_weights
 
     place = shlex.quote(str(bank))
     if weights is not None:
@@ -35,6 +35,8 @@ def show_completing(
     if manifest is not None and UNKNOWN in manifest.identity.values():
         title = "To complete it, import the pickles again, and compare them with a fresh extraction:"
         options += " --layout shards" * (manifest.layout == "shards") + f" --resize {manifest.input.resize}"
+        if manifest.model not in models_with(manifest.shape):  # which are of the model's own size
+            options += " --input-size {}x{} --pool-grid {}".format(*manifest.input.size, manifest.input.pool)
         command = (
             f"patchbank import {pickles} {place} --model {shlex.quote(manifest.model)}{options} --sample 20 --overwrite"
         )

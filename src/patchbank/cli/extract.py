@@ -54,7 +54,7 @@ _PREFIX = option(False, "Begin keys with their file's name, less the extension."
 
 
 _ONE = {  # what is said otherwise of commands that make one bank
-    "model": {"help": f"{', '.join(options.MODELS)}.", "default_text": DEFAULTS.model},
+    "model": {"help": f"{options.MODEL_HELP}.", "default_text": DEFAULTS.model},
     "checkpoints": {"default_text": "checkpoints/pretrained_CLIP, else ~/.cache/clip"},
     "layout": {"default_text": "shards"},
 }

@@ -40,13 +40,16 @@ if TYPE_CHECKING:
 
 
 @options.takes(
-    {"layout": "ezhoi"}, config=("weights", "checkpoints", "layout", "shard_size", "resize", "device", "overwrite")
+    {"layout": "ezhoi"},
+    config=(
+        *("weights", "checkpoints", "input_size", "pool_grid", "layout", "shard_size", "resize", "device", "overwrite"),
+    ),
 )
 def import_(
     source: Annotated[Path, typer.Argument(parser=as_path, metavar="PICKLES", help="Directory of EZ-HOI's pickles.")],
     target: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="New bank's directory or URL.")],
     *,
-    model: str = options.like("model", ..., values=options.MODELS),
+    model: str = options.like("model", ..., values=options.MODEL_VALUES),
     asked: ListingOptions,
     sample: int = option(0, "First compare N features with a fresh extraction of their images.", minimum=0),
     config: ExtractConfig,

@@ -5,6 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -31,6 +32,9 @@ Key = Annotated[
     str, typer.Argument(metavar="KEY", help="The image's key: its file name.", autocompletion=keys_beginning_with)
 ]
 MODELS = tuple(encoders.names())
+_FAMILIES = tuple(f"{family}/" for family in encoders.FAMILIES if find_spec(family))  # installed, and not imported
+MODEL_VALUES = (*MODELS, *_FAMILIES)
+MODEL_HELP = f"{', '.join(MODELS)}, or one of `patchbank models`"
 JSON = option(False, "Print the result as JSON.")
 OUTPUT = option(
     None,
@@ -44,7 +48,7 @@ OUTPUT = option(
 class RunOptions:
     """The options of a run beside the configuration of its banks."""
 
-    model: list[str] | None = option(None, f"{', '.join(MODELS)}; repeatable.", "Model", values=MODELS)
+    model: list[str] | None = option(None, f"{MODEL_HELP}; repeatable.", "Model", values=MODEL_VALUES)
     dry_run: bool = option(False, "Print what would be done, and stop.")
     report: bool = option(False, "Write a bank's page beside it too, as `patchbank report` does.")
     json: bool = JSON

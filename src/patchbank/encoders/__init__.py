@@ -14,14 +14,16 @@ Families other than OpenAI's are imported on demand; the modules import their li
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchbank.config import ExtractConfig
-from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.base import Description, EncoderSpec
 from patchbank.encoders.openai.registry import MODELS, get_model
 from patchbank.errors import ConfigError
 from patchbank.features import Identity
@@ -73,7 +75,8 @@ def encode_texts(spec: EncoderSpec, texts: Sequence[str]) -> Tensor:
     """
     encode = getattr(_family(spec.name), "encode_texts", None)
     if encode is None:
-        raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {spec.name} has none.")
+        hint = " timm has image towers alone; open_clip/ARCH:TAG has both." * spec.name.startswith("timm/")
+        raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {spec.name} has none.{hint}")
     features: Tensor = encode(spec, texts)
     return features
 
@@ -81,6 +84,46 @@ def encode_texts(spec: EncoderSpec, texts: Sequence[str]) -> Tensor:
 def names() -> list[str]:
     """The models whose names need no prefix."""
     return list(MODELS)
+
+
+def known(family: str) -> list[str]:
+    """The names that a family lists. Raises ConfigError if its package is not installed."""
+    return [*import_module(FAMILIES[family]).names()]
+
+
+def matching(pattern: str) -> list[str]:
+    """The names that a shell pattern matches, in any case: of its family, or of all that are installed.
+
+    A name that a family does not list matches itself, since it may know more. Raises ConfigError, with a similar
+    pattern, if there is none.
+    """
+    prefix = pattern.partition("/")[0]
+    every = [] if prefix in FAMILIES else names()
+    for family in [prefix] if prefix in FAMILIES else FAMILIES:
+        try:
+            every += known(family)
+        except ConfigError:
+            if family == prefix:
+                raise
+    if found := [name for name in every if fnmatchcase(name.casefold(), pattern.casefold())]:
+        return found
+    if not re.search(r"[*?[]", pattern):
+        return [model_name(pattern)]
+    words = {word for name in every for word in re.split(r"\W|_", name.casefold())}
+    asked = max(re.split(r"[*?/]", pattern.removeprefix(f"{prefix}/")), key=len)
+    near = difflib.get_close_matches(asked.casefold(), words, 1)
+    guess = f"Did you mean {pattern.replace(asked, near[0])!r}? " if near else ""
+    every_one = f"{prefix}/*" if prefix in FAMILIES else "*"
+    raise ConfigError(f"No model matches {pattern!r}. {guess}`patchbank models '{every_one}'` lists all.")
+
+
+def describe(name: str) -> Description | None:
+    """A model of a name that `matching` gave; None if it has no grid of patches.
+
+    Raises ConfigError if it is unknown, and WeightsError if its repository cannot be reached.
+    """
+    made: Description | None = _family(name).describe(name)
+    return made
 
 
 def model_name(name: str) -> str:

@@ -193,7 +193,8 @@ def _reason(repo: str, error: BaseException, constants: Any, errors: Any) -> str
             f"{repo} is gated: accept its licence at {host}/{repo}, and set HF_TOKEN to a token of that account, or "
             "give --weights."
         )
-    if isinstance(error, errors.RepositoryNotFoundError):
+    refused = isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403)
+    if refused or isinstance(error, errors.RepositoryNotFoundError):
         return f"{host} has no {repo}, or it is private: check the name, or set HF_TOKEN to a token that may read it."
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no such revision at {host}: see {host}/{repo}/tree/main."

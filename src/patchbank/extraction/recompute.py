@@ -55,7 +55,7 @@ def config_of(bank: Manifest, config: ExtractConfig) -> ExtractConfig:
     return replace(
         config,
         **known,  # type: ignore[arg-type]
-        round_weights=bank.identity.get("rounding", "float16") != "none",
+        round_weights=bank.identity.get("rounding", "none") != "none",  # other families do not round
         output=tuple(bank.outputs),
         input_size=bank.input.size,
         pool_grid=bank.input.pool,

@@ -140,6 +140,10 @@ def show_features(
     if texts:
         config = ExtractConfig(weights=weights, checkpoints=checkpoints)  # type: ignore[arg-type]
         maps += to_texts(bank, name, key, array, texts, config, data)
+        if not bank.manifest.outputs[name].projection:
+            notes.append(
+                f"texts are in the space of the model's pooled output, and its {name} are not: read with care."
+            )
     kept = pairs if all_pairs else pairs[: 3 * DRAWN_PAIRS]
     if len(kept) < len(pairs):
         notes.append(f"{len(kept) // 3} of {len(pairs) // 3} annotated pairs are drawn; --all-pairs draws all.")

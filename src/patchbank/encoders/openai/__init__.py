@@ -13,6 +13,7 @@ from patchbank.config import Activation, ExtractConfig, Precision
 from patchbank.encoders.base import Description, Product, Progress
 from patchbank.encoders.clip import Shape
 from patchbank.encoders.openai.registry import MEAN, MODELS, STD, Model, get_model
+from patchbank.encoders.openai.shapes import shape_of
 from patchbank.encoders.outputs import chosen, sized
 from patchbank.errors import ConfigError, WeightsError
 from patchbank.features import Identity, Input, Output
@@ -63,11 +64,12 @@ def random(config: ExtractConfig) -> RandomSpec:
 
 def encode_texts(spec: OpenAISpec, texts: Sequence[str]) -> Tensor:
     """Texts in the joint space. Raises as `encoders.encode_texts` does."""
-    from patchbank.encoders.openai import text
+    from patchbank.encoders import text
 
     found = spec.obtain()
     assert found.checkpoint is not None
-    return text.encode_texts(found.checkpoint.path, texts, found.activation)
+    path = found.checkpoint.path
+    return text.encode_texts(path, texts, settings=text.settings_of(path, found.activation))
 
 
 def names() -> Sequence[str]:
@@ -114,10 +116,7 @@ class OpenAISpec:
     @property
     def shape(self) -> Shape:
         """Of the image tower."""
-        model = self.model
-        return Shape(
-            blocks=model.layers, width=model.width, heads=model.heads, hidden=4 * model.width, dim=model.output_dim
-        )
+        return shape_of(self.model)
 
     @cached_property
     def input(self) -> Input:

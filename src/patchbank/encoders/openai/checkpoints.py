@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING
 
 from patchbank.config import Activation
 from patchbank.encoders.base import Progress
+from patchbank.encoders.clip_files import CONFIG, load_state, marked_by_openai, stated_beside
 from patchbank.encoders.openai.registry import HEAD, MEAN, MODELS, STD, Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half
-from patchbank.encoders.weights import as_float32, opened, refuse_pointer, sha256_of_weights
+from patchbank.encoders.weights import as_float32, refuse_pointer, sha256_of_weights
 from patchbank.errors import WeightsError
 from patchbank.files import (
     fsync_directory,
     make_directory,
-    parse_json,
-    read_regular,
     scratch_directory,
     sha256_of,
     write_and_sync,
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 CACHE = Path("~/.cache/clip")  # OpenAI's own package keeps its files here
 CHECKPOINTS = Path("checkpoints/pretrained_CLIP")  # an EZ-HOI checkout keeps its files here
 _TIMEOUT = 30.0  # seconds without a byte
-_CONFIG = "open_clip_config.json"  # beside the weights in open_clip's repositories on the Hugging Face Hub
-# Tensors of OpenAI's archives that are not parameters. No other exporter writes them.
-_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
 # What open_clip's config may say, if it says it: OpenAI's models and their preprocessing.
 _OURS = {
     **{"mean": list(MEAN), "std": list(STD), "mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest"},
@@ -157,33 +153,17 @@ def activation_of(path: Path) -> Activation | None:
     shapes with either activation. Raises WeightsError if the file cannot be read, or the config asks for something
     else than OpenAI's architecture.
     """
-    from patchbank.encoders.archive import Archive
-
-    if path.suffix != ".safetensors":
-        with Archive(path) as archive:
-            if archive.attributes >= _MARKS:
-                return "quickgelu"
-    if sha256_of_weights(path) in {model.sha256 for model in MODELS.values()}:
+    if marked_by_openai(path) or sha256_of_weights(path) in {model.sha256 for model in MODELS.values()}:
         return "quickgelu"
-    config = path.with_name(_CONFIG)
-    return _activation_in(config) if config.is_file() else None
-
-
-def _activation_in(config: Path) -> Activation:
-    """The activation in open_clip's config. Without ``quick_gelu`` its models compute GELU."""
-    try:
-        content = parse_json(read_regular(config))
-        quick = content["model_cfg"].get("quick_gelu", False)
-        stated = {**content["model_cfg"]["vision_cfg"], **(content.get("preprocess_cfg") or {})}
-        others = [f"{name} {stated[name]}" for name, own in _OURS.items() if stated.get(name) not in (None, own)]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{config} cannot be read as open_clip's config ({error}).") from error
-    if others or type(quick) is not bool:
+    if (beside := stated_beside(path)) is None:
+        return None
+    stated = beside.vision | beside.preprocess
+    if others := [f"{name} {stated[name]}" for name, own in _OURS.items() if stated.get(name) not in (None, own)]:
         raise WeightsError(
-            f"{config} asks for {', '.join(others) or f'quick_gelu {quick}'}, which OpenAI's models do not have. "
+            f"{path.with_name(CONFIG)} asks for {', '.join(others)}, which OpenAI's models do not have. "
             "Use a checkpoint that was trained with OpenAI's preprocessing and layers."
         )
-    return "quickgelu" if quick else "gelu"
+    return beside.activation
 
 
 def resolve_activation(checkpoint: Checkpoint, asked: Activation | None) -> Activation:
@@ -195,7 +175,7 @@ def resolve_activation(checkpoint: Checkpoint, asked: Activation | None) -> Acti
     proven = activation_of(path)
     if proven and asked and proven != asked:
         raise WeightsError(
-            f"{path} was trained with {proven}, as its format or {_CONFIG} says, not with {asked}. "
+            f"{path} was trained with {proven}, as its format or {CONFIG} says, not with {asked}. "
             f"Leave out --activation {asked}."
         )
     if found := proven or asked:
@@ -228,32 +208,6 @@ def holds_halves(parameters: Mapping[str, Tensor]) -> bool:
     import torch
 
     return all(torch.equal(value.half().float(), value) for name, value in parameters.items() if is_half(name))
-
-
-def load_state(path: Path, part: str = "") -> dict[str, Tensor]:
-    """A checkpoint's parameters as stored: those whose OpenAI names begin with `part`, which is cut off.
-
-    Raises WeightsError.
-    """
-    with opened(path) as (shapes, tensor):
-        names = list(shapes)
-        begin = _prefix(path, names) + part
-        loaded = {name.removeprefix(begin): tensor(name) for name in names if name.startswith(begin)}
-    if part and not loaded:
-        raise WeightsError(
-            f"{path} holds no CLIP image tower: no parameter's name begins with '{part}' "
-            f"(it has {', '.join(sorted(names)[:3]) or 'none'} ...). Expected OpenAI's names."
-        )
-    return loaded
-
-
-def _prefix(path: Path, names: list[str]) -> str:
-    """The prefix of training code before OpenAI's names: ``module.`` (DataParallel), ``model.`` (Lightning), ..."""
-    anchor = "visual.conv1.weight"
-    found = [name.removesuffix(anchor) for name in names if f".{name}".endswith(f".{anchor}")]
-    if len(found) > 1 and "" not in found:
-        raise WeightsError(f"{path} holds several image towers: {', '.join(found[:5])}. Save a file with one of them.")
-    return "" if "" in found or not found else found[0]
 
 
 def _check_shapes(model: Model, path: Path, visual: dict[str, Tensor]) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from patchbank.encoders.archive import Bounded
+from patchbank.encoders.clip import transformer_shapes
 from patchbank.encoders.openai.registry import Model
-from patchbank.encoders.openai.shapes import expected_shapes, is_half, transformer_shapes
+from patchbank.encoders.openai.shapes import expected_shapes, is_half
 from patchbank.files import scratch_directory
 from patchbank.unpickling import PickleError, refusals
 
@@ -26,7 +27,7 @@ def untrained_state(model: Model, seed: int = 0, *, vocabulary: int = _VOCABULAR
     text_width = max(64, 64 * (model.output_dim // 64))
     shapes = {f"visual.{name}": shape for name, shape in expected_shapes(model).items()}
     shapes |= {
-        **transformer_shapes(text_width, min(model.layers, _TEXT_LAYERS)),
+        **transformer_shapes(text_width, min(model.layers, _TEXT_LAYERS), 4 * text_width),
         "positional_embedding": (_CONTEXT, text_width),
         "token_embedding.weight": (vocabulary, text_width),
         "ln_final.weight": (text_width,),
