@@ -93,6 +93,14 @@ def test_encoder(run: Run) -> None:
         assert of_tiny["attention_seconds_a_batch"].keys() == {"patchbank", "scaled_dot_product_attention"}
 
 
+def test_families(run: Run) -> None:
+    result = run("families", "--model", "test_vit", "--batch-size", 1, "--rounds", 1)
+    for precision, bound in (("fp32", peers.EQUAL), ("bf16", peers.ROUNDED)):
+        found = result["results"][f"test_vit {precision}"]
+        assert found["images_per_second"].keys() == {"eager", "patchbank", "six blocks"}
+        assert found["relative_error"] < bound
+
+
 def test_decode(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.decode._SAMPLING_SECONDS", 0.1)
     result = run("decode", "--images", 4, "--rounds", 1, "--workers", 1)

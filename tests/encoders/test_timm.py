@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
 import sys
 import warnings
@@ -234,6 +236,36 @@ def test_formats_and_dtypes_of_weights(tmp_path: Path) -> None:
         pixels = pictures((224, 224))
         wanted = expected(model.float(), normalised(pixels, encoder), "patch_tokens")
         assert relative_error(encoder(pixels)["patch_tokens"], wanted) <= 2e-6
+
+
+HUB = """
+import sys, torch, timm
+from patchbank.config import ExtractConfig
+from patchbank.encoders import find
+spec = find(ExtractConfig(model=f"timm/{sys.argv[1].partition('.')[0]}"))
+assert spec.identity == {**spec.identity, "model": f"timm/{sys.argv[1]}", "weights": sys.argv[2]}, spec.identity
+own = spec.obtain().load(torch.device("cpu"), 1).model.cls_token
+assert torch.equal(own, timm.create_model(sys.argv[1], pretrained=True).cls_token)
+"""
+
+
+def test_weights_of_the_hubs_cache_are_timms(tmp_path: Path) -> None:
+    """Without a tag, and offline: those that timm itself takes."""
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    repository = tmp_path / f"models--timm--{name}"
+    snapshot = repository / "snapshots" / ("1" * 40)
+    snapshot.mkdir(parents=True)
+    save_file(seeded(name).state_dict(), tmp_path / "weights")
+    sha256 = hashlib.sha256((tmp_path / "weights").read_bytes()).hexdigest()
+    (repository / "blobs").mkdir()
+    (tmp_path / "weights").rename(repository / "blobs" / sha256)
+    (snapshot / "model.safetensors").symlink_to(f"../../blobs/{sha256}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1" * 40)
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", HUB, name, sha256]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_precision_bf16_is_nearer_than_the_librarys(written: Any) -> None:
