@@ -73,6 +73,12 @@ def test_end_to_end(run: Run, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_outputs(run: Run) -> None:
+    result = run("outputs", "--model", "tiny", "--precision", "fp32", "--images", 1, "--rounds", 1, "--blocks", 2)
+    cost = result["results"]["fp32"]["cost"]
+    assert cost["patch_tokens"] == 1 and {"blocks", "blocks, naclip", "blocks, 4 variants"} <= cost.keys()
+
+
 def test_encoder(run: Run) -> None:
     # Compiling takes half a minute.
     arguments = ("--images", 2, "--batch-size", 2, "--rounds", 1, "--without", "inductor frozen,patchbank compiled")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from patchbank.encoders.outputs import chosen
 from patchbank.encoders.tower import VisionTransformer as Tower
 from patchbank.errors import ConfigError, WeightsError
 from patchbank.features import Input
+from patchbank.files import sha256_of
 from patchbank.preprocess import preprocess
 from tests.support import every_kind, patchbank, photographs, relative_error
 
@@ -81,8 +84,8 @@ def test_patch_tokens_and_encode_image_at_real_size(tmp_path: Path, arch: str) -
 @pytest.mark.parametrize(
     "facts",
     [
-        pytest.param({"head_width": 80, "width": 160}, id="ViT-H's heads"),
-        pytest.param({"head_width": 88, "width": 176, "mlp_ratio": 4.3637}, id="ViT-g's heads and MLPs"),
+        pytest.param({"head_width": 80, "width": 400}, id="ViT-H's heads"),
+        pytest.param({"head_width": 88, "width": 352, "mlp_ratio": 4.3637}, id="ViT-g's heads and MLPs"),
         pytest.param({"ls_init_value": 0.3}, id="layer scale"),
         pytest.param({"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}, id="CLIPA"),
     ],
@@ -137,13 +140,20 @@ def test_towers_that_are_timms(tmp_path: Path, arch: str, layers: int | None, ou
 
 
 @pytest.mark.parametrize(
-    "model",
-    ["ViT-B-16:laion2b_s34b_b88k", "ViT-B-32-256:datacomp_s34b_b86k", "ViT-H-14-378-quickgelu:dfn5b",
-     "ViT-L-14-CLIPA-336:datacomp1b", "ViT-B-16-SigLIP2-256:webli", "MobileCLIP-B:datacompdr"],
-)  # fmt: skip
-def test_pixels_are_those_of_open_clips_own_transform(tmp_path: Path, model: str) -> None:
+    ("model", "size"),
+    [
+        ("ViT-B-16:laion2b_s34b_b88k", None),
+        ("ViT-B-16:laion2b_s34b_b88k", (448, 448)),
+        ("ViT-B-16:laion2b_s34b_b88k", (224, 336)),
+        ("ViT-H-14-378-quickgelu:dfn5b", None),
+        ("ViT-L-14-CLIPA-336:datacomp1b", None),
+        ("ViT-B-16-SigLIP2-256:webli", (256, 384)),
+        ("MobileCLIP-B:datacompdr", None),
+    ],
+)
+def test_pixels_are_those_of_open_clips_own_transform(tmp_path: Path, model: str, size: tuple[int, int] | None) -> None:
     arch, tag = model.split(":")
-    made = family.random(ExtractConfig(model=f"open_clip/{model}")).input
+    made = family.random(ExtractConfig(model=f"open_clip/{model}", input_size=size)).input
     stated = merge_preprocess_dict(PreprocessCfg(size=made.size), open_clip.get_pretrained_cfg(arch, tag))
     transform = image_transform_v2(PreprocessCfg(**stated), is_train=False)
     assert (made.mean, made.std) == tuple(map(tuple, (transform.transforms[-1].mean, transform.transforms[-1].std)))
@@ -182,6 +192,29 @@ def test_other_input_sizes_through_the_command_line(tmp_path: Path) -> None:
         assert relative_error(bank[name], tokens) <= BOUND
         assert relative_error(bank.output(name, "block:2"), every["image_intermediates"][1][0]) <= BOUND
         assert relative_error(bank.output(name, "cls"), every["image_features"][0]) <= BOUND
+
+
+@pytest.mark.full
+def test_a_tags_weights_come_from_the_hubs_cache(tmp_path: Path) -> None:
+    repo, commit = "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K", "a" * 40
+    home = tmp_path / "hub" / repo
+    (home / "snapshots" / commit).mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    path = written(model_of("ViT-B-32"), home / "snapshots" / commit / "open_clip_model.safetensors")
+    photographs(tmp_path / "images", 1)
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    options = ["--out", tmp_path / "bank", "--model", "open_clip/ViT-B-32:laion2b_s34b_b79k", "--output", "cls"]
+    patchbank("extract", "folder", tmp_path / "images", *options, check=0, env=env)
+    identity = open_bank(tmp_path / "bank").manifest.identity
+    assert identity["weights"] == sha256_of(path) and identity["activation"] == "gelu"
+    assert identity["model"] == "open_clip/ViT-B-32:laion2b_s34b_b79k"
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ConfigError, match=r'needs open_clip: pip install "patchbank\[open_clip\]"'):
+        encoders.find(ExtractConfig(model="open_clip/ViT-B-16"))
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def encode_texts(spec: EncoderSpec, texts: Sequence[str]) -> Tensor:
     """
     encode = getattr(_family(spec.name), "encode_texts", None)
     if encode is None:
-        raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {spec.name} has none.")
+        hint = " timm has image towers alone; open_clip/ARCH:TAG has both." * spec.name.startswith("timm/")
+        raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {spec.name} has none.{hint}")
     features: Tensor = encode(spec, texts)
     return features
 

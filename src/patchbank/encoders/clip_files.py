@@ -48,10 +48,10 @@ def stated_beside(path: Path) -> Stated | None:
         content = parse_json(read_regular(config))
         quick = content["model_cfg"].get("quick_gelu", False)
         stated = dict(content["model_cfg"]["vision_cfg"]), dict(content.get("preprocess_cfg") or {})
-        if type(quick) is not bool:
-            raise ValueError(f"quick_gelu is {quick!r}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{config} cannot be read as open_clip's config ({error}).") from error
+    if type(quick) is not bool:
+        raise WeightsError(f"{config} asks for quick_gelu {quick}: it is true or false.")
     return Stated("quickgelu" if quick else "gelu", *stated)
 
 
@@ -92,7 +92,7 @@ def load_state(path: Path, part: str = "", without: str = "none") -> dict[str, T
 
 def _prefix(path: Path, names: Iterable[str]) -> str:
     """The prefix of training code before the model's own names: ``module.`` (DataParallel), ``model.`` (Lightning)."""
-    found = sorted({match[1] for match in map(_VISUAL.match, names) if match})
+    found = list(dict.fromkeys(match[1] for match in map(_VISUAL.match, names) if match))
     if len(found) > 1 and "" not in found:
         raise WeightsError(f"{path} holds several image towers: {', '.join(found[:5])}. Save a file with one of them.")
     return "" if "" in found or not found else found[0]

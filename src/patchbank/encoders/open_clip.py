@@ -46,8 +46,9 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenCli
     found = random(config)
     if config.weights is not None:
         path = config.weights.absolute()
-        found.check(path, shapes_in(path))
-        return replace(found, file=path, identity={**found.identity, "weights": sha256_of_weights(path)})
+        identity = {**found.identity, "weights": sha256_of_weights(path)}
+        found.check(path, shapes_in(path))  # refuses a wrong file before the run begins
+        return replace(found, file=path, identity=identity)
     arch, tag = _parsed(found.name)
     with _library() as library:
         tags = library.list_pretrained_tags_by_model(arch)
@@ -367,7 +368,7 @@ def _of_timm(config: ExtractConfig, settings: dict[str, Any], own: Input, identi
 def _timm_encoder(spec: OpenClipSpec, state: dict[str, Tensor], device: torch.device, batch_size: int) -> Encoder:
     from patchbank.encoders import timm
 
-    with _library() as library, timm._WithoutInitialNumbers():
+    with _library() as library, timm._WithoutInitialNumbers():  # type: ignore[no-untyped-call]
         visual = _visual(library, spec.settings)
     visual.load_state_dict(state, assign=True)
     timm.resize(visual.trunk, spec.input.size)

@@ -114,10 +114,12 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.sides = conv.kernel_size
         self.linear = Linear(conv.weight.flatten(1), conv.bias, dtype)
+        self.weight = torch.empty(0)  # libraries read the dtype that it takes
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, h, w) -> (B, width, Gh, Gw), channels last in memory."""
         (batch, colours, h, w), (p, q) = x.shape, self.sides
+        x = x[:, :, : h // p * p, : w // q * q]  # as a convolution passes over a rest
         x = x.view(batch, colours, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5)
         out: Tensor = self.linear(x.flatten(3)).permute(0, 3, 1, 2)
         return out
@@ -148,7 +150,7 @@ def pack_model(model: nn.Module, dtype: torch.dtype, rows: int, device: torch.de
 def _fuse(mlp: nn.Module, first: str, act: str, second: str) -> dict[str, Activation]:
     """Make an MLP's activation an identity: the layer's name -> what it computes from now on; nothing if it cannot."""
     layer, activation = getattr(mlp, first), getattr(mlp, act)
-    name = type(activation).__name__
+    name = type(activation).__name__.removesuffix("Activation").removeprefix("Pytorch")  # transformers' names
     found = _ACTIVATIONS.get("GELUTanh" if getattr(activation, "approximate", "") == "tanh" else name)
     if type(layer) is not nn.Linear or found is None:
         return {}

@@ -48,6 +48,10 @@ _TEXTS = ("clip", "siglip")
 _NORMS = ("post_layernorm", "layernorm", "norm", "rms_norm")
 _POOLERS = ("head", "pooler")
 _CLS = re.compile(r"(cls|class)_(token|embedding)$")
+_MLPS = (
+    *(("fc1", "activation_fn", "fc2"), ("fc1", "activation", "fc2"), ("gate_proj", "act_fn", "down_proj")),
+    *(("up_proj", "act_fn", "down_proj"), ("dense", "intermediate_act_fn", "dense")),
+)
 # Image processors that resize, cut out the centre and normalise, and do nothing else; what they are made of.
 _PROCESSORS = ("Beit", "Bit", "CLIP", "ChineseCLIP", "DINOv3ViT", "DeiT", "Siglip", "Tipsv2", "ViT")
 _FIELDS = (
@@ -213,6 +217,9 @@ class TransformersEncoder(LibraryEncoder):
         self._pooler_output: Any = None
         for number in wanted:
             tower.blocks[number - 1].register_forward_hook(partial(self._keep, number))
+        modules = [(type(each).__name__, dict(each.named_children())) for each in tower.blocks[0].modules()]
+        found = ((kind, next((mlp for mlp in _MLPS if {*mlp} <= {*children}), None)) for kind, children in modules)
+        self.mlps = {kind: mlp for kind, mlp in found if mlp is not None}  # type: ignore[misc]  # of this model
         layers = {"tower": tower.module, **({"projection": tower.projection} if tower.projection else {})}
         super().__init__(spec, spec.made, nn.ModuleDict(layers), device, batch_size)
         self._projection = dict(self.model.named_children()).get("projection", nn.Identity())
