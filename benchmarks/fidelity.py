@@ -1,7 +1,7 @@
 """How far are patchbank's features from the original scripts', or from timm's? On every kind of picture.
 
     python -m benchmarks.fidelity [--model ViT-L/14@336px] [--device cuda]     with untrained weights, OpenAI's package
-    python -m benchmarks.fidelity --trained [--device cuda]                    with a DINOv2 ViT-S/14's, timm
+    python -m benchmarks.fidelity --trained [--device cuda]                    with a DINOv2 ViT-S/14's at 224, timm
 
 Each mode of computing, against that package in float32 on the CPU, one image at a time: the relative error of an
 image, ||a - b|| / ||b||, its median over the pictures and the largest; and the least cosine between a patch token and
@@ -36,6 +36,7 @@ from patchbank.errors import ConfigError
 from patchbank.features import GRID
 from patchbank.preprocess import preprocess
 
+_SIZE = 224, 224  # pixels of the trained model's input: positions are interpolated
 Mode = Callable[[Image.Image], Tensor]
 
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = every_kind(images)
         weights = trained.obtain() if options.trained else untrained(get_model(name), Path(directory))
         original = OfTimm(weights) if options.trained else Original(weights)
-        config = ExtractConfig(model=name, weights=weights)
+        config = ExtractConfig(model=name, weights=weights, input_size=_SIZE if options.trained else None)
         expected = {name: original(images / name) for name in names}
         errors: dict[str, dict[str, float]] = {}
         rows: list[list[object]] = []
@@ -104,7 +105,9 @@ class OfTimm:
 
         self._model = timm.create_model(trained.MODEL.removeprefix("timm/")).eval()
         self._model.load_state_dict(load_file(weights))
-        self._preprocess = timm.data.create_transform(**timm.data.resolve_data_config(self._model.pretrained_cfg))
+        self._model.set_input_size(img_size=_SIZE)
+        made = {**self._model.pretrained_cfg, "input_size": (3, *_SIZE)}
+        self._preprocess = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=made))
 
     def __call__(self, path: Path) -> Tensor:
         """(N, D) float32 of one image."""
