@@ -60,8 +60,7 @@ def seeded(name: str, **options: Any) -> Any:
         torch.manual_seed(0)
         model = timm.create_model(name, **options).eval()
         for parameter in model.parameters():
-            if parameter.ndim < 2 or not parameter.any():  # norms, biases, scales; matrices are random as they are
-                parameter.add_(0.02 * torch.randn_like(parameter))
+            parameter.add_((0.01 if parameter.ndim > 1 else 0.1) * torch.randn_like(parameter))
     return model
 
 
@@ -121,7 +120,9 @@ def test_every_output_is_timms(name: str, written: Any) -> None:
         for output, value in found.items():
             wanted = expected(model, x, output, tokens)
             assert value.shape == (1, *spec.outputs[output].shape) == wanted.shape, output
-            assert relative_error(value, wanted) <= 2e-6, output
+            if relative_error(value, wanted) > 2e-6:  # of which timm's own rounding is a part
+                assert relative_error(value, expected(model.double(), x.double(), output)) <= 2e-6, output
+                model.float()
 
 
 def test_the_default_is_cls_and_patch_tokens() -> None:
