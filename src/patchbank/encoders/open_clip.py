@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIX = "open_clip/"
-_MISSING = '--model open_clip/... needs open_clip: pip install "patchbank[open_clip]"'
+_MISSING = '--model open_clip/... needs open_clip: pip install "patchbank[open-clip]"'
 _RANDOM = "random numbers"
 _RESIZE = {"shortest": "center-crop", "squash": "squash"}
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
