@@ -582,6 +582,17 @@ def test_without_the_package(tiny: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_config_of_many_megabytes_is_not_downloaded(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+    hub.files = {"config.json": b" " * (17 << 20)}
+    photographs(tmp_path / "images", 1)
+    done = process(
+        *("extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", "--model", "transformers/org/name"),
+        **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"},
+    )
+    assert done.returncode == 2 and "config.json has 17.8 MB: that is no config.json." in done.stderr
+    assert not any("/bytes/" in path for _, path, *_ in hub.asked)
+
+
 def test_a_repository_of_the_hub(hub: Hub, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
     hub.files = {path.name: path.read_bytes() for path in tiny.iterdir()}
     photographs(tmp_path / "images", 2)

@@ -287,7 +287,9 @@ class _Place:
                 raise ConfigError(f"{name} is for OpenAI's models, and {config.model} is none: leave it out.")
         if config.weights is not None and config.weights.is_dir():
             return cls(repo, directory=config.weights.absolute())
-        revision = hub.download(hub.locate(repo, ["config.json"])).revision
+        found = hub.locate(repo, ["config.json"])
+        _path(found)
+        revision = found.revision
         return cls(repo, revision, file=config.weights and config.weights.absolute())
 
     def find(self, *names: str) -> HubFile | Path:
