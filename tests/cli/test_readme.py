@@ -79,7 +79,7 @@ def test_every_extra_that_is_named_is_there_and_every_extra_is_named() -> None:
     for place in ("src", "docs", "examples", "scripts", "benchmarks", "README.md", "CONTRIBUTING.md", "pyproject.toml"):
         for path in [REPOSITORY / place, *(REPOSITORY / place).rglob("*")]:
             if path.suffix in (".py", ".md", ".yaml", ".sh", ".toml"):
-                for names in re.findall(r'(?:patchbank|"\.|`)\[([a-z0-9_,]+)\]', path.read_text()):
+                for names in re.findall(r'(?:patchbank|"\.|`)\[([a-z0-9,-]+)\]', path.read_text()):
                     named |= {*names.split(",")}
     assert named == extras.keys()
 

@@ -280,6 +280,32 @@ def test_each_type_is_read_by_the_same_rules(kind: str, directory: Path) -> None
     assert torch.equal(runner(f"a/{kind}", directory, "block:1").encode([image])["block:1"], outputs["block:1"])
 
 
+@pytest.mark.parametrize("kind", ["beit", "data2vec-vision"])
+def test_relative_positions_and_quick_gelus_are_the_librarys(kind: str, directory: Path) -> None:
+    """The library keeps tables of relative positions, from whatever device they were first asked for."""
+    config = small(transformers.CONFIG_MAPPING[kind](use_relative_position_bias=True, hidden_act="quick_gelu"))
+    config.image_size = 5 * config.patch_size  # a grid that no other test has
+    model = saved(directory, transformers.MODEL_MAPPING[type(config)], config, SIGLIP)
+    run = runner(f"a/{kind}", directory, "patch_tokens", "cls", input_size=(config.image_size,) * 2)
+    image = photograph("coffee")
+    found = run.encode([image])
+    with torch.no_grad():
+        tokens = model(pixel_values=normalised(run.spec.input, preprocess(image, run.spec.input))).last_hidden_state
+    assert relative_error(found["patch_tokens"], tokens[:, 1:]) <= 2 * BOUND
+    assert relative_error(found["cls"], tokens[:, 0]) <= 2 * BOUND
+
+
+def test_another_configuration_of_the_same_weights_is_another_model(directory: Path) -> None:
+    saved(directory, "Dinov2Model", small(transformers.Dinov2Config()), SIGLIP)
+    one = find(ExtractConfig(model="transformers/a/b", weights=directory)).identity
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_attention_heads": 2}))
+    other = find(ExtractConfig(model="transformers/a/b", weights=directory)).identity
+    assert one["weights"] == other["weights"] and one["config"] != other["config"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": {"0": "cat"}, "transformers_version": "9"}))
+    assert find(ExtractConfig(model="transformers/a/b", weights=directory)).identity == other
+
+
 def pillow(processor: dict[str, Any], patch_size: int = 14) -> Any:
     """The library's own processor that Pillow computes."""
     kind = processor.get("image_processor_type") or processor["feature_extractor_type"]
