@@ -34,7 +34,7 @@ from patchbank.unpickling import (
 )
 
 _CHUNK = 1 << 20
-_PROTO = 0x80  # how a pickle begins
+_PROTO = b"\x80"  # how pickles begin; those of protocols 0 and 1, with a letter or a bracket
 _LOCAL_HEADER = 30  # bytes before an entry's content, at least
 _MOST_VISITS, _DEEPEST = 100_000, 64  # of modules and their attributes
 _NESTED = ("state_dict", "model", "model_state_dict")  # where training code keeps the state dict
@@ -61,7 +61,7 @@ class Archive:
             with self._reported():
                 head = self._file.read(4)
                 zipped = head == b"PK\x03\x04"
-                if head and not zipped and head[0] != _PROTO:
+                if head[:1] > _PROTO:
                     raise WeightsError(
                         f"{path} is no checkpoint. Expected a state dict or a TorchScript archive (.pt, .safetensors)."
                     )
