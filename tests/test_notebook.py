@@ -41,6 +41,8 @@ def test_banks_datasets_and_targets(tmp_path: Path, tiny_config: ExtractConfig) 
 @pytest.mark.parametrize("mode", ["center-crop", "squash", "pad"])
 def test_a_transform_is_drawn_to_scale(mode: ResizeMode) -> None:
     transform = ImageTransform(640, 320, mode, (224, 224), 16)
+    oblong = ImageTransform(640, 320, mode, (224, 336), 16)
+    assert f"224x336 (height x width), {mode}" in text(oblong._repr_html_())
     svg = parsed(transform._repr_html_()).find("svg")
     assert svg is not None
     [rect], [path] = svg.findall("rect"), svg.findall("path")

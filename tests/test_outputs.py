@@ -214,7 +214,7 @@ def test_info_names_every_output(every: Path) -> None:
         r"patch_tokens +\(15, 6\) float32, block 2, norm\n",
         r"block:1:raw +\(15, 6\) float32, block 1\n",
         r"pooled +\(4,\) float32, block 2, head\n",
-        r"input +40 x 24, patch 8, grid 3 x 5, center-crop",
+        r"input +24x40 \(height x width\), patch 8, grid 3 x 5, center-crop",
     ):
         assert re.search(line, text)
 

@@ -245,7 +245,7 @@ def test_the_page_has_its_grid_where_it_lies(
         assert image["frame"] == pytest.approx(frame_of(bank, image["key"]), abs=1e-3)
         assert image["valid"] == [0, 3, 0, 5]
         assert image["picture"] and image["error"] < 0.05
-    assert "<dd>3 x 5</dd>" in text and "toy/small" in text
+    assert "<dd>24x40 (height x width)</dd>" in text and "<dd>3 x 5</dd>" in text and "toy/small" in text
 
 
 @pytest.mark.parametrize("size", SIZES)

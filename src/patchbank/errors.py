@@ -54,6 +54,11 @@ def with_options(text: str) -> str:
     return "`".join(parts)
 
 
+def install(extra: str) -> str:
+    """How to install the packages of an extra, such as ``timm``: the end of a message."""
+    return f'pip install "patchbank[{extra}]" (in a checkout: pip install -e ".[{extra}]")'
+
+
 def printable(text: str, allowed: str = "") -> str:
     """The text with control and other invisible characters escaped, but for those allowed: it may come from data."""
     if text.isprintable():

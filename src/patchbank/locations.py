@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any, TypeGuard, cast
 from urllib.parse import unquote
 
-from patchbank.errors import ConfigError, first_line
+from patchbank.errors import ConfigError, first_line, install
 from patchbank.files import open_regular
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # scheme -> the extra with its library
@@ -61,10 +61,10 @@ def locate(text: str | PurePath) -> Path:
     except ValueError:
         raise ConfigError(f"{text}: {scheme}:// is unknown. Use s3://, gs://, or a path.") from None
     except ImportError as error:
-        install = f"universal-pathlib, and the store's fsspec package ({error})"
+        how = f"pip install universal-pathlib, and the store's fsspec package ({error})"
         if scheme in _EXTRAS:
-            install = f'"patchbank[{_EXTRAS[scheme]}]"'
-        raise ConfigError(f"{text} needs further packages: pip install {install}") from None
+            how = install(_EXTRAS[scheme])
+        raise ConfigError(f"{text} needs further packages: {how}") from None
     return cast(Path, UPath(f"{scheme}://{rest}".rstrip("/")))
 
 

@@ -170,7 +170,7 @@ class ImageTransform:
         seen = " to ".join(f"({x:.0f}, {y:.0f})" for x, y in (self.visible[:2], self.visible[2:]))
         values = {
             "image": f"{self.width} x {self.height} pixels",
-            "input": f"{w} x {h} pixels, {self.mode}{', mirrored' * self.mirrored}",
+            "input": f"{h}x{w} (height x width), {self.mode}{', mirrored' * self.mirrored}",
             "grid": f"{self.grid[0]} rows, {self.grid[1]} columns",
             "seen": seen,
         }

@@ -55,7 +55,9 @@ def test_without_a_pattern_openais_and_the_families(toys: None) -> None:
 
 def test_a_pattern_is_of_its_family_or_of_all(toys: None) -> None:
     assert rows("toy/S*")[1:] == [["toy/small", "24x40", "3x5", "6", "5"]]
-    assert [each[0] for each in rows("*l*")[1:]] == [*OPENAI[2:], "toy/small"]
+    *found, closing = rows("*l*")[1:]
+    assert [each[0] for each in found if each] == [*OPENAI[2:], "toy/small"]
+    assert closing[:4] == ["Not", "searched:", "gone/:", "pip"]
     assert [each[0] for each in rows("vit-b-16")[1:]] == ["ViT-B/16"]
 
 
@@ -63,6 +65,7 @@ def test_json_has_the_same(toys: None) -> None:
     found = json.loads(patchbank("models", "toy/*", "--json", check=0).stdout)
     expected = {"name": "toy/other", "size": [24, 40], "grid": [3, 5], "dim": 6, "prefix": 5, "text": False}
     assert found["models"][1] == expected and list(found) == ["models"]
+    assert json.loads(patchbank("models", "*l*", "--json", check=0).stdout)["not_searched"] == ["gone"]
     every = json.loads(patchbank("models", "--json", tiny=False, check=0).stdout)
     assert [each["name"] for each in every["models"]] == OPENAI
     assert [(each["family"], each.get("names")) for each in every["families"]] == [("toy", 2), ("gone", None)]
@@ -74,12 +77,29 @@ def test_json_has_the_same(toys: None) -> None:
         ("toy/smoll*", "Did you mean 'toy/small*'? `patchbank models 'toy/*'` lists all."),
         ("*zzz*", "No model matches '*zzz*'. `patchbank models '*'` lists all."),
         ("ViT-B/61", "There is no model 'ViT-B/61'. Did you mean ViT-B/16?"),
+        ("small*", "Did you mean '*small*'?"),
+        ("toy/mall*", "Did you mean 'toy/*mall*'?"),
+        ("*zzz*", 'Not searched: gone/: pip install "patchbank[gone]"'),
+        ("small", "`patchbank models '*small*'` lists those of other families: toy/, gone/."),
+        ("org/small", "Did you mean transformers/org/small, of the Hugging Face hub?"),
         ("gone/*", 'needs gone: pip install "patchbank[gone]"'),
     ],
 )
 def test_what_matches_nothing(toys: None, pattern: str, words: str) -> None:
     done = patchbank("models", pattern, tiny=False, check=2)
     assert words in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("timm/resnet18", "timm/resnet18 is no vision transformer: ResNet has no grid of patch tokens."),
+        ("open_clip/RN50-quickgelu:openai", "is no vision transformer: it has no grid of patch tokens."),
+    ],
+)
+def test_a_name_of_another_architecture_says_why(name: str, words: str) -> None:
+    pytest.importorskip(name.partition("/")[0])
+    assert words in patchbank("models", name, tiny=False, check=2).stderr
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -89,7 +109,7 @@ def test_every_family_lists_models_and_describes_them_as_it_makes_them(family: s
         names = known(family)
     except ConfigError as error:
         pytest.skip(str(error))
-    assert names == matching(f"{family}/*") and len(names) == len(set(names))
+    assert (names, []) == matching(f"{family}/*") and len(names) == len(set(names))
     assert all(each.startswith(f"{family}/") and bank_prefix(each) for each in names)
     name = next(name for name in names if "base" in name or "B-16" in name)
     made = describe(name)

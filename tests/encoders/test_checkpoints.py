@@ -277,6 +277,7 @@ def test_what_is_no_checkpoint(tmp_path: Path, tiny_weights: Path) -> None:
         "empty.pt": (b"", "cannot be read"),
         "pointer.pt": (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the weights"),
         "page.pt": (b"<html>404</html>", "cannot be read as a checkpoint"),
+        "moon.png": (b"\x89PNG\r\n", "is no checkpoint"),
         "page.safetensors": (b"<html>404</html>", "cannot be read"),
         "hostile.pt": (pickle.dumps({"visual.proj": _Hostile(trace)}), "not a checkpoint that can be read safely"),
     }

@@ -215,7 +215,7 @@ def test_a_tags_weights_come_from_the_hubs_cache(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(ConfigError, match=r'needs open_clip: pip install "patchbank\[open_clip\]"'):
+    with pytest.raises(ConfigError, match=r'needs open_clip: pip install "patchbank\[open-clip\]"'):
         encoders.find(ExtractConfig(model="open_clip/ViT-B-16"))
 
 
@@ -281,8 +281,13 @@ def test_files_of_other_models_are_refused(tmp_path: Path, tiny_weights: Path) -
         encoders.find(ExtractConfig(model="open_clip/ViT-B-32", weights=path))
     with pytest.raises(WeightsError, match=r"visual\.trunk\.\S+ is missing"):
         encoders.find(ExtractConfig(model="open_clip/EVA02-B-16", weights=path))
+    save_file({"vision_model.embeddings.patch_embedding.weight": torch.ones(1)}, tmp_path / "clip.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"the weights of open_clip/ViT-B-32: .*By its names it is a model of transf"
+    ):
+        encoders.find(ExtractConfig(model="open_clip/ViT-B-32", weights=tmp_path / "clip.safetensors"))
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match=r"no parameter's name begins with visual\."):
+    with pytest.raises(WeightsError, match=r"no parameter's name begins with 'visual\.'\. Its first"):
         encoders.find(ExtractConfig(model="open_clip/ViT-B-32", weights=tmp_path / "other.safetensors"))
     with pytest.raises(WeightsError, match=r"was trained with quickgelu, as its format .*/ViT-B-32-quickgelu"):
         encoders.find(ExtractConfig(model="open_clip/ViT-B-32", weights=tiny_weights))

@@ -23,7 +23,7 @@ from patchbank import ExtractConfig, load_dataset, open_bank
 from patchbank.encoders import encode_texts, find
 from patchbank.encoders.runner import Runner
 from patchbank.encoders.transformers import KINDS, TESTED
-from patchbank.errors import ConfigError, PatchbankError, WeightsError
+from patchbank.errors import ConfigError, PatchbankError, WeightsError, install
 from patchbank.features import Input
 from patchbank.preprocess import preprocess
 from tests.encoders.test_hub import Hub, hub  # noqa: F401  # a fixture
@@ -475,6 +475,12 @@ def test_weights_that_are_not_the_models(tiny: Path, tmp_path: Path) -> None:
         runner("a/b", other)
 
 
+def test_the_config_beside_a_file_is_read_instead_of_the_hubs(tiny: Path) -> None:
+    spec = find(ExtractConfig(model="transformers/me/x", weights=tiny / "model.safetensors"))
+    assert spec.identity == find(ExtractConfig(model="transformers/me/x", weights=tiny)).identity
+    assert spec.input.size == (56, 56)
+
+
 def test_a_pooler_that_was_not_saved_is_missed_only_if_it_is_asked_for(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -507,6 +513,12 @@ def test_a_run_of_the_commands(tiny: Path, tmp_path: Path) -> None:
             assert relative_error(made.output(sample.key, name), found[name][0]) <= BOUND
     verified = patchbank("verify", bank, "--images", images, "--sample", 5, "--weights", tiny, "--json", check=0)
     assert max(json.loads(verified.stdout)["sample"].values()) <= BOUND
+    other = tmp_path / "other"  # without registers
+    processor = {**BIT, "size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}
+    saved(other, "Dinov2Model", small(transformers.Dinov2Config()), processor)
+    for given in (other, other / "model.safetensors"):
+        done = patchbank("verify", bank, "--images", images, "--sample", 1, "--weights", given, check=2)
+        assert f"made with other weights than {given}" in done.stderr
     again = patchbank("extract", "folder", images, "--out", bank, *options, *outputs, check=0)
     assert "5 already" in again.stdout + again.stderr
 
@@ -553,6 +565,7 @@ def test_texts_of_a_model_without_them(tiny: Path) -> None:
         ({"round_weights": True}, "round_weights is for OpenAI's models"),
         ({"checkpoints": Path("somewhere")}, "checkpoints is for OpenAI's models"),
         ({"output": ("maskclip",)}, "has no such output. It has patch_tokens, cls, registers, pooled, block:1 to"),
+        ({"output": ("nothing",)}, "block:1 to block:3, and block:1:raw to block:3:raw."),
         ({"output": ("block:4",)}, "has 3 blocks"),
     ],
 )
@@ -577,8 +590,7 @@ def test_without_the_package(tiny: Path, tmp_path: Path) -> None:
     done = process(*given, "--model", "transformers/a/b", code=blocked)
     assert done.returncode == 2
     assert (
-        done.stderr.splitlines()[-1]
-        == 'error: --model transformers/... needs transformers: pip install "patchbank[transformers]"'
+        done.stderr.splitlines()[-1] == f"error: --model transformers/... needs transformers: {install('transformers')}"
     )
 
 
@@ -613,8 +625,13 @@ def test_a_repository_of_the_hub(hub: Hub, tiny: Path, tmp_path: Path) -> None: 
     done = extract("second", *name, HF_HUB_OFFLINE="1")
     assert (done.returncode, len(hub.asked)) == (0, asked), done.stderr
     # The repository's config.json from the cache, and the user's own weights.
-    done = extract("third", *name, "--weights", tiny / "model.safetensors", HF_HUB_OFFLINE="1")
+    alone = shutil.copy(tiny / "model.safetensors", tmp_path)
+    done = extract("third", *name, "--weights", alone, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
+    done = extract("none", "--model", "transformers/me/x", "--weights", alone, HF_HUB_OFFLINE="1")
+    assert done.returncode == 2 and "has no config.json beside it: give --weights the directory" in done.stderr
+    done = process("models", "transformers/me/x", HF_HUB_OFFLINE="1", **home)
+    assert done.returncode == 2 and done.stderr.endswith("(HF_HUB_OFFLINE is set): unset it.\n"), done.stderr
     banks = [open_bank(tmp_path / each) for each in ("first", "second", "third")]
     key = next(iter(banks[0]))
     assert all(torch.equal(bank[key], banks[0][key]) for bank in banks)

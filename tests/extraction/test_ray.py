@@ -17,7 +17,7 @@ import pytest
 
 from patchbank import extract, load_dataset
 from patchbank.config import ExtractConfig
-from patchbank.errors import BankError, ConfigError
+from patchbank.errors import BankError, ConfigError, install
 from patchbank.extraction import work
 from patchbank.extraction.cluster import workers
 from patchbank.extraction.ray import _cpus
@@ -261,5 +261,5 @@ def test_without_a_cluster_and_without_ray(images: Path, tiny_weights: Path, tmp
     (blocked / "__init__.py").write_text("raise ImportError('not here')")
     path = os.pathsep.join([str(blocked.parent), *filter(None, sys.path)])
     done = patchbank(*run, "--engine", "ray", check=2, env={**os.environ, "PYTHONPATH": path})
-    assert done.stderr.endswith('\nerror: --engine ray needs Ray: pip install "patchbank[ray]"\n')
+    assert done.stderr.endswith(f"\nerror: --engine ray needs Ray: {install('ray')}\n")
     assert not (tmp_path / "bank").exists()

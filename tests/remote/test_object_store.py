@@ -376,7 +376,9 @@ def test_a_url_may_have_a_scheme_in_capitals_and_azures_account() -> None:
 @pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("S3A", "s3"), ("gs", "gcs"), ("gcs", "gcs")])
 def test_a_missing_library_names_its_extra(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "upath", None)
-    with pytest.raises(ConfigError, match=rf'bucket/bank needs further packages: pip install "patchbank\[{extra}\]"$'):
+    with pytest.raises(
+        ConfigError, match=rf'bucket/bank needs further packages: pip install "patchbank\[{extra}\]" \(in'
+    ):
         locate(f"{scheme}://bucket/bank")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from patchbank.config import ExtractConfig
 from patchbank.errors import ConfigError
 from patchbank.show import showing
 from patchbank.transform import ImageTransform, ResizeMode
-from tests.support import hico_root
+from tests.support import hico_root, photographs
 
 TOKENS = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
 
@@ -104,6 +105,18 @@ def test_each_text_has_its_own_map_on_one_scale(
     both = np.stack([first.values, second.values])
     assert first.scale == second.scale == (both.min(), both.max())
     assert "“a cat”" in first.title and "“a\\x07dog”" in second.title
+
+
+def test_a_family_without_texts_is_refused_before_weights_are_looked_for(
+    tmp_path: Path, tiny_config: ExtractConfig
+) -> None:
+    pytest.importorskip("timm")
+    photographs(tmp_path / "images", 1)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    bank = open_bank(tmp_path / "bank")
+    bank.manifest = replace(bank.manifest, identity={**bank.manifest.identity, "model": "timm/no_such_model"})
+    with pytest.raises(ConfigError, match=r"timm/no_such_model has none\. timm has image towers alone"):
+        showing.to_texts(bank, "patch_tokens", next(iter(bank)), TOKENS, ["a cat"], ExtractConfig(), None)
 
 
 def test_the_image_is_that_which_was_encoded(tmp_path: Path) -> None:

@@ -120,8 +120,9 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
             add("SHA-256" if name == "weights" else name, value)
     made = manifest.input
     pooled = f", the mean of each {made.pool} x {made.pool} of them" if made.pool > 1 else ""
-    size = f"{made.size[1]} x {made.size[0]}, patch {made.patch}{pooled}, grid {made.grid[0]} x {made.grid[1]}"
-    cover = f" of {made.cover[1]} x {made.cover[0]}" if made.cover else ""
+    h, w = made.size
+    size = f"{h}x{w} (height x width), patch {made.patch}{pooled}, grid {made.grid[0]} x {made.grid[1]}"
+    cover = f" of {made.cover[0]}x{made.cover[1]}" if made.cover else ""
     add("input", f"{size}, {made.resize}{cover}, {made.interpolation}, decoder {made.decoder}")
     if reduction := manifest.reduction:
         add("reduced", f"{reduction}, {reduction.explained:.2%} of the variance: {', '.join(reduction.outputs)}")

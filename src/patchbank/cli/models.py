@@ -11,6 +11,7 @@ from patchbank import encoders
 from patchbank.cli import options
 from patchbank.cli.console import say, say_prose, show_json, stdout
 from patchbank.cli.progress import busy
+from patchbank.config import ExtractConfig
 from patchbank.errors import ConfigError
 
 _HEAD = f"{'input':>9}  {'grid':>7}  {'dim':>5}  {'prefix':>6}  text"
@@ -36,7 +37,7 @@ def models(
     patchbank models 'timm/*dinov3*'
     """
     with busy("looking up names"):
-        names = encoders.names() if pattern is None else encoders.matching(pattern)
+        names, missing = (encoders.names(), []) if pattern is None else encoders.matching(pattern)
         families = [_family(name) for name in encoders.FAMILIES] if pattern is None else []
     found: list[dict[str, Any]] = []
     width = max(map(len, names))
@@ -53,10 +54,15 @@ def models(
             stdout.file.flush()  # the next one may take a while
         found.append(made._asdict())
     if not found:
+        if len(names) == 1:
+            encoders.random(ExtractConfig(model=names[0]))  # raises the reason
         raise ConfigError(f"{pattern}: there is no such vision transformer. `patchbank models` lists the families.")
     if json:
-        show_json({"models": found, **({"families": families} if families else {})})
+        more = {"families": families, "not_searched": missing}
+        show_json({"models": found, **{name: value for name, value in more.items() if value}})
         return
+    for family in missing:
+        say_prose(f"\n{encoders.not_searched(family)}")
     for each in families:
         state = each["error"] if "error" in each else f"{each['names']:,} known by name. {each['list']}"
         say_prose(f"\n{each['family']}/: {state}")

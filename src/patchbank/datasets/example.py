@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchbank.datasets import ANNOTATIONS, IMAGES
 from patchbank.datasets.classes import ACTIONS, COCO_91_TO_80, OBJECTS
-from patchbank.errors import PatchbankError
+from patchbank.errors import PatchbankError, install
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,9 +84,7 @@ def _load_photographs() -> dict[str, Image]:
     try:
         from skimage import data
     except ImportError as error:
-        raise PatchbankError(
-            'The demo uses scikit-image\'s photographs: pip install "patchbank[demo]" (in a checkout: ".[demo]").'
-        ) from error
+        raise PatchbankError(f"The demo uses scikit-image's photographs: {install('demo')}") from error
     from PIL import Image
 
     from patchbank.images import open_image

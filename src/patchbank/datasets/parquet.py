@@ -13,7 +13,7 @@ from typing import Any
 
 from patchbank.datasets.several import LARGEST, Content, reason_of
 from patchbank.datasets.tables import Opened, Table, forget, open_table
-from patchbank.errors import ConfigError, DatasetError, first_line
+from patchbank.errors import ConfigError, DatasetError, first_line, install
 
 ROW = ":row"  # in the place of a key column: a row's number is its key
 _BYTES, _PATH = ".bytes", ".path"  # the fields of an image as Hugging Face writes it
@@ -27,7 +27,7 @@ def reader(image_column: str | None, key_column: str | None) -> Callable[[Path],
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise ConfigError('Parquet files are read by pyarrow: pip install "patchbank[parquet]"') from None
+        raise ConfigError(f"Parquet files are read by pyarrow: {install('parquet')}") from None
     return lambda place: read_table(place, image_column, key_column)
 
 

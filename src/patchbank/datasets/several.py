@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from patchbank.config import WHOLE, Partition
 from patchbank.datasets.samples import NOT_PLAIN, Dataset, Sample
 from patchbank.datasets.sources import Source
-from patchbank.errors import ConfigError, DatasetError
+from patchbank.errors import ConfigError, DatasetError, install
 from patchbank.files import is_plain
 from patchbank.locations import is_remote, locate, remotely
 
@@ -72,9 +72,8 @@ def _braces(pattern: str) -> list[str]:
         try:
             from webdataset.shardlists import expand_urls
         except ImportError:
-            install = 'pip install "patchbank[tar]"'
             raise ConfigError(
-                f"{pattern} is expanded by webdataset: {install}, or name the files themselves."
+                f"{pattern} is expanded by webdataset: name the files themselves, or {install('tar')}"
             ) from None
         try:
             expanded = expand_urls(pattern)

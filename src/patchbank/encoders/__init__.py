@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from patchbank.config import ExtractConfig
 from patchbank.encoders.base import Description, EncoderSpec
-from patchbank.encoders.openai.registry import MODELS, get_model
-from patchbank.errors import ConfigError
+from patchbank.encoders.hub import OR_GIVE
+from patchbank.encoders.openai.registry import MODELS, Model, get_model
+from patchbank.errors import ConfigError, WeightsError, install
 from patchbank.features import Identity
 
 if TYPE_CHECKING:
@@ -74,12 +75,16 @@ def encode_texts(spec: EncoderSpec, texts: Sequence[str]) -> Tensor:
         ConfigError: the model has no text tower, a text is empty or too long, or a package is missing.
         WeightsError: the weights cannot be read, or hold no text tower.
     """
-    encode = getattr(_family(spec.name), "encode_texts", None)
-    if encode is None:
-        hint = " timm has image towers alone; open_clip/ARCH:TAG has both." * spec.name.startswith("timm/")
-        raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {spec.name} has none.{hint}")
-    features: Tensor = encode(spec, texts)
+    require_texts(spec.name)
+    features: Tensor = _family(spec.name).encode_texts(spec, texts)
     return features
+
+
+def require_texts(model: str) -> None:
+    """Raise ConfigError if no model of its family has a text tower; nothing is looked up."""
+    if not hasattr(_family(model), "encode_texts"):
+        hint = " timm has image towers alone; open_clip/ARCH:TAG has both." * model.startswith("timm/")
+        raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {model} has none.{hint}")
 
 
 def names() -> list[str]:
@@ -92,30 +97,44 @@ def known(family: str) -> list[str]:
     return [*import_module(FAMILIES[family]).names()]
 
 
-def matching(pattern: str) -> list[str]:
-    """The names that a shell pattern matches, in any case: of its family, or of all that are installed.
+def matching(pattern: str) -> tuple[list[str], list[str]]:
+    """The names that a shell pattern matches, in any case, and the families that were not searched.
 
-    A name that a family does not list matches itself, since it may know more. Raises ConfigError, with a similar
-    pattern, if there is none.
+    These are of the pattern's family, or of all; some may not be installed. A name that a family does not list matches
+    itself, since it may know more. Raises ConfigError, with a similar pattern, if there is none.
     """
     prefix = pattern.partition("/")[0]
-    every = [] if prefix in FAMILIES else names()
-    for family in [prefix] if prefix in FAMILIES else FAMILIES:
+    begin = f"{prefix}/" * (prefix in FAMILIES)
+    every, missing = [] if begin else names(), []
+    for family in [prefix] if begin else FAMILIES:
         try:
             every += known(family)
         except ConfigError:
-            if family == prefix:
+            if begin:
                 raise
-    if found := [name for name in every if fnmatchcase(name.casefold(), pattern.casefold())]:
-        return found
+            missing.append(family)
+
+    def matched(pattern: str) -> list[str]:
+        return [name for name in every if fnmatchcase(name.casefold(), pattern.casefold())]
+
     if not re.search(r"[*?[]", pattern):
-        return [model_name(pattern)]
+        return matched(pattern) or [model_name(pattern)], []
+    if found := matched(pattern):
+        return found, missing
+    asked = max(re.split(r"[*?/]", pattern.removeprefix(begin)), key=len)
     words = {word for name in every for word in re.split(r"\W|_", name.casefold())}
-    asked = max(re.split(r"[*?/]", pattern.removeprefix(f"{prefix}/")), key=len)
     near = difflib.get_close_matches(asked.casefold(), words, 1)
-    guess = f"Did you mean {pattern.replace(asked, near[0])!r}? " if near else ""
-    every_one = f"{prefix}/*" if prefix in FAMILIES else "*"
-    raise ConfigError(f"No model matches {pattern!r}. {guess}`patchbank models '{every_one}'` lists all.")
+    similar = [f"{begin}*{asked}*"] + [
+        each for word in near for each in (pattern.replace(asked, word), f"{begin}*{word}*")
+    ]
+    guess = next((f"Did you mean {each!r}? " for each in similar if asked and matched(each)), "")
+    others = "".join(f" {not_searched(family)}" for family in missing)
+    raise ConfigError(f"No model matches {pattern!r}. {guess}`patchbank models '{begin}*'` lists all.{others}")
+
+
+def not_searched(family: str) -> str:
+    """What is said of a family whose package is missing."""
+    return f"Not searched: {family}/: {install(family.replace('_', '-'))}"
 
 
 def describe(name: str) -> Description | None:
@@ -123,7 +142,10 @@ def describe(name: str) -> Description | None:
 
     Raises ConfigError if it is unknown, and WeightsError if its repository cannot be reached.
     """
-    made: Description | None = _family(name).describe(name)
+    try:
+        made: Description | None = _family(name).describe(name)
+    except WeightsError as error:  # of the hub, which proposes what `patchbank models` does not take
+        raise WeightsError(error.args[0].replace(OR_GIVE, ".")) from error
     return made
 
 
@@ -132,7 +154,7 @@ def model_name(name: str) -> str:
 
     Raises ConfigError if the name has no family. Whether a family has the model, only `find` checks.
     """
-    return name if name.partition("/")[0] in FAMILIES else get_model(name).name
+    return name if name.partition("/")[0] in FAMILIES else _openai(name).name
 
 
 def bank_prefix(name: str) -> str:
@@ -141,7 +163,7 @@ def bank_prefix(name: str) -> str:
     Raises ConfigError as `model_name` does.
     """
     if name.partition("/")[0] not in FAMILIES:
-        return get_model(name).bank_prefix
+        return _openai(name).bank_prefix
     return re.sub(r"[^\w.-]+", "-", name)
 
 
@@ -172,4 +194,21 @@ def known_weights(identity: Identity) -> str | None:
 
 
 def _family(name: str) -> Any:
-    return import_module(FAMILIES.get(name.partition("/")[0], "patchbank.encoders.openai"))
+    if (prefix := name.partition("/")[0]) in FAMILIES:
+        return import_module(FAMILIES[prefix])
+    _openai(name)
+    return import_module("patchbank.encoders.openai")
+
+
+def _openai(name: str) -> Model:
+    """The model of a name without a family. Raises ConfigError, which says where others are."""
+    try:
+        return get_model(name)
+    except ConfigError as error:
+        text, pattern = error.args[0], f"*{name.replace('/', '*')}*"
+        if "Did you mean" not in text and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            text += f" Did you mean transformers/{name}, of the Hugging Face hub?"
+        families = ", ".join(f"{family}/" for family in FAMILIES)
+        raise ConfigError(
+            f"{text} `patchbank models '{pattern}'` lists those of other families: {families}."
+        ) from error

@@ -34,6 +34,7 @@ from patchbank.unpickling import (
 )
 
 _CHUNK = 1 << 20
+_PROTO = b"\x80"  # how pickles begin; those of protocols 0 and 1, with a letter or a bracket
 _LOCAL_HEADER = 30  # bytes before an entry's content, at least
 _MOST_VISITS, _DEEPEST = 100_000, 64  # of modules and their attributes
 _NESTED = ("state_dict", "model", "model_state_dict")  # where training code keeps the state dict
@@ -58,7 +59,12 @@ class Archive:
             self._file = Bounded(path)
         try:
             with self._reported():
-                zipped = self._file.read(4) == b"PK\x03\x04"
+                head = self._file.read(4)
+                zipped = head == b"PK\x03\x04"
+                if head[:1] > _PROTO:
+                    raise WeightsError(
+                        f"{path} is no checkpoint. Expected a state dict or a TorchScript archive (.pt, .safetensors)."
+                    )
                 self._file.seek(0)
                 self._views, self._read = self._open_zip() if zipped else self._open_legacy()
         except BaseException:

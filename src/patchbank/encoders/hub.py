@@ -20,6 +20,7 @@ from patchbank.encoders.base import Progress
 from patchbank.encoders.weights import sha256_of_weights
 from patchbank.errors import WeightsError, first_line
 
+OR_GIVE = ", or give --weights."  # how messages end that are of weights and not of names
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -190,8 +191,8 @@ def _reason(repo: str, error: BaseException, constants: Any, errors: Any) -> str
     host = constants.ENDPOINT
     if isinstance(error, errors.GatedRepoError):
         return (
-            f"{repo} is gated: accept its licence at {host}/{repo}, and set HF_TOKEN to a token of that account, or "
-            "give --weights."
+            f"{repo} is gated: accept its licence at {host}/{repo}, and set HF_TOKEN to a token of that account"
+            + OR_GIVE
         )
     refused = isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403)
     if refused or isinstance(error, errors.RepositoryNotFoundError):
@@ -203,6 +204,6 @@ def _reason(repo: str, error: BaseException, constants: Any, errors: Any) -> str
     if isinstance(error, errors.OfflineModeIsEnabled):
         return (
             f"{repo} is not in the cache {constants.HF_HUB_CACHE}, and the hub is offline (HF_HUB_OFFLINE is set): "
-            "unset it, or give --weights."
+            "unset it" + OR_GIVE
         )
-    return f"{repo} could not be fetched from {host} ({first_line(error)}): check the network, or give --weights."
+    return f"{repo} could not be fetched from {host} ({first_line(error)}): check the network" + OR_GIVE

@@ -21,8 +21,8 @@ from patchbank.encoders.base import Description, Encoder, Product, Progress
 from patchbank.encoders.clip import Shape
 from patchbank.encoders.clip_files import CONFIG, VISUAL, Stated, load_state, marked_by_openai, shapes_in, stated_beside
 from patchbank.encoders.outputs import Architecture, chosen, sized
-from patchbank.encoders.weights import as_float32, sha256_of_weights
-from patchbank.errors import ConfigError, WeightsError
+from patchbank.encoders.weights import as_float32, guess, opened, sha256_of_weights
+from patchbank.errors import ConfigError, WeightsError, install
 from patchbank.features import Identity, Input, Output
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("open_clip_torch", "timm")
 PREFIX = "open_clip/"
-_MISSING = '--model open_clip/... needs open_clip: pip install "patchbank[open-clip]"'
+_MISSING = f"--model open_clip/... needs open_clip: {install('open-clip')}"
 _RANDOM = "random numbers"
 _RESIZE = {"shortest": "center-crop", "squash": "squash"}
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -235,7 +235,7 @@ class OpenClipSpec:
         if self.shape and len(positions) == 2 and isqrt(positions[0] - 1) ** 2 == positions[0] - 1:
             expected["positional_embedding"] = (positions[0], self.shape.width)
         if not found:
-            wrong = "no parameter's name begins with visual."
+            wrong = f"no parameter's name begins with {VISUAL!r}"
         elif name := next((name for name, shape in expected.items() if found.get(name) != shape), None):
             has = f"has the shape {found[name]}" if name in found else "is missing"
             wrong = f"{VISUAL}{name} {has}, expected {expected[name]}"
@@ -243,7 +243,8 @@ class OpenClipSpec:
             wrong = f"it has {len(extra)} more parameters, such as {VISUAL}{extra[0]}"
         else:
             return
-        raise WeightsError(f"{path} is not a {self.name}: {wrong}. Give the --model that the file was made for.")
+        with opened(path) as (shapes, _):
+            raise WeightsError(f"{path} does not hold the weights of {self.name}: {wrong}. {guess(shapes)}")
 
 
 def _library() -> AbstractContextManager[Any]:
@@ -374,7 +375,7 @@ def _of_timm(config: ExtractConfig, settings: dict[str, Any], own: Input, identi
         input=seen,
         outputs=chosen(config, config.model, made, seen),
         identity=identity,
-        products=timm._products(trunk, made, seen),
+        products=timm.products_of(trunk, made, seen),
         expected=expected,
     )
 
@@ -382,7 +383,7 @@ def _of_timm(config: ExtractConfig, settings: dict[str, Any], own: Input, identi
 def _timm_encoder(spec: OpenClipSpec, state: dict[str, Tensor], device: torch.device, batch_size: int) -> Encoder:
     from patchbank.encoders import timm
 
-    with _library() as library, timm._WithoutInitialNumbers():  # type: ignore[no-untyped-call]
+    with _library() as library, timm.WithoutInitialNumbers():  # type: ignore[no-untyped-call]
         visual = _visual(library, spec.settings)
     visual.load_state_dict(state, assign=True)
     timm.resize(visual.trunk, spec.input.size)

@@ -79,7 +79,7 @@ def _output(name: str, model: str, made: Architecture, tokens: int) -> Output:
             raise ConfigError(f"--output {name}: {model} has {made.blocks} blocks, counted from 1.")
         return Output(shape=(tokens, made.width), block=number, norm="" if raw else made.norm)
     if name not in made.names():
-        known = f"{', '.join(made.names())}, block:1 to block:{made.blocks}, and block:1:raw"
+        known = f"{', '.join(made.names())}, block:1 to block:{made.blocks}, and block:1:raw to block:{made.blocks}:raw"
         raise ConfigError(f"--output {name}: {model} has no such output. It has {known}.")
     if name == POOLED:
         return replace(last, shape=(made.pooled,), norm="", projection=made.pooling)

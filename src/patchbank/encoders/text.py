@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from patchbank.encoders.clip_files import VISUAL, load_state
-from patchbank.errors import ConfigError, WeightsError, first_line
+from patchbank.errors import ConfigError, WeightsError, first_line, install
 
-_TEXTS = 'Encoding texts needs open_clip: pip install "patchbank[text]"'
+_TEXTS = f"Encoding texts needs open_clip: {install('text')}"
 # The image tower is not run: a small one takes its place.
 _SMALL = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
 

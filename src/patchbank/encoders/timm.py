@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import io
 import logging
-import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,8 +27,8 @@ from patchbank.encoders.base import Description, EncoderSpec, Product, Progress
 from patchbank.encoders.library import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, chosen, sized
 from patchbank.encoders.packed import Mlps
-from patchbank.encoders.weights import as_float32, opened, read_state, sha256_of_weights
-from patchbank.errors import ConfigError, WeightsError, first_line
+from patchbank.encoders.weights import as_float32, guess, opened, read_state, sha256_of_weights
+from patchbank.errors import ConfigError, WeightsError, first_line, install
 from patchbank.features import Identity, Input, Interpolation, Output
 
 PACKAGES = ("timm",)
@@ -304,7 +303,7 @@ def _described(config: ExtractConfig) -> TimmSpec:
         input=seen,
         outputs=chosen(config, config.model, own, seen),
         identity={"family": "timm", "model": PREFIX + name, "weights": _RANDOM, "precision": config.precision},
-        products=_products(model, own, seen),
+        products=products_of(model, own, seen),
     )
 
 
@@ -322,7 +321,8 @@ def _pretrained(timm: Any, name: str) -> Any:
     return timm.models.get_pretrained_cfg(name)
 
 
-def _products(model: Any, made: Architecture, seen: Input) -> list[Product]:
+def products_of(model: Any, made: Architecture, seen: Input) -> list[Product]:
+    """The matrix products of one image."""
     patches = (seen.size[0] // seen.patch) * (seen.size[1] // seen.patch)
     tokens, heads = made.prefix + patches, model.blocks[0].attn.num_heads
     layers = Counter((x.in_features, x.out_features) for x in model.blocks.modules() if isinstance(x, nn.Linear))
@@ -350,7 +350,7 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
         # timm calls this within `create_model`, and logs what is missing instead of raising it.
         kind.load_state_dict = load_state_dict
         try:
-            with _WithoutInitialNumbers():  # type: ignore[no-untyped-call]
+            with WithoutInitialNumbers():  # type: ignore[no-untyped-call]
                 model = timm.create_model(
                     found.model,
                     pretrained=True,
@@ -359,7 +359,8 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
                 )
         except Exception as error:  # of a filter that finds other names than it knows
             wrong = str(error) if isinstance(error, _WrongError) else f"timm cannot convert it ({first_line(error)})"
-            raise WeightsError(f"{path} is not a {found.model}: {wrong}. {_guess(state)}") from error
+            kind_of_file = guess({name: tuple(x.shape) for name, x in state.items()})
+            raise WeightsError(f"{path} does not hold the weights of {found.name}: {wrong}. {kind_of_file}") from error
         finally:
             del kind.load_state_dict
     model.pretrained_cfg.pop("state_dict")  # copies
@@ -386,23 +387,7 @@ def _wrong(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor],
     return f"it has {len(more)} more parameters, such as {more[0]}" if more else ""
 
 
-def _guess(state: Mapping[str, Tensor]) -> str:
-    """What a file probably is, by its names, and what to do."""
-    if any("embeddings.patch_embedding" in name for name in state):
-        return "By its names it is a model of transformers: give --model transformers/ORG/NAME."
-    if any(name.startswith(("visual.", "module.visual.")) for name in state):
-        return "By its names it is a CLIP: give --model open_clip/ARCH, or a CLIP model of OpenAI's."
-    patch = next((x for name, x in state.items() if name.endswith("patch_embed.proj.weight") and x.ndim == 4), None)
-    if patch is None:
-        return f"Its first parameters are {', '.join(list(state)[:3]) or 'none'}: give the --model it was made for."
-    blocks = {match[1] for name in state if (match := re.search(r"blocks\.(\d+)\.", name))}
-    return (
-        f"By its shapes it is a vision transformer with patches of {patch.shape[-1]}, tokens of {patch.shape[0]} and "
-        f"{len(blocks)} blocks. Give the --model that it was made for."
-    )
-
-
-class _WithoutInitialNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class WithoutInitialNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Leaves out whatever would be written to parameters: they are replaced."""
 
     def __torch_dispatch__(
@@ -426,7 +411,7 @@ def _quiet() -> Iterator[Any]:
             import timm.data
             import timm.models
         except ImportError as error:
-            raise ConfigError('--model timm/... needs timm: pip install "patchbank[timm]"') from error
+            raise ConfigError(f"--model timm/... needs timm: {install('timm')}") from error
         try:
             yield timm
         finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchbank.encoders.weights import sha256_of_weights
-from patchbank.errors import ConfigError, WeightsError
+from patchbank.errors import ConfigError, WeightsError, install
 from patchbank.files import fsync_directory, make_directory, scratch_directory, sha256_of_chunks, write_and_sync
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _converted(content: bytes) -> bytes:
     try:
         import onnx
     except ImportError as error:
-        raise ConfigError('The trained weights need onnx to be read: pip install "patchbank[demo]".') from error
+        raise ConfigError(f"The trained weights need onnx to be read: {install('demo')}") from error
     return save(_timm(_arrays(onnx.load_from_string(content).graph)))
 
 

@@ -30,7 +30,7 @@ from patchbank.encoders.hub import HubFile
 from patchbank.encoders.library import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, block_of, chosen, sized
 from patchbank.encoders.weights import as_float32, read_state, sha256_of_weights
-from patchbank.errors import ConfigError, WeightsError, first_line
+from patchbank.errors import ConfigError, WeightsError, first_line, install
 from patchbank.features import POOLED, Identity, Input, Interpolation, Output, Rgb
 from patchbank.files import bytes_text, is_plain, parse_json, read_regular, sha256_of_chunks
 
@@ -261,7 +261,7 @@ class _Place:
         repo: ``ORG/NAME``.
         revision: its commit, of which all files are; None for a directory.
         directory: with all files, instead of the repository.
-        file: with the weights, instead of the repository's.
+        file: with the weights, instead of those there.
     """
 
     repo: str
@@ -285,12 +285,23 @@ class _Place:
         ):
             if given:
                 raise ConfigError(f"{name} is for OpenAI's models, and {config.model} is none: leave it out.")
-        if config.weights is not None and config.weights.is_dir():
-            return cls(repo, directory=config.weights.absolute())
-        found = hub.locate(repo, ["config.json"])
-        _path(found)
-        revision = found.revision
-        return cls(repo, revision, file=config.weights and config.weights.absolute())
+        given = config.weights and config.weights.absolute()
+        if given is not None and given.is_dir():
+            return cls(repo, directory=given)
+        if given is not None and given.with_name("config.json").is_file():
+            return cls(repo, directory=given.parent, file=given)
+        try:
+            found = hub.locate(repo, ["config.json"])
+            _path(found)
+            return cls(repo, found.revision, file=given)
+        except WeightsError as error:
+            if given is None:
+                raise
+            sha256_of_weights(given)  # it must be there
+            raise WeightsError(
+                f"{given} has no config.json beside it: give --weights the directory that save_pretrained made. Nor is "
+                f"it on the hub: {error.args[0]}"
+            ) from error
 
     def find(self, *names: str) -> HubFile | Path:
         """The first of some files that is there. Raises WeightsError if none is."""
@@ -410,9 +421,7 @@ def _library() -> Any:
         try:
             import transformers
         except ImportError:
-            raise ConfigError(
-                f'--model {PREFIX}... needs transformers: pip install "patchbank[transformers]"'
-            ) from None
+            raise ConfigError(f"--model {PREFIX}... needs transformers: {install('transformers')}") from None
     return transformers
 
 

@@ -5,7 +5,8 @@ Only what reads tensors imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,8 @@ _DTYPES = frozenset({"float32", "bfloat16", "float16", "float64"})
 
 def sha256_of_weights(path: Path) -> str:
     """The SHA-256 of a file's content. Raises WeightsError if there is no such file, or it cannot be read."""
+    if path.is_dir():
+        raise WeightsError(f"{path} is a directory. Give --weights a file; only transformers' models take a directory.")
     if not path.is_file():
         raise WeightsError(f"There is no checkpoint {path}. Give --weights an existing file.")
     try:
@@ -90,3 +93,19 @@ def as_float32(path: Path, name: str, value: Tensor) -> Tensor:
             f"{path} is damaged: {name} holds NaN or Inf, or a number too large for float32. Use another checkpoint."
         )
     return value.float()
+
+
+def guess(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What a file probably is, by its names, and what to do."""
+    if any("embeddings.patch_embedding" in name for name in shapes):
+        return "By its names it is a model of transformers: give --model transformers/ORG/NAME."
+    if any(name.startswith(("visual.", "module.visual.")) for name in shapes):
+        return "By its names it is a CLIP: give its --model open_clip/ARCH, or a CLIP model of OpenAI's."
+    patch = next((x for name, x in shapes.items() if name.endswith("patch_embed.proj.weight") and len(x) == 4), None)
+    if patch is None:
+        return f"Its first parameters are {', '.join(list(shapes)[:3]) or 'none'}: give the --model it was made for."
+    blocks = {match[1] for name in shapes if (match := re.search(r"blocks\.(\d+)\.", name))}
+    return (
+        f"By its shapes it is a vision transformer with patches of {patch[-1]}, tokens of {patch[0]} and "
+        f"{len(blocks)} blocks. Give the --model that it was made for."
+    )

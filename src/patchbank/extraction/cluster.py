@@ -8,9 +8,8 @@ import socket
 from typing import Any
 
 from patchbank.config import ExtractConfig
-from patchbank.errors import ConfigError
+from patchbank.errors import ConfigError, install
 
-INSTALL = 'pip install "patchbank[ray]"'
 _ANSWER = 10.0  # seconds in which a cluster must answer
 
 
@@ -26,7 +25,7 @@ def connect(address: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise ConfigError(f"--engine ray needs Ray: {INSTALL}") from None
+        raise ConfigError(f"--engine ray needs Ray: {install('ray')}") from None
     if ray.is_initialized():
         return ray
     _require_answer(address)

@@ -21,6 +21,7 @@ from patchbank.encoders import trained
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.device import resolve_device
 from patchbank.encoders.runner import Runner
+from patchbank.encoders.weights import sha256_of_weights
 from patchbank.errors import ConfigError, WeightsError
 from patchbank.features import UNKNOWN, Input
 from patchbank.preprocess import load
@@ -84,15 +85,30 @@ def spec_of(bank: Manifest, config: ExtractConfig, root: Path | None) -> Encoder
         WeightsError: its weights are missing, or differ from the bank's.
         ConfigError: the model is unknown.
     """
+    made, given = config_of(bank, config), config.weights
+    if given is not None and given.is_file():  # before anything that weights of another architecture lack
+        _compare(bank, given, sha256_of_weights(given))
+    try:
+        spec = encoders.find(made, root)
+    except ConfigError:
+        if given is None:
+            raise
+        spec = encoders.find(replace(made, output=(), input_size=None, pool_grid=1), root)
+        _compare(bank, given, spec.identity["weights"])
+        raise
+    _compare(bank, given, spec.identity["weights"])
+    return spec
+
+
+def _compare(bank: Manifest, given: Path | None, found: str) -> None:
     known = bank.identity.get("weights", UNKNOWN)
-    spec = encoders.find(config_of(bank, config), root)
-    if known in (UNKNOWN, spec.identity["weights"]):
-        return spec
-    if config.weights is None:
+    if known in (UNKNOWN, found):
+        return
+    if given is None:
         raise WeightsError(f"The bank was made with other weights (SHA-256 {known}): give the file with --weights.")
     raise WeightsError(
-        f"The bank was made with other weights than {config.weights}: their SHA-256 is {known}, this file's "
-        f"{spec.identity['weights']}. Give the right file with --weights."
+        f"The bank was made with other weights than {given}: their SHA-256 is {known}, {given.name}'s {found}. "
+        "Give the right ones with --weights."
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchbank.errors import ConfigError
+from patchbank.errors import ConfigError, install
 from patchbank.show.maps import Floats, principal_colours
 from patchbank.transform import ImageTransform
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import PathPatch
     from PIL.Image import Image
-
-INSTALL = 'pip install "patchbank[show]" (in a checkout: ".[show]")'
 
 XYXY = tuple[float, float, float, float]
 # The colours of Okabe and Ito (2008): colour-blind readers can distinguish them. The dashes differ in print.
@@ -112,7 +110,7 @@ def draw(picture: Picture) -> Figure:
         import matplotlib
         from matplotlib.font_manager import fontManager
     except ImportError:
-        raise ConfigError(f"Figures need matplotlib: {INSTALL}") from None
+        raise ConfigError(f"Figures need matplotlib: {install('show')}") from None
     installed = {font.name for font in fontManager.ttflist}
     fonts = [_FONTS[0], *(name for name in _FONTS[1:] if name in installed)]
     with matplotlib.rc_context(_TEXT | {"font.family": fonts}):

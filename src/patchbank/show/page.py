@@ -218,6 +218,7 @@ def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("Dataset", made.title),
         ("Images with features", f"{len(bank):,}"),
         *((f"Output {name}", output_text(output)) for name, output in made.outputs.items()),
+        ("Input", "{}x{} (height x width)".format(*made.input.size)),
         ("Grid", f"{rows} x {columns}{pooled}"),
         *([("Reduced", f"{made.reduction}, {made.reduction.explained:.2%} of the variance")] if made.reduction else []),
         ("Failed images", f"{len(bank.failures):,}"),

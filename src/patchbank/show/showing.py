@@ -278,6 +278,7 @@ def to_texts(
     Raises as `encoders.encode_texts` does; ConfigError if the output is not in their space, WeightsError on other
     weights than the bank's.
     """
+    encoders.require_texts(bank.manifest.model)
     spec = spec_of(bank.manifest, config, data.root if data else None)
     features = encoders.encode_texts(spec, texts)
     reduction = bank.manifest.reduction
