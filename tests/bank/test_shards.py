@@ -170,8 +170,8 @@ def test_golden_bytes() -> None:
     failures = (Entry("c.jpg", failure='a "reason"'),)
     part = Part(Path(), replace(small("float32", 2), part_size=4), 3, entries, failures, 0, 0)
     header, name = name_part(payload_of(Path(), "shards"), part)
-    assert hashlib.sha256(header).hexdigest() == "7841ab1e8e609adfbc2de2010f8a3721352bc23833325f8c50c797812057c9a2"
-    assert name == "shard-00003-e86617614a68699a.safetensors"
+    assert hashlib.sha256(header).hexdigest() == "45ee8c2e0c158bd8d41d8d3bd742ad601e6a31e9f022346568925a652efc4e3b"
+    assert name == "shard-00003-ea6faf23ebe32279.safetensors"
     assert len(header) % 8 == 0
     text = json.loads(header[8:])
     assert list(text) == ["__metadata__", "cls", "patch_tokens"]
@@ -189,10 +189,10 @@ def test_golden_bytes() -> None:
 @pytest.mark.parametrize(
     ("dtype", "name", "sha256"),
     [
-        ("float32", "553f0c7bf853514d", "512798b18c030a434b2c07161ae9861d984d62a268f6fe23a4174f5518675a0d"),
-        ("float16", "4d1ba3f783620eff", "a36d1f5e07584c452d15892fc9c40d263ea8f9a011bcd82073c17d3aad330151"),
-        ("bfloat16", "de5b32505924e925", "ec6bd30d7dd46dc45ed8bc48b3bf2d456e05ce4625bdfcc836259af43db83af5"),
-        ("int8", "1df85b60ba9de312", "b6835c247c81505b2b7ecfcea012c14c5b8356977b1ad1bc90a30fa5f980accf"),
+        ("float32", "1039b77beb9d6b69", "7b92edc2e433161cc544bb313efaadd41a75697022d5ad57aca6217b84bfadeb"),
+        ("float16", "30e3226f5a63951e", "d6c64c2fb6fe783121c101fd0451d8e3c36846c511c0a8ac97be4b292e2edfad"),
+        ("bfloat16", "174992211509e463", "470e63adffbd263c13bec4f49c1f12908e06f37741f99dfad2829a078cd061f0"),
+        ("int8", "07809c7aea7dcd04", "af5c760279f55ec579d7d5bd367883fcaad15882966ed40d9daeae6c6b1f891c"),
     ],
 )
 def test_golden_files(tmp_path: Path, dtype: str, name: str, sha256: str) -> None:

@@ -144,7 +144,7 @@ def test_a_folder_and_its_json(tmp_path: Path, tiny_weights: Path) -> None:
     for word in (
         "tiny",
         "layout shards",
-        "3 x (32,)",
+        "(32,)",
         "3 x (16, 32) float32",
         "grid 4 x 4",
         "center-crop",
@@ -236,7 +236,7 @@ def test_the_exit_codes_of_a_process(tmp_path: Path, tiny_config: ExtractConfig)
     (tmp_path / "images/broken.jpg").write_bytes(b"")
     extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
     done = patchbank_process("info", tmp_path / "bank", tiny=False, check=0)
-    assert "2 x (16, 32) float32" in done.stdout and done.stderr == ""
+    assert "(16, 32) float32" in done.stdout and done.stderr == ""
     done = patchbank_process("verify", tmp_path / "bank", tiny=False, check=1)
     assert "broken.jpg" in done.stdout and "2/2 images" in done.stderr
     done = patchbank_process("info", tmp_path / "nowhere", tiny=False, check=2)

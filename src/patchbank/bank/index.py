@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,7 @@ from patchbank import __version__
 from patchbank.bank.manifest import Manifest
 from patchbank.budget import without_collection
 from patchbank.errors import BankError
+from patchbank.features import Input
 from patchbank.files import is_plain, parse_json
 
 FORMAT, FORMAT_VERSION = "patchbank", 2
@@ -28,6 +29,7 @@ FORMAT, FORMAT_VERSION = "patchbank", 2
 _Natural = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 _Positive = Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)]
 _Size = tuple[_Positive, _Positive]
+_LATER = ("cover", "crop", "rgb", "pool")  # fields of `Input` that the format's first banks lack
 _Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -179,7 +181,7 @@ def write_document(manifest: Manifest, number: int, features: Sequence[Entry], f
     document = _Document(
         format=FORMAT,
         version=FORMAT_VERSION,
-        manifest=manifest,
+        manifest=_lean(manifest),  # type: ignore[arg-type]
         number=number,
         samples=samples,
         failures=[_Failure(key=each.key, failure=each.failure or "", revision=each.revision) for each in failures],
@@ -188,6 +190,17 @@ def write_document(manifest: Manifest, number: int, features: Sequence[Entry], f
         if (text := msgspec.json.encode(document)).isascii():
             return text.decode()
     return json.dumps(msgspec.to_builtins(document), separators=(",", ":"))
+
+
+def _lean(manifest: Manifest) -> dict[str, Any]:
+    """A manifest without the fields that came later, where they say nothing: its bytes stay what they were."""
+    made: dict[str, Any] = msgspec.to_builtins(manifest)
+    for each in fields(Input):
+        if each.name in _LATER and made["input"][each.name] == each.default:
+            del made["input"][each.name]
+    if made["reduction"] is None:
+        del made["reduction"]
+    return made
 
 
 def read_document(text: bytes | str, path: Path) -> tuple[Manifest, int, tuple[Entry, ...], tuple[Entry, ...]]:
