@@ -130,6 +130,20 @@ def test_the_default_is_cls_and_patch_tokens() -> None:
     assert list(random(ExtractConfig(model="timm/vit_base_patch16_siglip_224")).outputs) == ["patch_tokens"]
 
 
+def test_a_classifier_is_not_needed(tmp_path: Path) -> None:
+    """Backbones are saved without one, or with one of other classes."""
+    model = seeded("vit_tiny_patch16_224")
+    state = model.state_dict()
+    pixels = pictures((224, 224))
+    for name, head in {"none": {}, "ten": {"head.weight": torch.ones(10, 192), "head.bias": torch.ones(10)}}.items():
+        path = tmp_path / f"{name}.safetensors"
+        save_file({key: value for key, value in state.items() if not key.startswith("head")} | head, path)
+        encoder = find(ExtractConfig(model="timm/vit_tiny_patch16_224", weights=path)).load(CPU, 1)
+        with torch.no_grad():
+            wanted = model.forward_features(normalised(pixels, encoder))[:, 1:]
+            assert relative_error(encoder(pixels)["patch_tokens"], wanted) <= 2e-6
+
+
 def test_a_fine_tuned_classifier_projects_nothing() -> None:
     """Its head has the place of CLIP's projection."""
     for name, dim in (("laion2b", 512), ("laion2b_ft_in1k", 768), ("openai_ft_in12k", 768)):

@@ -280,6 +280,32 @@ def test_each_type_is_read_by_the_same_rules(kind: str, directory: Path) -> None
     assert torch.equal(runner(f"a/{kind}", directory, "block:1").encode([image])["block:1"], outputs["block:1"])
 
 
+@pytest.mark.parametrize("kind", ["beit", "data2vec-vision"])
+def test_relative_positions_and_quick_gelus_are_the_librarys(kind: str, directory: Path) -> None:
+    """The library keeps tables of relative positions, from whatever device they were first asked for."""
+    config = small(transformers.CONFIG_MAPPING[kind](use_relative_position_bias=True, hidden_act="quick_gelu"))
+    config.image_size = 5 * config.patch_size  # a grid that no other test has
+    model = saved(directory, transformers.MODEL_MAPPING[type(config)], config, SIGLIP)
+    run = runner(f"a/{kind}", directory, "patch_tokens", "cls", input_size=(config.image_size,) * 2)
+    image = photograph("coffee")
+    found = run.encode([image])
+    with torch.no_grad():
+        tokens = model(pixel_values=normalised(run.spec.input, preprocess(image, run.spec.input))).last_hidden_state
+    assert relative_error(found["patch_tokens"], tokens[:, 1:]) <= 2 * BOUND
+    assert relative_error(found["cls"], tokens[:, 0]) <= 2 * BOUND
+
+
+def test_another_configuration_of_the_same_weights_is_another_model(directory: Path) -> None:
+    saved(directory, "Dinov2Model", small(transformers.Dinov2Config()), SIGLIP)
+    one = find(ExtractConfig(model="transformers/a/b", weights=directory)).identity
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_attention_heads": 2}))
+    other = find(ExtractConfig(model="transformers/a/b", weights=directory)).identity
+    assert one["weights"] == other["weights"] and one["config"] != other["config"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": {"0": "cat"}, "transformers_version": "9"}))
+    assert find(ExtractConfig(model="transformers/a/b", weights=directory)).identity == other
+
+
 def pillow(processor: dict[str, Any], patch_size: int = 14) -> Any:
     """The library's own processor that Pillow computes."""
     kind = processor.get("image_processor_type") or processor["feature_extractor_type"]
@@ -566,6 +592,17 @@ def test_without_the_package(tiny: Path, tmp_path: Path) -> None:
     assert (
         done.stderr.splitlines()[-1] == f"error: --model transformers/... needs transformers: {install('transformers')}"
     )
+
+
+def test_a_config_of_many_megabytes_is_not_downloaded(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+    hub.files = {"config.json": b" " * (17 << 20)}
+    photographs(tmp_path / "images", 1)
+    done = process(
+        *("extract", "folder", tmp_path / "images", "--out", tmp_path / "bank", "--model", "transformers/org/name"),
+        **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"},
+    )
+    assert done.returncode == 2 and "config.json has 17.8 MB: that is no config.json." in done.stderr
+    assert not any("/bytes/" in path for _, path, *_ in hub.asked)
 
 
 def test_a_repository_of_the_hub(hub: Hub, tiny: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -24,12 +24,12 @@ _MOST_NUMBERS = 1 << 26  # of one output of a sample: memory for one is made bef
 Size = Annotated[int, msgspec.Meta(ge=1, lt=_LARGEST)]
 
 
-def library_versions() -> dict[str, str]:
-    """The versions that can move a feature's last bits."""
+def library_versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """The versions that can move a feature's last bits; `more`: packages that the encoder is from."""
     return {
         "patchbank": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "pillow")},
+        **{name: version(name) for name in ("torch", "numpy", "pillow", *more)},
     }
 
 
@@ -181,10 +181,16 @@ class Manifest:
                 raise ValueError(f"output {name} is a vector of int8, which only tokens are stored in")
         if (made := self.reduction) is not None:
             widths = {self.outputs[name].shape[-1] if name in self.outputs else 0 for name in made.outputs}
-            if widths != {made.components} or not re.fullmatch("[0-9a-f]{64}", made.sha256) or self.layout != "shards":
+            if (
+                widths != {made.components}
+                or not re.fullmatch("[0-9a-f]{64}", made.sha256)
+                or self.layout != "shards"
+                or not 0 <= made.explained <= 1 + 1e-9
+            ):
                 raise ValueError(f"its outputs do not fit its reduction to {made.components} components")
         sizes = (*self.input.size, *(self.input.cover or ()), self.input.patch, self.input.pool)
-        if min(sizes) < 1 or max(sizes) >= _LARGEST:
+        small = any(whole < part for whole, part in zip(self.input.cover or (), self.input.size, strict=False))
+        if min(sizes) < 1 or max(sizes) >= _LARGEST or small:
             raise ValueError(f"an input of {self.input.size} has no grid")
         for name in {GRID, *self.grids} & self.outputs.keys():
             if len(shape := self.outputs[name].shape) != 2 or shape[0] != prod(self.grid):

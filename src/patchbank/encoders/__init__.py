@@ -7,6 +7,7 @@ A model's name selects its family, a module with these functions:
 - ``encode_texts(spec, texts)``: as `encode_texts`, if its models have a text tower;
 - ``names()``: the names that it can list, with its prefix and without a network; quick, but for its library's import.
   Raises ConfigError if that is missing;
+- ``PACKAGES``: the distributions whose code computes its models, if there are any;
 - ``describe(name)``: one of them as a `Description`; None if it is no vision transformer.
 
 Families other than OpenAI's are imported on demand; the modules import their library within functions.
@@ -169,6 +170,12 @@ def bank_prefix(name: str) -> str:
 def models_with(shape: tuple[int, ...]) -> list[str]:
     """The known models whose patch tokens have this shape, (N, D)."""
     return [name for name, model in MODELS.items() if (model.tokens, model.output_dim) == shape]
+
+
+def packages(name: str) -> Sequence[str]:
+    """The packages whose code computes a model, beside torch."""
+    found: Sequence[str] = getattr(_family(name), "PACKAGES", ())
+    return found
 
 
 def official_weights(identity: Identity) -> str | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+PACKAGES = ("open_clip_torch", "timm")
 PREFIX = "open_clip/"
 _MISSING = f"--model open_clip/... needs open_clip: {install('open-clip')}"
 _RANDOM = "random numbers"
@@ -222,7 +223,10 @@ class OpenClipSpec:
             return made
         state = load_state(path, VISUAL)
         self.check(path, {name: tuple(value.shape) for name, value in state.items()})
-        return {name: as_float32(path, VISUAL + name, state.pop(name)) for name in list(state)}
+        floats = {name for name, value in state.items() if value.is_floating_point()}  # and counts of batch norms
+        return {
+            name: as_float32(path, VISUAL + name, value) if name in floats else value for name, value in state.items()
+        }
 
     def check(self, path: Path, found: Mapping[str, tuple[int, ...]]) -> None:
         """Raise WeightsError if a file's parameters are not the model's; positions may be of another input size."""

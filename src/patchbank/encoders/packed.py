@@ -155,8 +155,8 @@ def _fuse(mlp: nn.Module, first: str, act: str, second: str) -> dict[str, Activa
     if type(layer) is not nn.Linear or found is None:
         return {}
     if name == "QuickGELU":
-        if not isinstance(getattr(mlp, "norm", None), nn.Identity | None):
-            return {}
+        if first == second or not isinstance(getattr(mlp, "norm", None), nn.Identity | None):
+            return {}  # the layer to divide is elsewhere, or something lies before it
         # x sigmoid(1.702 x) is silu(1.702 x) / 1.702.
         layer.weight.mul_(_QUICK)
         if layer.bias is not None:

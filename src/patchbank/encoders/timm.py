@@ -31,6 +31,7 @@ from patchbank.encoders.weights import as_float32, guess, opened, read_state, sh
 from patchbank.errors import ConfigError, WeightsError, first_line, install
 from patchbank.features import Identity, Input, Interpolation, Output
 
+PACKAGES = ("timm",)
 PREFIX = "timm/"
 # timm's modules whose models are vision transformers. What is in no list is tried all the same.
 _MODULES = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "eva", "beit", "deit")
@@ -145,7 +146,7 @@ class TimmSpec:
         path = self.obtain().path
         if path is None:
             with _quiet() as timm:
-                model = timm.create_model(self.model)
+                model = timm.create_model(self.model, **_classes(self.made))
         else:
             state = read_state(path)
             for name, value in state.items():
@@ -271,6 +272,8 @@ def _described(config: ExtractConfig) -> TimmSpec:
         try:
             with torch.device("meta"):
                 model = timm.create_model(name)
+                if not is_projection(model):
+                    model.reset_classifier(0)  # which many files of weights lack, and nothing needs
             size = tuple(model.pretrained_cfg["input_size"][-2:])
             own = architecture(model, size)
         except ValueError as error:
@@ -336,7 +339,7 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
     """
     with _quiet() as timm:
         with torch.device("meta"):
-            kind = type(timm.create_model(found.model))
+            kind = type(timm.create_model(found.model, **_classes(found.made)))
         state = timm.models.clean_state_dict(state)
 
         def load_state_dict(self: nn.Module, loaded: dict[str, Tensor], strict: bool = True, **_: Any) -> Any:
@@ -348,7 +351,12 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
         kind.load_state_dict = load_state_dict
         try:
             with WithoutInitialNumbers():  # type: ignore[no-untyped-call]
-                model = timm.create_model(found.model, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+                model = timm.create_model(
+                    found.model,
+                    pretrained=True,
+                    pretrained_cfg_overlay={"state_dict": state},
+                    **_classes(found.made),
+                )
         except Exception as error:  # of a filter that finds other names than it knows
             wrong = str(error) if isinstance(error, _WrongError) else f"timm cannot convert it ({first_line(error)})"
             kind_of_file = guess({name: tuple(x.shape) for name, x in state.items()})
@@ -357,6 +365,11 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
             del kind.load_state_dict
     model.pretrained_cfg.pop("state_dict")  # copies
     return model
+
+
+def _classes(made: Architecture) -> dict[str, int]:
+    """What leaves a model without a classifier, if its head is one."""
+    return {} if "head" in made.pooling.split(", ") else {"num_classes": 0}
 
 
 class _WrongError(Exception):

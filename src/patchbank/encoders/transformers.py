@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,8 +32,9 @@ from patchbank.encoders.outputs import Architecture, block_of, chosen, sized
 from patchbank.encoders.weights import as_float32, read_state, sha256_of_weights
 from patchbank.errors import ConfigError, WeightsError, first_line, install
 from patchbank.features import POOLED, Identity, Input, Interpolation, Output, Rgb
-from patchbank.files import is_plain, parse_json, read_regular, sha256_of_chunks
+from patchbank.files import bytes_text, is_plain, parse_json, read_regular, sha256_of_chunks
 
+PACKAGES = ("transformers",)
 PREFIX = "transformers/"
 # The model types that are plain vision transformers, alone or beside a text tower.
 KINDS = (
@@ -68,7 +70,7 @@ _MOST_LAYERS, _MOST_TOKENS, _MOST, _MOST_SIDE = 512, 1 << 14, 1 << 24, 4096
 _IGNORED = (
     *("auto_map", "attn_implementation", "dtype", "torch_dtype", "gradient_checkpointing", "output_attentions"),
     *("output_hidden_states", "return_dict", "use_return_dict", "torchscript", "transformers_version"),
-    *("out_features", "out_indices", "stage_names"),
+    *("out_features", "out_indices", "stage_names", "num_labels", "id2label", "label2id"),
 )
 # What tests build at its real size: name -> the input's side, the patch's, a token's width, tokens before, text tower.
 TESTED = {
@@ -100,9 +102,11 @@ def random(config: ExtractConfig) -> TransformersSpec:
         made = replace(made, cover=cover)
     with _quiet(library):
         architecture, products = _facts(name, tower, made.size)
+    said = json.dumps({key: value for key, value in data.items() if key != "text_config"}, sort_keys=True)
     identity = {
         **{"family": "transformers", "model": name, "weights": "random numbers"},
-        **{"hidden_act": str(getattr(tower.module.config, "hidden_act", "")), "precision": config.precision},
+        # Heads, activation, epsilon and others decide numbers, and the weights do not show them.
+        **{"config": sha256_of_chunks([said.encode()]), "precision": config.precision},
     }
     outputs = chosen(config, name, architecture, made)
     return TransformersSpec(name, place, data, architecture, made, outputs, identity, products)
@@ -136,7 +140,9 @@ def encode_texts(spec: TransformersSpec, texts: Sequence[str]) -> Tensor:
         model = _loaded(library, found)
         longest = model.config.text_config.max_position_embeddings
         try:
-            tokenizer = library.AutoTokenizer.from_pretrained(found.place.tokenizer(), local_files_only=True)
+            tokenizer = library.AutoTokenizer.from_pretrained(
+                found.place.tokenizer(), local_files_only=True, trust_remote_code=False
+            )
             tokens = tokenizer(list(texts), padding="max_length", max_length=longest, return_tensors="pt")
         except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
             raise WeightsError(f"{found.name} has no usable tokenizer: {first_line(error)}") from error
@@ -285,7 +291,9 @@ class _Place:
         if given is not None and given.with_name("config.json").is_file():
             return cls(repo, directory=given.parent, file=given)
         try:
-            return cls(repo, hub.download(hub.locate(repo, ["config.json"])).revision, file=given)
+            found = hub.locate(repo, ["config.json"])
+            _path(found)
+            return cls(repo, found.revision, file=given)
         except WeightsError as error:
             if given is None:
                 raise
@@ -511,8 +519,8 @@ def _facts(name: str, tower: _Tower, size: tuple[int, int]) -> tuple[Architectur
     """What a tower on the meta device computes of inputs of (h, w) pixels. Raises ConfigError if it does not."""
     config = tower.module.config
     try:
-        with torch.device("meta"), torch.no_grad():
-            last, pooled = _blank(tower, torch.empty(1, 3, *size))
+        with torch.no_grad():  # other tensors are not on the meta device: the library keeps some for later passes
+            last, pooled = _blank(tower, torch.empty(1, 3, *size, device="meta"))
             if pooled is not None and tower.projection is not None:
                 pooled = tower.projection(pooled)
     except Exception as error:
@@ -573,7 +581,9 @@ def _input(library: Any, name: str, place: _Place, patch: int) -> tuple[Input, t
         shortest = set(size) == {"shortest_edge"}
         cover: Any = (size["shortest_edge"],) * 2 if shortest else (size.get("height"), size.get("width"))
         cut: Any = (crop["height"], crop["width"]) if crops else cover
-        sides = all(isinstance(side, int) and 0 < side <= least for side, least in zip(cut, cover, strict=True))
+        sides = all(type(side) is int and 0 < side <= least for side, least in zip(cut, cover, strict=True))
+        if data.get("do_pad") or "crop_pct" in data:
+            raise ConfigError(f"{name} pads images, or has a crop_pct, which patchbank does not know.")
         if not (made.do_resize and sides and max(cover) <= _MOST_SIDE and crops >= shortest):
             raise ConfigError(
                 f"{name} prepares images in a way that patchbank does not know: size {size}, crop {crop}."
@@ -607,6 +617,8 @@ def _path(file: HubFile | Path) -> Path:
     """A file on this machine; downloads a small one. Raises WeightsError."""
     if isinstance(file, Path):
         return file
+    if file.size > _MOST:
+        raise WeightsError(f"{file.url} has {bytes_text(file.size)}: that is no {file.name}.")
     path = hub.download(file).path
     assert path is not None
     return path

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from patchbank import encoders
-from patchbank.bank.manifest import Manifest, stored_outputs
+from patchbank.bank.manifest import Manifest, library_versions, stored_outputs
 from patchbank.bank.parts import part_size
 from patchbank.bank.pickles import check_names
 from patchbank.bank.removal import place_of, removable
@@ -180,6 +180,7 @@ def describe(
         # By the images of the whole run, not of its rest or of a part: all processes must make the same bytes. If only
         # a part was loaded, this is an estimate, and the process that begins the bank decides.
         compiled=compiles(config.compile, encoder, min(config.limit or listed, listed), devices.kind),
+        versions=library_versions(encoders.packages(encoder.name)),
     )
 
 
