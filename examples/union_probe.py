@@ -11,11 +11,15 @@ import argparse
 from pathlib import Path
 
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import patchbank
+
+try:
+    from sklearn.metrics import average_precision_score
+except ImportError as error:
+    raise SystemExit('error: this example needs scikit-learn: pip install "patchbank[examples]"') from error
 
 
 def pairs(root: Path, name: str, split: str, directory: Path | None) -> tuple[Tensor, Tensor, float]:

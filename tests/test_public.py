@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
@@ -22,3 +23,10 @@ def test_importing_it_imports_nothing_heavy() -> None:
 def test_functions_stay_functions_whatever_is_imported_first() -> None:
     program = "import patchbank.extraction.run, patchbank; assert callable(patchbank.extract)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_banks_methods_state_the_arguments_of_their_functions() -> None:
+    Bank = patchbank.Bank
+    for method, function in ((Bank.show, patchbank.show_features), (Bank.report, patchbank.write_report)):
+        wanted = list(inspect.signature(function).parameters.values())[1:]
+        assert list(inspect.signature(method).parameters.values())[1:] == wanted

@@ -29,6 +29,7 @@ from patchbank import (
 from patchbank.bank.check import Report, compare_with_pixels, verify
 from patchbank.bank.convert import convert
 from patchbank.bank.reader import Bank
+from patchbank.bank.runs import read_runs
 from patchbank.config import Layout, ResizeMode
 from patchbank.datasets.example import write_sample
 from patchbank.encoders import FAMILIES
@@ -94,6 +95,7 @@ def test_the_bank_holds_what_the_encoder_gives(dataset: Dataset, banks: dict[str
     bank = open_bank(banks[layout])
     made = bank.manifest
     assert (made.grid, made.shape, made.model) == ((3, 5), (15, 6), "toy/small")
+    assert "msgspec" in made.versions and read_runs(bank.path)[0].versions == made.versions
     assert (made.input, made.identity) == (toy().input, toy().identity)
     assert len(bank) == 9
     for key in bank:

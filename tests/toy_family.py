@@ -15,6 +15,7 @@ from patchbank.encoders.base import Description, Product
 from patchbank.encoders.outputs import Architecture, block_of, chosen, sized
 from patchbank.features import CLS, GRID, POOLED, REGISTERS, Input, Output
 
+PACKAGES = ("msgspec",)  # a bank and its runs note their versions
 SEEDS = {"toy/small": 0, "toy/other": 1}
 OWN = Input(size=(24, 40), patch=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), interpolation="bilinear")
 MADE = Architecture(blocks=2, width=6, cls=True, registers=4, norm="norm", pooled=4, pooling="head")

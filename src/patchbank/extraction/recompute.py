@@ -17,6 +17,7 @@ from patchbank.budget import ByteBudget
 from patchbank.config import ExtractConfig
 from patchbank.datasets import Dataset
 from patchbank.datasets.samples import Failure
+from patchbank.encoders import trained
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.device import resolve_device
 from patchbank.encoders.runner import Runner
@@ -49,10 +50,15 @@ def compare_sample(report: Report, dataset: Dataset, runner: Runner, wanted: Inp
 
 
 def config_of(bank: Manifest, config: ExtractConfig) -> ExtractConfig:
-    """The configuration that a bank was made with; fields that the bank does not store are `config`'s."""
+    """The configuration that a bank was made with; fields that the bank does not store are `config`'s.
+
+    Raises WeightsError if it needs the trained weights that pip fetches, and they are not there.
+    """
     names = ["model", "precision"] + ["activation"] * (config.weights is not None)  # OpenAI's own have one
     made = {name: bank.identity[name] for name in names if name in bank.identity}
     known = {name: value for name, value in made.items() if value != UNKNOWN}
+    if config.weights is None and bank.identity.get("weights") == trained.SHA256:
+        config = replace(config, weights=trained.require())
     return replace(
         config,
         **known,  # type: ignore[arg-type]

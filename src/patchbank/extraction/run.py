@@ -18,6 +18,7 @@ from patchbank.config import WHOLE, ExtractConfig
 from patchbank.datasets import Dataset
 from patchbank.datasets.samples import Failure
 from patchbank.decoder_warnings import Warned
+from patchbank.encoders import packages
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.base import Progress as DownloadProgress
 from patchbank.encoders.runner import Runner
@@ -231,7 +232,7 @@ def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> No
         device=plan.config.device if plan.devices.shared else plan.devices.names[0],
         engine=plan.config.engine,
         partition=str(plan.config.partition),
-        versions=library_versions(),
+        versions=library_versions(packages(plan.encoder.name)),
         warnings=summary.warnings,
         untrained=plan.encoder.untrained,
         folder=folder,
@@ -286,8 +287,8 @@ def _notes(plan: ExtractPlan, manifest: Manifest, worked: bool) -> list[str]:
         notes.append(
             f"The bank was begun on {manifest.device}, this is {device}: the last bits of its features may differ."
         )
-    now = library_versions()
-    changed = [f"{name} {was} -> {now[name]}" for name, was in manifest.versions.items() if now.get(name) != was]
+    now = library_versions(packages(plan.encoder.name))
+    changed = [f"{name} {was} -> {now[name]}" for name, was in manifest.versions.items() if now.get(name, was) != was]
     if plan.resumed and changed:
         notes.append(f"Versions have changed since the bank was begun: {', '.join(changed)}.")
     return notes

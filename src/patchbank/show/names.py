@@ -53,8 +53,8 @@ def output_text(output: Output) -> str:
 
 
 def weights_of(bank: Manifest, runs: Sequence[Run]) -> tuple[str, str]:
-    """The kind of a bank's weights (``untrained``, ``unknown``, ``official`` or ``other``), and a text about them."""
-    from patchbank.encoders import official_weights
+    """The kind of a bank's weights (``untrained``, ``unknown`` or ``other``), and a text about them."""
+    from patchbank.encoders import known_weights
 
     weights = bank.identity.get("weights", "")
     if any(run.untrained for run in runs):
@@ -62,9 +62,11 @@ def weights_of(bank: Manifest, runs: Sequence[Run]) -> tuple[str, str]:
         return "untrained", text
     if weights == UNKNOWN:  # imported
         return "unknown", "unknown weights"
-    if name := official_weights(bank.identity):
-        return "official", f"{name} weights"
-    return "other", f"weights with SHA-256 {weights[:12]}…"
+    if name := known_weights(bank.identity):
+        return "other", name
+    if "@" in weights:  # a repository and its commit
+        return "other", f"weights {weights}"
+    return "other", f"weights not known to patchbank, SHA-256 {weights[:12]}…"
 
 
 def page_beside(bank: Path) -> Path:

@@ -205,6 +205,7 @@
     context.fillStyle = styled("--rule");
     context.fillRect(0, 0, width, height);
     if (state.element) context.drawImage(state.element, 0, 0, width, height);
+    $("dimmed").hidden = Math.max(x1, y1, width - x2, height - y2) < 0.5;
     context.fillStyle = "rgba(0, 0, 0, 0.6)";
     context.beginPath();
     context.rect(0, 0, width, height);
