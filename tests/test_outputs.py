@@ -438,6 +438,6 @@ def test_a_dense_variant_alone_of_clip(
         assert ", maskclip, folder" in (tmp_path / "page.html").read_text()
         text = patchbank("info", each, check=0).stdout
         assert re.search(r"maskclip +\((6, 32|6, 8)\) float32, block 2, ln_post, proj, maskclip\n", text)
-        assert re.search(r"input +32 x 48, patch 8, the mean of each 2 x 2 of them, grid 3 x 2", text)
+        assert re.search(r"input +48x32 \(height x width\), patch 8, the mean of each 2 x 2 of them, grid 3 x 2", text)
     done = patchbank("verify", reduced.path, *named, "--sample", 6, "--json", check=0)
     assert max(json.loads(done.stdout)["sample"].values()) <= 2e-6
