@@ -189,10 +189,10 @@ def test_golden_bytes() -> None:
 @pytest.mark.parametrize(
     ("dtype", "name", "sha256"),
     [
-        ("float32", "1039b77beb9d6b69", "7b92edc2e433161cc544bb313efaadd41a75697022d5ad57aca6217b84bfadeb"),
-        ("float16", "30e3226f5a63951e", "d6c64c2fb6fe783121c101fd0451d8e3c36846c511c0a8ac97be4b292e2edfad"),
-        ("bfloat16", "174992211509e463", "470e63adffbd263c13bec4f49c1f12908e06f37741f99dfad2829a078cd061f0"),
-        ("int8", "07809c7aea7dcd04", "af5c760279f55ec579d7d5bd367883fcaad15882966ed40d9daeae6c6b1f891c"),
+        ("float32", "0cde4a675c3f9a74", "86c54bf98d14a18af6219ddb7777f91a080994d8180d28a6ed7a7ff45838ab61"),
+        ("float16", "7215a417678a9bcb", "dfda489c2ae37fdf317a27b01de2c7d23604a1b8761767303a066864bada244d"),
+        ("bfloat16", "8356dc38365d98c9", "4becf73dcf7738cf31e00fc49d5251c7827d273fe539c72c7fa1944635825409"),
+        ("int8", "34e5d49c3f441f4e", "0f363b58e89ed577ebb599374a228e9285034d292c4bd0f3aada0172138b7146"),
     ],
 )
 def test_golden_files(tmp_path: Path, dtype: str, name: str, sha256: str) -> None:

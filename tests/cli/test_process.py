@@ -145,7 +145,7 @@ def test_a_folder_and_its_json(tmp_path: Path, tiny_weights: Path) -> None:
         "tiny",
         "layout shards",
         "(32,)",
-        "3 x (16, 32) float32",
+        "(16, 32) float32",
         "grid 4 x 4",
         "center-crop",
         "batch size 4",

@@ -194,12 +194,12 @@ def write_document(manifest: Manifest, number: int, features: Sequence[Entry], f
 
 def _lean(manifest: Manifest) -> dict[str, Any]:
     """A manifest without the fields that came later, where they say nothing: its bytes stay what they were."""
-    made: dict[str, Any] = msgspec.to_builtins(manifest)
-    for each in fields(Input):
-        if each.name in _LATER and made["input"][each.name] == each.default:
-            del made["input"][each.name]
-    if made["reduction"] is None:
-        del made["reduction"]
+    made: dict[str, Any] = msgspec.to_builtins(manifest)  # of one that was read, without what was left out
+    defaults = {each.name: each.default for each in fields(Input) if each.name in _LATER}
+    said = made["input"].items()
+    made["input"] = {name: value for name, value in said if name not in defaults or value != defaults[name]}
+    if manifest.reduction is None:
+        made.pop("reduction", None)
     return made
 
 

@@ -174,7 +174,8 @@ def models_with(shape: tuple[int, ...]) -> list[str]:
 
 def packages(name: str) -> Sequence[str]:
     """The packages whose code computes a model, beside torch."""
-    found: Sequence[str] = getattr(_family(name), "PACKAGES", ())
+    family = FAMILIES.get(name.partition("/")[0])
+    found: Sequence[str] = getattr(import_module(family), "PACKAGES", ()) if family else ()
     return found
 
 

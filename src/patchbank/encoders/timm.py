@@ -342,10 +342,11 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
             kind = type(timm.create_model(found.model, **_classes(found.made)))
         state = timm.models.clean_state_dict(state)
 
-        def load_state_dict(self: nn.Module, loaded: dict[str, Tensor], strict: bool = True, **_: Any) -> Any:
-            if wrong := _wrong({name: tuple(x.shape) for name, x in self.state_dict().items()}, loaded, strict):
+        def load_state_dict(self: nn.Module, loaded: dict[str, Tensor], **_: Any) -> Any:
+            # timm is not strict where it drops a classifier, and that has gone by now.
+            if wrong := _wrong({name: tuple(x.shape) for name, x in self.state_dict().items()}, loaded):
                 raise _WrongError(wrong)
-            return nn.Module.load_state_dict(self, loaded, strict=strict, assign=True)
+            return nn.Module.load_state_dict(self, loaded, assign=True)
 
         # timm calls this within `create_model`, and logs what is missing instead of raising it.
         kind.load_state_dict = load_state_dict
@@ -376,14 +377,14 @@ class _WrongError(Exception):
     """Why tensors are not a model's."""
 
 
-def _wrong(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], strict: bool) -> str:
+def _wrong(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> str:
     """The first wrong parameter; empty if there is none."""
     for name, shape in expected.items():
         if name not in found:
             return f"{name} is missing"
         if tuple(found[name].shape) != shape:
             return f"{name} has the shape {tuple(found[name].shape)}, expected {shape}"
-    more = sorted(found.keys() - expected.keys()) if strict else []
+    more = sorted(found.keys() - expected.keys())
     return f"it has {len(more)} more parameters, such as {more[0]}" if more else ""
 
 
