@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from patchbank.config import ExtractConfig
 from patchbank.encoders import hub
 from patchbank.encoders.base import Description, EncoderSpec, Product, Progress
-from patchbank.encoders.library import LibraryEncoder
+from patchbank.encoders.modules import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, chosen, sized
 from patchbank.encoders.packed import Mlps
 from patchbank.encoders.weights import as_float32, guess, opened, read_state, sha256_of_weights

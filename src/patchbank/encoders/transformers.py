@@ -27,7 +27,7 @@ from patchbank.config import ExtractConfig
 from patchbank.encoders import hub
 from patchbank.encoders.base import Description, Product, Progress
 from patchbank.encoders.hub import HubFile
-from patchbank.encoders.library import LibraryEncoder
+from patchbank.encoders.modules import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, block_of, chosen, sized
 from patchbank.encoders.weights import as_float32, read_state, sha256_of_weights
 from patchbank.errors import ConfigError, WeightsError, first_line, install
