@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from patchbank import ExtractConfig, load_dataset, open_bank
 from patchbank.encoders import encode_texts, find
+from patchbank.encoders.hub import HubFile
 from patchbank.encoders.runner import Runner
 from patchbank.encoders.transformers import KINDS, TESTED
 from patchbank.errors import ConfigError, PatchbankError, WeightsError, install
@@ -592,6 +594,17 @@ def test_without_the_package(tiny: Path, tmp_path: Path) -> None:
     assert (
         done.stderr.splitlines()[-1] == f"error: --model transformers/... needs transformers: {install('transformers')}"
     )
+
+
+def test_weights_of_the_hub_may_be_large(tiny: Path) -> None:
+    path = tiny / "model.safetensors"
+    spec = find(ExtractConfig(model="transformers/org/name", weights=tiny))
+    held = HubFile("org/name", path.name, None, "a" * 40, spec.identity["weights"], path, 1 << 40, "")
+    found, wanted = (
+        Runner(each, torch.device("cpu"), batch_size=1).encode([photograph("coffee")])
+        for each in (replace(spec, files=(held,)), spec)  # type: ignore[type-var]
+    )
+    assert torch.equal(found["patch_tokens"], wanted["patch_tokens"])
 
 
 def test_a_config_of_many_megabytes_is_not_downloaded(hub: Hub, tmp_path: Path) -> None:  # noqa: F811

@@ -645,7 +645,8 @@ def _loaded(library: Any, spec: TransformersSpec) -> Any:
             return model_class(config).eval()
     state: dict[str, Tensor] = {}
     for each in spec.files:
-        path = _path(each)
+        path = each if isinstance(each, Path) else each.path
+        assert path is not None
         values = read_state(path)
         # Numbers of positions are the model's own; quantised weights are missed below.
         state |= {name: as_float32(path, name, value) for name, value in values.items() if value.is_floating_point()}
