@@ -66,6 +66,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 # What a config.json may ask for: layers, tokens of an image, any other number; the side of a resized image.
 _MOST_LAYERS, _MOST_TOKENS, _MOST, _MOST_SIDE = 512, 1 << 14, 1 << 24, 4096
+_MOST_WORDS = 1 << 28  # bytes of a file of a tokenizer: vocabularies take tens of megabytes
 # Its entries that say nothing of the numbers, but change what a model returns, how it computes, or what code runs.
 _IGNORED = (
     *("auto_map", "attn_implementation", "dtype", "torch_dtype", "gradient_checkpointing", "output_attentions"),
@@ -314,9 +315,9 @@ class _Place:
             )
         return found[0]
 
-    def path(self, *names: str) -> Path:
-        """The same on this machine; a small file."""
-        return _path(self.find(*names))
+    def path(self, *names: str, most: int = _MOST) -> Path:
+        """The same on this machine; a file of at most that many bytes."""
+        return _path(self.find(*names), most)
 
     def read(self, *names: str) -> dict[str, Any]:
         """The object in the first of some JSON files. Raises WeightsError."""
@@ -351,8 +352,8 @@ class _Place:
         self.path("config.json")
         for name in _TOKENIZER[1:]:
             with contextlib.suppress(WeightsError):  # not every tokenizer has all
-                self.path(name)
-        return self.path(_TOKENIZER[0]).parent
+                self.path(name, most=_MOST_WORDS)
+        return self.path(_TOKENIZER[0], most=_MOST_WORDS).parent
 
 
 class _Tower(NamedTuple):
@@ -613,11 +614,11 @@ def _rgb(library: Any) -> Rgb:
     return "white" if np.asarray(made).any() else "first"
 
 
-def _path(file: HubFile | Path) -> Path:
-    """A file on this machine; downloads a small one. Raises WeightsError."""
+def _path(file: HubFile | Path, most: int = _MOST) -> Path:
+    """A file on this machine; downloads one of at most that many bytes. Raises WeightsError."""
     if isinstance(file, Path):
         return file
-    if file.size > _MOST:
+    if file.size > most:
         raise WeightsError(f"{file.url} has {bytes_text(file.size)}: that is no {file.name}.")
     path = hub.download(file).path
     assert path is not None
