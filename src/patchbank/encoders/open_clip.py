@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from patchbank.config import Activation, ExtractConfig
 from patchbank.encoders import hub
-from patchbank.encoders.base import Description, Encoder, Product, Progress
+from patchbank.encoders.base import Description, Encoder
 from patchbank.encoders.clip import Shape
 from patchbank.encoders.clip_files import CONFIG, VISUAL, Stated, load_state, marked_by_openai, shapes_in, stated_beside
-from patchbank.encoders.outputs import Architecture, chosen, sized
-from patchbank.encoders.weights import as_float32, guess, opened, sha256_of_weights
+from patchbank.encoders.outputs import chosen, sized
+from patchbank.encoders.specs import RANDOM, FilesSpec
+from patchbank.encoders.weights import as_float32, guess, opened
 from patchbank.errors import ConfigError, WeightsError, install
-from patchbank.features import Identity, Input, Output
+from patchbank.features import Identity, Input
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 PACKAGES = ("open_clip_torch", "timm")
 PREFIX = "open_clip/"
 _MISSING = f"--model open_clip/... needs open_clip: {install('open-clip')}"
-_RANDOM = "random numbers"
 _RESIZE = {"shortest": "center-crop", "squash": "squash"}
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _QUICK = "-quickgelu"  # how open_clip's names of architectures with QuickGELU end
@@ -47,9 +47,9 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenCli
     found = random(config)
     if config.weights is not None:
         path = config.weights.absolute()
-        identity = {**found.identity, "weights": sha256_of_weights(path)}
+        given = found.of(path)
         found.check(path, shapes_in(path))  # refuses a wrong file before the run begins
-        return replace(found, file=path, identity=identity)
+        return given
     arch, tag = _parsed(found.name)
     with _library() as library:
         tags = library.list_pretrained_tags_by_model(arch)
@@ -60,8 +60,7 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenCli
     repo, _, name = made.get("hf_hub", "").rpartition("/")
     if not repo:
         raise WeightsError(f"The Hugging Face hub has no weights of {found.name}. Give some with --weights.")
-    file = hub.locate(repo, (re.sub(r"\.(bin|pth)$", ".safetensors", name), name) if name else _WEIGHTS)
-    return replace(found, file=file, identity={**found.identity, "weights": file.sha256 or f"{repo}@{file.revision}"})
+    return found.of(hub.locate(repo, (re.sub(r"\.(bin|pth)$", ".safetensors", name), name) if name else _WEIGHTS))
 
 
 def random(config: ExtractConfig) -> OpenClipSpec:
@@ -85,7 +84,7 @@ def random(config: ExtractConfig) -> OpenClipSpec:
         if preprocess["resize_mode"] not in _RESIZE:
             raise ConfigError(f"{config.model} wants images with resize_mode {preprocess['resize_mode']}: not known.")
         name = PREFIX + arch + (f":{tag}" if tag else "")
-        identity = {"family": "open_clip", "model": name, "weights": _RANDOM, "precision": config.precision}
+        identity = {"family": "open_clip", "model": name, "weights": RANDOM, "precision": config.precision}
         own = Input(
             size=size,
             patch=vision.get("patch_size") or 16,
@@ -135,70 +134,25 @@ def encode_texts(spec: OpenClipSpec, texts: Sequence[str]) -> Tensor:
     """
     from patchbank.encoders import text
 
-    path = spec.obtain().path
-    if path is None:
+    paths = spec.obtain().paths
+    if not paths or paths[0] is None:
         raise WeightsError(f"{spec.name} has random weights: give a checkpoint with --weights.")
-    return text.encode_texts(path, texts, _parsed(spec.name)[0])
+    return text.encode_texts(paths[0], texts, _parsed(spec.name)[0])
 
 
-@dataclass(frozen=True)
-class OpenClipSpec:
-    """One of open_clip's models, before its weights are loaded.
+@dataclass(frozen=True, kw_only=True)
+class OpenClipSpec(FilesSpec):
+    """One of open_clip's models: ``open_clip/ARCH:TAG``, or without tag.
 
     Attributes:
-        name: ``open_clip/ARCH:TAG``, or without tag.
         settings: open_clip's of the architecture.
-        made: what it computes.
-        products: the matrix products of one image.
         expected: the image tower's parameters, without ``visual.``, and their shapes.
         shape: for the lean tower; None if timm makes the tower.
-        file: with the weights: the user's, or the hub's; None if they are random numbers.
     """
 
-    name: str
     settings: Mapping[str, Any]
-    made: Architecture
-    input: Input
-    outputs: Mapping[str, Output]
-    identity: Identity
-    products: Sequence[Product]
     expected: Mapping[str, tuple[int, ...]] = field(repr=False)
     shape: Shape | None = None
-    file: Path | hub.HubFile | None = None
-
-    @property
-    def path(self) -> Path | None:
-        """Where the file is on this machine."""
-        return self.file.path if isinstance(self.file, hub.HubFile) else self.file
-
-    @property
-    def weights(self) -> str | None:
-        """The file's path, or what else the weights are."""
-        return _RANDOM if self.file is None else str(self.path) if self.path else None
-
-    @property
-    def sources(self) -> Sequence[str]:
-        """The file's path, or its URL."""
-        return [self.file.url] if isinstance(self.file, hub.HubFile) and self.path is None else [str(self.weights)]
-
-    @property
-    def untrained(self) -> bool:
-        """Whether the weights are random numbers."""
-        return self.file is None
-
-    @property
-    def sample_bytes(self) -> int:
-        """A pass holds about 18 numbers per token and channel."""
-        item = 2 if self.identity["precision"] in ("fp16", "bf16") else 4
-        return (self.made.prefix + self.products[0].rows) * 18 * self.made.width * item
-
-    def obtain(self, progress: Progress | None = None) -> OpenClipSpec:
-        """Download the file if this machine lacks it. Raises WeightsError."""
-        if isinstance(self.file, hub.HubFile):
-            return replace(self, file=hub.download(self.file, progress))
-        if self.file is not None and sha256_of_weights(self.file) != self.identity["weights"]:
-            raise WeightsError(f"{self.file} holds other weights than when the run began.")
-        return self
 
     def load(self, device: torch.device, batch_size: int) -> Encoder:
         """Load the file. Raises WeightsError if it is damaged or another model's."""
@@ -214,13 +168,15 @@ class OpenClipSpec:
         """The image tower's, float32 on the CPU, without ``visual.``; random numbers if there is no file."""
         import torch
 
-        path = self.obtain().path
-        if path is None:
+        paths = self.obtain().paths
+        if not paths:
             made: dict[str, Tensor] = {}
             for name, shape in self.expected.items():
                 one = re.sub(r"(blocks\.)\d+\.", r"\g<1>0.", name)
                 made[name] = made[one] if one in made else 0.02 * torch.randn(shape)
             return made
+        path = paths[0]
+        assert path is not None
         state = load_state(path, VISUAL)
         self.check(path, {name: tuple(value.shape) for name, value in state.items()})
         floats = {name for name, value in state.items() if value.is_floating_point()}  # and counts of batch norms

@@ -13,7 +13,6 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -23,20 +22,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchbank.config import ExtractConfig
 from patchbank.encoders import hub
-from patchbank.encoders.base import Description, EncoderSpec, Product, Progress
+from patchbank.encoders.base import Description, EncoderSpec, Product
 from patchbank.encoders.modules import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, chosen, sized
 from patchbank.encoders.packed import Mlps
-from patchbank.encoders.weights import as_float32, guess, opened, read_state, sha256_of_weights
+from patchbank.encoders.specs import RANDOM, FilesSpec
+from patchbank.encoders.weights import as_float32, guess, opened, read_state
 from patchbank.errors import ConfigError, WeightsError, first_line, install
-from patchbank.features import Identity, Input, Interpolation, Output
+from patchbank.features import Input, Interpolation
 
 PACKAGES = ("timm",)
 PREFIX = "timm/"
 # timm's modules whose models are vision transformers. What is in no list is tried all the same.
 _MODULES = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "eva", "beit", "deit")
 _RESIZE = {"center": "center-crop", "squash": "squash"}
-_RANDOM = "random numbers"
 
 
 def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> TimmSpec:  # noqa: ARG001
@@ -44,12 +43,12 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> TimmSpe
     found = _described(config)
     if config.weights is not None:
         path = config.weights.absolute()
-        sha256 = sha256_of_weights(path)
+        given = found.of(path)
         with opened(path) as (shapes, _):
             state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         with torch.device("meta"):
             _filled(found, path, state)  # refuses a wrong file before the run begins
-        return replace(found, file=path, identity={**found.identity, "weights": sha256})
+        return given
     with _quiet() as timm:
         made = timm.models.get_pretrained_cfg(found.model)
     if not made.hf_hub_id:
@@ -57,9 +56,7 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> TimmSpe
         raise WeightsError(f"The Hugging Face hub has no weights of {found.name}{whence}.")
     repo, _, revision = made.hf_hub_id.partition("@")
     names = (made.hf_hub_filename,) if made.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
-    file = hub.locate(repo, names, revision or None)
-    weights = file.sha256 or f"{file.repo}@{file.revision}"
-    return replace(found, file=file, identity={**found.identity, "weights": weights})
+    return found.of(hub.locate(repo, names, revision or None))
 
 
 def random(config: ExtractConfig) -> TimmSpec:
@@ -83,71 +80,23 @@ def describe(name: str) -> Description | None:
     return Description(name, found.input.size, found.input.grid, made.dim or made.width, made.prefix, text=False)
 
 
-@dataclass(frozen=True)
-class TimmSpec:
-    """One of timm's models, before its weights are loaded.
-
-    Attributes:
-        name: as ``--model`` takes it; with its tag, unless the weights are a file of the user's.
-        made: what it computes.
-        file: with its weights: the user's, or the hub's; None if they are random numbers.
-        products: every matrix product of one image.
-    """
-
-    name: str
-    made: Architecture
-    input: Input
-    outputs: Mapping[str, Output]
-    identity: Identity
-    products: Sequence[Product]
-    file: Path | hub.HubFile | None = None
+class TimmSpec(FilesSpec):
+    """One of timm's models; its name has the tag, unless the weights are a file of the user's."""
 
     @property
     def model(self) -> str:
         """timm's own name of it."""
         return self.name.removeprefix(PREFIX)
 
-    @property
-    def path(self) -> Path | None:
-        """Where the file is on this machine."""
-        return self.file.path if isinstance(self.file, hub.HubFile) else self.file
-
-    @property
-    def weights(self) -> str | None:
-        """The file's path, or what else the weights are."""
-        return _RANDOM if self.file is None else str(self.path) if self.path else None
-
-    @property
-    def sources(self) -> Sequence[str]:
-        """The file's path, or its URL."""
-        return [self.file.url] if isinstance(self.file, hub.HubFile) and self.path is None else [str(self.weights)]
-
-    @property
-    def untrained(self) -> bool:
-        """Whether the weights are random numbers."""
-        return self.file is None
-
-    @property
-    def sample_bytes(self) -> int:
-        """A pass holds about 18 numbers per token and channel."""
-        item = 2 if self.identity["precision"] in ("fp16", "bf16") else 4
-        return self.products[0].rows * 18 * self.made.width * item
-
-    def obtain(self, progress: Progress | None = None) -> TimmSpec:
-        """Download the file if this machine lacks it. Raises WeightsError."""
-        if isinstance(self.file, hub.HubFile):
-            return replace(self, file=hub.download(self.file, progress))
-        if self.file is not None and sha256_of_weights(self.file) != self.identity["weights"]:
-            raise WeightsError(f"{self.file} holds other weights than when the run began.")
-        return self
-
     def load(self, device: torch.device, batch_size: int) -> TimmEncoder:
         """Load the file. Raises WeightsError if it is damaged or another model's."""
-        path = self.obtain().path
-        if path is None:
+        paths = self.obtain().paths
+        if not paths:
             with _quiet() as timm:
                 model = timm.create_model(self.model, **_classes(self.made))
         else:
+            path = paths[0]
+            assert path is not None
             state = read_state(path)
             for name, value in state.items():
                 if value.is_floating_point():
@@ -302,7 +251,7 @@ def _described(config: ExtractConfig) -> TimmSpec:
         made=own,
         input=seen,
         outputs=chosen(config, config.model, own, seen),
-        identity={"family": "timm", "model": PREFIX + name, "weights": _RANDOM, "precision": config.precision},
+        identity={"family": "timm", "model": PREFIX + name, "weights": RANDOM, "precision": config.precision},
         products=products_of(model, own, seen),
     )
 

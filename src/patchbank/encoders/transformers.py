@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from patchbank.config import ExtractConfig
 from patchbank.encoders import hub
-from patchbank.encoders.base import Description, Product, Progress
+from patchbank.encoders.base import Description, Product
 from patchbank.encoders.hub import HubFile
 from patchbank.encoders.modules import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, block_of, chosen, sized
+from patchbank.encoders.specs import RANDOM, FilesSpec
 from patchbank.encoders.weights import as_float32, read_state, sha256_of_weights
 from patchbank.errors import ConfigError, WeightsError, first_line, install
-from patchbank.features import POOLED, Identity, Input, Interpolation, Output, Rgb
+from patchbank.features import POOLED, Input, Interpolation, Rgb
 from patchbank.files import bytes_text, is_plain, parse_json, read_regular, sha256_of_chunks
 
 PACKAGES = ("transformers",)
@@ -86,8 +87,7 @@ TESTED = {
 def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> TransformersSpec:  # noqa: ARG001
     """The encoder of a configuration. Raises ConfigError and WeightsError as `encoders.find` does."""
     found = random(config)
-    files = found.place.weights()
-    return replace(found, files=files, identity={**found.identity, "weights": _weights_of(files)})
+    return found.of(*found.place.weights())
 
 
 def random(config: ExtractConfig) -> TransformersSpec:
@@ -105,12 +105,21 @@ def random(config: ExtractConfig) -> TransformersSpec:
         architecture, products = _facts(name, tower, made.size)
     said = json.dumps({key: value for key, value in data.items() if key != "text_config"}, sort_keys=True)
     identity = {
-        **{"family": "transformers", "model": name, "weights": "random numbers"},
+        **{"family": "transformers", "model": name, "weights": RANDOM},
         # Heads, activation, epsilon and others decide numbers, and the weights do not show them.
         **{"config": sha256_of_chunks([said.encode()]), "precision": config.precision},
     }
     outputs = chosen(config, name, architecture, made)
-    return TransformersSpec(name, place, data, architecture, made, outputs, identity, products)
+    return TransformersSpec(
+        name=name,
+        place=place,
+        config=data,
+        made=architecture,
+        input=made,
+        outputs=outputs,
+        identity=identity,
+        products=products,
+    )
 
 
 def names() -> Sequence[str]:
@@ -155,56 +164,17 @@ def encode_texts(spec: TransformersSpec, texts: Sequence[str]) -> Tensor:
     return encoded
 
 
-@dataclass(frozen=True)
-class TransformersSpec:
-    """A model of a repository, before its weights are loaded.
+@dataclass(frozen=True, kw_only=True)
+class TransformersSpec(FilesSpec):
+    """A model of a repository: ``transformers/ORG/NAME``.
 
     Attributes:
-        name: ``transformers/ORG/NAME``.
         place: where its files are.
         config: its config.json, checked.
-        made: what it computes.
-        products: the matrix products of one image.
-        files: of its weights; none if they are random numbers.
     """
 
-    name: str
     place: _Place
     config: Mapping[str, Any]
-    made: Architecture
-    input: Input
-    outputs: Mapping[str, Output]
-    identity: Identity
-    products: Sequence[Product]
-    files: tuple[HubFile | Path, ...] = ()
-
-    @property
-    def weights(self) -> str | None:
-        """The path of the file, or of the first of several; None if one has to be downloaded."""
-        paths = [each if isinstance(each, Path) else each.path for each in self.files]
-        return str(paths[0]) if paths and None not in paths else None
-
-    @property
-    def sources(self) -> Sequence[str]:
-        """The paths of the files, or their URLs."""
-        return [str(each if isinstance(each, Path) else each.path or each.url) for each in self.files]
-
-    @property
-    def untrained(self) -> bool:
-        """Whether the weights are random numbers."""
-        return not self.files
-
-    @property
-    def sample_bytes(self) -> int:
-        """A pass holds about 18 numbers per token and channel."""
-        item = 2 if self.identity["precision"] in ("fp16", "bf16") else 4
-        h, w = (side // self.input.patch for side in self.input.size)
-        return (self.made.prefix + h * w) * 18 * self.made.width * item
-
-    def obtain(self, progress: Progress | None = None) -> TransformersSpec:
-        """Download what is not in the hub's cache. Raises WeightsError."""
-        found = (each if isinstance(each, Path) else hub.download(each, progress) for each in self.files)
-        return self if self.untrained or self.weights else replace(self, files=tuple(found))
 
     def load(self, device: torch.device, batch_size: int) -> TransformersEncoder:
         """Load the weights. Raises WeightsError if they are damaged or another model's."""
@@ -625,19 +595,6 @@ def _path(file: HubFile | Path, most: int = _MOST) -> Path:
     return path
 
 
-def _weights_of(files: Sequence[HubFile | Path]) -> str:
-    """The SHA-256 of a file, or of the list of several files' ones; the commit where the hub does not say them."""
-    known: list[str] = []
-    for each in files:
-        if isinstance(each, Path):
-            known.append(sha256_of_weights(each))
-        elif each.sha256 is not None:
-            known.append(each.sha256)
-        else:
-            return f"{each.repo}@{each.revision}"
-    return known[0] if len(known) == 1 else sha256_of_chunks(each.encode() for each in known)
-
-
 def _loaded(library: Any, spec: TransformersSpec) -> Any:
     """The whole model with its weights, in float32 on the CPU. Raises WeightsError."""
     with _reading("config.json", spec.name):
@@ -645,8 +602,7 @@ def _loaded(library: Any, spec: TransformersSpec) -> Any:
         if spec.untrained:
             return model_class(config).eval()
     state: dict[str, Tensor] = {}
-    for each in spec.files:
-        path = each if isinstance(each, Path) else each.path
+    for path in spec.paths:
         assert path is not None
         values = read_state(path)
         # Numbers of positions are the model's own; quantised weights are missed below.
