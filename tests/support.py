@@ -36,6 +36,7 @@ from patchbank.config import Activation, ExtractConfig
 from patchbank.datasets import Dataset, Sample
 from patchbank.datasets.samples import Failure
 from patchbank.datasets.sources import Directory
+from patchbank.encoders import FAMILIES
 from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import MODELS, Model
 from patchbank.encoders.tower import VisionTransformer
@@ -364,3 +365,11 @@ class SecondLook(Event):
 
 
 torch.set_num_threads(2)  # the same on every machine the tests run on
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_is_known() -> Iterator[None]:
+    """The toy family by its name, in modules that import this fixture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES, "toy", "tests.toy_family")
+        yield

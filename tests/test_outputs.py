@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,25 +32,17 @@ from patchbank.bank.convert import convert
 from patchbank.bank.pickles import pickle_name
 from patchbank.bank.repair import repair
 from patchbank.datasets.example import write_sample
-from patchbank.encoders import FAMILIES
 from patchbank.encoders.runner import Runner
 from patchbank.errors import BankError, ConfigError
 from patchbank.extraction.recompute import config_of, recompute, runner_of
 from patchbank.features import CLS, GRID, POOLED, REGISTERS
 from patchbank.preprocess import preprocess
 from tests.reference import regions as reference
-from tests.support import SecondLook, contents, patchbank, photographs, relative_error
+from tests.support import SecondLook, contents, patchbank, photographs, relative_error, toy_is_known  # noqa: F401
 from tests.toy_family import Toy, toy
 
 EVERY = ("block:1", CLS, GRID, "block:2", REGISTERS, "block:1:raw", POOLED)
 SHAPES = {CLS: (6,), REGISTERS: (4, 6), POOLED: (4,)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _family() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FAMILIES, "toy", "tests.toy_family")
-        yield
 
 
 @pytest.fixture(scope="module")

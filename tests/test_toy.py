@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,25 +31,17 @@ from patchbank.bank.reader import Bank
 from patchbank.bank.runs import read_runs
 from patchbank.config import Layout, ResizeMode
 from patchbank.datasets.example import write_sample
-from patchbank.encoders import FAMILIES
 from patchbank.errors import BankError, WeightsError
 from patchbank.extraction.recompute import recompute, runner_of
 from patchbank.features import CLS, GRID
 from patchbank.show.page import write_report
 from tests.reference import regions as reference
-from tests.support import REPOSITORY, SecondLook, contents, patchbank, photographs, relative_error
+from tests.support import REPOSITORY, SecondLook, contents, patchbank, photographs, relative_error, toy_is_known  # noqa: F401
 from tests.toy_family import Toy, toy
 
 LAYOUTS: list[Layout] = ["ezhoi", "shards"]
 SIZES = [(120, 90), (90, 120), (200, 31)]
 BOUND = 2e-6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _family() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FAMILIES, "toy", "tests.toy_family")
-        yield
 
 
 @pytest.fixture(scope="module")

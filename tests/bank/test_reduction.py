@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -26,22 +25,14 @@ from patchbank.bank.payload import Feature
 from patchbank.bank.reader import Bank
 from patchbank.bank.repair import repair
 from patchbank.bank.writer import BankWriter
-from patchbank.encoders import FAMILIES
 from patchbank.errors import BankError, ConfigError
 from patchbank.features import CLS, GRID, POOLED, REGISTERS, Output
 from patchbank.show.showing import to_texts
 from tests import toy_family
-from tests.support import contents, patchbank, photographs, relative_error, tiny_manifest
+from tests.support import contents, patchbank, photographs, relative_error, tiny_manifest, toy_is_known  # noqa: F401
 
 OUTPUTS = (CLS, GRID, "block:1", REGISTERS, POOLED)
 REDUCED = (GRID, CLS, REGISTERS)  # one space
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _family() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FAMILIES, "toy", "tests.toy_family")
-        yield
 
 
 @pytest.fixture(scope="module")
