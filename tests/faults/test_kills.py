@@ -93,7 +93,10 @@ def test_killed_at_thirty_random_instants(extraction: Extraction, tmp_path: Path
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("command", "extraction"),
-    [("convert", "ezhoi"), ("convert", "shards"), ("import", "ezhoi"), ("repair", "ezhoi"), ("repair", "shards")],
+    [
+        *(("convert", "ezhoi"), ("convert", "shards"), ("convert --pca", "shards"), ("import", "ezhoi")),
+        *(("repair", "ezhoi"), ("repair", "shards")),
+    ],
     indirect=["extraction"],
 )
 def test_other_commands_killed_at_random_instants(command: str, extraction: Extraction, tmp_path: Path) -> None:
@@ -103,6 +106,7 @@ def test_other_commands_killed_at_random_instants(command: str, extraction: Extr
     weights = extraction.arguments[extraction.arguments.index("--weights") + 1]
     options = {
         "convert": ("--layout", "shards" if extraction.layout == "ezhoi" else "ezhoi", "--shard-size", "20kB"),
+        "convert --pca": ("--pca", 8, "--shard-size", "5kB"),
         "import": ("--model", "tiny", "--weights", weights),
         "repair": (),
     }
@@ -114,7 +118,7 @@ def test_other_commands_killed_at_random_instants(command: str, extraction: Extr
 
     def begun(bank: Path) -> Run:
         if command != "repair":
-            return started(bank, output, command, source, bank, *options[command])
+            return started(bank, output, command.split()[0], source, bank, *options[command])
         if not bank.exists():
             shutil.copytree(source, bank)
         return started(bank, output, command, bank)
