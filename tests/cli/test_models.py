@@ -13,7 +13,7 @@ import pytest
 
 from patchbank import ExtractConfig
 from patchbank.encoders import FAMILIES, bank_prefix, describe, known, matching, random
-from patchbank.encoders.transformers import KINDS
+from patchbank.encoders.transformers.configuration import KINDS
 from patchbank.errors import ConfigError
 from tests.support import REPOSITORY, patchbank
 

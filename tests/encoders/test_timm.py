@@ -44,6 +44,7 @@ MODELS = {
     "vit_pe_core_tiny_patch16_384": ("a joint space by attention pooling", ["patch_tokens", "cls", "pooled"]),
     "vit_medium_patch16_clip_224.tinyclip_yfcc15m": ("a joint space", ["patch_tokens", "cls", "pooled"]),
     "beit_base_patch16_224": ("relative positions, biases of its own", ["patch_tokens", "cls", "pooled"]),
+    "vit_small_resnet26d_224": ("a backbone, which timm would fetch from the hub", ["patch_tokens", "cls", "pooled"]),
     "deit_tiny_distilled_patch16_224": ("two tokens pooled", ["patch_tokens", "cls", "registers", "pooled"]),
 }
 QUICK = ("vit_small_patch14_reg4_dinov2", "vit_little_patch16_reg4_gap_256", "vit_small_patch16_dinov3")

@@ -24,7 +24,8 @@ from patchbank import ExtractConfig, load_dataset, open_bank
 from patchbank.encoders import encode_texts, find
 from patchbank.encoders.hub import HubFile
 from patchbank.encoders.runner import Runner
-from patchbank.encoders.transformers import KINDS, TESTED
+from patchbank.encoders.transformers import TESTED
+from patchbank.encoders.transformers.configuration import KINDS
 from patchbank.errors import ConfigError, PatchbankError, WeightsError, install
 from patchbank.features import Input
 from patchbank.preprocess import preprocess

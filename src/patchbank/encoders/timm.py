@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -297,8 +298,12 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
                 raise _WrongError(wrong)
             return nn.Module.load_state_dict(self, loaded, assign=True)
 
+        builder: Any = import_module("timm.models._builder")
+        load_pretrained = builder.load_pretrained
         # timm calls this within `create_model`, and logs what is missing instead of raising it.
         kind.load_state_dict = load_state_dict
+        # A hybrid's backbone is in the file, and would be looked for on the hub.
+        builder.load_pretrained = lambda made, **rest: type(made) is kind and load_pretrained(made, **rest)
         try:
             with WithoutInitialNumbers():  # type: ignore[no-untyped-call]
                 model = timm.create_model(
@@ -313,6 +318,7 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
             raise WeightsError(f"{path} does not hold the weights of {found.name}: {wrong}. {kind_of_file}") from error
         finally:
             del kind.load_state_dict
+            builder.load_pretrained = load_pretrained
     model.pretrained_cfg.pop("state_dict")  # copies
     return model
 
