@@ -16,6 +16,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text, parse_bytes
+from patchbank.regions import parse_cut
 
 Precision = Literal["fp32", "bf16", "fp16", "tf32"]
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
@@ -292,6 +293,16 @@ class ExtractConfig:
         "How images become the input: center-crop, squash (aspect ratio ignored) or pad (letterboxed).",
         _BANK,
         default_text="the model's own: center-crop for CLIP",
+    )
+    crop: str | None = option(
+        None,
+        "How boxes are cut out of images: pad (on a black square), squash, or context=1.5 (a square around the box, so "
+        "many times as long).",
+        _BANK,
+        metavar="HOW",
+        default_text="pad, as ADA-CM",
+        parse=parse_cut,
+        values=("pad", "squash", "context=1.5"),
     )
     decode: Decode = option(
         "exact",

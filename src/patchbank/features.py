@@ -45,6 +45,8 @@ class Input:
         rgb: when images become RGB: ``first``, before they are resized; ``last``, after it; ``white``: first, and laid
             over white where they are transparent.
         pool: the side of the square of patches that become one token, by their mean; 1 leaves them alone.
+        cut: how a region is cut out of its image (`patchbank.regions`): ``pad``, ``squash``, ``context=1.5``, or
+            ``grid``, which pools the image's grid. Empty for images.
     """
 
     size: tuple[int, int]
@@ -58,6 +60,7 @@ class Input:
     crop: Rounding = "nearest"
     rgb: Rgb = "last"
     pool: int = 1
+    cut: str = ""
 
     @property
     def cell(self) -> int:

@@ -8,6 +8,8 @@ An image that cannot be read becomes a `Failure` with its reason; nothing replac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,37 +20,83 @@ from patchbank.datasets.samples import Decoded, Failure, Sample
 from patchbank.errors import first_line
 from patchbank.features import Input
 from patchbank.images import MAX_PIXELS, open_image
+from patchbank.regions import cut_size, fault_of, rectangle
 
 _FAST = ("bicubic", "bilinear")  # torch's filters that look at as many pixels as Pillow's
 
 
 def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure:
-    """Decode one image file and bring it to the input's size. Holds `budget` while pixels are large.
+    """Decode one sample's image and bring the sample to the input's size. As `load_all`."""
+    return load_all([sample], wanted, budget)[0]
+
+
+def load_all(samples: Sequence[Sample], wanted: Input, budget: ByteBudget) -> list[Decoded | Failure]:
+    """Decode one image, and bring each of its samples to the input's size. Holds `budget` while pixels are large.
 
     Raises DatasetError if the whole source of the images is gone.
     """
+    sample = samples[0]
     try:
         with open_image(sample.source.content(sample)) as image:
-            width, height = size = image.size
-            resized = wanted.transform(size).resized
-            if resized[0] * resized[1] > MAX_PIXELS:
-                return Failure(sample.key, f"too elongated: {width} x {height} pixels")
+            size, regions = image.size, sample.region is not None
+            needed = [_pixels(each, size, wanted) for each in samples]
+            pixels = size[0] * size[1] + max(each for each in (0, *needed) if isinstance(each, int))
             # The picture and its resized form, at four bytes a pixel, and as much again in decoder and resizer.
-            bytes_a_pixel = 16 if _is_laid_over_white(image, wanted) else 12 if wanted.decoder == "fast" else 8
-            with budget.reserve(bytes_a_pixel * (width * height + resized[0] * resized[1])):
+            bytes_a_pixel = (
+                16 if _is_laid_over_white(image, wanted) else 12 if wanted.decoder == "fast" or regions else 8
+            )
+            with budget.reserve(bytes_a_pixel * pixels):
                 try:
-                    return Decoded(sample.key, preprocess(image, wanted), size)
+                    whole = _rgb(image, wanted) if regions else image
+                    return [
+                        Decoded(each, preprocess(_cut_out(whole, each, wanted), wanted), size)
+                        if isinstance(found, int)
+                        else Failure(each.key, found)
+                        for each, found in zip(samples, needed, strict=True)
+                    ]
                 finally:
                     image.close()  # frees the picture
     except FileNotFoundError:
         sample.source.require()
-        return Failure(sample.key, "missing: there is no such file")
+        reason = "missing: there is no such file"
     except OSError as error:
         if error.errno is not None:  # the system's, not the image's
             sample.source.require()
-        return Failure(sample.key, error.strerror or first_line(error))
+        reason = error.strerror or first_line(error)
     except Exception as error:  # of a name that no file has, or a library that reads the source
-        return Failure(sample.key, f"{type(error).__name__}: {first_line(error)}")
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    return [Failure(each.key, reason) for each in samples]
+
+
+def _pixels(sample: Sample, size: tuple[int, int], wanted: Input) -> int | str:
+    """The pixels of what is cut out of an image, and of its resized form; or why there are none."""
+    taken = 0
+    if sample.region is not None and (box := sample.region.box) is not None:
+        if fault := fault_of(box, size):
+            return fault
+        try:
+            size = cut_size(box, wanted.cut)
+        except ValueError as error:
+            return str(error)
+        taken = size[0] * size[1]
+    width, height = wanted.transform(size).resized
+    if width * height > MAX_PIXELS:
+        return f"too elongated: {size[0]} x {size[1]} pixels"
+    return taken + width * height
+
+
+def _cut_out(image: Image.Image, sample: Sample, wanted: Input) -> Image.Image:
+    """The sample's part of an RGB image; what lies outside of it is black."""
+    if sample.region is None or (box := sample.region.box) is None:
+        return image
+    part = image.crop(rectangle(box, wanted.cut))
+    if wanted.cut != "pad":
+        return part
+    width, height = part.size
+    side = max(part.size)
+    square = Image.new("RGB", (side, side))
+    square.paste(part, ((side - width) // 2, (side - height) // 2))
+    return square
 
 
 def preprocess(image: Image.Image, wanted: Input, resize: ResizeMode | None = None) -> NDArray[np.uint8]:
@@ -61,11 +109,8 @@ def preprocess(image: Image.Image, wanted: Input, resize: ResizeMode | None = No
         resize: instead of the input's mode.
     """
     wanted = wanted.resized_by(resize)
-    if _is_laid_over_white(image, wanted):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if wanted.rgb != "last" and image.mode != "RGB":
-        image = image.convert("RGB")
+    if wanted.rgb != "last":
+        image = _rgb(image, wanted)
     transform = wanted.transform(image.size)
     if image.size != transform.resized:
         if wanted.decoder == "fast" and image.mode == "RGB" and wanted.interpolation in _FAST:
@@ -84,6 +129,13 @@ def preprocess(image: Image.Image, wanted: Input, resize: ResizeMode | None = No
         canvas.paste(image, (left, top))
         image = canvas
     return np.asarray(image)
+
+
+def _rgb(image: Image.Image, wanted: Input) -> Image.Image:
+    if _is_laid_over_white(image, wanted):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _is_laid_over_white(image: Image.Image, wanted: Input) -> bool:

@@ -17,6 +17,7 @@ from patchbank.datasets import Sample
 from patchbank.datasets.samples import Decoded, Failure
 from patchbank.extraction import pipeline
 from patchbank.features import CLS, GRID
+from patchbank.regions import Region
 from tests.support import sample
 
 SIZE = (4, 6)  # (h, w)
@@ -29,16 +30,21 @@ class Watched:
         self.batches: list[list[int]] = []
         self.features: dict[str, float] = {}
         self.failures: list[str] = []
+        self.together: list[list[str]] = []
         self.decoded = self.waiting = self.most_waiting = self.most_ahead = 0
         self._seconds, self._lock = seconds_to_commit, Lock()
 
-    def decode(self, sample: Sample, _: ByteBudget) -> Decoded | Failure:
+    def decode(self, samples: Sequence[Sample], _: ByteBudget) -> Sequence[Decoded | Failure]:
         with self._lock:
-            self.decoded += 1
+            self.decoded += len(samples)
             self.most_ahead = max(self.most_ahead, self.decoded - 4 * len(self.batches))
-        if "x" in sample.key:
-            return Failure(sample.key, "x")
-        return Decoded(sample.key, np.full((*SIZE, 3), int(sample.key), np.uint8), (1, 1))
+            self.together.append([each.key for each in samples])
+        return [
+            Failure(each.key, "x")
+            if "x" in each.key
+            else Decoded(each, np.full((*SIZE, 3), int(each.key.split("#")[-1]), np.uint8), (1, 1))
+            for each in samples
+        ]
 
     def submit(self, pixels: torch.Tensor) -> Callable[[], pipeline.Outputs]:
         self.batches.append(pixels[:, 0, 0, 0].tolist())
@@ -60,10 +66,22 @@ class Watched:
     def added(self, count: int, failures: Sequence[Failure]) -> None:
         pass
 
-    def run(self, batches: list[list[tuple[int, str]]], stop: Event | None = None, *, deferred: bool = True) -> None:
+    def run(
+        self,
+        batches: list[list[tuple[int, str]]],
+        stop: Event | None = None,
+        *,
+        deferred: bool = True,
+        regions: bool = False,
+    ) -> None:
         stages = pipeline.Stages(self.decode, self.submit, self.add, self.added, deferred=deferred)
-        slots = [[(slot, sample(key, Path())) for slot, key in batch] for batch in batches]
-        pipeline.run(slots, stages, batch_size=4, input_size=SIZE, workers=2, stop=(stop or Event()).is_set)
+        region = Region() if regions else None
+        samples = [
+            sample(key, Path())._replace(position=4 * number + slot, region=region)
+            for number, batch in enumerate(batches)
+            for slot, key in batch
+        ]
+        pipeline.run(samples, stages, batch_size=4, input_size=SIZE, workers=2, stop=(stop or Event()).is_set)
 
 
 def test_every_image_is_in_its_slot_and_no_other_slot_is_filled() -> None:
@@ -80,6 +98,15 @@ def test_features_are_found_by_their_slot_in_any_order() -> None:
     watched.run([[(2, "1"), (0, "2"), (3, "3"), (1, "4")], [(3, "5"), (1, "6")]])
     assert watched.batches == [[2, 4, 1, 3], [0, 6, 0, 5]]
     assert watched.features == {key: float(key) for key in "123456"}
+
+
+def test_an_image_is_decoded_once_for_its_regions_in_several_batches() -> None:
+    watched = Watched()
+    keys = [f"{image}#{number}" for image, count in (("a", 6), ("b", 1), ("c", 70)) for number in range(count)]
+    watched.run([[*enumerate(keys[begin : begin + 4])] for begin in range(0, len(keys), 4)], regions=True)
+    assert list(watched.features) == keys
+    assert sorted(map(len, watched.together)) == [1, 6, 6, 64]
+    assert all(len({key[0] for key in each}) == 1 for each in watched.together)
 
 
 def test_features_that_wait_to_be_written_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

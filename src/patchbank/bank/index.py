@@ -23,13 +23,14 @@ from patchbank.budget import without_collection
 from patchbank.errors import BankError
 from patchbank.features import Input
 from patchbank.files import is_plain, parse_json
+from patchbank.regions import Region
 
 FORMAT, FORMAT_VERSION = "patchbank", 2
 
 _Natural = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 _Positive = Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)]
 _Size = tuple[_Positive, _Positive]
-_LATER = ("cover", "crop", "rgb", "pool")  # fields of `Input` that the format's first banks lack
+_LATER = ("cover", "crop", "rgb", "pool", "cut")  # fields of `Input` that the format's first banks lack
 _Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -42,6 +43,7 @@ class Entry(NamedTuple):
         sha256: of the features as they are stored; None for a failure.
         failure: why the sample has no features; None if it has.
         revision: how often an entry of this sample was revoked.
+        region: the part of the image that it is; None for an image, and a failure.
     """
 
     key: str
@@ -49,6 +51,7 @@ class Entry(NamedTuple):
     sha256: str | None = None
     failure: str | None = None
     revision: int = 0
+    region: Region | None = None
 
     def after(self, known: Entry | None) -> Entry:
         """This entry, with the revision that makes it count over a known one."""
@@ -141,6 +144,7 @@ class _Samples(msgspec.Struct, gc=False, kw_only=True, omit_defaults=True):
     offsets: list[tuple[int, int] | None]
     sha256: list[_Sha256]
     revisions: list[_Natural] | None = None
+    regions: list[Region] | None = None
 
 
 class _Failure(msgspec.Struct, gc=False, kw_only=True, omit_defaults=True):
@@ -166,10 +170,15 @@ class _Head(msgspec.Struct, gc=False):
 def write_document(manifest: Manifest, number: int, features: Sequence[Entry], failures: Sequence[Entry]) -> str:
     """The header document of a part, as JSON in ASCII."""
     # Once per size: pickles write their part again with every batch, and many images share a size.
-    transforms = {size: None if size is None else manifest.transform(size) for size in {each.size for each in features}}
+    whole = not manifest.input.cut  # else a transform is of what was cut out
+    transforms = {
+        size: manifest.transform(size) if size is not None and whole else None
+        for size in {each.size for each in features}
+    }
     resized = {size: None if each is None else each.resized for size, each in transforms.items()}
     offsets = {size: None if each is None else each.offset for size, each in transforms.items()}
     revisions = [entry.revision for entry in features]
+    regions = [entry.region for entry in features if entry.region is not None]
     samples = _Samples(
         keys=[entry.key for entry in features],
         sizes=[entry.size for entry in features],
@@ -177,6 +186,7 @@ def write_document(manifest: Manifest, number: int, features: Sequence[Entry], f
         offsets=[offsets[entry.size] for entry in features],
         sha256=[entry.sha256 or "" for entry in features],
         revisions=revisions if any(revisions) else None,
+        regions=regions or None,
     )
     document = _Document(
         format=FORMAT,
@@ -198,8 +208,9 @@ def _lean(manifest: Manifest) -> dict[str, Any]:
     defaults = {each.name: each.default for each in fields(Input) if each.name in _LATER}
     said = made["input"].items()
     made["input"] = {name: value for name, value in said if name not in defaults or value != defaults[name]}
-    if manifest.reduction is None:
-        made.pop("reduction", None)
+    for name in ("reduction", "regions"):
+        if not getattr(manifest, name):
+            made.pop(name, None)
     return made
 
 
@@ -220,12 +231,17 @@ def read_document(text: bytes | str, path: Path) -> tuple[Manifest, int, tuple[E
     columns = document.samples
     count = len(columns.keys)
     revisions = columns.revisions or [0] * count
-    lengths = {len(each) for each in (columns.sizes, columns.resized, columns.offsets, columns.sha256, revisions)}
+    regions: Sequence[Region | None] = columns.regions or [None] * count
+    lengths = {
+        len(each) for each in (columns.sizes, columns.resized, columns.offsets, columns.sha256, revisions, regions)
+    }
     if lengths != {count}:
         raise ValueError("its columns differ in length")
     features = tuple(
-        Entry(key, size, sha256, None, revision)
-        for key, size, sha256, revision in zip(columns.keys, columns.sizes, columns.sha256, revisions, strict=True)
+        Entry(key, size, sha256, None, revision, region)
+        for key, size, sha256, revision, region in zip(
+            columns.keys, columns.sizes, columns.sha256, revisions, regions, strict=True
+        )
     )
     failures = tuple(Entry(each.key, failure=each.failure, revision=each.revision) for each in document.failures)
     for key in (*columns.keys, *(each.key for each in failures)):

@@ -70,6 +70,7 @@ class Manifest:
         compiled: whether the encoder was compiled with `torch.compile`.
         versions: of the libraries that the bank was begun with.
         imported: how an imported bank was made; empty for any other.
+        regions: the SHA-256 of all regions' names and boxes; empty for a bank of images.
     """
 
     layout: Layout
@@ -86,6 +87,7 @@ class Manifest:
     compiled: bool = False
     versions: dict[str, str] = field(default_factory=library_versions)
     imported: str = ""
+    regions: str = ""
 
     @property
     def model(self) -> str:
@@ -156,7 +158,7 @@ class Manifest:
 
     def differences(self, other: Manifest) -> list[tuple[str, str, str]]:
         """(field, own value, other's value), for people, of each difference between two banks' features or layouts."""
-        names = ("layout", "dataset", "split", "rounded", "reduction")
+        names = ("layout", "dataset", "split", "regions", "rounded", "reduction")
         mine, theirs = (
             {name: getattr(each, name) for name in names} | {"outputs": tuple(each.outputs)} for each in (self, other)
         )

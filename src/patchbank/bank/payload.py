@@ -16,6 +16,7 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.storage import Storage
 from patchbank.config import Layout
 from patchbank.files import sha256_of_chunks
+from patchbank.regions import Region
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +39,13 @@ class Feature(NamedTuple):
         key: the sample's.
         outputs: name -> tensor on the CPU, of any float dtype; the writer stores the bank's.
         size: (width, height) of the original image in pixels; None if it is unknown.
+        region: the part of the image that it is; None for an image.
     """
 
     key: str
     outputs: Mapping[str, Tensor]
     size: tuple[int, int] | None
+    region: Region | None = None
 
     @property
     def nbytes(self) -> int:

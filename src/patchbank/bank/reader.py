@@ -23,6 +23,7 @@ from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import CLS
 from patchbank.locations import is_remote, locate
 from patchbank.notebook import facts
+from patchbank.regions import Region
 from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
@@ -244,6 +245,16 @@ class Bank(Mapping[str, "Tensor"]):
     def size(self, key: str) -> tuple[int, int] | None:
         """(width, height) of the original image in pixels; None if it is unknown. Raises KeyNotInBank."""
         return self._entry(key).size
+
+    def region(self, key: str) -> Region | None:
+        """The part of an image that a sample is; None for an image. Raises KeyNotInBank."""
+        return self._entry(key).region
+
+    def in_order(self) -> Iterator[str]:
+        """The keys that have features, in the order of the dataset: of shards, that of their rows."""
+        state = self._state
+        found = sorted((state.parts[row.part].number, row.part, row.row, key) for key, row in state.rows.items())
+        return (key for *_, key in found if key in self._entries)
 
     def show(
         self,

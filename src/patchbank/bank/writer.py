@@ -365,7 +365,7 @@ class BankWriter:
         except NotFiniteError as error:
             return Entry(feature.key, failure=str(error)), None
         kept = self._payload.keep(feature.key, pieces, self._scratch)
-        return Entry(feature.key, feature.size, sha256_of_chunks(pieces)), kept
+        return Entry(feature.key, feature.size, sha256_of_chunks(pieces), region=feature.region), kept
 
     def _commit(self) -> None:
         if self._current is None or not self._new:

@@ -19,6 +19,7 @@ from patchbank.cli import (
     import_,
     info,
     models,
+    pairs,
     reader,
     repair,
     report,
@@ -40,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+add_command(extract.app, "pairs", pairs.pairs, pairs.pairs.__doc__)
 app.add_typer(extract.app, name="extract")
 for _command in (
     *(info.info, show.show, report.report),

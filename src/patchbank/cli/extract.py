@@ -49,7 +49,7 @@ app = typer.Typer(
 )
 
 _DATA = "Data"
-_OUT = option(..., "Bank directory or URL (s3://...).", _DATA, metavar="BANK", parse=locate)
+OUT = option(..., "Bank directory or URL (s3://...).", _DATA, metavar="BANK", parse=locate)
 _PREFIX = option(False, "Begin keys with their file's name, less the extension.", _DATA)
 
 
@@ -124,7 +124,7 @@ def _folder(
     images: Annotated[
         Path, typer.Argument(parser=locate, metavar="IMAGES", help="Directory or URL, searched recursively.")
     ],
-    out: Path = _OUT,
+    out: Path = OUT,
     run: RunOptions,
     config: ExtractConfig,
 ) -> None:
@@ -142,7 +142,7 @@ def _tar(
         list[str],
         typer.Argument(metavar="TARS", help="Tar files: paths, URLs or patterns such as 'shards/{000..099}.tar'."),
     ],
-    out: Path = _OUT,
+    out: Path = OUT,
     prefix: bool = _PREFIX,
     run: RunOptions,
     config: ExtractConfig,
@@ -161,7 +161,7 @@ def _parquet(
         list[str],
         typer.Argument(metavar="FILES", help="Parquet files: paths, URLs or patterns such as 'data/*.parquet'."),
     ],
-    out: Path = _OUT,
+    out: Path = OUT,
     image_column: str | None = option(
         None,
         "Column of the images: bytes, or structs with `bytes`.",

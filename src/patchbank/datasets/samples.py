@@ -13,6 +13,7 @@ from patchbank.datasets.sources import Directory, Source
 from patchbank.errors import DatasetError
 from patchbank.files import is_plain
 from patchbank.notebook import facts
+from patchbank.regions import Region, image_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,24 +26,32 @@ RARE = 10  # HICO-DET calls a class with fewer annotated pairs in its training s
 
 
 class Sample(NamedTuple):
-    """One image to encode.
+    """One image to encode, or one region of it.
 
     Attributes:
-        key: its ``file_name`` as the annotations give it: a relative POSIX path with its extension.
+        key: its ``file_name`` as the annotations give it: a relative POSIX path with its extension. A region's is
+            followed by its name: ``a.jpg#union-0``.
         source: what it lies in.
         position: its place in the dataset, which decides its place in a batch and its shard. Positions may have gaps.
         place: its place in a source that is a file: (offset, size) in a tar, (row group, row) in a table.
+        region: the part of the image; None for an image.
     """
 
     key: str
     source: Source
     position: int
     place: tuple[int, int] | None = None
+    region: Region | None = None
+
+    @property
+    def image(self) -> str:
+        """The image's key."""
+        return self.key if self.region is None else image_of(self.key)
 
     @property
     def path(self) -> Path:
-        """Its path, for messages and in a directory. Made on each access: a million take seconds."""
-        return self.source.location / self.key
+        """The image's path, for messages and in a directory. Made on each access: a million take seconds."""
+        return self.source.location / self.image
 
     def exists(self) -> bool:
         """Whether the image exists."""
@@ -50,15 +59,15 @@ class Sample(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """One image, ready for the encoder.
+    """One sample, ready for the encoder.
 
     Attributes:
-        key: the sample's.
+        sample: what it is.
         pixels: (h, w, 3) uint8 RGB.
-        size: (width, height) of the original, in pixels.
+        size: (width, height) of the original image, in pixels.
     """
 
-    key: str
+    sample: Sample
     pixels: NDArray[np.uint8]
     size: tuple[int, int]
 
@@ -134,6 +143,11 @@ class Dataset(Sequence[Sample]):
     def title(self) -> str:
         """``hicodet train``, or ``folder``."""
         return f"{self.name} {self.split}" if self.split else self.name
+
+    @property
+    def regions(self) -> bool:
+        """Whether its samples are regions of images."""
+        return bool(self.samples) and self.samples[0].region is not None
 
     @property
     def has_pairs(self) -> bool:

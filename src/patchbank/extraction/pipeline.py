@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from threading import Lock
 
 import torch
@@ -31,7 +31,7 @@ from patchbank.decoder_warnings import Warned, collected
 from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError
 from patchbank.extraction.advice import auto_workers
-from patchbank.preprocess import load
+from patchbank.preprocess import load_all
 
 # Limits of the bytes in memory: pictures being decoded, decoded inputs that wait, features that wait.
 _DECODING_BYTES = 2 << 30
@@ -42,10 +42,13 @@ _WRITING_BATCHES = 64  # that wait to be written, however small: their objects t
 # Features stored as halves are rounded on the device, so that half the bytes are transferred. int8 scales are computed
 # from float32.
 _RECEIVED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_TOGETHER = 64  # regions of an image that are decoded at once: their inputs wait together
 _REQUESTS = 4  # decode threads per core, if reading waits for a network
 
 Outputs = dict[str, Tensor]
-Slots = Sequence[tuple[int, Sample]]  # a batch: (slot, sample) for each of its images
+Found = Decoded | Failure
+Decode = Callable[[Sequence[Sample], ByteBudget], Sequence[Found]]  # the samples of one image
+Waiting = tuple[Sample, Callable[[], Found]]  # a sample, and a function that waits until it is decoded
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Stages:
     """The stages that the pipeline connects.
 
     Attributes:
-        decode: turns a sample into its pixels or its failure; called from many threads at once.
+        decode: turns samples of one image into their pixels or failures; called from many threads at once.
         submit: starts the forward pass of (B, h, w, 3) uint8, and returns a function that waits for the outputs, name
             -> (B, ...) on the CPU. Called from one thread.
         add: gives features and failures to the bank, in the images' order; called from one thread. Returns the failures
@@ -85,7 +88,7 @@ class Stages:
         deferred: whether `submit` returns before the batch is computed: then one more is begun before this is received.
     """
 
-    decode: Callable[[Sample, ByteBudget], Decoded | Failure]
+    decode: Decode
     submit: Callable[[Tensor], Callable[[], Outputs]]
     add: Callable[[Sequence[Feature], Sequence[Failure]], Sequence[Failure]]
     added: Callable[[int, Sequence[Failure]], None]
@@ -113,17 +116,17 @@ def encode_into(
     wanted = bank.manifest.input
     one_at_a_time = Lock()
 
-    def decode(sample: Sample, budget: ByteBudget) -> Decoded | Failure:
+    def decode(samples: Sequence[Sample], budget: ByteBudget) -> Sequence[Found]:
         try:
             with collected() as said:
-                result = load(sample, wanted, budget)
+                results = load_all(samples, wanted, budget)
         except DatasetError as error:
             gone.append(error)
-            return Failure(sample.key, str(error))  # never stored: the run stops before this batch
-        if said and isinstance(result, Decoded):
+            return [Failure(each.key, str(error)) for each in samples]  # never stored: the run stops before this batch
+        if said and any(isinstance(each, Decoded) for each in results):
             with one_at_a_time:
-                warned.add(sample.key, said)
-        return result
+                warned.add(samples[0].image, said)
+        return results
 
     stages = Stages(
         decode=decode,
@@ -136,7 +139,7 @@ def encode_into(
     workers = config.workers or auto_workers() * (_REQUESTS if any(each.source.remote for each in todo[:1]) else 1)
     batch_size = bank.manifest.batch_size
     times = run(
-        _batches(todo, batch_size),
+        todo,
         stages,
         batch_size=batch_size,
         input_size=wanted.size,
@@ -155,14 +158,8 @@ def _received(bank: Manifest) -> torch.dtype:
     return _RECEIVED.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32
 
 
-def _batches(todo: Sequence[Sample], batch_size: int) -> Iterator[Slots]:
-    """The batches: an image belongs to batch ``position // batch_size``, slot ``position % batch_size``."""
-    for _, together in groupby(todo, lambda sample: sample.position // batch_size):
-        yield [(sample.position % batch_size, sample) for sample in together]
-
-
 def run(
-    batches: Iterable[Slots],
+    todo: Iterable[Sample],
     stages: Stages,
     *,
     batch_size: int,
@@ -170,7 +167,7 @@ def run(
     workers: int,
     stop: Callable[[], bool],
 ) -> StageTimes:
-    """Encode all batches and give them to the bank, in order. Stops after the batches in progress when `stop` is true.
+    """Encode samples and give them to the bank, in order. Stops after the batches in progress when `stop` is true.
 
     Raises what `submit` and `add` raise; what was committed before stays.
     """
@@ -203,15 +200,13 @@ def run(
         times.write += time.perf_counter() - encoded
 
     try:
-        for slots, futures in _decode_ahead(batches, stages.decode, decoders, decoding, ahead):
+        for batch in _ahead(_batches(_decoding(todo, stages.decode, decoders, decoding), batch_size), ahead):
             began = time.perf_counter()
-            results = [future.result() for future in futures]
+            results = [wait() for _, wait in batch]
             times.decode += (decoded := time.perf_counter()) - began
             if stop():
                 break
-            images = [
-                (slot, image) for (slot, _), image in zip(slots, results, strict=True) if isinstance(image, Decoded)
-            ]
+            images = [(each.sample.position % batch_size, each) for each in results if isinstance(each, Decoded)]
             failures = [result for result in results if isinstance(result, Failure)]
             wait = stages.submit(_batch(images, batch_size, input_size, stages.pinned)) if images else dict
             times.encode += time.perf_counter() - decoded
@@ -231,17 +226,31 @@ def run(
     return times
 
 
-def _decode_ahead(
-    batches: Iterable[Slots],
-    decode: Callable[[Sample, ByteBudget], Decoded | Failure],
-    decoders: ThreadPoolExecutor,
-    budget: ByteBudget,
-    ahead: int,
-) -> Iterator[tuple[Slots, list[Future[Decoded | Failure]]]]:
-    """Batches in order, each with its images' futures; `ahead` more batches are being decoded."""
-    begun: deque[tuple[Slots, list[Future[Decoded | Failure]]]] = deque()
-    for slots in batches:
-        begun.append((slots, [decoders.submit(decode, sample, budget) for _, sample in slots]))
+def _decoding(
+    todo: Iterable[Sample], decode: Decode, decoders: ThreadPoolExecutor, budget: ByteBudget
+) -> Iterator[Waiting]:
+    """Samples that are being decoded, an image once for all its regions that follow each other."""
+    for _, same in groupby(todo, lambda sample: sample if sample.region is None else (sample.source, sample.image)):
+        while samples := tuple(islice(same, _TOGETHER)):
+            future = decoders.submit(decode, samples, budget)
+            yield from ((sample, partial(_result, future, row)) for row, sample in enumerate(samples))
+
+
+def _result(future: Future[Sequence[Found]], row: int) -> Found:
+    return future.result()[row]
+
+
+def _batches(waiting: Iterable[Waiting], batch_size: int) -> Iterator[list[Waiting]]:
+    """The batches: a sample belongs to batch ``position // batch_size``, slot ``position % batch_size``."""
+    for _, together in groupby(waiting, lambda each: each[0].position // batch_size):
+        yield list(together)
+
+
+def _ahead(batches: Iterable[list[Waiting]], ahead: int) -> Iterator[list[Waiting]]:
+    """Batches in order; `ahead` more are being decoded."""
+    begun: deque[list[Waiting]] = deque()
+    for batch in batches:
+        begun.append(batch)
         if len(begun) > ahead:
             yield begun.popleft()
     yield from begun
@@ -260,6 +269,6 @@ def _features(images: Sequence[tuple[int, Decoded]], outputs: Outputs) -> list[F
     # A copy without the empty slots: a view would keep the whole batch in memory.
     chosen = {name: value if slots == list(range(len(value))) else value[slots] for name, value in outputs.items()}
     return [
-        Feature(image.key, {name: value[row] for name, value in chosen.items()}, image.size)
+        Feature(image.sample.key, {name: value[row] for name, value in chosen.items()}, image.size, image.sample.region)
         for row, (_, image) in enumerate(images)
     ]

@@ -8,6 +8,7 @@ import platform
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from patchbank import encoders
@@ -29,12 +30,13 @@ from patchbank.bank.writer import (
 from patchbank.budget import without_collection
 from patchbank.config import WHOLE, ExtractConfig, Layout, Partition, check_dtype
 from patchbank.datasets import SPLITS, Dataset, Sample, require_images
+from patchbank.datasets.boxes import digest
 from patchbank.datasets.folder import passed_over_text
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.defaults import auto_batch_size, compiles
 from patchbank.errors import BankError, ConfigError, DatasetError
 from patchbank.extraction.devices import Devices, decide
-from patchbank.features import GRID
+from patchbank.features import CLS, GRID, POOLED
 from patchbank.files import NEXT, live_scratches, nearest_existing
 from patchbank.locations import is_remote
 
@@ -44,6 +46,7 @@ _OPTIONS = {
     "input pool": "--pool-grid",
     "input resize": "--resize",
     "input decoder": "--decode",
+    "input cut": "--crop",
 }
 
 
@@ -110,14 +113,16 @@ def make_plan(
         encoder: the encoder; None finds the configuration's model.
     """
     keys = [sample.key for sample in dataset.samples]
-    config = _for_part(dataset, config)
+    config = _for_regions(_for_part(dataset, config), dataset)
     try:
         existing = existing_manifest(out, overwrite=config.overwrite)
     except OSError as error:
         raise BankError(f"{out} cannot be read: {error.strerror or error}.") from error
     begun = None if config.overwrite or not existing else existing.layout
-    layout = config.layout or begun or default_layout(dataset.name, is_remote(out))
+    layout = config.layout or begun or ("shards" if dataset.regions else default_layout(dataset.name, is_remote(out)))
     check_location(out, layout)
+    if layout == "ezhoi" and dataset.regions:
+        raise ConfigError("Pickles are EZ-HOI's, of whole images: --layout shards stores boxes.")
     if layout == "ezhoi" and begun is None:
         check_names(keys, out)
     check_dtype(layout, config.dtype)
@@ -126,7 +131,7 @@ def make_plan(
     check_images(dataset)
     devices = devices or decide(config)  # before the search for weights, which takes longer
     # EZ-HOI's scripts round weights, as clip.load does.
-    encoder = encoder or encoders.find(config, dataset.root, rounding=dataset.name in SPLITS)
+    encoder = encoder or _encoder(dataset, config)
     wanted = describe(dataset, layout, config, devices, encoder)
     state = BankState(set(), {}, [])
     if (existing := gone_on_with(existing, wanted, config.overwrite)) is not None:
@@ -165,7 +170,8 @@ def describe(
 ) -> Manifest:
     """The manifest of a new bank."""
     listed = len(dataset) * dataset.part.count
-    made = replace(encoder.input.resized_by(config.resize), decoder=config.decode)
+    regions = digest(dataset.samples)
+    made = replace(encoder.input.resized_by(config.resize), decoder=config.decode, cut=config.crop or "")
     outputs = stored_outputs(encoder.outputs, layout, config.dtype)
     return Manifest(
         layout=layout,
@@ -181,13 +187,36 @@ def describe(
         # a part was loaded, this is an estimate, and the process that begins the bank decides.
         compiled=compiles(config.compile, encoder, min(config.limit or listed, listed), devices.kind),
         versions=library_versions(encoders.packages(encoder.name)),
+        regions=regions,
     )
+
+
+def _encoder(dataset: Dataset, config: ExtractConfig) -> EncoderSpec:
+    """The configuration's encoder; of regions, it gives a feature of the whole unless the configuration says more."""
+    find = partial(encoders.find, root=dataset.root, rounding=dataset.name in SPLITS)
+    if not config.crop or config.output:
+        return find(config)
+    try:
+        return find(replace(config, output=(POOLED,)))
+    except ConfigError:  # of models that have none, as OpenAI's
+        return find(replace(config, output=(CLS,)))
+
+
+def _for_regions(config: ExtractConfig, dataset: Dataset) -> ExtractConfig:
+    """The configuration with the way in which boxes are cut out, of a dataset of regions. Raises ConfigError."""
+    if not dataset.regions:
+        if config.crop is not None:
+            raise ConfigError("--crop cuts out boxes, and these samples are whole images: leave it out.")
+        return config
+    if config.resize not in (None, "squash"):
+        raise ConfigError("--resize is for whole images: --crop says how boxes become the input.")
+    return replace(config, crop=config.crop or "pad", resize="squash")
 
 
 def _options_of(found: Manifest, wanted: Manifest) -> str:
     """The options that a bank was made with, of those that differ; empty if options alone do not decide them."""
     has = {name: value for name, value, _ in found.differences(wanted)}
-    if has.keys() & {"dataset", "split", "rounded"}:
+    if has.keys() & {"dataset", "split", "regions", "rounded"}:
         return ""
     options = [f"{_OPTIONS[name]} {value}" for name, value in has.items() if name in _OPTIONS]
     if "input size" in has:

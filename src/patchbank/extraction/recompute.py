@@ -67,6 +67,7 @@ def config_of(bank: Manifest, config: ExtractConfig) -> ExtractConfig:
         input_size=bank.input.size,
         pool_grid=bank.input.pool,
         resize=bank.input.resize,
+        crop=bank.input.cut or None,
         decode=bank.input.decoder,
         dtype=bank.dtype,
         layout=bank.layout,
