@@ -120,7 +120,9 @@ TENSOR_NAMES: dict[str, Any] = {
 }
 
 
-def read_legacy(file: BinaryIO, names: Names, most: int = MOST_INSTRUCTIONS) -> tuple[Any, dict[str, int]]:
+def read_legacy(
+    file: BinaryIO, names: Names, most: int = MOST_INSTRUCTIONS, most_bytes: int = MOST_BYTES
+) -> tuple[Any, dict[str, int]]:
     """What `torch.save` wrote in its older form, and where each storage's numbers begin, by key.
 
     Five pickles (a magic number, a version, the machine's properties, the value, the storages' keys), then the count
@@ -134,7 +136,7 @@ def read_legacy(file: BinaryIO, names: Names, most: int = MOST_INSTRUCTIONS) -> 
             raise ValueError("a storage of two types or sizes")
         return storage
 
-    head = io.BytesIO(file.read(MOST_BYTES))
+    head = io.BytesIO(file.read(most_bytes))
     with refusals():
         magic, version, machine, value, keys = (interpret(head, names, keep, most) for _ in range(5))
         if (magic, version) != (MAGIC_NUMBER, PROTOCOL_VERSION) or machine.get("little_endian") is not True:
