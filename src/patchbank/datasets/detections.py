@@ -169,8 +169,9 @@ def read_detections(
             if start.startswith((b"PK\x03\x04", b"\x80")):
                 _read_pickle(found, file, start)
             else:
-                for number, entry in enumerate(_objects(file), 1):
-                    found.add_entry(number, entry)
+                with io.TextIOWrapper(file, "utf-8-sig") as text:
+                    for number, entry in enumerate(_objects(text), 1):
+                        found.add_entry(number, entry)
     return found.detections(None if annotations is None else Path(annotations).expanduser())
 
 
@@ -346,13 +347,12 @@ def _read_images(path: Path) -> tuple[dict[int, str], bool]:
     return {each.id: each.file_name for each in found.images}, coco
 
 
-def _objects(file: BinaryIO) -> Iterator[dict[str, Any]]:
+def _objects(text: io.TextIOWrapper) -> Iterator[dict[str, Any]]:
     """The objects of a JSON list, or of a text of one after the other; no more than a window of it is in memory.
 
     Raises ValueError if it is anything else.
     """
     decode = json.JSONDecoder().raw_decode
-    text = io.TextIOWrapper(file, "utf-8-sig")
     window = text.read(_WINDOW)
     at = len(window) - len(window.lstrip())
     listed = window[at : at + 1] == "["
