@@ -160,6 +160,7 @@ def test_other_categories_than_cocos_stay_as_they_are(tmp_path: Path) -> None:
 
     assert labels([1, 2, 90]) == [0, 1, 79]
     assert labels([1, 2, 12]) == [1, 2, 12]  # COCO has no 12
+    assert "category_id 12 is none of COCO's" in read_detections(tmp_path / "results.json").notes[0]
     for name, expected in (("person", 0), ("cat", 1)):
         (own := tmp_path / "own.json").write_text(json.dumps({"images": [], "categories": [{"id": 1, "name": name}]}))
         assert labels([1], own) == [expected]

@@ -63,6 +63,7 @@ class Detections:
         boxes: (N, 4) float64 xyxy, in original pixels, not checked.
         labels: (N,) int64; -1 without.
         scores: (N,) float64; NaN without.
+        notes: what a user should know of the file, one sentence each.
     """
 
     source: str
@@ -72,6 +73,7 @@ class Detections:
     boxes: NDArray[np.float64]
     labels: NDArray[np.int64]
     scores: NDArray[np.float64]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.owners)
@@ -293,12 +295,15 @@ class _Columns:
                 image = names[image]
             images.append(image)
         owners, labels = np.frombuffer(self._owners, np.int64), np.frombuffer(self._labels, np.int64)
-        if coco and np.isin(labels, [NO_LABEL, *COCO_91_TO_80]).all():
+        notes: tuple[str, ...] = ()
+        if coco and len(others := np.setdiff1d(labels, [NO_LABEL, *COCO_91_TO_80])):
+            notes = (f"category_id {others[0]} is none of COCO's, so all labels are {self._source}'s own numbers.",)
+        elif coco:
             classes = np.full(92, NO_LABEL)
             classes[list(COCO_91_TO_80)] = list(COCO_91_TO_80.values())
             labels = classes[labels]
         boxes, scores = np.frombuffer(self._boxes).reshape(-1, 4), np.frombuffer(self._scores)
-        found = Detections(self._source, images, owners, owners, boxes, labels, scores)
+        found = Detections(self._source, images, owners, owners, boxes, labels, scores, notes)
         if (owners[1:] < owners[:-1]).any():
             found = found.of(np.argsort(owners, kind="stable"))
         return replace(found, numbers=_counted(found.owners))
