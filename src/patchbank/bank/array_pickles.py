@@ -245,6 +245,7 @@ class ArrayPickle:
                 if not number % 100_000:
                     progress(place // 2, self.size)
             value = interpret(self._begin(), _NAMED.get, _no_storage, most, placed=_Stretch, kept=kept, take=taken)
+            progress(self.size, self.size)
             if type(value) is not dict:
                 raise PickleError(f"it holds {shown(value)}, and not a dict of images")
 

@@ -43,8 +43,8 @@ def convert(
         "layout",
         None,
         "SRC's; shards with --pca",
-        help="Files of the bank: ezhoi (one pickle per image, as EZ-HOI reads them) or shards (safetensors); or ada-cm, "
-        "ADA-CM's one pickle of annotated pairs.",
+        help="Files of the bank: ezhoi (one pickle per image, as EZ-HOI reads them) or shards (safetensors); or "
+        "ada-cm, ADA-CM's one pickle of annotated pairs.",
     ),
     dtype: StoredDtype | None = options.like("dtype", None, "SRC's; float32 for ezhoi, as EZ-HOI reads"),
     output: list[str] | None = option(None, "Output to keep; repeatable.", metavar="NAME", default_text="all"),
