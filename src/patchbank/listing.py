@@ -18,6 +18,7 @@ from patchbank.locations import is_remote, locate
 if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
     from patchbank.datasets import Dataset
+    from patchbank.datasets.hoi import HOIAnnotations
 
 _DATA = "Data"
 
@@ -98,6 +99,14 @@ class Listing(ListingOptions):
         if images is None and self.dataset in IMAGES:
             images = (self.root or Path()) / IMAGES[self.dataset][self.split or ""]
         return None if images is None or is_remote(images) else lambda key: image_size(images / key)
+
+    def pairs(self) -> HOIAnnotations:
+        """The annotated pairs; images need not exist. Raises DatasetError, and ConfigError for a folder."""
+        from patchbank.datasets.hoi_files import read_hoi
+
+        if self.dataset == "folder":
+            raise ConfigError("A folder has no annotated pairs: name --dataset hicodet or vcoco, or --annotations.")
+        return read_hoi(self.source)
 
     def load(self) -> Dataset:
         """The dataset with its images. Raises DatasetError if they do not exist, ConfigError on a wrong split."""
