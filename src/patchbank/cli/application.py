@@ -12,6 +12,7 @@ import typer
 import patchbank
 from patchbank.cli import (
     bench,
+    boxes,
     convert,
     demo,
     doctor,
@@ -42,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (pairs.pairs, regions.regions):
+for _command in (pairs.pairs, boxes.boxes, regions.regions):
     add_command(extract.app, _command.__name__, _command, _command.__doc__)
 app.add_typer(extract.app, name="extract")
 for _command in (
