@@ -14,12 +14,11 @@ import numpy as np
 from patchbank.bank.reader import Bank, open_bank
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import GRID
-from patchbank.regions import GRID_CUT, Region, image_of, name_of, visible_fraction
+from patchbank.regions import GRID_CUT, HUMAN, OBJECT, UNION, Region, image_of, name_of, visible_fraction
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HUMAN, OBJECT, UNION = "human", "object", "union"
 _OF_A_PAIR = re.compile(rf"({HUMAN}|{OBJECT}|{UNION})-(\d+)")
 
 
