@@ -14,6 +14,8 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank as Bank
     from patchbank.bank.reader import open_bank as open_bank
+    from patchbank.bank.regions import RegionFeatures as RegionFeatures
+    from patchbank.bank.regions import open_regions as open_regions
     from patchbank.boxes import human_object_pairs as human_object_pairs
     from patchbank.boxes import union_boxes as union_boxes
     from patchbank.config import ExtractConfig as ExtractConfig
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "bank.reader": ["Bank", "open_bank"],
+    "bank.regions": ["RegionFeatures", "open_regions"],
     "boxes": ["human_object_pairs", "union_boxes"],
     "config": ["ExtractConfig"],
     "datasets": ["Dataset", "Sample", "load_dataset"],
