@@ -14,12 +14,15 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank as Bank
     from patchbank.bank.reader import open_bank as open_bank
+    from patchbank.bank.regions import RegionFeatures as RegionFeatures
+    from patchbank.bank.regions import open_regions as open_regions
     from patchbank.boxes import human_object_pairs as human_object_pairs
     from patchbank.boxes import union_boxes as union_boxes
     from patchbank.config import ExtractConfig as ExtractConfig
     from patchbank.datasets import Dataset as Dataset
     from patchbank.datasets import Sample as Sample
     from patchbank.datasets import load_dataset as load_dataset
+    from patchbank.datasets.boxes import load_boxes as load_boxes
     from patchbank.datasets.hoi import HOITarget as HOITarget
     from patchbank.encoders.runner import Runner as Runner
     from patchbank.encoders.runner import load_encoder as load_encoder
@@ -38,9 +41,11 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "bank.reader": ["Bank", "open_bank"],
+    "bank.regions": ["RegionFeatures", "open_regions"],
     "boxes": ["human_object_pairs", "union_boxes"],
     "config": ["ExtractConfig"],
     "datasets": ["Dataset", "Sample", "load_dataset"],
+    "datasets.boxes": ["load_boxes"],
     "datasets.hoi": ["HOITarget"],
     "encoders.runner": ["Runner", "load_encoder"],
     "errors": ["PatchbankError"],

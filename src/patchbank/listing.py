@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchbank.bank.runs import remembered_images
-from patchbank.config import ARCHIVES, as_path, option
+from patchbank.config import ARCHIVES, BOXES, as_path, option
 from patchbank.errors import ConfigError, DatasetError, PatchbankError
 from patchbank.locations import is_remote, locate
 
@@ -144,6 +144,14 @@ def find_listing(
         recall: whether to take the folder that the last run read. It shows the images; as a list of what the bank
             should hold it may be wrong, since that run may have had a limit, or images may have been added.
     """
+    if manifest is not None and manifest.dataset == BOXES:
+        if needed_by or asked.given:
+            raise ConfigError(
+                f"{bank} holds features of a detector's boxes, which no option here names: leave out "
+                f"{needed_by or 'those that name images'}. `patchbank extract boxes` with the same files extracts what "
+                "is missing."
+            )
+        return None
     found = _find_listing(bank, manifest, asked, recall)
     if needed_by and manifest is not None and manifest.dataset in ARCHIVES:
         raise ConfigError(

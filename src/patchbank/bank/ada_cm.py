@@ -18,12 +18,11 @@ from patchbank.bank.array_pickles import pickle_pieces
 from patchbank.bank.check import Progress
 from patchbank.bank.reader import Bank
 from patchbank.bank.regions import regions_by_image
-from patchbank.datasets.boxes import HUMAN, IMAGE, OBJECT, UNION
 from patchbank.errors import BankError
 from patchbank.features import CLS, POOLED
 from patchbank.files import fsync_directory, whole_file, write_and_sync
 from patchbank.locations import is_remote
-from patchbank.regions import Region, image_of, name_of, region_key
+from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
 
 # Name -> (dtype, shape), in the file's order: K is the number of pairs, D the features' width.
 FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {

@@ -19,13 +19,13 @@ from patchbank.bank.check import KINDS, Defects, Finding, Progress, Report
 from patchbank.bank.convert import Imported, transfer
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.payload import Feature
-from patchbank.datasets.boxes import HUMAN, IMAGE, OBJECT, UNION, digest
+from patchbank.datasets.boxes import digest
 from patchbank.datasets.hoi import HOIAnnotations
 from patchbank.datasets.samples import NOT_PLAIN, Failure, Sample
 from patchbank.datasets.sources import Directory
 from patchbank.errors import BankError
 from patchbank.files import is_plain
-from patchbank.regions import Region, image_of, name_of, region_key
+from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
 from patchbank.unpickling import PickleError, UnsafePickleError
 
 _ROUNDING = 2.0**-10  # twice float16's, relative: other code may scale boxes in float16 too

@@ -91,7 +91,7 @@ def convert(
             progress=activity.counter(f"converting {bank.path.name}"),
             stop=signals.stop,
         )
-    show_json(_converted_dict(done)) if json else _show(done)
+    show_json(converted_dict(done)) if json else show_converted(done)
     signals.end(1 if done.damaged or done.refused or done.kept else 0)
 
 
@@ -117,7 +117,7 @@ def _show_pairs(done: Written) -> None:
     show_failures("no feature", done.left_out, ": --json names them all")
 
 
-def _show(done: Converted) -> None:
+def show_converted(done: Converted) -> None:
     show_facts(
         done.bank,
         written_text(done.features, done.bytes_written),
@@ -132,7 +132,7 @@ def _show(done: Converted) -> None:
         show_note(f"{done.bank} was not replaced: {done.kept}.")
 
 
-def _converted_dict(done: Converted) -> dict[str, Any]:
+def converted_dict(done: Converted) -> dict[str, Any]:
     content = {name: value for name, value in asdict(done).items() if name not in ("bank", "manifest")}
     manifest, made = done.manifest, done.manifest.reduction
     return {

@@ -16,7 +16,7 @@ from patchbank.cli.completing import show_completing
 from patchbank.cli.console import count_text, one_line, plain_table, say, say_prose, show_json, show_note, stdout
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import interruptible
-from patchbank.config import ExtractConfig, option
+from patchbank.config import BOXES, ExtractConfig, option
 from patchbank.errors import BankError, ConfigError
 from patchbank.features import UNKNOWN
 from patchbank.listing import Listing, ListingOptions, find_listing, options_needed
@@ -139,7 +139,7 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
     say_prose(f"  {report.looked_at:,} features read: {one_line(_what(report))}")
     if found is not None and report.listed is not None:
         say_prose(f"  compared with the {report.listed:,} images that {found.source} lists")
-    else:
+    elif report.manifest is None or report.manifest.dataset != BOXES:
         say_prose(f"  not compared with a list of images:{options_needed(report.manifest)} names one")
     if report.sample:
         worst = max(report.sample, key=lambda key: report.sample[key])
@@ -156,7 +156,8 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
         stdout.print("", table)
     show_findings(report.findings, names, "--all")
     if not report.problems:
-        unlisted = "; completeness not checked (no image list)" if report.listed is None else ""
+        what = "image list" if report.manifest is None or report.manifest.dataset != BOXES else "list of boxes"
+        unlisted = f"; completeness not checked (no {what})" if report.listed is None else ""
         say(f"\nNo problems found{unlisted}.", "bold green")
         return
     count = len({finding.name for finding in report.problems})
