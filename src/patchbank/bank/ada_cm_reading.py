@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median_low
 from threading import Event
 from typing import Any
 
@@ -20,9 +21,10 @@ from patchbank.bank.manifest import Manifest
 from patchbank.bank.payload import Feature
 from patchbank.datasets.boxes import digest
 from patchbank.datasets.hoi import HOIAnnotations
-from patchbank.datasets.samples import Failure, Sample
+from patchbank.datasets.samples import NOT_PLAIN, Failure, Sample
 from patchbank.datasets.sources import Directory
 from patchbank.errors import BankError
+from patchbank.files import is_plain
 from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
 from patchbank.unpickling import PickleError, UnsafePickleError
 
@@ -42,7 +44,7 @@ class PairsReport(Report):
 
     Attributes:
         pairs: how many there are.
-        reach: the greatest coordinate of a box; the input that boxes are in is not smaller.
+        reach: the greatest coordinate of an image's boxes, the median of all images': their input is not smaller.
         input: (width, height) of that input in pixels; None if there was nothing to compare with.
     """
 
@@ -66,17 +68,18 @@ def verify_pairs(
     report = PairsReport(path, None, None)
     widths: dict[int, list[str]] = {}
     inputs: dict[tuple[int, int], list[str]] = {}
+    reaches: list[float] = []
 
     def examine(image: str, value: Any) -> None:
         report.looked_at += 1
-        defects = _array_defects(value)
+        defects = _array_defects(value) if is_plain(image) else [("arrays", NOT_PLAIN)]
         if not _unusable(defects):
             arrays = {name: file.read(value[name]) for name in FIELDS}
             defects += _number_defects(arrays)
             report.pairs += len(arrays["verbs"])
             widths.setdefault(arrays["global_feature"].size, []).append(image)
             if not _unusable(defects):
-                report.reach = max(report.reach, float(arrays["union_boxes"].max(initial=0)))
+                reaches.append(float(arrays["union_boxes"].max(initial=0)))
                 if annotated is not None and image in annotated.rows:
                     defects += _row_defects(arrays, annotated, image, inputs)
         if take is not None and not _unusable(defects):
@@ -93,6 +96,7 @@ def verify_pairs(
         report.findings.append(Finding("unsafe", path.name, str(error)))
     except PickleError as error:
         report.findings.append(Finding("unreadable", path.name, str(error)))
+    report.reach = median_low(reaches) if reaches else 0.0
     width = _usual(report, "shape", "its features are {} wide, and most are {}", widths)
     report.shape = None if width is None else (width,)
     report.input = _usual(report, "rows", "its boxes are in an input of {} pixels, and most in one of {}", inputs)
@@ -240,7 +244,7 @@ def import_pairs(
             "written. Give the --model that made them."
         )
     if report.reach > max(width, height) * (1 + _ROUNDING) or report.input not in (None, (width, height)):
-        known = f"of {report.input[0]} x {report.input[1]}" if report.input else f"that reach to {report.reach:g}"
+        known = "of {} x {}".format(*report.input) if report.input else f"of {report.reach:g} or more"
         raise BankError(
             f"{source} has boxes in an input {known} pixels, and the input of {wanted.model} is {width} x {height}; "
             "nothing was written. Give the --model that made them, or its --input-size."

@@ -261,7 +261,7 @@ class ArrayPickle:
             content = os.pread(self._file.fileno(), count, array.content + offset)
         if len(content) != count:
             raise PickleError("it is shorter than it was")
-        return np.frombuffer(bytearray(content), array.dtype).reshape(shape)
+        return np.frombuffer(content, array.dtype).reshape(shape).copy()
 
     def _begin(self) -> _Bounded:
         self._file.seek(0)

@@ -62,11 +62,10 @@ def convert(
     It compares every feature's checksum. Exit code 0: all features are written. 1: some features of SRC are damaged, or
     too large for the new dtype; they are listed.
 
+    With --layout ada-cm, DST is one file of a bank of pairs, in float16: written whole or not at all. Pairs that lack a
+    feature are left out; they are listed, and the exit code is 1.
+
     patchbank convert BANK NEW --layout shards --dtype float16
-
-    ADA-CM's file is written whole or not at all, in float16. 1: pairs that lack a feature are left out.
-
-    patchbank convert BANK hicodet_union_embeddings_cachemodel_crop_padding_zeros_vitb16.p --layout ada-cm
     """
     with busy("looking at the bank"):
         from patchbank.bank.convert import convert
