@@ -243,6 +243,8 @@ def _words(given: Mapping[str, object]) -> str:
 
 def options_needed(manifest: Manifest | None) -> str:
     """For a message: the options that would name the images, for the user to fill in."""
+    if manifest is not None and manifest.dataset == BOXES:
+        return ""
     if manifest is not None and manifest.dataset == "folder":
         return " --images DIR"
     if manifest is not None and manifest.dataset in ARCHIVES:

@@ -106,10 +106,10 @@ class Detections:
             ordered = rows[np.lexsort((worse[rows], self.owners[rows]))]
             rows = np.sort(ordered[_counted(self.owners[ordered]) < max_boxes])
         if not len(rows):
-            lacking = "its boxes have no scores. " if np.isnan(self.scores).all() and min_score is not None else ""
-            lacking += "its boxes have no labels. " if (self.labels == NO_LABEL).all() and classes is not None else ""
+            known = {"scores": not np.isnan(self.scores).all(), "labels": bool((self.labels != NO_LABEL).any())}
+            lacking = "".join(f" They have no {name}." for name, some in known.items() if not some)
             raise DatasetError(
-                f"{self.source}: none of its {len(self):,} boxes is left. {lacking.capitalize()}".strip()
+                f"{self.source}: none of the {len(self):,} boxes of these images has such a score and class.{lacking}"
             )
         return self.of(rows)
 
