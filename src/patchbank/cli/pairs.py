@@ -18,9 +18,10 @@ _DETAILS = {
     "output": {"default_text": "pooled, or cls where the model has none"},
     "dtype": {"default_text": "float32; ADA-CM's file has float16"},
 }
+_RUN = ("model", "dry_run", "json")  # not --report, which shows grids of whole images
 
 
-@options.takes({"root": Path()}, _DETAILS, asked=("root", "images", "annotations"), config=options.REGIONS)
+@options.takes({"root": Path()}, _DETAILS, asked=("root", "images", "annotations"), run=_RUN, config=options.REGIONS)
 def pairs(
     *,
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="hicodet or vcoco.")],
