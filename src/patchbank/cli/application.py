@@ -24,6 +24,7 @@ from patchbank.cli import (
     repair,
     report,
     show,
+    stats,
     verify,
 )
 from patchbank.cli.console import show_error
@@ -44,7 +45,7 @@ app = typer.Typer(
 add_command(extract.app, "pairs", pairs.pairs, pairs.pairs.__doc__)
 app.add_typer(extract.app, name="extract")
 for _command in (
-    *(info.info, show.show, report.report),
+    *(info.info, show.show, report.report, stats.stats),
     *(verify.verify, repair.repair, convert.convert, import_.import_),
     *(models.models, reader.reader, doctor.doctor, bench.bench, demo.demo),
 ):
