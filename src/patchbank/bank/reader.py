@@ -24,7 +24,7 @@ from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import CLS
 from patchbank.locations import is_remote, locate
 from patchbank.notebook import facts
-from patchbank.regions import Region
+from patchbank.regions import GRID_CUT, Region
 from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
@@ -248,8 +248,13 @@ class Bank(Mapping[str, "Tensor"]):
         return features if self.manifest.reduction is None else self.reducer(features)
 
     def transform(self, key: str) -> ImageTransform:
-        """How the image became the model's input. Raises KeyNotInBank, and BankError if its size is unknown."""
-        size = self._entry(key).size
+        """How the image became the model's input.
+
+        Raises KeyNotInBank; BankError if its size is unknown, or if a box was cut out of it.
+        """
+        _, size, *_, region = self._entry(key)
+        if region and region.box and self.manifest.input.cut != GRID_CUT:
+            raise BankError(f"{key!r} was cut out of its image: only whole images map to a grid.")
         if size is None:
             raise BankError(
                 f"The size of {key!r} is not known: {self.path} was imported from pickles, which do not hold it. "

@@ -8,7 +8,7 @@ import typer
 from patchbank.cli import options
 from patchbank.cli.extract import OUT, run_one
 from patchbank.cli.options import RunOptions
-from patchbank.cli.pairs import DETAILS
+from patchbank.cli.pairs import DETAILS, RUN
 from patchbank.config import ARCHIVES, ExtractConfig, as_path, option
 from patchbank.errors import ConfigError
 
@@ -22,7 +22,7 @@ def _classes(texts: tuple[str, ...]) -> list[int] | None:
         raise ConfigError(f"--classes takes numbers, such as 0,17, not {','.join(texts)!r}.") from None
 
 
-@options.takes({}, DETAILS, config=options.REGIONS)
+@options.takes({}, DETAILS, run=RUN, config=options.REGIONS)
 def boxes(
     *,
     images: Annotated[

@@ -60,7 +60,7 @@ def verify(
         compare = comparison(manifest, found, config, sample) if found and sample else None
     with interruptible("nothing was changed."):
         with Activity() as activity:
-            counter = activity.counter(f"verifying {bank.name}")
+            counter = activity.counter(f"verifying {bank.name}", manifest.noun if manifest else "image")
             report = verify(bank, keys, counter, size_of=found.size_of() if found else None)
         if compare:
             compare(report)
@@ -139,9 +139,9 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
     say(str(report.bank), "bold")
     say_prose(f"  {report.looked_at:,} features read: {one_line(_what(report))}")
     if found is not None and report.listed is not None:
-        say_prose(f"  compared with the {report.listed:,} images that {found.source} lists")
+        say_prose(f"  compared with the {report.listed:,} {report.noun}s that {found.source} lists")
     elif naming:
-        say_prose(f"  not compared with a list of images:{naming} names one")
+        say_prose(f"  not compared with a list of {report.noun}s:{naming} names one")
     if report.sample:
         worst = max(report.sample, key=lambda key: report.sample[key])
         error = f"relative error at most {report.sample[worst]:.1e} ({one_line(worst)})"
