@@ -351,8 +351,15 @@ def _objects(file: BinaryIO) -> Iterator[dict[str, Any]]:
 
     Raises ValueError if it is anything else.
     """
-    decode = json.JSONDecoder().raw_decode
     text = io.TextIOWrapper(file, "utf-8-sig")
+    try:
+        yield from _objects_of(text)
+    finally:
+        text.detach()  # the caller closes the file
+
+
+def _objects_of(text: io.TextIOWrapper) -> Iterator[dict[str, Any]]:
+    decode = json.JSONDecoder().raw_decode
     window = text.read(_WINDOW)
     at = len(window) - len(window.lstrip())
     listed = window[at : at + 1] == "["
