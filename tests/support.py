@@ -214,6 +214,48 @@ def hico_root(root: Path, count: int = 6, *, splits: Sequence[str] = ("train", "
     return root
 
 
+# Of each picture of `pairs_root`: its pairs, as indices of _THINGS and a verb; the fourth has none.
+PAIRS = {
+    "z.jpg": [(0, 1, 73), (0, 2, 5), (3, 1, 73)],
+    "b.jpg": [(0, 4, 5), (3, 2, 73), (0, 1, 9)],  # the first object's box has no area
+    "m.jpg": [(3, 5, 9)],  # the object's box is half outside
+    "none.jpg": [],
+    "a.jpg": [(0, 1, 73), (0, 4, 9)],
+}
+_THINGS = [
+    ([1, 2, 30, 40], 1),
+    ([5, 6, 50, 60], 4),
+    ([20, 10, 80, 60], 4),
+    ([40.5, 3.25, 70, 55], 1),
+    ([9, 9, 9, 30], 2),
+    ([60, 10, 180, 60], 2),
+]
+
+
+def pairs_root(root: Path) -> Path:
+    """An EZ-HOI root with HICO-DET's training split: `PAIRS`, of which two regions cannot be extracted."""
+    images = root / "hicodet/hico_20160224_det/images/train2015"
+    photographs(images, len(PAIRS), (120, 90))
+    for path, name in zip(sorted(images.iterdir()), PAIRS, strict=True):
+        Image.open(path).crop((0, 0, 120, 90)).save(images / name)
+        path.unlink()
+    things = [{"bbox": box, "category_id": category} for box, category in _THINGS]
+    listed = [
+        {
+            "file_name": name,
+            "img_id": number,
+            "annotations": things,
+            "hoi_annotation": [
+                {"subject_id": human, "object_id": thing, "category_id": verb, "hoi_category_id": 2 * verb}
+                for human, thing, verb in pairs
+            ],
+        }
+        for number, (name, pairs) in enumerate(PAIRS.items())
+    ]
+    write_json(root / "hicodet/trainval_hico.json", listed)
+    return root
+
+
 def vcoco_root(root: Path, count: int = 6) -> Path:
     """The same with V-COCO's."""
     for split, stem in (("train", "trainval"), ("val", "test")):

@@ -79,6 +79,11 @@ def test_outputs(run: Run) -> None:
     assert cost["patch_tokens"] == 1 and {"blocks", "blocks, naclip", "blocks, 4 variants"} <= cost.keys()
 
 
+def test_crops(run: Run) -> None:
+    result = run("crops", "--model", "tiny", "--images", 2, "--boxes", 3, "--rounds", 1)
+    assert list(result["boxes_per_second"]) == ["encode", "extract"] and result["ratio"] > 0
+
+
 def test_encoder(run: Run) -> None:
     # Compiling takes half a minute.
     arguments = ("--images", 2, "--batch-size", 2, "--rounds", 1, "--without", "inductor frozen,patchbank compiled")

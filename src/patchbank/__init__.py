@@ -14,6 +14,8 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank as Bank
     from patchbank.bank.reader import open_bank as open_bank
+    from patchbank.bank.regions import RegionFeatures as RegionFeatures
+    from patchbank.bank.regions import open_regions as open_regions
     from patchbank.boxes import human_object_pairs as human_object_pairs
     from patchbank.boxes import union_boxes as union_boxes
     from patchbank.config import ExtractConfig as ExtractConfig
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from patchbank.pool import pool_regions as pool_regions
     from patchbank.show.page import write_report as write_report
     from patchbank.show.showing import show_features as show_features
+    from patchbank.statistics import ClassStatistics as ClassStatistics
+    from patchbank.statistics import region_statistics as region_statistics
     from patchbank.train import FeatureDataset as FeatureDataset
     from patchbank.train import RandomHorizontalFlip as RandomHorizontalFlip
     from patchbank.train import collate as collate
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "bank.reader": ["Bank", "open_bank"],
+    "bank.regions": ["RegionFeatures", "open_regions"],
     "boxes": ["human_object_pairs", "union_boxes"],
     "config": ["ExtractConfig"],
     "datasets": ["Dataset", "Sample", "load_dataset"],
@@ -50,6 +55,7 @@ _NAMES = {
     "pool": ["global_context", "pool_regions"],
     "show.page": ["write_report"],
     "show.showing": ["show_features"],
+    "statistics": ["ClassStatistics", "region_statistics"],
     "train": ["FeatureDataset", "RandomHorizontalFlip", "collate", "horizontal_flip"],
     "transform": ["ImageTransform"],
 }

@@ -7,24 +7,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from patchbank.bank.reader import Bank, open_bank
+from patchbank.bank.regions import Regions
 from patchbank.boxes import union_boxes
 from patchbank.config import ARCHIVES, BOXES
 from patchbank.datasets import Dataset
+from patchbank.datasets import Sample as Listed
+from patchbank.datasets.boxes import annotated_pairs
 from patchbank.datasets.hoi import HOIAnnotations, HOITarget
 from patchbank.errors import ConfigError, DatasetError
 from patchbank.features import UNKNOWN
 from patchbank.pool import pool_regions
+from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, image_of, name_of, region_key
 
-REGIONS = ("human", "object", "union")
+REGIONS = (HUMAN, OBJECT, UNION)
 
 Sample = tuple[Tensor, HOITarget | str]
 
 _NAMED = 20  # images in an error
+_ROUNDED = 1e-3  # of an image's longer side: how far imported boxes, which float16 rounded, may be off
 
 
 class FeatureDataset(torch.utils.data.Dataset[Sample]):
@@ -49,26 +55,32 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         dtype: torch.dtype | None = torch.float32,
         output_size: int = 7,
         missing: Literal["raise", "skip"] = "raise",
+        features: Literal["image", "crops"] = "image",
     ) -> None:
         """
         Args:
             bank: an open one, or its directory; of either layout.
             dataset: from `load_dataset`; ``.with_pairs()`` leaves out images without pairs. None: the whole bank.
-            regions: the boxes of each pair to pool: some of ``human,object,union``; None for none.
+            regions: the boxes of each pair to pool: some of ``human,object,union``; None for none. Of crops, those to
+                read; None for all.
             transform: called with tokens and target before regions are pooled, such as `RandomHorizontalFlip`.
                 The target is the image's key where there are no annotations.
             output: which of the bank's outputs to give; None: the main one, its patch tokens if it stores them.
             dtype: of the tokens; None keeps the bank's.
             output_size: bins a side of a region, as in `pool_regions`.
-            missing: whether to raise on images without a feature, or to skip them.
+            missing: whether to raise on images without a feature, or to skip them. Of crops, to skip pairs.
+            features: ``image``: of the whole image. ``crops``: the bank is one of annotated pairs (``patchbank extract
+                pairs``): a sample is the whole image's feature, and ``target.regions`` holds those of the pairs' boxes,
+                (K, D) each. Images without a pair are left out.
 
         Raises:
             DatasetError: the bank is of another split or dataset; or lacks features and `missing` is ``raise``; or was
-                made of images of other sizes than the annotations', so that boxes would be misplaced; or the
-                annotations are malformed.
+                made of images of other sizes than the annotations', so that boxes would be misplaced; or of other
+                boxes; or the annotations are malformed.
             BankError: the bank does not exist, or does not store the output; or regions are to be pooled of an output
-                that is no grid.
-            ConfigError: a region does not exist, or there are no annotated pairs for it.
+                that is no grid; or crops are to be read of a bank of images.
+            ConfigError: a region does not exist, or there are no annotated pairs for it; or the bank holds crops and
+                images are asked for; or crops are to be flipped.
         """
         self.bank = bank if isinstance(bank, Bank) else open_bank(bank)
         names = [name.strip() for name in (regions.split(",") if isinstance(regions, str) else regions or ())]
@@ -76,33 +88,48 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             raise ConfigError(f"missing is raise or skip, not {missing!r}.")
         if wrong := [name for name in names if name not in REGIONS]:
             raise ConfigError(f"There is no region {wrong[0]!r}. Choose from: {', '.join(REGIONS)}.")
-        self._regions = [name for name in REGIONS if name in names]
-        self._output = self.bank.grid_name(output) if names else self.bank.output_name(output)
+        if features not in ("image", "crops"):
+            raise ConfigError(f"features is image or crops, not {features!r}.")
+        crops = features == "crops"
+        if crops and (transform is horizontal_flip or isinstance(transform, RandomHorizontalFlip)):
+            raise ConfigError("Features of crops cannot be flipped: leave the transform out.")
+        self._regions = [name for name in REGIONS if name in names or (crops and not names)]
+        self._output = self.bank.grid_name(output) if names and not crops else self.bank.output_name(output)
+        self._crops = Regions(self.bank, [self._output]) if crops else None
         self._transform = transform
         self._dtype = dtype
         self._output_size = output_size
         self._pairs: HOIAnnotations | None = None
         self.dataset = dataset
-        if names and (dataset is None or not dataset.has_pairs):
-            raise ConfigError("regions are the boxes of annotated pairs: give a dataset with annotations.")
+        if (crops or names) and (dataset is None or not dataset.has_pairs):
+            what = "crops" if crops else "regions"
+            raise ConfigError(f"{what} are the boxes of annotated pairs: give a dataset with annotations.")
         if dataset is None:
             self.keys = list(self.bank)
             return
+        if self.bank.manifest.input.cut and not crops:
+            raise ConfigError(f'{self.bank.path} holds features of regions: pass features="crops".')
         _require_same(self.bank, dataset)
-        lacking = [sample.key for sample in dataset if sample.key not in self.bank]
-        if lacking and missing == "raise":
-            why = f" ({self.bank.failures[lacking[0]]})" if lacking[0] in self.bank.failures else ""
+        planned = _crops_of(dataset, self._regions) if crops else dataset.samples
+        lacking = {sample.key for sample in planned if sample.key not in self.bank}
+        if lacking and (missing == "raise" or (crops and len(lacking) == len(planned))):
+            first = next(sample.key for sample in planned if sample.key in lacking)
+            why = f" ({self.bank.failures[first]})" if first in self.bank.failures else ""
             raise DatasetError(
-                f"The bank {self.bank.path} lacks {len(lacking):,} of the {len(dataset):,} images of {dataset.title}, "
-                f'{lacking[0]}{why} for one. Extract them, or pass missing="skip" to leave them out.'
+                f"The bank {self.bank.path} lacks {len(lacking):,} of the {len(planned):,} "
+                f"{'crops' if crops else 'images'} of {dataset.title}, {first}{why} for one. Extract them, or pass "
+                'missing="skip" to leave them out.'
             )
-        if lacking:
-            without = set(lacking)
-            self.dataset = dataset = dataset.of(each for each in dataset if each.key not in without)
+        if crops:
+            _require_boxes(self.bank, dataset, planned)
+            dataset = _with_crops(dataset, self._regions, lacking)
+        elif lacking:
+            dataset = dataset.of(each for each in dataset if each.key not in lacking)
+        self.dataset = dataset
         self.keys = [sample.key for sample in dataset]
         if dataset.has_pairs:
             self._pairs = dataset.pairs  # read now, so that data-loader workers do not read it
-            _require_sizes(self.bank, dataset)
+            _require_sizes(self.bank, dataset, self._size)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -110,9 +137,13 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """The output, patch tokens (N, D), on the CPU, not normalised; and the image's pairs, or its key without them.
 
+        Of crops, the whole image's feature (D,), and the pairs with theirs.
+
         Raises BankError if the image's size is unknown and there are regions to pool.
         """
         key = self.keys[index]
+        if self._crops is not None:
+            return self._read_crops(key, self._crops)
         tokens = self.bank.output(key, self._output)
         target = self._located(self._pairs.target(key)) if self._pairs is not None else key
         if self._dtype is not None:
@@ -135,10 +166,25 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
 
     def _located(self, target: HOITarget) -> HOITarget:
         """The target with its size and transform from the bank."""
-        size = self.bank.size(target.key) or target.size
-        if size is None:
-            return target
+        size = self._size(target.key) or target.size
+        if size is None or self._crops is not None:
+            return replace(target, size=size)
         return replace(target, size=size, transform=self.bank.manifest.transform(size))
+
+    def _size(self, key: str) -> tuple[int, int] | None:
+        return self.bank.size(key if self._crops is None else region_key(key, IMAGE))
+
+    def _read_crops(self, key: str, crops: Regions) -> Sample:
+        """The whole image's feature, and the pairs with the features of their boxes."""
+        assert self._pairs is not None
+        found, numbers = crops[key], list(self._pairs.numbers(key))
+        features, pairs = found.features[self._output], found.pairs(self._output)
+        if self._dtype is not None:
+            features = features.to(self._dtype)
+        regions = {name: getattr(pairs, name)[numbers].to(features.dtype) for name in self._regions}
+        target = replace(self._located(self._pairs.target(key)), regions=regions)
+        feature = features[found.names.index(IMAGE)].clone()
+        return self._transform(feature, target) if self._transform is not None else (feature, target)
 
     def _pooled(self, tokens: Tensor, target: HOITarget) -> HOITarget:
         transform = target.transform or self.bank.transform(target.key)  # whose error says what to do
@@ -151,7 +197,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[HOITarget | str]]:
-    """Make a batch: tokens (B, N, D), and a list of B targets or keys. A DataLoader's `collate_fn`."""
+    """Make a batch: tokens (B, N, D), of crops (B, D), and a list of B targets or keys. A DataLoader's `collate_fn`."""
     tokens: Tensor = default_collate([tokens for tokens, _ in samples])  # in a worker, directly in shared memory
     return tokens, [target for _, target in samples]
 
@@ -167,8 +213,8 @@ def horizontal_flip(patch_tokens: Tensor, target: HOITarget) -> Sample:
         target: with its `transform`, as from `FeatureDataset`.
 
     Raises:
-        ValueError: the target has no transform, so that the grid and the image's width are unknown; or the tokens are
-            no grid.
+        ValueError: the target has no transform, as of crops, so that the grid and the image's width are unknown; or
+            the tokens are no grid.
     """
     if not isinstance(target, HOITarget) or target.transform is None:
         raise ValueError(f"{target!r} has no transform, without which its boxes cannot be flipped")
@@ -218,10 +264,43 @@ def _require_same(bank: Bank, dataset: Dataset) -> None:
     )
 
 
-def _require_sizes(bank: Bank, dataset: Dataset) -> None:
+def _crops_of(dataset: Dataset, kinds: Sequence[str]) -> list[Listed]:
+    """The regions of a dataset's pairs of these kinds, and the whole images."""
+    wanted = (IMAGE, *kinds)
+    return [each for each in annotated_pairs(dataset).samples if name_of(each.key).partition("-")[0] in wanted]
+
+
+def _with_crops(dataset: Dataset, kinds: Sequence[str], lacking: set[str]) -> Dataset:
+    """The pairs of which no region is lacking, and the images with some."""
+    pairs = dataset.pairs
+    wanted = np.ones(len(pairs.verb), np.bool_)
+    for key in {image_of(each) for each in lacking}:
+        for row, number in zip(pairs.rows[key], pairs.numbers(key), strict=True):
+            names = (IMAGE, *(f"{kind}-{number}" for kind in kinds))
+            wanted[row] = lacking.isdisjoint(region_key(key, name) for name in names)
+    return replace(dataset, chosen=pairs.only(wanted)).with_pairs()
+
+
+def _require_boxes(bank: Bank, dataset: Dataset, planned: Sequence[Listed]) -> None:
+    """Raise DatasetError if the bank's regions have other boxes or classes than the dataset's."""
+    for sample in planned:
+        if sample.key not in bank or sample.region is None:
+            continue
+        found, wanted = bank.region(sample.key) or sample.region, sample.region
+        width, height = bank.size(sample.key) or (0, 0)
+        room = _ROUNDED * max(width, height)
+        apart = [abs(one - other) for one, other in zip(found.box or (), wanted.box or (), strict=False)]
+        if found[1:] != wanted[1:] or (found.box is None) != (wanted.box is None) or max(apart, default=0) > room:
+            raise DatasetError(
+                f"{bank.path} holds other pairs than {dataset.annotations} lists: {sample.key} is {found}, and "
+                f"not {wanted}. Load the annotations that it was made of, or extract the pairs again."
+            )
+
+
+def _require_sizes(bank: Bank, dataset: Dataset, size_of: Callable[[str], tuple[int, int] | None]) -> None:
     """Raise DatasetError, naming the images, if the annotations have other sizes than the bank's images."""
     stated = dataset.pairs.sizes
-    pairs = ((sample.key, bank.size(sample.key), stated.get(sample.key)) for sample in dataset.samples)
+    pairs = ((sample.key, size_of(sample.key), stated.get(sample.key)) for sample in dataset.samples)
     wrong = [each for each in pairs if None not in each and each[1] != each[2]]
     if not wrong:
         return

@@ -41,7 +41,8 @@ def vit_b16(dtype: str) -> Manifest:
 
 def dequantise(numbers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     output = Output(shape=tuple(numbers.shape), dtype="int8", block=1)
-    return unpack(output, "x", {"x": numbers.view(torch.uint8).numpy(), "x.scale": scale.view(torch.uint8).numpy()})
+    fields = {"x": numbers.view(torch.uint8).numpy(), "x.scale": scale.view(torch.uint8).numpy()}
+    return unpack(output, "x", fields, 1)[0]
 
 
 def both(tokens: torch.Tensor, cls: torch.Tensor) -> dict[str, torch.Tensor]:

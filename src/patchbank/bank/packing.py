@@ -123,13 +123,14 @@ def _finite(tensor: Tensor) -> bool:
     return not bool((_bits(tensor) & exponent == exponent).any())
 
 
-def unpack(output: Output, name: str, numbers: Mapping[str, NDArray[np.uint8]]) -> Tensor:
-    """One sample's output from its fields' bytes: of its shape, in its stored dtype (int8: float32)."""
+def unpack(output: Output, name: str, numbers: Mapping[str, NDArray[np.uint8]], count: int) -> Tensor:
+    """An output of `count` samples from its fields' bytes: (count, ...), in its stored dtype (int8: float32)."""
     import torch
 
-    value: Tensor = torch.from_numpy(numbers[name]).view(getattr(torch, output.dtype)).view(output.shape)
+    value: Tensor = torch.from_numpy(numbers[name]).view(getattr(torch, output.dtype)).view(count, *output.shape)
     if output.dtype == "int8":
-        return value.float().mul_(torch.from_numpy(numbers[name + SCALE]).view(torch.float32).unsqueeze(-1))
+        scale = torch.from_numpy(numbers[name + SCALE]).view(torch.float32).view(*value.shape[:-1], 1)
+        return value.float().mul_(scale)
     return value
 
 

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,16 @@ if TYPE_CHECKING:
 
 LARGEST_HEADER = 100_000_000  # bytes; the safetensors package's limit
 
-# A row -> one field of that feature, (bytes,) uint8, in memory of its own. Raises BankError, and FileNotFoundError.
-Column = Callable[[int], NDArray[np.uint8]]
+
+class Column(Protocol):
+    """One field of a part's features."""
+
+    def __call__(self, row: int, count: int = 1) -> NDArray[np.uint8]:
+        """That of `count` features from a row on, (bytes,), in memory of its own; of pickles, of one alone.
+
+        Raises BankError, and FileNotFoundError where the part is gone.
+        """
+
 
 # (key, field) -> the numbers that an older part holds.
 Rows = Callable[[str, str], NDArray[np.uint8]]

@@ -143,7 +143,7 @@ class Pickles(Payload):
         """The one field, patch tokens."""
         return {GRID: partial(self._tokens, part)}
 
-    def _tokens(self, part: Part, row: int) -> NDArray[np.uint8]:
+    def _tokens(self, part: Part, row: int, count: int = 1) -> NDArray[np.uint8]:
         import torch
 
         from patchbank.bank.unpickling import read_pickle

@@ -20,33 +20,45 @@ from patchbank.errors import BankError
 from patchbank.files import open_regular, write_whole
 
 
-def fetch(storage: Storage, part: Part, field: Field, begin: int, cache: Path | None, row: int) -> NDArray[np.uint8]:
-    """One field of one feature of a shard, (bytes,) uint8.
+def fetch(
+    storage: Storage, part: Part, field: Field, begin: int, cache: Path | None, row: int, count: int = 1
+) -> NDArray[np.uint8]:
+    """One field of `count` features of a shard, (bytes,) uint8.
 
     Args:
         begin: where the field begins in the shard, in bytes.
-        cache: the directory that keeps fetched rows; None keeps nothing.
+        cache: the directory that keeps fetched rows; None keeps nothing. Rows of which it lacks some are fetched at
+            once.
 
     Raises BankError where the store refuses, FileNotFoundError where the shard is gone.
     """
-    sha256 = part.features[row].sha256
-    kept = cache / sha256[:2] / f"{sha256}.{field.name}" if cache and sha256 else None
-    if kept is not None:
-        with contextlib.suppress(OSError), open_regular(kept) as file:  # another user's cache may be closed to this one
-            content, digest = file.read(field.nbytes), file.read(33)
-            if digest == hashlib.sha256(content).digest():
-                return np.frombuffer(bytearray(content), np.uint8)
-    start = begin + row * field.nbytes
+    checksums = [each.sha256 for each in part.features[row : row + count]]
+    kept = [cache / each[:2] / f"{each}.{field.name}" if cache and each else None for each in checksums]
+    known = [each and _cached(each, field.nbytes) for each in kept]
+    if all(known):
+        return np.frombuffer(bytearray(b"".join(each or b"" for each in known)), np.uint8)
+    start, size = begin + row * field.nbytes, count * field.nbytes
     try:
-        content = storage.read(part.path.name, start, start + field.nbytes)
+        content = storage.read(part.path.name, start, start + size)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise BankError(f"{part.path} cannot be read: {error.strerror or error}.") from error
-    if len(content) != field.nbytes:
-        raise BankError(f"{part.path} cannot be read: {len(content):,} bytes came, not {field.nbytes:,}.")
-    if kept is not None:
-        with contextlib.suppress(OSError):  # a full cache is no error
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(kept, content + hashlib.sha256(content).digest())
+    if len(content) != size:
+        raise BankError(f"{part.path} cannot be read: {len(content):,} bytes came, not {size:,}.")
+    for number, place in enumerate(kept):
+        if place is not None and not known[number]:
+            one = content[number * field.nbytes : (number + 1) * field.nbytes]
+            with contextlib.suppress(OSError):  # a full cache is no error
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(place, one + hashlib.sha256(one).digest())
     return np.frombuffer(bytearray(content), np.uint8)
+
+
+def _cached(path: Path, size: int) -> bytes | None:
+    """What a cached file holds; None if there is none, or a damaged one."""
+    with contextlib.suppress(OSError), open_regular(path) as file:  # another user's cache may be closed to this one
+        content, digest = file.read(size), file.read(33)
+        if digest == hashlib.sha256(content).digest():
+            return content
+    return None

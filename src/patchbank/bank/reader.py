@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import CLS
 from patchbank.locations import is_remote, locate
 from patchbank.notebook import facts
-from patchbank.regions import Region
+from patchbank.regions import GRID_CUT, Region
 from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from patchbank.show.statistics import Progress
 
 _ATTEMPTS = 100  # at reading what others are writing
+
+_T = TypeVar("_T")
 
 
 def open_bank(path: str | Path, *, cache: str | Path | None = None, mmap: bool = True) -> Bank:
@@ -175,14 +178,26 @@ class Bank(Mapping[str, "Tensor"]):
             KeyNotInBank: as ``bank[key]``.
             BankError: the bank does not store this output, or its file cannot be read.
         """
-        self._entry(key)
-        output = self.manifest.outputs[self.output_name(name)]
+        return self.stack([key], name)[0]
+
+    def stack(self, keys: Sequence[str], name: str | None = None) -> Tensor:
+        """An output of several samples, (K, ...), otherwise as `output`. Those that lie side by side are read at once.
+
+        None is the main output. Raises what `output` does.
+        """
+        for key in keys:
+            self._entry(key)
+        name = self.output_name(name)
+        output = self.manifest.outputs[name]
         names = (name, name + SCALE) if output.dtype == "int8" else (name,)
+        runs = self._in_attempts(lambda state: list(self._read(state, keys, names)))
+        runs = runs or [(0, {each: np.empty(0, np.uint8) for each in names})]
+        parts = [unpack(output, name, numbers, count) for count, numbers in runs]
+        if len(parts) == 1:
+            return parts[0]
+        import torch
 
-        def read(_: Part, row: int, columns: Mapping[str, Column]) -> dict[str, NDArray[np.uint8]]:
-            return {each: columns[each](row) for each in names}
-
-        return unpack(output, name, self._at(key, read))
+        return torch.cat(parts)
 
     def cls(self, key: str) -> Tensor:
         """The [CLS] token's feature, (D,): `output` of ``cls``. Pickles hold patch tokens alone."""
@@ -233,8 +248,13 @@ class Bank(Mapping[str, "Tensor"]):
         return features if self.manifest.reduction is None else self.reducer(features)
 
     def transform(self, key: str) -> ImageTransform:
-        """How the image became the model's input. Raises KeyNotInBank, and BankError if its size is unknown."""
-        size = self._entry(key).size
+        """How the image became the model's input.
+
+        Raises KeyNotInBank; BankError if its size is unknown, or if a box was cut out of it.
+        """
+        _, size, *_, region = self._entry(key)
+        if region and region.box and self.manifest.input.cut != GRID_CUT:
+            raise BankError(f"{key!r} was cut out of its image: only whole images map to a grid.")
         if size is None:
             raise BankError(
                 f"The size of {key!r} is not known: {self.path} was imported from pickles, which do not hold it. "
@@ -329,8 +349,12 @@ class Bank(Mapping[str, "Tensor"]):
     def checksum(self, key: str) -> str:
         """The SHA-256 of the key's feature as it is stored now. Raises KeyNotInBank; BankError if it is unreadable."""
         self._entry(key)
-        found: str = self._at(key, self._payload.checksum)
-        return found
+
+        def read(state: _State) -> str:
+            number, row = self._row(state, key)
+            return self._payload.checksum(state.parts[number], row, self._columns(state, number))
+
+        return self._in_attempts(read)
 
     def file(self, key: str) -> Path:
         """The file with the key's feature: its pickle, or its shard. Raises KeyNotInBank."""
@@ -342,20 +366,34 @@ class Bank(Mapping[str, "Tensor"]):
         """The size of all features' files together, in bytes."""
         return self._payload.bytes_on_disk(self._state.parts, self._entries)
 
-    def _at(self, key: str, action: Any) -> Any:
-        """What an action returns for a feature's part, row and columns. Raises BankError where the feature is gone."""
+    def _read(
+        self, state: _State, keys: Sequence[str], fields: Sequence[str]
+    ) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]]]]:
+        """(how many, their fields) of features that follow each other in one part, for all keys in order."""
+        rows = [self._row(state, key) for key in keys]
+        single = self._payload.layout == "ezhoi"
+        begins = [n for n, row in enumerate(rows) if n == 0 or single or row != (rows[n - 1].part, rows[n - 1].row + 1)]
+        for begin, end in pairwise([*begins, len(rows)]):
+            columns, row = self._columns(state, rows[begin].part), rows[begin].row
+            yield end - begin, {field: columns[field](row, end - begin) for field in fields}
+
+    def _row(self, state: _State, key: str) -> Row:
+        try:
+            return state.rows[key]
+        except KeyError:
+            raise BankError(f"{self.path} had features of {key!r} when it was opened, and has none now.") from None
+
+    def _columns(self, state: _State, number: int) -> Mapping[str, Column]:
+        if (columns := state.columns[number]) is None:
+            columns = state.columns[number] = self._payload.columns(state.parts[number], self._cache, mmap=self._mmap)
+        return columns
+
+    def _in_attempts(self, action: Callable[[_State], _T]) -> _T:
+        """What an action returns. Raises BankError where a part, or the whole bank, is gone."""
         state = self._state
         for _ in range(_ATTEMPTS):
             try:
-                number, row = state.rows[key]
-            except KeyError:
-                raise BankError(f"{self.path} had features of {key!r} when it was opened, and has none now.") from None
-            try:
-                if (columns := state.columns[number]) is None:
-                    columns = state.columns[number] = self._payload.columns(
-                        state.parts[number], self._cache, mmap=self._mmap
-                    )
-                return action(state.parts[number], row, columns)
+                return action(state)
             except FileNotFoundError:
                 # A run has put a more complete part in its place since the bank was opened.
                 state = self._load()[0]

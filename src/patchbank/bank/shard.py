@@ -96,7 +96,7 @@ class Shards(Payload):
         def mapped(tensor: torch.Tensor) -> Column:
             numbers = tensor.reshape(len(part.features), math.prod(tensor.shape[1:])).view(torch.uint8).numpy()
             # Copied by numpy: for so small a copy torch would wake its threads, which takes longer on busy cores.
-            return lambda row: numbers[row].copy()
+            return lambda row, count=1: numbers[row : row + count].reshape(-1).copy()
 
         try:
             with safe_open(part.path, framework="pt") as file:

@@ -22,9 +22,11 @@ from patchbank.cli import (
     models,
     pairs,
     reader,
+    regions,
     repair,
     report,
     show,
+    stats,
     verify,
 )
 from patchbank.cli.console import show_error
@@ -42,11 +44,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (pairs.pairs, boxes.boxes):
+for _command in (pairs.pairs, boxes.boxes, regions.regions):
     add_command(extract.app, _command.__name__, _command, _command.__doc__)
 app.add_typer(extract.app, name="extract")
 for _command in (
-    *(info.info, show.show, report.report),
+    *(info.info, show.show, report.report, stats.stats),
     *(verify.verify, repair.repair, convert.convert, import_.import_),
     *(models.models, reader.reader, doctor.doctor, bench.bench, demo.demo),
 ):

@@ -16,7 +16,7 @@ from patchbank.config import PAGE_IMAGES, as_path, option
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
 from patchbank.listing import ListingOptions, find_listing, load_if_found, options_needed
-from patchbank.show.names import page_beside
+from patchbank.show.names import grid_of_images, page_beside
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
@@ -58,7 +58,7 @@ def report(
         from patchbank.bank.reader import open_bank
 
         opened = open_bank(bank)
-        opened.grid_name(output)
+        grid_of_images(opened, output)
         found = find_listing(bank, opened.manifest, asked)
         data = load_if_found(found, lambda why: show_note(f"the gallery shows no images and annotations: {why}"))
         if found is None:

@@ -16,9 +16,8 @@ from patchbank.config import BOXES, WHOLE
 from patchbank.datasets.detections import Detections, read_detections
 from patchbank.datasets.samples import Dataset, Sample
 from patchbank.errors import DatasetError
-from patchbank.regions import Box, Region, region_key
+from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Box, Region, region_key
 
-IMAGE, HUMAN, OBJECT, UNION = "image", "human", "object", "union"
 _PERSON = 0  # of COCO's 80
 _AT_ONCE = 4096  # samples that are made together
 
@@ -28,7 +27,8 @@ def annotated_pairs(dataset: Dataset) -> Dataset:
     """The regions of a dataset's annotated pairs, for each image with any, in the annotations' order.
 
     They are ``IMAGE#image``, the whole image, and for pair k ``IMAGE#human-k``, ``IMAGE#object-k`` and
-    ``IMAGE#union-k``, the smallest box around both, which has the pair's classes.
+    ``IMAGE#union-k``, the smallest box around both, which has the pair's classes. Pair k is the image's k-th in the
+    annotation file, also if others were left out.
 
     Raises DatasetError as `Dataset.pairs` does.
     """
@@ -43,7 +43,7 @@ def annotated_pairs(dataset: Dataset) -> Dataset:
 
     def regions(key: str) -> Iterator[tuple[str, Region]]:
         yield IMAGE, Region()
-        for number, row in enumerate(pairs.rows[key]):
+        for number, row in zip(pairs.numbers(key), pairs.rows[key], strict=True):
             label, verb = int(pairs.object[row]), int(pairs.verb[row])
             hoi = None if pairs.hoi is None else int(pairs.hoi[row])
             yield f"{HUMAN}-{number}", Region(_box(pairs.boxes_h[row]), _PERSON)

@@ -6,7 +6,7 @@ person first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,7 +44,7 @@ class HOITarget:
         size: (width, height) of the original image in pixels; None if unknown.
         incomplete: the number of further pairs in the file, which lack the object's box.
         transform: how the image became the grid; None without a bank (`FeatureDataset` sets it).
-        regions: features pooled in the pairs' boxes, (K, D) by name; empty unless requested.
+        regions: features of the pairs' boxes, (K, D) by name, pooled or of crops; empty unless requested.
     """
 
     key: str
@@ -154,7 +154,7 @@ class HOIAnnotations:
         sizes: key -> (width, height), if the file has sizes.
         incomplete: key -> number of pairs without an object's box, if there are any.
         classes: the classes' names, if the file or UPT's beside it has them.
-        filtered: whether some of the file's pairs were left out.
+        left: the places of pairs among those of their image in the file, (P,), if some were left out; else None.
     """
 
     source: Path
@@ -167,7 +167,17 @@ class HOIAnnotations:
     sizes: dict[str, tuple[int, int]]
     incomplete: dict[str, int]
     classes: HOIClasses | None
-    filtered: bool = False
+    left: NDArray[np.int64] | None = None
+
+    @property
+    def filtered(self) -> bool:
+        """Whether some of the file's pairs were left out."""
+        return self.left is not None
+
+    def numbers(self, key: str) -> Sequence[int]:
+        """The places of an image's pairs among its pairs in the file. Raises KeyError if it is not listed."""
+        rows = self.rows[key]
+        return range(len(rows)) if self.left is None else self.left[rows.start : rows.stop].tolist()
 
     def target(self, key: str) -> HOITarget:
         """One image's pairs. Raises KeyError if it is not listed."""
@@ -191,13 +201,20 @@ class HOIAnnotations:
         Raises DatasetError without hoi classes, or if a class does not exist.
         """
         unwanted = read_indices(Path(hois)) if isinstance(hois, (str, Path)) else sorted({int(hoi) for hoi in hois})
-        kept = ~np.isin(self._hois(), unwanted)
+        wanted = ~np.isin(self._hois(), unwanted)
         if wrong := [hoi for hoi in unwanted if not 0 <= hoi < HICO_HOIS]:
             raise DatasetError(f"There is no hoi class {wrong[0]}: they are 0 to {HICO_HOIS - 1}.")
-        before = np.concatenate([[0], np.cumsum(kept)])
+        return self.only(wanted)
+
+    def only(self, wanted: NDArray[np.bool_]) -> HOIAnnotations:
+        """Leave out the pairs where a mask (P,) is false."""
+        before = np.concatenate([[0], np.cumsum(wanted)])
         rows = {key: range(int(before[part.start]), int(before[part.stop])) for key, part in self.rows.items()}
-        columns = {name: getattr(self, name)[kept] for name in _COLUMNS}
-        return replace(self, rows=rows, filtered=self.filtered or not bool(kept.all()), **columns)
+        numbers = np.zeros(len(wanted), np.int64)
+        for key, part in self.rows.items():
+            numbers[part.start : part.stop] = self.numbers(key)
+        columns = {name: column[wanted] for name in _COLUMNS if (column := getattr(self, name)) is not None}
+        return replace(self, rows=rows, left=self.left if wanted.all() else numbers[wanted], **columns)
 
     def _hois(self) -> NDArray[np.int64]:
         if self.hoi is None:

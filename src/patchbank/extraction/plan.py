@@ -130,7 +130,7 @@ def make_plan(
     check_images(dataset)
     devices = devices or decide(config)  # before the search for weights, which takes longer
     # EZ-HOI's scripts round weights, as clip.load does.
-    encoder = encoder or _encoder(dataset, config)
+    encoder = encoder or find_encoder(config, dataset.root, rounding=dataset.name in SPLITS)
     wanted = describe(dataset, layout, config, devices, encoder)
     state = BankState(set(), {}, [])
     if (existing := gone_on_with(existing, wanted, config.overwrite)) is not None:
@@ -199,9 +199,9 @@ def describe(
     )
 
 
-def _encoder(dataset: Dataset, config: ExtractConfig) -> EncoderSpec:
+def find_encoder(config: ExtractConfig, root: Path | None, *, rounding: bool) -> EncoderSpec:
     """The configuration's encoder; of regions, it gives a feature of the whole unless the configuration says more."""
-    find = partial(encoders.find, root=dataset.root, rounding=dataset.name in SPLITS)
+    find = partial(encoders.find, root=root, rounding=rounding)
     if not config.crop or config.output:
         return find(config)
     try:
