@@ -92,7 +92,7 @@ def test_what_the_command_line_says_is_the_configuration(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.jpg").touch()
-    assert ExtractConfig().__dict__.keys() - OTHERS.keys() == {"model", "overwrite"}
+    assert ExtractConfig().__dict__.keys() - OTHERS.keys() == {"model", "overwrite", "crop"}  # crop: of boxes alone
     for config in (ExtractConfig(), ExtractConfig(overwrite=True), ExtractConfig(**OTHERS)):
         assert all(getattr(config, name) != getattr(ExtractConfig(), name) for name in OTHERS) or config.limit is None
         arguments = ["extract", "folder", "images", "--out", "bank", *config.arguments()]
