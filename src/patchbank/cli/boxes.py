@@ -75,7 +75,7 @@ def boxes(
 ) -> None:
     """Extract a detector's boxes, under the keys IMAGE#box-N. COCO's category ids become the 80 classes from 0.
 
-    patchbank extract boxes IMAGES --boxes detections.json --min-score 0.2 --out BANK
+    patchbank extract boxes IMAGES --boxes results.json --out BANK
     """
     from patchbank.datasets import load_dataset
 

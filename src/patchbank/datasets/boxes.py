@@ -109,7 +109,7 @@ def load_boxes(
         samples=_Boxes(dataset.samples, found, range(len(found))),
         annotations=None,
         chosen=None,
-        notes=(note,) if lacking else (),
+        notes=(*found.notes, *([note] if lacking else [])),
     )
 
 
