@@ -258,5 +258,6 @@ def test_the_example_draws_the_nearest_pairs(tmp_path: Path, tiny_weights: Path)
         assert len(rows) == count and rows[0].lstrip().startswith("+1.000")
         with Image.open(sheet) as picture:
             assert picture.width > picture.height > 300
-    done = subprocess.run([*map(str, command), "nowhere.jpg"], capture_output=True, text=True)
+    command.insert(command.index(bank) + 1, "nowhere.jpg")
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "has no pair 0 of nowhere.jpg" in done.stderr
