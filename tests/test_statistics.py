@@ -98,7 +98,7 @@ def test_they_are_numpys(root: Path, of: str | None) -> None:
     assert made["hoi"].names[145] == "race motorcycle" and made["hoi"].names[0] == ""
 
 
-@pytest.mark.parametrize("together", [1, 7, 4096])
+@pytest.mark.parametrize("together", [1, 7, 16384])
 def test_blocks_and_threads_change_nothing(tmp_path: Path, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "_TOGETHER", together)
     bank, calls = many(tmp_path / "bank"), []

@@ -22,7 +22,7 @@ from patchbank.regions import OBJECT, UNION
 
 KINDS = ("verb", "object", "hoi")
 MARK = "patchbank stats"  # in every file: only marked files are replaced
-_TOGETHER = 4096  # pairs whose features are added at once
+_TOGETHER = 16384  # pairs whose features are added at once
 _MOST = 4 << 30  # bytes of covariances
 FORMATS = (".safetensors", ".pt")
 

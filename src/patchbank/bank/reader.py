@@ -191,13 +191,13 @@ class Bank(Mapping[str, "Tensor"]):
         output = self.manifest.outputs[name]
         names = (name, name + SCALE) if output.dtype == "int8" else (name,)
         runs = self._in_attempts(lambda state: list(self._read(state, keys, names)))
-        runs = runs or [(0, {each: np.empty(0, np.uint8) for each in names})]
         parts = [unpack(output, name, numbers, count) for count, numbers in runs]
         if len(parts) == 1:
             return parts[0]
         import torch
 
-        return torch.cat(parts)
+        dtype = torch.float32 if output.dtype == "int8" else getattr(torch, output.dtype)
+        return torch.cat(parts) if parts else torch.empty(0, *output.shape, dtype=dtype)
 
     def cls(self, key: str) -> Tensor:
         """The [CLS] token's feature, (D,): `output` of ``cls``. Pickles hold patch tokens alone."""
