@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
@@ -158,8 +159,12 @@ def read_legacy(
     return value, places
 
 
-def plain_names(size: int) -> Names:
-    """What a pickle of so many bytes may name that `pickle.dump` made: its tensors hold their own numbers."""
+def plain_names(size: int, bytes_of: Callable[[Any], Any] = lambda content: content) -> Names:
+    """What a pickle of so many bytes may name that `pickle.dump` made: its tensors hold their own numbers.
+
+    Args:
+        bytes_of: gives the bytes of what stands for them.
+    """
     left = size  # bytes that may be made of texts: no more than the file has
 
     def encode(text: Any, _: Any) -> bytes:
@@ -174,14 +179,14 @@ def plain_names(size: int) -> Names:
 
     return {
         **TENSOR_NAMES,
-        "torch.storage._load_from_bytes": Function(_load_storage),
+        "torch.storage._load_from_bytes": Function(lambda content: _load_storage(bytes_of(content))),
         "_codecs.encode": Function(encode),
     }.get
 
 
 def _load_storage(content: Any) -> Storage:
     """``torch.storage._load_from_bytes``: a storage by itself, in the older form of `torch.save`."""
-    if type(content) not in (bytes, memoryview):
+    if type(content) is not bytes:
         raise ValueError("a storage that is not made of bytes")
     value, places = read_legacy(io.BytesIO(content), TENSOR_NAMES.get, _LONGEST)
     if not isinstance(value, Storage):

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from patchbank import open_bank
+from patchbank.array_pickles import ArrayPickle
 from patchbank.bank.ada_cm import write_pairs
 from patchbank.bank.ada_cm_reading import import_pairs, verify_pairs
-from patchbank.bank.array_pickles import ArrayPickle
 from patchbank.bank.payload import Feature
 from patchbank.bank.writer import BankWriter
 from patchbank.datasets.hoi_files import read_hoi

@@ -74,9 +74,12 @@ def as_lines(*names: str) -> Callable[[Path], None]:
     return lambda path: path.write_text("".join(f"{json.dumps(each)}\n" for each in objects)) and None  # type: ignore[func-returns-value]
 
 
-def dumped(protocol: int) -> Callable[[Path], None]:
-    """As hicodet_train_bbox_R50.p: with hidden states, in a list."""
-    value = {name: [tensors(rows) | {"hidden_states": torch.randn(len(rows), 256)}] for name, rows in ROWS.items()}
+def dumped(protocol: int, arrays: bool = False) -> Callable[[Path], None]:
+    """As hicodet_train_bbox_R50.p, of arrays: with hidden states, in a list."""
+    value: dict[str, Any] = {}
+    for name, rows in ROWS.items():
+        columns = tensors(rows) | {"hidden_states": torch.randn(len(rows), 256)}
+        value[name] = [{each: column.numpy() if arrays else column for each, column in columns.items()}]
     return lambda path: path.write_bytes(pickle.dumps(value, protocol)) and None  # type: ignore[func-returns-value]
 
 
@@ -97,6 +100,9 @@ FORMATS = {
     "JSON Lines by key": as_lines("key", "boxes", "labels", "scores"),
     "pickle, protocol 2": dumped(2),
     "pickle, protocol 4": dumped(4),
+    "pickle of arrays, protocol 2": dumped(2, arrays=True),
+    "pickle of arrays, protocol 4": dumped(4, arrays=True),
+    "pickle of arrays, protocol 5": dumped(5, arrays=True),
     "torch.save": saved(),
     "torch.save, older": saved(_use_new_zipfile_serialization=False),
     "torch.save, parts of one storage": parts_of_one_storage,
@@ -321,15 +327,15 @@ class Rebuilt:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ([], "holds a list"),
-        ({}, "holds an empty dict"),
-        (torch.zeros(3), "holds a View"),
+        ([], "holds a list, and not a dict"),
+        ({}, "has no boxes"),
+        (torch.zeros(3), "holds a View, and not a dict"),
         ({"a.jpg": torch.zeros(1, 4)}, "'a.jpg': it is no dict with boxes"),
         ({"a.jpg": [tensors(ROWS[NAMES[0]])] * 2}, "'a.jpg': it is no dict with boxes"),
         ({"a.jpg": {"labels": torch.zeros(3)}}, "a.jpg: it has no boxes"),
         ({"a.jpg": {"boxes": torch.zeros(1, 5)}}, r"a.jpg: its boxes are of shape \(1, 5\)"),
         ({"a.jpg": {"boxes": torch.zeros(1, 4), "labels": torch.zeros(1)}}, "its labels are not whole numbers"),
-        ({"a.jpg": {"boxes": np.zeros((1, 4))}}, "tensors are needed"),
+        ({"a.jpg": {"boxes": np.zeros((1, 4), object)}}, "tensors are needed|an array of dtype O"),
         ({"a.jpg": {"boxes": [[[0.0]]]}}, "a list of other things than numbers or boxes"),
         ({"a.jpg": Rebuilt()}, "cannot be read safely: it names .*Rebuilt"),
     ],

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from patchbank.bank.array_pickles import pickle_pieces
+from patchbank.array_pickles import pickle_pieces
 from patchbank.bank.check import Progress
 from patchbank.bank.reader import Bank
 from patchbank.bank.regions import regions_by_image

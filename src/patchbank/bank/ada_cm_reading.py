@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from patchbank.array_pickles import Array, ArrayPickle, shown
 from patchbank.bank.ada_cm import FIELDS, REGIONS
-from patchbank.bank.array_pickles import Array, ArrayPickle, shown
 from patchbank.bank.check import KINDS, Defects, Finding, Progress, Report
 from patchbank.bank.convert import Imported, transfer
 from patchbank.bank.manifest import Manifest

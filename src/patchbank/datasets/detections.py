@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import mmap
 import os
 import re
 from array import array
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -33,7 +32,7 @@ from patchbank.datasets.classes import COCO_91_TO_80, OBJECTS
 from patchbank.errors import DatasetError
 from patchbank.files import open_regular, parse_json, read_regular
 from patchbank.regions import Region
-from patchbank.unpickling import Opaque, PickleError, UnsafePickleError, interpret, refusals
+from patchbank.unpickling import Opaque, PickleError, UnsafePickleError, refusals
 
 NO_LABEL = -1
 _KNOWN = (
@@ -46,7 +45,6 @@ _LONGEST = 1 << 24  # characters of an entry
 _BETWEEN = re.compile(r"[\s,]*")
 _NUMBER = re.compile(r"(?:^|_)(\d+)$")  # at the end of an image's name
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's older files begin
-_LONG = 4096  # bytes of a pickle's literal that stay in the file
 
 Image = str | int  # a file name, or COCO's number of an image
 
@@ -169,7 +167,7 @@ def read_detections(
             start = file.read(len(_LEGACY))
             file.seek(0)
             if start.startswith((b"PK\x03\x04", b"\x80")):
-                _read_pickle(found, file, start)
+                _read_pickle(found, Path(file.name), file, start)
             else:
                 with io.TextIOWrapper(file, "utf-8-sig") as text:
                     for number, entry in enumerate(_objects(text), 1):
@@ -202,14 +200,15 @@ class _Columns:
             raise DatasetError(f"{self._source} is not JSON of detections: {error}. {_KNOWN}") from None
 
     def add_all(self, value: Any, plain: Callable[[Any], Any], most: float = np.inf) -> None:
-        """Add {image: {boxes, ...}}, or of each image a list of one dict; at most `most` boxes.
+        """Add {image: {boxes, ...}}, or of each image a list of one dict.
 
         Args:
             plain: makes lists of the file's tensors.
+            most: boxes, at most.
         """
-        if not isinstance(value, Mapping) or not value:
+        if not isinstance(value, Mapping):
             kind = getattr(value, "name", type(value).__name__)
-            raise DatasetError(f"{self._source} holds {'an empty' if value == {} else 'a'} {kind}. {_KNOWN}")
+            raise DatasetError(f"{self._source} holds a {kind}, and not a dict of images. {_KNOWN}")
         for image, entry in value.items():
             if isinstance(entry, list | tuple) and len(entry) == 1:
                 (entry,) = entry
@@ -387,24 +386,13 @@ def _objects(text: io.TextIOWrapper) -> Iterator[dict[str, Any]]:
             return
 
 
-class _Mapped(mmap.mmap):
-    """A file as a stream, whose long pieces stay in the file: a detector's hidden states are most of it."""
-
-    def read(self, n: int | None = None) -> Any:
-        if n is None or n <= _LONG:
-            return super().read(n)
-        at = self.tell()
-        end = min(at + n, len(self))
-        self.seek(end)
-        return memoryview(self)[at:end]
-
-
-def _read_pickle(found: _Columns, file: BinaryIO, start: bytes) -> None:
-    """Add the boxes of a pickle or of a file of `torch.save`."""
+def _read_pickle(found: _Columns, path: Path, file: BinaryIO, start: bytes) -> None:
+    """Add the boxes of a pickle, image by image, or of a file of `torch.save`."""
     import torch
 
+    from patchbank.array_pickles import ARRAY_NAMES, Array, ArrayPickle
     from patchbank.torch_files import Entries, numbers_of
-    from patchbank.torch_pickles import TENSOR_NAMES, Storage, View, plain_names, read_legacy, storage_of
+    from patchbank.torch_pickles import TENSOR_NAMES, Storage, View, plain_names, read_legacy
 
     size = os.fstat(file.fileno()).st_size  # there are no more instructions, and no more boxes, than bytes
 
@@ -421,6 +409,8 @@ def _read_pickle(found: _Columns, file: BinaryIO, start: bytes) -> None:
     def plain(value: Any) -> Any:
         if isinstance(value, View):
             return value.of(read(value.storage)).tolist() if 0 not in value.size else []
+        if isinstance(value, Array) and value.dtype is not None:
+            return arrays.read(value).tolist()
         if isinstance(value, Opaque):
             raise PickleError(f"it holds a {value.name[:100]}, and tensors are needed")
         # A list in lists may hold itself, or more values than the file has bytes.
@@ -429,18 +419,22 @@ def _read_pickle(found: _Columns, file: BinaryIO, start: bytes) -> None:
             raise PickleError("it holds a list of other things than numbers or boxes")
         return value
 
-    read: Callable[[Storage], torch.Tensor]
-    with refusals():
+    read: Callable[[Storage], torch.Tensor] = held
+    with refusals(), ArrayPickle(path) as arrays:
         if start.startswith(b"PK"):
             entries = Entries(file, size)
             value, read = entries.value(TENSOR_NAMES.get, size), lru_cache(8)(entries.numbers)
+            found.add_all(value, plain, size)
         elif start == _LEGACY:
             value, places = read_legacy(file, TENSOR_NAMES.get, size, size)
             read = legacy
+            found.add_all(value, plain, size)
         else:
-            stream = cast(io.BytesIO, _Mapped(file.fileno(), 0, access=mmap.ACCESS_READ))
-            value, read = interpret(stream, plain_names(size), storage_of, size), held
-        found.add_all(value, plain, size)
+            tensors = plain_names(size, arrays.bytes_of)
+            arrays.scan(
+                lambda image, entry: found.add_all({image: entry}, plain, size),
+                names=lambda name: tensors(name) or ARRAY_NAMES.get(name),
+            )
 
 
 def _is_row(value: Any) -> bool:

@@ -24,6 +24,7 @@ from patchbank.unpickling import (
     MOST_INSTRUCTIONS,
     Built,
     Function,
+    Names,
     Opaque,
     PickleError,
     instructions,
@@ -184,7 +185,7 @@ _NUMPY = {
     "multiarray._reconstruct": Function(lambda *_: Array()),
     "numeric._frombuffer": Function(lambda content, dtype, shape, order: Array().fill(content, dtype, shape, order)),
 }
-_NAMED: dict[str, Any] = {
+ARRAY_NAMES: dict[str, Any] = {
     **{f"numpy.{core}.{name}": value for core in ("core", "_core") for name, value in _NUMPY.items()},
     "numpy.ndarray": _TYPE,
     "numpy.dtype": Function(_Dtype),
@@ -213,11 +214,17 @@ class ArrayPickle:
     ) -> None:
         self._file.close()
 
-    def scan(self, take: Callable[[str, Any], None], progress: Callable[[int, int], None] | None = None) -> None:
+    def scan(
+        self,
+        take: Callable[[str, Any], None],
+        progress: Callable[[int, int], None] | None = None,
+        names: Names | None = None,
+    ) -> None:
         """Call `take` with each key that is a text, and its value: arrays as `Array`, unread values as `Opaque`.
 
         Args:
             progress: called with the bytes that were read, and all.
+            names: what the pickle may name; None is `ARRAY_NAMES`.
 
         Raises:
             UnsafePickleError: the pickle names what no pickle of arrays names. Nothing was run.
@@ -244,7 +251,9 @@ class ArrayPickle:
                     kept.add(argument)
                 if not number % 100_000:
                     progress(place // 2, self.size)
-            value = interpret(self._begin(), _NAMED.get, _no_storage, most, placed=_Stretch, kept=kept, take=taken)
+            value = interpret(
+                self._begin(), names or ARRAY_NAMES.get, _no_storage, most, placed=_Stretch, kept=kept, take=taken
+            )
             progress(self.size, self.size)
             if type(value) is not dict:
                 raise PickleError(f"it holds {shown(value)}, and not a dict of images")
@@ -258,10 +267,18 @@ class ArrayPickle:
         if isinstance(array.content, bytes):
             content = array.content[offset : offset + count]
         else:
-            content = os.pread(self._file.fileno(), count, array.content + offset)
+            content = self._read(array.content + offset, count)
+        return np.frombuffer(content, array.dtype).reshape(shape).copy()
+
+    def bytes_of(self, content: Any) -> Any:
+        """The bytes of what stands for them in a pickle's value; any other value as it is. Raises as `read`."""
+        return self._read(content.begin, content.count) if isinstance(content, _Stretch) else content
+
+    def _read(self, begin: int, count: int) -> bytes:
+        content = os.pread(self._file.fileno(), count, begin)
         if len(content) != count:
             raise PickleError("it is shorter than it was")
-        return np.frombuffer(content, array.dtype).reshape(shape).copy()
+        return content
 
     def _begin(self) -> _Bounded:
         self._file.seek(0)
