@@ -1,6 +1,6 @@
 """What do a million boxes cost before the first is encoded? Memory and seconds of a detector's file and the plan.
 
-    python -m benchmarks.boxes [--images 100000] [--boxes 10] [--formats coco,lines,pickle]
+    python -m benchmarks.boxes [--images 100000] [--boxes 10] [--formats coco,lines,arrays,tensors]
 
 Each format is a process of its own, with a made-up file of so many boxes an image, in COCO's order of results: best
 score first, images mixed. Images are names of few small files, by links. Steps: `read` the file, `match` it with the
@@ -140,23 +140,26 @@ def _lines(path: Path, images: int, boxes: int) -> None:
             file.write(f"{json.dumps({'file_name': name} | entry)}\n")
 
 
-def _pickle(path: Path, images: int, boxes: int) -> None:
+def _arrays(path: Path, images: int, boxes: int, of: Any = np.copy) -> None:
     """As hicodet_train_bbox_R50.p: with hidden states, which are most of it."""
-    import torch
-
-    hidden = torch.randn(boxes, 256)
-    rows = zip(_names(images), *map(torch.from_numpy, _made(images, boxes)), strict=True)
+    hidden = np.random.default_rng(1).standard_normal((boxes, 256), np.float32)
+    names = "boxes", "labels", "scores", "hidden_states"
     content = {
-        name: [
-            {"boxes": each.clone(), "labels": labels.clone(), "scores": scores.clone(), "hidden_states": hidden.clone()}
-        ]
-        for name, each, labels, scores in rows
+        name: [dict(zip(names, (of(each) for each in (*row, hidden)), strict=True))]
+        for name, *row in zip(_names(images), *_made(images, boxes), strict=True)
     }
     with open(path, "wb") as file:
         pickle.dump(content, file)
 
 
-_WRITERS = {"coco": _coco, "lines": _lines, "pickle": _pickle}
+def _tensors(path: Path, images: int, boxes: int) -> None:
+    """The same of tensors, each with bytes of its own."""
+    import torch
+
+    _arrays(path, images, boxes, torch.tensor)
+
+
+_WRITERS = {"coco": _coco, "lines": _lines, "arrays": _arrays, "tensors": _tensors}
 
 if __name__ == "__main__":
     main()

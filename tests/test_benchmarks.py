@@ -186,7 +186,7 @@ def test_growth_without_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_boxes(run: Run, tmp_path: Path) -> None:
     result = run("boxes", "--images", 300, "--boxes", 2, "--directory", tmp_path)
-    assert result["boxes"] == 600 and list(result["results"]) == ["coco", "lines", "pickle"]
+    assert result["boxes"] == 600 and list(result["results"]) == ["coco", "lines", "arrays", "tensors"]
     assert all(row["peak_mb"] > row["before_mb"] > 0 for row in result["results"].values())
     assert not list(tmp_path.iterdir())
 

@@ -32,8 +32,8 @@ class BoxOptions:
 
     boxes: Path | None = option(
         None,
-        "The detector's boxes: COCO results (JSON), JSON Lines, or a dict of tensors by torch.save or pickle; the "
-        "format is detected.",
+        "The detector's boxes: COCO results (JSON), JSON Lines, or a dict of tensors or arrays by torch.save or "
+        "pickle; the format is detected.",
         _DATA,
         metavar="FILE",
         parse=as_path,
