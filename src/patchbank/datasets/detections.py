@@ -3,7 +3,9 @@
 A file is text: COCO's results, ``[{image_id, category_id, bbox: [x, y, width, height], score}]``, or one object an
 image, ``{file_name, boxes: [[x1, y1, x2, y2], ...], labels, scores}``, in a list or as JSON Lines. Or it holds
 ``{file_name: {boxes, labels, scores}}`` of tensors or lists, by `torch.save` or `pickle.dump`, and by this of arrays; a
-list of one such dict is read too, as in ``hicodet_train_bbox_R50.p``. Boxes are xyxy in original pixels. Labels and scores may be absent.
+list of one such dict is read too, as in ``hicodet_train_bbox_R50.p``.
+
+Boxes are xyxy in original pixels. Labels and scores may be absent.
 
 COCO's category ids, 1 to 90, become the 80 classes from 0, of results alone, and unless an id that is none of COCO's,
 or the categories of the annotation file, show that they are others. All other labels stay as they are.
