@@ -7,7 +7,7 @@ import pickle
 import pickletools
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -18,14 +18,15 @@ import pytest
 import torch
 
 from patchbank import open_bank
-from patchbank.bank.ada_cm import write_pairs
+from patchbank.bank.ada_cm import FIELDS, write_pairs
 from patchbank.bank.ada_cm_reading import import_pairs, verify_pairs
-from patchbank.bank.array_pickles import ArrayPickle
+from patchbank.bank.array_pickles import ArrayPickle, pickle_pieces
 from patchbank.bank.payload import Feature
 from patchbank.bank.writer import BankWriter
 from patchbank.datasets.hoi_files import read_hoi
 from patchbank.errors import BankError, PatchbankError
 from tests.ada_cm import Content, arrays_of, cache_model, extract_pairs, load, pairs_root
+from tests.datasets.test_datasets import ANNOTATIONS
 from tests.support import TINY, no_leftovers
 from tests.third_party import Call
 
@@ -387,6 +388,40 @@ def test_a_sound_file(file: Path, annotations: Path) -> None:
     assert (report.findings, report.pairs, report.looked_at, report.listed) == ([], 6, 3, 3)
     assert (report.shape, report.input) == ((TINY.output_dim,), (32, 32))
     assert report.sound == [FIRST, SECOND, THIRD]
+
+
+@pytest.mark.parametrize("name", ["instances_test2015.json", "instances_vcoco_trainval.json"])
+@pytest.mark.parametrize("half", [False, True], ids=["once", "thrice"])
+def test_boxes_of_the_field_are_recognised_after_rounding(name: str, half: bool, tmp_path: Path) -> None:
+    """Also where other code scaled them in float16, which rounds three times."""
+    if not (path := ANNOTATIONS / name).exists():
+        pytest.skip(f"there is no {path}: set PATCHBANK_ANNOTATIONS to a directory with the field's annotation files")
+    pairs = read_hoi(path)
+    images = [image for image, rows in pairs.rows.items() if len(rows)][:400]
+
+    def entries() -> Iterator[tuple[str, dict[str, Any]]]:
+        dtype = np.float16 if half else np.float64
+        for image in images:
+            target = pairs.target(image)
+            width, height = target.size or (640, 480)
+            scale = np.array([336 / width, 336 / height] * 2, dtype)
+            boxes_h, boxes_o = target.boxes_h.numpy(), target.boxes_o.numpy()
+            unions = np.concatenate([np.minimum(boxes_h, boxes_o)[:, :2], np.maximum(boxes_h, boxes_o)[:, 2:]], axis=1)
+            boxes = {"boxes_h": boxes_h, "boxes_o": boxes_o, "union_boxes": unions}
+            verbs, features = target.verb.numpy(), np.ones((len(target), 2), np.float16)
+            arrays = {
+                **{each: (box.astype(dtype) * scale).astype(np.float16) for each, box in boxes.items()},
+                **{"verbs": verbs, "hois": verbs if target.hoi is None else target.hoi.numpy()},
+                **dict.fromkeys(["union_features", "huamn_features", "object_features"], features),
+                **{"objects": target.object.numpy(), "global_feature": features[0]},
+                "size_orig": np.array([height, width]),
+            }
+            yield image, arrays
+
+    (tmp_path / "pairs.p").write_bytes(b"".join(pickle_pieces(entries(), list(FIELDS))))
+    report = verify_pairs(tmp_path / "pairs.p", pairs)
+    assert {finding.kind for finding in report.findings} == {"missing"}
+    assert (report.input, len(report.sound)) == ((336, 336), 400)
 
 
 def test_hostile_pickles_run_nothing(file: Path, tmp_path: Path) -> None:
