@@ -118,11 +118,13 @@ def convert(
             outputs = {name: source.output(key, name) for name in wanted.outputs}
             if new is not None:
                 outputs |= {name: new(outputs[name].float()) for name in new.made.outputs}
-            return Feature(key, outputs, source.size(key))
+            return Feature(key, outputs, source.size(key), source.region(key))
         except BankError as error:
             return Failure(key, str(error))
 
-    keys = sorted([*source, *source.failures])
+    # Regions keep their order: those of an image follow each other, and files of pairs are written in it.
+    ordered = source.in_order() if source.manifest.input.cut else sorted([*source, *source.failures])
+    keys = list(dict.fromkeys([*ordered, *source.failures]))
     with one_thread() if new is not None else nullcontext():
         return transfer(
             target, wanted, keys, read, set(source.failures), overwrite, progress, stop, source.path, reducer
