@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from patchbank import ExtractConfig, RegionFeatures, extract, load_dataset, open_bank, open_regions
 from patchbank.bank import patchbank_reader
@@ -77,6 +78,14 @@ def test_verify_compares_with_the_annotated_pairs(root: Path, tiny_weights: Path
     inside = root / "hicodet_shards/pairs"
     shutil.move(root / "bank", inside)
     assert "compared with the 31 regions" in patchbank("verify", inside, check=1).stdout
+
+
+def test_verify_notices_that_an_image_was_replaced(root: Path) -> None:
+    image = root / "hicodet/hico_20160224_det/images/train2015/m.jpg"
+    Image.open(image).crop((0, 0, 119, 90)).save(image)
+    report = json.loads(patchbank("verify", root / "bank", "--root", root, "--json", check=1).stdout)
+    replaced = [each["name"] for each in report["findings"] if each["kind"] == "replaced"]
+    assert replaced == [f"m.jpg#{name}" for name in ("human-0", "image", "object-0", "union-0")]
 
 
 def test_repair_extracts_what_is_missing(made: Path, root: Path, tiny_weights: Path) -> None:
