@@ -79,6 +79,11 @@ def test_outputs(run: Run) -> None:
     assert cost["patch_tokens"] == 1 and {"blocks", "blocks, naclip", "blocks, 4 variants"} <= cost.keys()
 
 
+def test_crops(run: Run) -> None:
+    result = run("crops", "--model", "tiny", "--images", 2, "--boxes", 3, "--rounds", 1)
+    assert list(result["boxes_per_second"]) == ["encode", "extract"] and result["ratio"] > 0
+
+
 def test_encoder(run: Run) -> None:
     # Compiling takes half a minute.
     arguments = ("--images", 2, "--batch-size", 2, "--rounds", 1, "--without", "inductor frozen,patchbank compiled")
@@ -177,6 +182,13 @@ def test_growth_without_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     if layout == "shards":  # what is known travels along
         assert steps["resume"]["units"] == 2
         assert steps["resume"]["unit_bytes"] > steps["plan"]["unit_bytes"] + 634 * 64
+
+
+def test_boxes(run: Run, tmp_path: Path) -> None:
+    result = run("boxes", "--images", 300, "--boxes", 2, "--directory", tmp_path)
+    assert result["boxes"] == 600 and list(result["results"]) == ["coco", "lines", "pickle"]
+    assert all(row["peak_mb"] > row["before_mb"] > 0 for row in result["results"].values())
+    assert not list(tmp_path.iterdir())
 
 
 def test_page(run: Run, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset as Dataset
     from patchbank.datasets import Sample as Sample
     from patchbank.datasets import load_dataset as load_dataset
+    from patchbank.datasets.boxes import load_boxes as load_boxes
     from patchbank.datasets.hoi import HOITarget as HOITarget
     from patchbank.encoders.runner import Runner as Runner
     from patchbank.encoders.runner import load_encoder as load_encoder
@@ -46,6 +47,7 @@ _NAMES = {
     "boxes": ["human_object_pairs", "union_boxes"],
     "config": ["ExtractConfig"],
     "datasets": ["Dataset", "Sample", "load_dataset"],
+    "datasets.boxes": ["load_boxes"],
     "datasets.hoi": ["HOITarget"],
     "encoders.runner": ["Runner", "load_encoder"],
     "errors": ["PatchbankError"],

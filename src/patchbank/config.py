@@ -33,6 +33,7 @@ DRAWN_PAIRS = 8  # of a picture's annotated pairs, unless all are asked for
 
 # Datasets of files with many images each. Their images' positions have gaps, and so the numbers of a bank's shards.
 ARCHIVES = ("tar", "parquet")
+BOXES = "boxes"  # the dataset of a detector's boxes, which no list of images names
 
 
 # Other spellings of a value: each option takes those of its own choices.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchbank.bank.runs import remembered_images
-from patchbank.config import ARCHIVES, as_path, option
+from patchbank.config import ARCHIVES, BOXES, as_path, option
 from patchbank.errors import ConfigError, DatasetError, PatchbankError
 from patchbank.locations import is_remote, locate
 from patchbank.regions import GRID_CUT, image_of
@@ -20,6 +20,7 @@ from patchbank.regions import GRID_CUT, image_of
 if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
     from patchbank.datasets import Dataset
+    from patchbank.datasets.hoi import HOIAnnotations
 
 _DATA = "Data"
 _SIZES = 64  # of images that are remembered, while threads ask for those of their regions
@@ -127,6 +128,14 @@ class Listing(ListingOptions):
             )
         return found
 
+    def pairs(self) -> HOIAnnotations:
+        """The annotated pairs; images need not exist. Raises DatasetError, and ConfigError for a folder."""
+        from patchbank.datasets.hoi_files import read_hoi
+
+        if self.dataset == "folder":
+            raise ConfigError("A folder has no annotated pairs: name --dataset hicodet or vcoco, or --annotations.")
+        return read_hoi(self.source)
+
     def load(self) -> Dataset:
         """The dataset with its images, or its regions.
 
@@ -167,6 +176,14 @@ def find_listing(
         recall: whether to take the folder that the last run read. It shows the images; as a list of what the bank
             should hold it may be wrong, since that run may have had a limit, or images may have been added.
     """
+    if manifest is not None and manifest.dataset == BOXES:
+        if needed_by or asked.given:
+            raise ConfigError(
+                f"{bank} holds features of a detector's boxes, which no option here names: leave out "
+                f"{needed_by or 'those that name images'}. `patchbank extract boxes` with the same files extracts what "
+                "is missing."
+            )
+        return None
     if needed_by and manifest is not None and manifest.input.cut == GRID_CUT:
         raise ConfigError(
             f"{needed_by} encodes images, and {bank} was pooled from a bank of them. `patchbank extract regions` with "
@@ -278,6 +295,8 @@ def _words(given: Mapping[str, object]) -> str:
 
 def options_needed(manifest: Manifest | None) -> str:
     """For a message: the options that would name the images, for the user to fill in."""
+    if manifest is not None and manifest.dataset == BOXES:
+        return ""
     if manifest is not None and manifest.dataset == "folder":
         return " --images DIR"
     if manifest is not None and manifest.dataset in ARCHIVES:

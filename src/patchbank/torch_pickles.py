@@ -14,6 +14,7 @@ from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 from patchbank.unpickling import MOST_BYTES, MOST_INSTRUCTIONS, Function, Names, Opaque, interpret, refusals
 
 _MOST_DIMENSIONS = 8
+_LONGEST = 100  # instructions of a storage's pickle
 
 DTYPES = {  # by their storages' names
     "FloatStorage": torch.float32,
@@ -119,7 +120,9 @@ TENSOR_NAMES: dict[str, Any] = {
 }
 
 
-def read_legacy(file: BinaryIO, names: Names, most: int = MOST_INSTRUCTIONS) -> tuple[Any, dict[str, int]]:
+def read_legacy(
+    file: BinaryIO, names: Names, most: int = MOST_INSTRUCTIONS, most_bytes: int = MOST_BYTES
+) -> tuple[Any, dict[str, int]]:
     """What `torch.save` wrote in its older form, and where each storage's numbers begin, by key.
 
     Five pickles (a magic number, a version, the machine's properties, the value, the storages' keys), then the count
@@ -133,7 +136,7 @@ def read_legacy(file: BinaryIO, names: Names, most: int = MOST_INSTRUCTIONS) -> 
             raise ValueError("a storage of two types or sizes")
         return storage
 
-    head = io.BytesIO(file.read(MOST_BYTES))
+    head = io.BytesIO(file.read(most_bytes))
     with refusals():
         magic, version, machine, value, keys = (interpret(head, names, keep, most) for _ in range(5))
         if (magic, version) != (MAGIC_NUMBER, PROTOCOL_VERSION) or machine.get("little_endian") is not True:
@@ -153,3 +156,35 @@ def read_legacy(file: BinaryIO, names: Names, most: int = MOST_INSTRUCTIONS) -> 
         if storages or file.seek(0, io.SEEK_END) != end:
             raise ValueError(f"its numbers should end at byte {end:,}, and it has {file.tell():,}")
     return value, places
+
+
+def plain_names(size: int) -> Names:
+    """What a pickle of so many bytes may name that `pickle.dump` made: its tensors hold their own numbers."""
+    left = size  # bytes that may be made of texts: no more than the file has
+
+    def encode(text: Any, _: Any) -> bytes:
+        """``_codecs.encode``: how protocol 2 writes bytes."""
+        nonlocal left
+        if type(text) is not str:
+            raise ValueError("it makes bytes of a value that is not a text")
+        left -= len(text)
+        if left < 0:
+            raise ValueError("it makes more bytes of its texts than it has")
+        return text.encode("latin1")
+
+    return {
+        **TENSOR_NAMES,
+        "torch.storage._load_from_bytes": Function(_load_storage),
+        "_codecs.encode": Function(encode),
+    }.get
+
+
+def _load_storage(content: Any) -> Storage:
+    """``torch.storage._load_from_bytes``: a storage by itself, in the older form of `torch.save`."""
+    if type(content) not in (bytes, memoryview):
+        raise ValueError("a storage that is not made of bytes")
+    value, places = read_legacy(io.BytesIO(content), TENSOR_NAMES.get, _LONGEST)
+    if not isinstance(value, Storage):
+        raise ValueError("a storage of another form")
+    first = places[value.key]
+    return value._replace(numbers=memoryview(content)[first : first + value.nbytes])

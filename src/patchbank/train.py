@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 from patchbank.bank.reader import Bank, open_bank
 from patchbank.bank.regions import Regions
 from patchbank.boxes import union_boxes
-from patchbank.config import ARCHIVES
+from patchbank.config import ARCHIVES, BOXES
 from patchbank.datasets import Dataset
 from patchbank.datasets import Sample as Listed
 from patchbank.datasets.boxes import annotated_pairs
@@ -255,7 +255,7 @@ def _mirrored(boxes: Tensor, width: int) -> Tensor:
 def _require_same(bank: Bank, dataset: Dataset) -> None:
     """Raise DatasetError if the bank is of another dataset or split."""
     made_of = bank.manifest.dataset, bank.manifest.split
-    anything = ("folder", *ARCHIVES, UNKNOWN)
+    anything = ("folder", BOXES, *ARCHIVES, UNKNOWN)
     if made_of[0] in anything or dataset.name in anything or made_of == (dataset.name, dataset.split):
         return
     raise DatasetError(

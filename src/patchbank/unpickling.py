@@ -8,11 +8,11 @@ a file is hashed, compared or called.
 from __future__ import annotations
 
 import contextlib
-import io
 import pickletools
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Container, Iterator
+from typing import Any, NamedTuple, Protocol
 
 from patchbank.errors import PatchbankError
 
@@ -31,9 +31,9 @@ _LITERALS = frozenset(
     {
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
         *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "STRING", "SHORT_BINSTRING", "BINSTRING"),
-        *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     }
 )
+_BYTES = frozenset({"SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"})
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _SHORT_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -52,7 +52,17 @@ class Opaque(NamedTuple):
     name: str
 
 
-class Module:
+class Built(ABC):
+    """An object that a pickle makes first, and then gives a state."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def build(self, state: Any) -> None:
+        """Take the state. Raises ValueError or PickleError."""
+
+
+class Module(Built):
     """An object of a TorchScript class: the class's name and the object's attributes, which nothing acts on."""
 
     __slots__ = ("attributes", "name")
@@ -61,11 +71,30 @@ class Module:
         self.name = name
         self.attributes: dict[str, Any] = {}
 
+    def build(self, state: Any) -> None:
+        """Take the attributes."""
+        if type(state) is not dict:
+            raise PickleError(f"{self.name[:100]} restores itself by code of its own, which is not run")
+        self.attributes = state
+
 
 class Function(NamedTuple):
     """What a name stands for where a pickle calls it."""
 
     call: Callable[..., Any]
+
+
+class Stream(Protocol):
+    """What a pickle is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes."""
+
+    def readline(self) -> bytes:
+        """A line, with its end."""
+
+    def tell(self) -> int:
+        """The position."""
 
 
 Names = Callable[[str], Any]  # a name -> what it stands for: a Function or a dtype; None if it is unknown
@@ -84,24 +113,36 @@ def refusals() -> Iterator[None]:
         raise PickleError(str(error).strip().split("\n")[0].removesuffix(".") or type(error).__name__) from error
 
 
-def _instructions(stream: io.BytesIO) -> Iterator[tuple[Any, Any, Any]]:
+def instructions(stream: Stream) -> Iterator[tuple[Any, Any, Any]]:
     """`pickletools.genops`, with reasons in plain words."""
     try:
-        yield from pickletools.genops(stream)
+        yield from pickletools.genops(stream)  # type: ignore[arg-type]
     except ValueError as error:
         early = re.search("remain|not enough data|exhausted|no newline", str(error))
         raise PickleError("it ends early" if early else "its bytes are not a pickle's") from error
 
 
 @refusals()
-def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any], most: int = MOST_INSTRUCTIONS) -> Any:
+def interpret(
+    stream: Stream,
+    names: Names,
+    persistent: Callable[[Any], Any],
+    most: int = MOST_INSTRUCTIONS,
+    *,
+    placed: Callable[[bytes, int], Any] = lambda content, _: content,
+    kept: Container[int] | None = None,
+    take: Callable[[list[Any]], None] | None = None,
+) -> Any:
     """The value of the pickle that begins at the stream's position, which then is the pickle's end.
 
     Args:
-        stream: the bytes, at most `MOST_BYTES` of them.
+        stream: the bytes; at most `MOST_BYTES` of them, unless the rest bounds what is kept.
         names: what the pickle may name.
         persistent: a persistent identifier -> its value.
         most: greatest number of instructions.
+        placed: (bytes, where they begin in the stream) -> what stands for them.
+        kept: the places of the pickle's memo that it takes values from; None keeps every value.
+        take: called with the items of the outermost dict, ``[key, value, ...]``, instead of keeping them there.
 
     Raises:
         UnsafePickleError: it names what no pickle of tensors names.
@@ -110,6 +151,7 @@ def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any]
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    memoized = 0
 
     def above_mark() -> list[Any]:
         first = marks.pop()
@@ -118,7 +160,7 @@ def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any]
         return values
 
     argument: Any
-    for number, (opcode, argument, _) in enumerate(_instructions(stream)):
+    for number, (opcode, argument, _) in enumerate(instructions(stream)):
         if number >= most:
             raise PickleError("it is longer than any tensor's pickle")
         if marks and len(stack) < marks[-1]:
@@ -126,6 +168,8 @@ def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any]
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
+            case name if name in _BYTES:
+                stack.append(placed(argument, stream.tell() - len(argument)))
             case name if name in _LITERALS:
                 stack.append(argument)
             case name if name in _CONSTANTS:
@@ -135,10 +179,12 @@ def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any]
                     raise PickleError("it takes a value that it has not kept")
                 stack.append(memo[argument])
             case "BINPUT" | "LONG_BINPUT" | "PUT" | "MEMOIZE" as name:
-                place = len(memo) if name == "MEMOIZE" else argument
+                place = memoized if name == "MEMOIZE" else argument
                 if not 0 <= place <= number:
                     raise PickleError("it keeps values where no tensor's pickle does")
-                memo[place] = stack[-1]
+                memoized += 1
+                if kept is None or place in kept:
+                    memo[place] = stack[-1]
             case "MARK":
                 marks.append(len(stack))
             case "TUPLE":
@@ -163,7 +209,12 @@ def interpret(stream: io.BytesIO, names: Names, persistent: Callable[[Any], Any]
                 _set_items(stack[-1], items)
             case "SETITEM" | "SETITEMS" as name:
                 items = above_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-                _set_items(stack[-1], items)
+                if take is not None and len(stack) == 1 and type(stack[0]) is dict:
+                    take(items)
+                else:
+                    _set_items(stack[-1], items)
+            case "POP":
+                stack.pop()
             case "EMPTY_SET":
                 stack.append(Opaque("set"))
             case "ADDITEMS":
@@ -214,10 +265,8 @@ def _call(function: Any, arguments: Any) -> Any:
 
 def _build(value: Any, state: Any) -> None:
     """Give an object its attributes. Those of a dict (a state dict's ``_metadata``) are dropped."""
-    if isinstance(value, Module):
-        if type(state) is not dict:
-            raise PickleError(f"{value.name[:100]} restores itself by code of its own, which is not run")
-        value.attributes = state
+    if isinstance(value, Built):
+        value.build(state)
     elif type(value) is not dict and not isinstance(value, Opaque):
         raise ValueError("it gives attributes to a value without any")
 

@@ -121,6 +121,7 @@ def test_every_family_lists_models_and_describes_them_as_it_makes_them(family: s
     assert spec.outputs["patch_tokens"].shape == (made.grid[0] * made.grid[1], made.dim)
 
 
+@pytest.mark.full
 def test_a_reader_that_has_read_enough_ends_it() -> None:
     words = [sys.executable, "-m", "patchbank", "models", "ViT*"]
     reader, writer = os.pipe()
@@ -130,6 +131,7 @@ def test_a_reader_that_has_read_enough_ends_it() -> None:
     assert done.returncode == 0 and not {"error", "Traceback"} & {*re.findall(r"\w+", done.stderr)}
 
 
+@pytest.mark.full
 def test_the_page_of_models_has_what_the_command_says() -> None:
     page = (REPOSITORY / "docs/models.md").read_text()
     shown = re.findall(r"^\| `(.+?)` \| (.*) \|$", page.split("## Tested models")[1], flags=re.MULTILINE)

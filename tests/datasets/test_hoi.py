@@ -14,10 +14,13 @@ import torch
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from patchbank import ImageTransform, load_dataset
+from patchbank.boxes import union_boxes
+from patchbank.datasets.boxes import annotated_pairs
 from patchbank.datasets.example import write_sample
 from patchbank.datasets.hoi import read_indices
 from patchbank.datasets.hoi_files import COCO_91_TO_80, read_hoi
 from patchbank.errors import DatasetError
+from patchbank.regions import Region, fault_of, rectangle
 from tests.datasets.test_datasets import ANNOTATIONS
 from tests.support import hico_root, vcoco_root, write_json
 
@@ -351,3 +354,36 @@ def test_the_real_files_of_vcoco(tmp_path: Path, name: str, split: str, images: 
         assert [dataset.classes.verbs[index] for index in target.verb] == ["look obj", "kick obj"]
         assert [dataset.classes.objects[index] for index in target.object] == ["sports ball"] * 2
     assert (len(dataset.classes.objects), len(dataset.classes.verbs)) == (80, 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "split"),
+    [
+        ("instances_test2015.json", "hicodet", "test"),
+        ("instances_vcoco_trainval.json", "vcoco", "train"),
+        ("instances_vcoco_test.json", "vcoco", "val"),
+    ],
+)
+def test_regions_of_the_real_files(tmp_path: Path, name: str, dataset: str, split: str) -> None:
+    """Each pair is three regions, none of which is degenerate; boxes are the targets', rows in their order."""
+    whole = load_dataset(dataset, tmp_path, split, annotations=_real(name))
+    regions = annotated_pairs(whole)
+    assert len(regions) == len(whole.with_pairs()) + 3 * len(whole.pairs.verb)
+    assert [sample.position for sample in regions] == list(range(len(regions)))
+    by_image: dict[str, list[Region]] = {}
+    for sample in regions:
+        assert sample.region is not None
+        by_image.setdefault(sample.image, []).append(sample.region)
+    for key, (image, *rest) in by_image.items():
+        target = whole.target(key)
+        humans, things, unions = (torch.tensor([each.box for each in rest[first::3]]) for first in range(3))
+        assert image == Region()
+        assert torch.equal(humans, target.boxes_h) and torch.equal(things, target.boxes_o)
+        assert torch.equal(unions, union_boxes(target.boxes_h, target.boxes_o))
+        assert [each.label for each in rest[1::3]] == target.object.tolist()
+        assert [each.verb for each in rest[2::3]] == target.verb.tolist()
+        assert [each.hoi for each in rest[2::3]] == (
+            [None] * len(target) if target.hoi is None else target.hoi.tolist()
+        )
+        size = target.size or (10_000, 10_000)
+        assert not any(each.box and (fault_of(each.box, size) or not rectangle(each.box, "pad")) for each in rest)

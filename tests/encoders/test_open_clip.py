@@ -60,7 +60,7 @@ def normalised(pixels: Tensor, made: Input) -> Tensor:
     return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-@pytest.mark.parametrize("arch", ["ViT-B-16", "ViT-B-16-quickgelu"])
+@pytest.mark.parametrize("arch", ["ViT-B-16", pytest.param("ViT-B-16-quickgelu", marks=pytest.mark.full)])
 def test_patch_tokens_and_encode_image_at_real_size(tmp_path: Path, arch: str) -> None:
     """Patch tokens are open_clip's own, projected; cls is ``encode_image``; blocks are its intermediates."""
     model = model_of(arch)
@@ -121,8 +121,8 @@ def test_what_open_clips_architectures_vary(facts: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("arch", "layers", "outputs"),
     [
-        pytest.param("ViT-B-16-SigLIP", None, ("patch_tokens", "pooled"), id="SigLIP"),
-        pytest.param("EVA02-B-16", None, ("patch_tokens", "cls", "pooled"), id="EVA02"),
+        pytest.param("ViT-B-16-SigLIP", None, ("patch_tokens", "pooled"), id="SigLIP", marks=pytest.mark.full),
+        pytest.param("EVA02-B-16", None, ("patch_tokens", "cls", "pooled"), id="EVA02", marks=pytest.mark.full),
     ],
 )
 def test_towers_that_are_timms(tmp_path: Path, arch: str, layers: int | None, outputs: tuple[str, ...]) -> None:
@@ -165,6 +165,7 @@ def test_pixels_are_those_of_open_clips_own_transform(tmp_path: Path, model: str
             assert preprocess(image, made).tobytes() == theirs.convert("RGB").tobytes(), name
 
 
+@pytest.mark.full
 def test_other_input_sizes_through_the_command_line(tmp_path: Path) -> None:
     """Two blocks of ViT-B/32 with LAION's names, in a bank; positions interpolated as by open_clip."""
     model = model_of("ViT-B-32")

@@ -71,7 +71,7 @@ def tiny_parameters(model: Model = TINY) -> dict[str, Tensor]:
     [
         pytest.param(TINY, "gelu", nn.GELU, id="tiny-gelu"),
         pytest.param(TINY, "quickgelu", open_clip.transformer.QuickGELU, id="tiny-quickgelu"),
-        pytest.param(MODELS["ViT-B/16"], "gelu", nn.GELU, id="full-gelu"),
+        pytest.param(MODELS["ViT-B/16"], "gelu", nn.GELU, id="full-gelu", marks=pytest.mark.full),
     ],
 )
 def test_both_activations_equal_open_clips(

@@ -619,6 +619,7 @@ def test_a_config_of_many_megabytes_is_not_downloaded(hub: Hub, tmp_path: Path) 
     assert not any("/bytes/" in path for _, path, *_ in hub.asked)
 
 
+@pytest.mark.full
 def test_a_repository_of_the_hub(hub: Hub, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
     hub.files = {path.name: path.read_bytes() for path in tiny.iterdir()}
     photographs(tmp_path / "images", 2)

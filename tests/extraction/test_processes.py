@@ -96,8 +96,7 @@ def test_killed_it_goes_on_from_there(
     command = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", bank)
     options = ("--layout", "ezhoi", "--batch-size", "4", "--device", "cpu:0,1")
     process = Run(tmp_path / "printed", *command, *options, pause_after=MOMENTS[moment]).paused()
-    workers = _workers(process)
-    assert len(workers) == 2
+    workers = _workers(process, 2)
     assert bool(list(bank.glob("*.pkl"))) == (moment == "at work")
     if victim == "run":
         process.send(signal.SIGKILL)
@@ -123,8 +122,7 @@ def test_a_stop_while_its_workers_start(moment: str, images: Path, tiny_weights:
     command = ("extract", "folder", images, "--model", "tiny", "--weights", tiny_weights, "--out", tmp_path / "bank")
     options = ("--layout", "ezhoi", "--batch-size", "4", "--device", "cpu:0,1")
     process = Run(tmp_path / "printed", *command, *options, pause_after=MOMENTS[moment], own_group=True).paused()
-    workers = _workers(process)
-    assert workers
+    workers = _workers(process, 1)
     process.interrupt_all()
     process.send(signal.SIGCONT)
     assert process.wait() == 130, process.printed
@@ -161,8 +159,15 @@ def test_a_script_without_a_guard_gets_a_message(
     assert words in done.stdout + done.stderr
 
 
-def _workers(run: Run) -> list[int]:
-    """The processes that a run has started."""
+def _workers(run: Run, least: int) -> list[int]:
+    """The processes that a run has started; waits for `least` of them to be programs of their own."""
+    while len(found := _started(run)) < least:
+        assert run.alive, run.printed
+        time.sleep(0.005)
+    return found
+
+
+def _started(run: Run) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -127,7 +127,7 @@ def convert(
     # Regions stay in the dataset's order; images are sorted, whatever layout they come from.
     keys = [*source.in_order(), *source.failures] if made.input.cut else sorted([*source, *source.failures])
     with one_thread() if new is not None else nullcontext():
-        return _transfer(
+        return transfer(
             target, wanted, keys, read, set(source.failures), overwrite, progress, stop, source.path, reducer
         )
 
@@ -223,7 +223,7 @@ def import_pickles(
         return Feature(key, {GRID: tokens[1:] if wrong else tokens}, size_of(key))
 
     keys = sorted(files)
-    written = _transfer(target, wanted, keys, read, set(reasons), overwrite, writing, stop)
+    written = transfer(target, wanted, keys, read, set(reasons), overwrite, writing, stop)
     fixed = [
         finding
         for finding in report.findings
@@ -261,7 +261,7 @@ def _within(place: Path, directory: Path) -> bool:
     return any(each.exists() and each.samefile(directory) for each in (place, *place.parents))
 
 
-def _transfer(
+def transfer(
     target: Path,
     wanted: Manifest,
     keys: Sequence[str],

@@ -16,6 +16,7 @@ from patchbank import __version__
 from patchbank.config import Layout, StoredDtype
 from patchbank.errors import ConfigError
 from patchbank.features import GRID, UNKNOWN, Input, Output, Reduction, differences, is_grid
+from patchbank.regions import GRID_CUT
 from patchbank.transform import ImageTransform
 
 _LARGEST = 1 << 31  # no size in a manifest is near it
@@ -199,6 +200,6 @@ class Manifest:
         small = any(whole < part for whole, part in zip(self.input.cover or (), self.input.size, strict=False))
         if min(sizes) < 1 or max(sizes) >= _LARGEST or small:
             raise ValueError(f"an input of {self.input.size} has no grid")
-        for name in {GRID, *self.grids} & self.outputs.keys():
+        for name in {*([GRID] if self.input.cut != GRID_CUT else []), *self.grids} & self.outputs.keys():
             if len(shape := self.outputs[name].shape) != 2 or shape[0] != prod(self.grid):
                 raise ValueError(f"an input of {self.input.size} has no grid of {shape[0]} tokens, as {name} has")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchbank.errors import BankError
 from patchbank.files import bytes_text, open_regular
-from patchbank.torch_pickles import TENSOR_NAMES, Storage, View, read_legacy, storage_of
-from patchbank.unpickling import Function, Opaque, PickleError, interpret, refusals
+from patchbank.torch_pickles import View, plain_names, storage_of
+from patchbank.unpickling import Opaque, PickleError, interpret, refusals
 
 _LONGEST = 100  # instructions; a tensor's pickle has about fifty
 _LARGEST = 256_000_000  # bytes; a batch of 32 images, which a view keeps, has up to 60 MB
@@ -50,24 +49,7 @@ def parse_pickle(content: bytes) -> tuple[Tensor, View]:
     """
     if content.startswith(b"PK"):
         raise PickleError("it is an archive of torch.save")
-    left = len(content)  # bytes that may be made of texts: no more than the file has
-
-    def encode(text: Any, _: Any) -> bytes:
-        """``_codecs.encode``: how protocol 2 writes bytes."""
-        nonlocal left
-        if type(text) is not str:
-            raise ValueError("it makes bytes of a value that is not a text")
-        left -= len(text)
-        if left < 0:
-            raise ValueError("it makes more bytes of its texts than it has")
-        return text.encode("latin1")
-
-    names = {
-        **TENSOR_NAMES,
-        "torch.storage._load_from_bytes": Function(_load_storage),
-        "_codecs.encode": Function(encode),
-    }
-    value = interpret(io.BytesIO(content), names.get, storage_of, _LONGEST)
+    value = interpret(io.BytesIO(content), plain_names(len(content)), storage_of, _LONGEST)
     if isinstance(value, Opaque):
         raise PickleError(f"it holds a {value.name}, which is not a tensor")
     if not isinstance(value, View):
@@ -76,14 +58,3 @@ def parse_pickle(content: bytes) -> tuple[Tensor, View]:
         raise PickleError("it holds a tensor without numbers")
     with refusals():
         return value.of(torch.frombuffer(bytearray(value.storage.numbers), dtype=torch.uint8)), value
-
-
-def _load_storage(content: Any) -> Storage:
-    """``torch.storage._load_from_bytes``: a storage by itself, in the older form of `torch.save`."""
-    if type(content) is not bytes:
-        raise ValueError("a storage that is not made of bytes")
-    value, places = read_legacy(io.BytesIO(content), TENSOR_NAMES.get, _LONGEST)
-    if not isinstance(value, Storage):
-        raise ValueError("a storage of another form")
-    first = places[value.key]
-    return value._replace(numbers=memoryview(content)[first : first + value.nbytes])

@@ -12,6 +12,7 @@ import typer
 import patchbank
 from patchbank.cli import (
     bench,
+    boxes,
     convert,
     demo,
     doctor,
@@ -21,6 +22,7 @@ from patchbank.cli import (
     models,
     pairs,
     reader,
+    regions,
     repair,
     report,
     show,
@@ -42,7 +44,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-add_command(extract.app, "pairs", pairs.pairs, pairs.pairs.__doc__)
+for _command in (pairs.pairs, boxes.boxes, regions.regions):
+    add_command(extract.app, _command.__name__, _command, _command.__doc__)
 app.add_typer(extract.app, name="extract")
 for _command in (
     *(info.info, show.show, report.report, stats.stats),

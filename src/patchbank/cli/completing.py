@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchbank.cli.console import one_line, say
+from patchbank.config import BOXES
 from patchbank.features import UNKNOWN
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ def show_completing(
         command = (
             f"patchbank import {pickles} {place} --model {shlex.quote(manifest.model)}{options} --sample 20 --overwrite"
         )
+    elif manifest is not None and manifest.dataset == BOXES:
+        made = f"--model {shlex.quote(manifest.model)} --crop {manifest.input.cut}"
+        command = f"patchbank extract boxes IMAGES --boxes FILE --out {place} {made}{options}"
     elif manifest is not None and manifest.reduction is not None:
         title = "Complete the bank that it was made of, and convert that again:"
         command = f"patchbank convert SRC {place} --pca {manifest.reduction.components} --dtype {manifest.dtype}"

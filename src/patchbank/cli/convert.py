@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -20,20 +20,32 @@ from patchbank.cli.console import (
     written_text,
 )
 from patchbank.cli.progress import Activity, busy
-from patchbank.cli.signals import StopOnSignal
+from patchbank.cli.signals import StopOnSignal, interruptible
 from patchbank.config import ExtractConfig, Layout, StoredDtype, option
+from patchbank.errors import ConfigError
+from patchbank.files import bytes_text
 from patchbank.locations import locate
 
 if TYPE_CHECKING:
+    from patchbank.bank.ada_cm import Written
     from patchbank.bank.convert import Converted
+    from patchbank.bank.reader import Bank
 
 
 @options.takes(config=("shard_size", "overwrite"))
 def convert(
     source: Annotated[Path, typer.Argument(parser=locate, metavar="SRC", help="Bank directory or URL.")],
-    target: Annotated[Path, typer.Argument(parser=locate, metavar="DST", help="New bank's directory or URL.")],
+    target: Annotated[
+        Path, typer.Argument(parser=locate, metavar="DST", help="New bank's directory or URL; or a file.")
+    ],
     *,
-    layout: Layout | None = options.like("layout", None, "SRC's; shards with --pca"),
+    layout: Layout | Literal["ada-cm"] | None = options.like(
+        "layout",
+        None,
+        "SRC's; shards with --pca",
+        help="Files of the bank: ezhoi (one pickle per image, as EZ-HOI reads them) or shards (safetensors); or "
+        "ada-cm, ADA-CM's one pickle of annotated pairs.",
+    ),
     dtype: StoredDtype | None = options.like("dtype", None, "SRC's; float32 for ezhoi, as EZ-HOI reads"),
     output: list[str] | None = option(None, "Output to keep; repeatable.", metavar="NAME", default_text="all"),
     pca: int | None = option(
@@ -50,6 +62,9 @@ def convert(
     It compares every feature's checksum. Exit code 0: all features are written. 1: some features of SRC are damaged, or
     too large for the new dtype; they are listed.
 
+    With --layout ada-cm, DST is one file of a bank of pairs, in float16: written whole or not at all. Pairs that lack a
+    feature are left out; they are listed, and the exit code is 1.
+
     patchbank convert BANK NEW --layout shards --dtype float16
     """
     with busy("looking at the bank"):
@@ -57,6 +72,11 @@ def convert(
         from patchbank.bank.reader import open_bank
 
         bank = open_bank(source)
+    if layout == "ada-cm":
+        given = {"--dtype": dtype, "--output": output, "--pca": pca}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"{wrong[0]}: ADA-CM's file holds one output as it is, in float16. Leave it out.")
+        _write_pairs(bank, target, overwrite=config.overwrite, json=json)
     with StopOnSignal() as signals, Activity() as activity:
         done = convert(
             bank,
@@ -71,11 +91,33 @@ def convert(
             progress=activity.counter(f"converting {bank.path.name}", bank.manifest.noun),
             stop=signals.stop,
         )
-    show_json(_converted_dict(done)) if json else _show(done)
+    show_json(converted_dict(done)) if json else show_converted(done)
     signals.end(1 if done.damaged or done.refused or done.kept else 0)
 
 
-def _show(done: Converted) -> None:
+def _write_pairs(bank: Bank, target: Path, *, overwrite: bool, json: bool) -> NoReturn:
+    from patchbank.bank.ada_cm import write_pairs
+
+    with interruptible("nothing was written."), Activity() as activity:
+        counter = activity.counter(f"converting {bank.path.name}")
+        done = write_pairs(bank, target, overwrite=overwrite, progress=counter)
+    show_json({**asdict(done), "file": str(done.file)}) if json else _show_pairs(done)
+    raise typer.Exit(1 if done.left_out else 0)
+
+
+def _show_pairs(done: Written) -> None:
+    show_facts(
+        done.file,
+        f"{count_text(done.pairs, 'pair')} of {count_text(done.images, 'image')} written "
+        f"({bytes_text(done.bytes_written)}): {done.output} in float16",
+        some(done.pairs_left_out, "left out"),
+    )
+    if done.actions:
+        say_prose("  hois are the verbs: V-COCO has no classes of verb and object together")
+    show_failures("no feature", done.left_out, ": --json names them all")
+
+
+def show_converted(done: Converted) -> None:
     show_facts(
         done.bank,
         written_text(done.features, done.bytes_written),
@@ -90,7 +132,7 @@ def _show(done: Converted) -> None:
         show_note(f"{done.bank} was not replaced: {done.kept}.")
 
 
-def _converted_dict(done: Converted) -> dict[str, Any]:
+def converted_dict(done: Converted) -> dict[str, Any]:
     content = {name: value for name, value in asdict(done).items() if name not in ("bank", "manifest")}
     manifest, made = done.manifest, done.manifest.reduction
     return {

@@ -188,15 +188,18 @@ def _parquet(
     _run_one(run, config, out, "parquet", files, partition=config.partition, prefix=prefix, **columns)
 
 
-def _run_one(run: RunOptions, config: ExtractConfig, out: Path, kind: str, place: Any, **details: Any) -> None:
+def run_one(load: Callable[[], "Dataset"], out: Path, run: RunOptions, config: ExtractConfig) -> None:
     """Load a dataset of one bank, and make the bank. Raises ConfigError on several models."""
-    from patchbank.datasets import load_dataset
-
     models = run.models(config, [DEFAULTS.model])
     if len(models) != 1:
         raise ConfigError("This command writes one bank; pass --model once.")
-    config = replace(config, model=models[0])
-    run_jobs(lambda: [(load_dataset(kind, place, **details), out, config)], run)
+    run_jobs(lambda: [(load(), out, replace(config, model=models[0]))], run)
+
+
+def _run_one(run: RunOptions, config: ExtractConfig, out: Path, kind: str, place: Any, **details: Any) -> None:
+    from patchbank.datasets import load_dataset
+
+    run_one(lambda: load_dataset(kind, place, **details), out, run, config)
 
 
 def run_jobs(

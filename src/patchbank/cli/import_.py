@@ -1,4 +1,4 @@
-"""``patchbank import PICKLES BANK --model M``: a new bank, made of third-party pickles."""
+"""``patchbank import PICKLES BANK --model M``: a new bank, made of third-party pickles or of ADA-CM's one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -25,9 +25,9 @@ from patchbank.cli.console import (
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import StopOnSignal
 from patchbank.cli.verify import comparison
-from patchbank.config import ExtractConfig, as_path, option
-from patchbank.errors import BankError, PatchbankError
-from patchbank.features import GRID, UNKNOWN
+from patchbank.config import ExtractConfig, Layout, as_path, option
+from patchbank.errors import BankError, ConfigError, PatchbankError
+from patchbank.features import GRID, UNKNOWN, Input, Output
 from patchbank.listing import Listing, ListingOptions, find_listing, options_needed
 from patchbank.locations import locate
 
@@ -40,13 +40,15 @@ if TYPE_CHECKING:
 
 
 @options.takes(
-    {"layout": "ezhoi"},
+    details={"layout": {"default_text": "ezhoi; shards for ADA-CM's file"}},
     config=(
         *("weights", "checkpoints", "input_size", "pool_grid", "layout", "shard_size", "resize", "device", "overwrite"),
     ),
 )
 def import_(
-    source: Annotated[Path, typer.Argument(parser=as_path, metavar="PICKLES", help="Directory of EZ-HOI's pickles.")],
+    source: Annotated[
+        Path, typer.Argument(parser=as_path, metavar="PICKLES", help="Directory of pickles, or ADA-CM's file.")
+    ],
     target: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="New bank's directory or URL.")],
     *,
     model: str = options.like("model", ..., values=options.MODEL_VALUES),
@@ -63,8 +65,12 @@ def import_(
 
     Exit codes: 0 all pickles are imported, 1 some are left out.
 
+    ADA-CM's file becomes a bank of regions, as `patchbank extract pairs` makes one, in float16.
+
     patchbank import clipbase_img_hicodet_train BANK --model ViT-B/16
     """
+    if source.is_file():
+        _import_pairs(source, target, asked, replace(config, model=model), sample, json=json)
     with busy("looking at the pickles"):
         from patchbank import encoders
         from patchbank.bank.convert import import_pickles
@@ -73,7 +79,8 @@ def import_(
         keys = found.keys() if found else None
         made = replace(config, model=model)
         spec = encoders.find(made, found.root if found else None, rounding=True)
-        wanted = _wanted(spec, made, found)
+        layout = made.layout or "ezhoi"
+        wanted = _wanted(spec, made, found, layout, {GRID: spec.outputs[GRID]}, spec.input.resized_by(made.resize))
         compare = comparison(wanted, found, made, sample) if found and sample else None
     if found is None:
         show_note(
@@ -98,7 +105,48 @@ def import_(
     signals.end(1 if done.left_out or done.written.damaged or done.written.kept else 0)
 
 
-def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> Manifest:
+def _import_pairs(
+    source: Path, target: Path, asked: ListingOptions, config: ExtractConfig, sample: int, *, json: bool
+) -> NoReturn:
+    wrong = {"--sample": sample, "--resize": config.resize, "--pool-grid": config.pool_grid > 1}
+    wrong["--layout ezhoi"] = config.layout == "ezhoi"
+    if given := [name for name, value in wrong.items() if value]:
+        raise ConfigError(f"{given[0]} is for EZ-HOI's pickles, and {source} is one file of pairs: leave it out.")
+    with busy("looking at the file"):
+        from patchbank.bank.ada_cm_reading import import_pairs
+        from patchbank.bank.manifest import stored_outputs
+        from patchbank.extraction.plan import find_encoder
+
+        found = find_listing(source, None, asked)
+        annotated = found.pairs() if found else None
+        config = replace(config, crop="pad")
+        spec = find_encoder(config, found.root if found else None, rounding=True)
+        outputs = stored_outputs(spec.outputs, "shards", "float16")
+        made = replace(spec.input.resized_by("squash"), cut="pad")
+        wanted = _wanted(spec, config, found, "shards", outputs, made)
+    with StopOnSignal() as signals, Activity() as activity:
+        done = import_pairs(
+            source,
+            target,
+            replace(wanted, imported="from ADA-CM's file of pairs"),
+            annotated,
+            overwrite=config.overwrite,
+            progress=activity.counter(f"checking {source.name}", bytes=True),
+            writing=activity.counter(f"writing {target.name}"),
+            stop=signals.stop,
+        )
+    show_json(_imported_dict(done)) if json else _show(done, source, None, config.weights)
+    signals.end(1 if done.left_out or done.written.damaged or done.written.kept else 0)
+
+
+def _wanted(
+    spec: EncoderSpec,
+    config: ExtractConfig,
+    found: Listing | None,
+    layout: Layout,
+    outputs: dict[str, Output],
+    made: Input,
+) -> Manifest:
     """The new bank's manifest: the model's shapes and input; the rest of its identity is unknown."""
     from patchbank.bank.manifest import Manifest
     from patchbank.bank.parts import part_size
@@ -106,15 +154,13 @@ def _wanted(spec: EncoderSpec, config: ExtractConfig, found: Listing | None) -> 
     from patchbank.encoders.device import resolve_device
 
     known = {name: spec.identity[name] for name in ("family", "model") if name in spec.identity}
-    layout = config.layout or "ezhoi"
-    outputs = {GRID: spec.outputs[GRID]}
     return Manifest(
         layout=layout,
         dataset=(found.dataset if found else None) or UNKNOWN,
         split=found.split if found else None,
         outputs=outputs,
         identity={name: known.get(name, UNKNOWN) for name in spec.identity},
-        input=spec.input.resized_by(config.resize),
+        input=made,
         part_size=part_size(layout, outputs, config.shard_size),
         # Of the extraction that completes the bank: pickles are not made again.
         batch_size=auto_batch_size(spec.input.patches, resolve_device(config.device, config.precision).type),

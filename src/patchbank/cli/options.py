@@ -22,9 +22,7 @@ DEFAULTS = ExtractConfig()
 # Fields of ExtractConfig: all but the model (RunOptions.model takes several), and those that describe a bank.
 CONFIG = tuple(each.name for each in fields(ExtractConfig) if each.name not in ("model", "crop"))
 REGIONS = tuple(
-    each.name
-    for each in fields(ExtractConfig)
-    if each.name not in ("model", "layout", "resize", "pool_grid", "round_weights")
+    each.name for each in fields(ExtractConfig) if each.name not in ("model", "layout", "resize", "pool_grid")
 )
 BANK = CONFIG[: CONFIG.index("engine")]
 EZHOI = {  # what is said otherwise of EZ-HOI's datasets

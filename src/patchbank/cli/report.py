@@ -62,8 +62,8 @@ def report(
         found = find_listing(bank, opened.manifest, asked)
         data = load_if_found(found, lambda why: show_note(f"the gallery shows no images and annotations: {why}"))
         if found is None:
-            needed = options_needed(opened.manifest)
-            show_note(f"the page shows no images and cannot list missing ones: add{needed}.")
+            needed = f": add{naming}" if (naming := options_needed(opened.manifest)) else ""
+            show_note(f"the page shows no images and cannot list missing ones{needed}.")
     if data is not None and len(opened) and not any(sample.key in opened for sample in data.samples):
         show_note(f"{data.annotations or data.images} lists none of the bank's images.")
     written = write(opened, target, data, sample=sample, seed=seed, read=read, output=output)

@@ -6,22 +6,24 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.text import Text
 
 from patchbank.cli import options
 from patchbank.cli.completing import show_completing
-from patchbank.cli.console import one_line, plain_table, say, say_prose, show_json, show_note, stdout
+from patchbank.cli.console import count_text, one_line, plain_table, say, say_prose, show_json, show_note, stdout
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import interruptible
 from patchbank.config import ExtractConfig, option
-from patchbank.errors import BankError
+from patchbank.errors import BankError, ConfigError
 from patchbank.features import UNKNOWN
 from patchbank.listing import Listing, ListingOptions, find_listing, options_needed
+from patchbank.locations import is_remote
 
 if TYPE_CHECKING:
+    from patchbank.bank.ada_cm_reading import PairsReport
     from patchbank.bank.check import Finding, Report
     from patchbank.bank.manifest import Manifest
     from patchbank.encoders.runner import Runner
@@ -39,12 +41,14 @@ def verify(
     all: bool = option(False, f"Name every finding, not only the first {_NAMED} of a kind."),
     json: bool = options.JSON,
 ) -> None:
-    """Read every feature of a bank or of a directory of EZ-HOI's pickles, and report what is wrong. Writes nothing.
+    """Read every feature of a bank, of EZ-HOI's pickles or of ADA-CM's file, and report what is wrong. Writes nothing.
 
     Exit codes: 0 no problem, 1 problems; the report names each, and the command that fixes it.
 
     patchbank verify BANK --sample 20
     """
+    if not is_remote(bank) and bank.is_file():
+        _verify_pairs(bank, asked, sample, names=None if all else _NAMED, json=json)
     with busy("looking at the bank"):
         from patchbank.bank.check import verify
         from patchbank.bank.parts import manifest_in
@@ -93,16 +97,51 @@ def comparison(
     return compare
 
 
+def _verify_pairs(path: Path, asked: ListingOptions, sample: int, names: int | None, *, json: bool) -> NoReturn:
+    from patchbank.bank.ada_cm_reading import verify_pairs
+
+    if sample:
+        raise ConfigError("--sample compares features of a bank: `patchbank import` makes one of ADA-CM's file.")
+    with busy("reading the annotations"):
+        found = find_listing(path, None, asked)
+        annotated = found.pairs() if found else None
+    with interruptible("nothing was changed."), Activity() as activity:
+        report = verify_pairs(path, annotated, activity.counter(f"verifying {path.name}", bytes=True))
+    if json:
+        show_json(_report_dict(report, found) | {"pairs": report.pairs, "shape": report.shape, "input": report.input})
+    else:
+        _show_pairs(report, found, names)
+    raise typer.Exit(1 if report.problems else 0)
+
+
+def _show_pairs(report: PairsReport, found: Listing | None, names: int | None) -> None:
+    say(str(report.bank), "bold")
+    width = f", features of {report.shape[0]} numbers" if report.shape else ""
+    say_prose(f"  {count_text(report.pairs, 'pair')} of {count_text(report.looked_at, 'image')} read{width}")
+    if found is None:
+        say_prose(f"  not compared with annotated pairs: --annotations FILE or{options_needed(None)} names them")
+    else:
+        size = " in an input of {} x {} pixels".format(*report.input) if report.input else ""
+        say_prose(f"  compared with the pairs of {report.listed:,} images that {found.source} lists{size}")
+    show_findings(report.findings, names, "--all")
+    if not report.problems:
+        say(f"\nNo problems found{'' if found else '; completeness not checked (no annotations)'}.", "bold green")
+        return
+    say(f"\n{count_text(len({finding.name for finding in report.problems}), 'problem')} found.", "bold red")
+    say_prose("`patchbank extract pairs` and `patchbank convert --layout ada-cm` make the file again.")
+
+
 def show_report(report: Report, found: Listing | None, weights: Path | None, names: int | None = _NAMED) -> None:
     """Print the problems, worst first, each with names and its fix; then a summary."""
     from patchbank.bank.check import KINDS
 
+    naming = options_needed(report.manifest)  # nothing, for boxes
     say(str(report.bank), "bold")
     say_prose(f"  {report.looked_at:,} features read: {one_line(_what(report))}")
     if found is not None and report.listed is not None:
         say_prose(f"  compared with the {report.listed:,} {report.noun}s that {found.source} lists")
-    else:
-        say_prose(f"  not compared with a list of {report.noun}s:{options_needed(report.manifest)} names one")
+    elif naming:
+        say_prose(f"  not compared with a list of {report.noun}s:{naming} names one")
     if report.sample:
         worst = max(report.sample, key=lambda key: report.sample[key])
         error = f"relative error at most {report.sample[worst]:.1e} ({one_line(worst)})"
@@ -110,6 +149,7 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
     table = plain_table(">features", "what", "fix")
     unknown = report.manifest is not None and UNKNOWN in report.manifest.identity.values()
     extracting = "import again" if unknown else "repair --extract" if report.layout else "import, extract"
+    extracting = extracting if naming else "extract boxes"
     fixes = {"import": "import", "convert": "convert again", "extract": extracting, "scratch": "extract --overwrite"}
     for kind, findings in report.by_kind().items():
         style = "red" if KINDS[kind].fix else "dim"
@@ -125,7 +165,7 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
     total = len({*report.sound, *(finding.name for finding in report.problems)})
     say(f"\n{count:,} of {total:,} {'has' if count == 1 else 'have'} problems.", "bold red")
     needed = {KINDS[finding.kind].fix for finding in report.problems}
-    options = found.options if found else options_needed(report.manifest)
+    options = found.options if found else naming
     if report.layout is None:
         place = shlex.quote(str(report.bank))
         say_prose("Import them into a bank, which leaves out the unusable ones, and extract those again:")

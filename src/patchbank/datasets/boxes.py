@@ -1,18 +1,25 @@
-"""Regions of images as samples: the boxes of annotated pairs. Regions of one image follow each other."""
+"""Regions of images as samples: annotated pairs, a detector's boxes. Regions of one image follow each other."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, overload
 
+import msgspec
 import numpy as np
 
 from patchbank.budget import without_collection
+from patchbank.config import BOXES, WHOLE
+from patchbank.datasets.detections import Detections, read_detections
 from patchbank.datasets.samples import Dataset, Sample
+from patchbank.errors import DatasetError
 from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Box, Region, region_key
 
 _PERSON = 0  # of COCO's 80
+_AT_ONCE = 4096  # samples that are made together
 
 
 @without_collection()
@@ -60,12 +67,93 @@ def _box(values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Box:
     return x1, y1, x2, y2
 
 
+def load_boxes(
+    dataset: Dataset,
+    detections: str | os.PathLike[str] | Mapping[str, Any] | Detections,
+    *,
+    annotations: str | os.PathLike[str] | None = None,
+    min_score: float | None = None,
+    classes: Iterable[int] | None = None,
+    max_boxes: int | None = None,
+) -> Dataset:
+    """A detector's boxes of a dataset's images, as samples ``IMAGE#box-N``, to `extract` the features of each.
+
+    Images are in the dataset's order, and an image's boxes in the detector's; N is a box's place there, whatever is
+    left out. Images without boxes have no samples.
+
+    Args:
+        dataset: images of any kind, from `load_dataset`.
+        detections: a file of COCO results (JSON), JSON Lines, or ``{file_name: {boxes, labels, scores}}`` by
+            `torch.save` or `pickle.dump`, which is read without running anything; or such a mapping of tensors, arrays
+            or lists. Boxes are xyxy in original pixels; COCO's ids of categories become the 80 classes from 0
+            (`patchbank.datasets.detections`).
+        annotations: COCO's file that names the images of results that number them. Without it, the numbers are those
+            at the end of images' names.
+        min_score: the least score.
+        classes: labels to keep, as they are in the bank.
+        max_boxes: at most so many of an image, the best ones.
+
+    Raises DatasetError if the detections cannot be read, name none of the images, or no box is left.
+    """
+    if dataset.regions or dataset.part != WHOLE:
+        raise DatasetError("Boxes are of images: load the whole dataset, and use ExtractConfig(partition=...).")
+    found = detections if isinstance(detections, Detections) else read_detections(detections, annotations)
+    found, lacking = found.matched([sample.key for sample in dataset.samples])
+    found = found.chosen(min_score, classes, max_boxes)
+    images = f"{lacking:,} image{'' if lacking == 1 else 's'}"
+    note = f"Left out: the boxes of {images} that {found.source} names and {dataset.images} lacks."
+    return replace(
+        dataset,
+        name=BOXES,
+        split=None,
+        samples=_Boxes(dataset.samples, found, range(len(found))),
+        annotations=None,
+        chosen=None,
+        notes=(*found.notes, *([note] if lacking else [])),
+    )
+
+
+class _Boxes(Sequence[Sample]):
+    """A detector's boxes, as samples that are made on access: those of a million boxes would take 600 MB."""
+
+    def __init__(self, images: Sequence[Sample], found: Detections, rows: range) -> None:
+        self._images, self._found, self._rows = images, found, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(index, slice):
+            return _Boxes(self._images, self._found, self._rows[index])
+        row = self._rows[index]
+        return next(self._made(range(row, row + 1)))
+
+    def __iter__(self) -> Iterator[Sample]:
+        for begin in range(0, len(self), _AT_ONCE):
+            yield from self._made(self._rows[begin : begin + _AT_ONCE])
+
+    def __reduce__(self) -> Any:
+        return tuple, (tuple(self),)  # a worker needs no more
+
+    def _made(self, rows: range) -> Iterator[Sample]:
+        """The samples of some rows, not of all: their columns become lists."""
+        for row, (owner, name, region) in zip(rows, self._found.of(np.array(rows)).regions(), strict=True):
+            image = self._images[owner]
+            yield Sample(region_key(image.key, name), image.source, row, image.place, region)
+
+
 def digest(samples: Iterable[Sample]) -> str:
     """The SHA-256 of the keys, boxes and classes of all regions; empty if there are none."""
-    found, some = hashlib.sha256(), False
+    found, encoder, some = hashlib.sha256(), msgspec.msgpack.Encoder(), False
     for sample in samples:
         if sample.region is None:
             return ""
         some = True
-        found.update(f"{sample.key}\n{sample.region!r}\n".encode(errors="surrogateescape"))
+        found.update(encoder.encode((sample.key.encode(errors="surrogateescape"), sample.region)))
     return found.hexdigest() if some else ""

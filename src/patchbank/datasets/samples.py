@@ -84,7 +84,7 @@ class Dataset(Sequence[Sample]):
     """The images of one split, and their annotations: a sequence of samples. The pairs are read on first use.
 
     Attributes:
-        name: ``hicodet``, ``vcoco``, ``folder``, ``tar`` or ``parquet``.
+        name: ``hicodet``, ``vcoco``, ``folder``, ``tar`` or ``parquet``; ``boxes`` of a detector's.
         split: the split's name; None without splits.
         images: the directory that keys are relative to; for tars and tables, the directory of the first file.
         samples: every listed image once, with or without annotated pairs.
@@ -94,18 +94,20 @@ class Dataset(Sequence[Sample]):
         part: the part of its files that was loaded; the others were not opened.
         damaged: tars, tables and directories -> why some or all of their images are not in `samples`.
         passed_over: extensions of a folder's other files -> how many there are.
+        notes: what else a user should know of it, one sentence each.
     """
 
     name: str
     split: str | None
     images: Path
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     annotations: Path | None = None
     root: Path | None = None
     chosen: HOIAnnotations | None = None
     part: Partition = WHOLE
     damaged: Mapping[str, str] = field(default_factory=dict)
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -7,35 +7,21 @@ first two; its older form is a series of pickles. `get_tensor` reads the numbers
 
 from __future__ import annotations
 
-import io
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from patchbank.errors import WeightsError
-from patchbank.files import is_plain
-from patchbank.torch_pickles import TENSOR_NAMES, Storage, View, read_legacy, storage_of
-from patchbank.unpickling import (
-    MOST_BYTES,
-    Function,
-    Module,
-    Opaque,
-    PickleError,
-    UnsafePickleError,
-    interpret,
-    refusals,
-)
+from patchbank.torch_files import Bounded, Entries, numbers_of
+from patchbank.torch_pickles import TENSOR_NAMES, Storage, View, read_legacy
+from patchbank.unpickling import Function, Module, Opaque, PickleError, UnsafePickleError, refusals
 
-_CHUNK = 1 << 20
 _PROTO = b"\x80"  # how pickles begin; those of protocols 0 and 1, with a letter or a bracket
-_LOCAL_HEADER = 30  # bytes before an entry's content, at least
 _MOST_VISITS, _DEEPEST = 100_000, 64  # of modules and their attributes
 _NESTED = ("state_dict", "model", "model_state_dict")  # where training code keeps the state dict
 _CLASS = re.compile(
@@ -98,10 +84,8 @@ class Archive:
             return view.of(self._numbers[key])
 
     def _open_zip(self) -> tuple[dict[str, View], Callable[[Storage], Tensor]]:
-        entries = _Entries(self._file)
-        if entries.has("byteorder") and entries.text("byteorder") != b"little":
-            raise PickleError("its numbers are not in little-endian order")
-        value = interpret(io.BytesIO(entries.text("data.pkl")), _names, storage_of)
+        entries = Entries(self._file)
+        value = entries.value(_names)
         if not isinstance(value, Module):
             return _state_dict(value), entries.numbers
         self.attributes = frozenset(name for name, each in value.attributes.items() if isinstance(each, View))
@@ -112,7 +96,7 @@ class Archive:
 
         def read(storage: Storage) -> Tensor:
             self._file.seek(places[storage.key])
-            return _numbers(self._file, storage)
+            return numbers_of(self._file, storage)
 
         return _state_dict(value), read
 
@@ -135,78 +119,7 @@ class Archive:
             ) from error
 
 
-class Bounded(io.FileIO):
-    """A file that reads at most `MOST_BYTES` at a time: `zipfile` reads a directory of any size at once."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > MOST_BYTES:
-            raise PickleError("its zip directory is larger than any checkpoint's")
-        return super().read(size) or b""
-
-
-class _Entries:
-    """The entries of a zip, by their names without ``NAME/``."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        """Raises PickleError if entries overlap, are encrypted, or lie in several directories."""
-        self._zip = zipfile.ZipFile(file)
-        self._left = MOST_BYTES  # bytes of pickles and code to unpack at most
-        infos = sorted(self._zip.infolist(), key=lambda info: info.header_offset)
-        top = infos[0].filename.partition("/")[0] if infos else ""
-        self._infos = {info.filename.removeprefix(f"{top}/"): info for info in infos}
-        if len(self._infos) < len(infos):
-            raise PickleError("its zip has two entries of one name")
-        for info in infos:
-            if not is_plain(info.filename) or not info.filename.startswith(f"{top}/"):
-                raise PickleError(f"its zip has an entry {info.filename[:100]!r}, which no archive of torch has")
-            if info.flag_bits & 1:
-                raise PickleError("its zip is encrypted")
-        ends = [info.header_offset + _LOCAL_HEADER + info.compress_size for info in infos]
-        starts = [info.header_offset for info in infos[1:]] + [self._zip.start_dir]
-        if any(end > start for end, start in zip(ends, starts, strict=True)):
-            raise PickleError("its zip has entries that overlap")
-
-    def has(self, name: str) -> bool:
-        return name in self._infos
-
-    def text(self, name: str) -> bytes:
-        """A pickle or a piece of code, whole."""
-        info = self._info(name)
-        self._left -= info.file_size
-        if self._left < 0:
-            raise PickleError(f"its {name[:100]} is larger than any checkpoint's")
-        with self._zip.open(info) as member:
-            content = member.read(info.file_size)
-        if len(content) != info.file_size:
-            raise PickleError(f"its {name[:100]} is cut short")
-        return content
-
-    def numbers(self, storage: Storage) -> Tensor:
-        """A storage's bytes, (nbytes,) uint8. `zipfile` checks their CRC."""
-        info = self._info(f"data/{storage.key}")
-        if info.compress_type != zipfile.ZIP_STORED or not info.file_size == info.compress_size == storage.nbytes:
-            raise PickleError(f"its storage {storage.key[:100]!r} does not have the {storage.nbytes:,} bytes it says")
-        with self._zip.open(info) as member:
-            return _numbers(member, storage)
-
-    def _info(self, name: str) -> zipfile.ZipInfo:
-        if name not in self._infos:
-            raise PickleError(f"it lacks {name[:100]}")
-        return self._infos[name]
-
-
-def _numbers(file: Any, storage: Storage) -> Tensor:
-    numbers = torch.empty(storage.nbytes, dtype=torch.uint8)
-    left = memoryview(numbers.numpy().data)
-    while left:
-        count = file.readinto(left[:_CHUNK])
-        if not count:
-            raise PickleError(f"its storage {storage.key[:100]!r} is cut short")
-        left = left[count:]
-    return numbers
-
-
-def _module_tensors(entries: _Entries, root: Module) -> dict[str, View]:
+def _module_tensors(entries: Entries, root: Module) -> dict[str, View]:
     """The parameters and buffers of a TorchScript module and the modules in it, under dotted names.
 
     A module's class lists them in its code.

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ class ExtractPlan:
     resumed: bool
     state: BankState = field(repr=False)
     selected: Sequence[Sample]
-    todo: list[Sample]
+    todo: Sequence[Sample]
     failed_before: int
     to_delete: list[Path]
     notes: tuple[str, ...] = ()
@@ -112,7 +112,6 @@ def make_plan(
         devices: the devices that compute; None decides by the configuration.
         encoder: the encoder; None finds the configuration's model.
     """
-    keys = [sample.key for sample in dataset.samples]
     config = _for_regions(_for_part(dataset, config), dataset)
     try:
         existing = existing_manifest(out, overwrite=config.overwrite)
@@ -124,14 +123,14 @@ def make_plan(
     if layout == "ezhoi" and dataset.regions:
         raise ConfigError("Pickles are EZ-HOI's, of whole images: --layout shards stores boxes.")
     if layout == "ezhoi" and begun is None:
-        check_names(keys, out)
+        check_names([sample.key for sample in dataset.samples], out)
     check_dtype(layout, config.dtype)
     if layout == "ezhoi" and (others := [name for name in config.output if name != GRID]):
         raise ConfigError(f"--output {others[0]}: a pickle holds the {GRID} alone. Add --layout shards.")
     check_images(dataset)
     devices = devices or decide(config)  # before the search for weights, which takes longer
     # EZ-HOI's scripts round weights, as clip.load does.
-    encoder = encoder or _encoder(dataset, config)
+    encoder = encoder or find_encoder(config, dataset.root, rounding=dataset.name in SPLITS)
     wanted = describe(dataset, layout, config, devices, encoder)
     state = BankState(set(), {}, [])
     if (existing := gone_on_with(existing, wanted, config.overwrite)) is not None:
@@ -142,12 +141,12 @@ def make_plan(
         state = bank_state(place_of(out, config.overwrite), existing)
     manifest = existing or wanted
     if layout == "ezhoi":
-        check_names([*keys, *state.done], out)
+        check_names([*(sample.key for sample in dataset.samples), *state.done], out)
     limit = min(config.limit or len(dataset), len(dataset))
     selected: Sequence[Sample] = dataset.samples[:limit]
     if dataset.part == WHOLE:
         selected = share_of(selected, config.partition, manifest)
-    todo = [sample for sample in selected if sample.key not in state.done]
+    todo = without(selected, state.done)
     return ExtractPlan(
         dataset=dataset,
         out=out,
@@ -159,10 +158,19 @@ def make_plan(
         state=state,
         selected=selected,
         todo=todo,
-        failed_before=sum(sample.key in state.failed for sample in todo),
+        failed_before=sum(sample.key in state.failed for sample in todo) if state.failed else 0,
         to_delete=removable(out) if config.overwrite else [],
-        notes=(*_others(out, config), *filter(None, [passed_over_text(dataset), _unfinished(out, config)])),
+        notes=(
+            *_others(out, config),
+            *dataset.notes,
+            *filter(None, [passed_over_text(dataset), _unfinished(out, config)]),
+        ),
     )
+
+
+def without(samples: Sequence[Sample], done: Collection[str]) -> Sequence[Sample]:
+    """The samples that are not done. If none is, they are as they were held: boxes are made on access."""
+    return [sample for sample in samples if sample.key not in done] if done else samples
 
 
 def describe(
@@ -191,9 +199,9 @@ def describe(
     )
 
 
-def _encoder(dataset: Dataset, config: ExtractConfig) -> EncoderSpec:
+def find_encoder(config: ExtractConfig, root: Path | None, *, rounding: bool) -> EncoderSpec:
     """The configuration's encoder; of regions, it gives a feature of the whole unless the configuration says more."""
-    find = partial(encoders.find, root=dataset.root, rounding=dataset.name in SPLITS)
+    find = partial(encoders.find, root=root, rounding=rounding)
     if not config.crop or config.output:
         return find(config)
     try:
@@ -283,12 +291,8 @@ def share_of(samples: Sequence[Sample], partition: Partition, bank: Manifest) ->
     """A partition's samples: a contiguous run of whole shards."""
     if partition == WHOLE:
         return samples
-    unit = bank.atom
-    starts = [
-        index
-        for index, sample in enumerate(samples)
-        if index == 0 or sample.position // unit != samples[index - 1].position // unit
-    ]
+    shards = [sample.position // bank.atom for sample in samples]
+    starts = [index for index, shard in enumerate(shards) if index == 0 or shard != shards[index - 1]]
     part = partition.of(len(starts))
     return samples[[*starts, len(samples)][part.start] : [*starts, len(samples)][part.stop]]
 

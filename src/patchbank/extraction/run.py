@@ -26,7 +26,7 @@ from patchbank.errors import DatasetError, with_options
 from patchbank.extraction import processes
 from patchbank.extraction.advice import advise
 from patchbank.extraction.pipeline import StageTimes, encode_into
-from patchbank.extraction.plan import ExtractPlan, check_places, describe_run, make_plan
+from patchbank.extraction.plan import ExtractPlan, check_places, describe_run, make_plan, without
 from patchbank.extraction.progress import Progress, reporting
 from patchbank.extraction.work import Outcome, Task, units_of
 from patchbank.features import UNKNOWN
@@ -179,7 +179,7 @@ def execute(
     overwrite, about = plan.config.overwrite, describe_run(plan.config)
     with BankWriter(plan.out, wanted, positions, overwrite=overwrite, known=plan.state, about=about) as bank:
         manifest = bank.manifest
-        todo = [sample for sample in plan.selected if sample.key not in bank.done]
+        todo = without(plan.selected, bank.done)
         progress.start(len(todo))
         if runner is not None:
             times, notes, gone = encode_into(

@@ -148,7 +148,8 @@ def show_features(
     if len(kept) < len(pairs):
         notes.append(f"{len(kept) // 3} of {len(pairs) // 3} annotated pairs are drawn; --all-pairs draws all.")
     if drawn is None:
-        notes.append(f"the image is not available: add --image FILE, or{options_needed(bank.manifest)}.")
+        naming = options_needed(bank.manifest)
+        notes.append(f"the image is not available: add --image FILE{naming and f', or{naming}'}.")
     made = bank.manifest
     of = f", {name}" if name != GRID else ""
     facts = f"{made.model}{of}, {made.input.resize}, grid {made.grid[0]} x {made.grid[1]}"

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from patchbank.encoders.archive import Bounded
 from patchbank.encoders.clip import transformer_shapes
 from patchbank.encoders.openai.registry import Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half
 from patchbank.files import scratch_directory
+from patchbank.torch_files import Bounded
 from patchbank.unpickling import PickleError, refusals
 
 _MARK = "patchbank-untrained"  # the file in the archive that marks it

@@ -1,0 +1,209 @@
+"""ADA-CM's file of pairs: one pickle of a split, with the boxes, classes and features of each image's annotated pairs.
+
+It is a dict by file name of dicts of numpy arrays, those of `FIELDS`; row k of each belongs to the image's pair k.
+Boxes are xyxy in the image squashed to the encoder's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchbank.bank.array_pickles import pickle_pieces
+from patchbank.bank.check import Progress
+from patchbank.bank.reader import Bank
+from patchbank.bank.regions import regions_by_image
+from patchbank.errors import BankError
+from patchbank.features import CLS, POOLED
+from patchbank.files import fsync_directory, whole_file, write_and_sync
+from patchbank.locations import is_remote
+from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
+
+# Name -> (dtype, shape), in the file's order: K is the number of pairs, D the features' width.
+FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {
+    "boxes_h": ("float16", ("K", 4)),
+    "boxes_o": ("float16", ("K", 4)),
+    "verbs": ("int64", ("K",)),
+    "hois": ("int64", ("K",)),
+    "union_boxes": ("float16", ("K", 4)),
+    "union_features": ("float16", ("K", "D")),
+    "huamn_features": ("float16", ("K", "D")),  # so it is spelt
+    "object_features": ("float16", ("K", "D")),
+    "objects": ("int64", ("K",)),
+    "global_feature": ("float16", ("D",)),
+    "size_orig": ("int64", (2,)),  # height first
+}
+REGIONS = {  # of a pair -> its boxes and features
+    HUMAN: ("boxes_h", "huamn_features"),
+    OBJECT: ("boxes_o", "object_features"),
+    UNION: ("union_boxes", "union_features"),
+}
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Written:
+    """What `write_pairs` did.
+
+    Attributes:
+        file: what was written.
+        output: the bank's output that it holds.
+        images, pairs: how many are in it.
+        bytes_written: its size.
+        left_out: region -> reason, of regions without a feature of float16. Their pairs are left out; of whole images,
+            the images.
+        pairs_left_out: how many pairs.
+        actions: whether `hois` holds the verbs, since V-COCO has no classes of verb and object together.
+    """
+
+    file: Path
+    output: str
+    images: int = 0
+    pairs: int = 0
+    bytes_written: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+    pairs_left_out: int = 0
+    actions: bool = False
+
+
+def write_pairs(bank: Bank, target: Path, *, overwrite: bool = False, progress: Progress | None = None) -> Written:
+    """Write a bank's annotated pairs as ADA-CM's file, whole or not at all. The same bank gives the same bytes.
+
+    Every feature is compared with its checksum. Memory is bounded by one image's pairs, and the bank's index.
+
+    Args:
+        overwrite: replace a file of this name.
+        progress: called with the numbers of images done, and of all.
+
+    Raises:
+        BankError: the file exists or cannot be written; the bank has no pairs, no output that is a vector, or, but for
+            V-COCO, no hoi classes.
+    """
+    if is_remote(target):
+        raise BankError(f"{target}: ADA-CM's file is written to a local path.")
+    if target.is_dir() or (target.exists() and not overwrite):
+        kind = (
+            "is a directory; name a file" if target.is_dir() else "exists. --overwrite replaces it; else choose another"
+        )
+        raise BankError(f"{target} {kind}.")
+    found, done = _pairs_by_image(bank), Written(target, _vector(bank))
+
+    def entries() -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:
+        for number, (image, pairs) in enumerate(found.items(), start=1):
+            if arrays := _entry(bank, image, pairs, done):
+                yield image, arrays
+            if progress:
+                progress(number, len(found))
+
+    try:
+        with whole_file(target) as place:
+            write_and_sync(place, pickle_pieces(entries(), list(FIELDS)))
+            done.bytes_written = place.stat().st_size
+            if not done.pairs:
+                first = next(iter(done.left_out.items()))
+                raise BankError(f"No pair of {bank.path} has its features ({': '.join(first)}); nothing was written.")
+        fsync_directory(target.resolve().parent)
+    except OSError as error:
+        raise BankError(f"{error.filename or target} cannot be written: {error.strerror or error}.") from error
+    return done
+
+
+def _vector(bank: Bank) -> str:
+    """The output that is one vector of a region."""
+    outputs = bank.manifest.outputs
+    for name in (bank.manifest.main, POOLED, CLS):
+        if name in outputs and len(outputs[name].shape) == 1:
+            return name
+    raise BankError(
+        f"{bank.path} stores {', '.join(outputs)}, and ADA-CM's file takes one vector of each region: extract the "
+        f"pairs with --output {POOLED} or --output {CLS}."
+    )
+
+
+def _pairs_by_image(bank: Bank) -> dict[str, list[int]]:
+    """image -> the numbers of its pairs, those without features too; in the dataset's order."""
+    found: dict[str, set[int]] = {image: _numbers(names) for image, names in regions_by_image(bank).items()}
+    for key in bank.failures:
+        found.setdefault(image_of(key), set()).update(_numbers([name_of(key)]))
+    if not any(found.values()):
+        raise BankError(f"{bank.path} has no annotated pairs: `patchbank extract pairs` makes a bank of them.")
+    return {image: sorted(numbers) for image, numbers in found.items() if numbers}
+
+
+def _numbers(names: Iterable[str]) -> set[int]:
+    split = (name.partition("-") for name in names)
+    return {int(number) for kind, _, number in split if kind in REGIONS and number.isdecimal()}
+
+
+class _Pair(NamedTuple):
+    """A pair whose features are complete: of each kind, the region and its feature, (D,) float16."""
+
+    regions: dict[str, Region]
+    features: dict[str, NDArray[np.float16]]
+
+
+def _entry(bank: Bank, image: str, pairs: Sequence[int], done: Written) -> Arrays:
+    """An image's arrays; none if no pair, or not the whole image, has its features."""
+    whole = region_key(image, IMAGE)
+    global_feature = _feature(bank, whole, done)
+    found = [pair for number in pairs if (pair := _pair(bank, image, number, done))]
+    if global_feature is None or not found or (size := bank.size(whole)) is None:
+        done.pairs_left_out += len(pairs)
+        return {}
+    done.images, done.pairs = done.images + 1, done.pairs + len(found)
+    done.pairs_left_out += len(pairs) - len(found)
+    height, width = bank.manifest.input.size
+    scale = np.array([width / size[0], height / size[1]] * 2)
+    columns: dict[str, object] = {}
+    for kind, (boxes, features) in REGIONS.items():
+        columns[boxes] = np.array([pair.regions[kind].box for pair in found]) * scale
+        columns[features] = [pair.features[kind] for pair in found]
+    unions = [pair.regions[UNION] for pair in found]
+    columns |= {
+        "verbs": [union.verb for union in unions],
+        "hois": [_hoi(bank, union, done) for union in unions],
+        "objects": [union.label for union in unions],
+        "global_feature": global_feature,
+        "size_orig": [size[1], size[0]],
+    }
+    return {name: np.asarray(columns[name]).astype(dtype) for name, (dtype, _) in FIELDS.items()}
+
+
+def _pair(bank: Bank, image: str, number: int, done: Written) -> _Pair | None:
+    keys = {kind: region_key(image, f"{kind}-{number}") for kind in REGIONS}
+    features = {kind: feature for kind, key in keys.items() if (feature := _feature(bank, key, done)) is not None}
+    regions = {kind: region for kind, key in keys.items() if key in bank and (region := bank.region(key))}
+    return _Pair(regions, features) if len(features) == len(regions) == len(keys) else None
+
+
+def _feature(bank: Bank, key: str, done: Written) -> NDArray[np.float16] | None:
+    """A region's feature in float16; None, with the reason in `left_out`, if there is none."""
+    try:
+        bank.check(key)
+        with np.errstate(over="ignore"):
+            feature = bank.output(key, done.output).float().numpy().astype(np.float16)
+        if np.isfinite(feature).all():
+            return feature
+        done.left_out[key] = "its numbers are too large for float16"
+    except BankError as error:
+        missing = "it has no feature yet: the same extraction continues" if key not in bank else str(error)
+        done.left_out[key] = bank.failures.get(key, missing)
+    return None
+
+
+def _hoi(bank: Bank, union: Region, done: Written) -> int | None:
+    if union.hoi is not None:
+        return union.hoi
+    if bank.manifest.dataset != "vcoco":
+        raise BankError(
+            f"{bank.path} does not have the pairs' hoi classes, since its annotations do not define them. Put UPT's "
+            "instances_train2015.json or instances_test2015.json beside the list, and extract the pairs again."
+        )
+    done.actions = True
+    return union.verb
