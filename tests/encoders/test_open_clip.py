@@ -282,6 +282,10 @@ def test_files_of_other_models_are_refused(tmp_path: Path, tiny_weights: Path) -
         encoders.find(ExtractConfig(model="open_clip/ViT-B-32", weights=path))
     with pytest.raises(WeightsError, match=r"visual\.trunk\.\S+ is missing"):
         encoders.find(ExtractConfig(model="open_clip/EVA02-B-16", weights=path))
+    state = {name: value.contiguous() for name, value in model_of("ViT-M-32").state_dict().items()}
+    save_file({**state, "visual.proj": state["visual.proj"].to(torch.int8)}, path)
+    with pytest.raises(WeightsError, match=r"visual\.proj holds int8 numbers"):
+        encoders.find(ExtractConfig(model="open_clip/ViT-M-32", weights=path)).load(CPU, 1)
     save_file({"vision_model.embeddings.patch_embedding.weight": torch.ones(1)}, tmp_path / "clip.safetensors")
     with pytest.raises(
         WeightsError, match=r"the weights of open_clip/ViT-B-32: .*By its names it is a model of transf"

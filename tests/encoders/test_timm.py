@@ -354,6 +354,9 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
     save_file({**state, "norm.bias": state["norm.bias"] / 0}, tmp_path / "weights.safetensors")
     with pytest.raises(WeightsError, match=r"is damaged: norm\.bias holds NaN or Inf"):
         find(config).load(CPU, 1)
+    save_file({**state, "norm.bias": state["norm.bias"].to(torch.int8)}, tmp_path / "weights.safetensors")
+    with pytest.raises(WeightsError, match=r"norm\.bias holds int8 numbers"):
+        find(config).load(CPU, 1)
     with pytest.raises(WeightsError, match="is a directory"):
         find(ExtractConfig(model=f"timm/{SMALL}", weights=tmp_path))
     config.weights.write_bytes(b"no weights")  # type: ignore[union-attr]

@@ -22,7 +22,7 @@ from patchbank.encoders.clip import Shape
 from patchbank.encoders.clip_files import CONFIG, VISUAL, Stated, load_state, marked_by_openai, shapes_in, stated_beside
 from patchbank.encoders.outputs import chosen, sized
 from patchbank.encoders.specs import RANDOM, FilesSpec
-from patchbank.encoders.weights import as_float32, guess, opened
+from patchbank.encoders.weights import COUNT, as_float32, first_wrong, guess, opened
 from patchbank.errors import ConfigError, WeightsError, install
 from patchbank.features import Identity, Input
 
@@ -179,9 +179,9 @@ class OpenClipSpec(FilesSpec):
         assert path is not None
         state = load_state(path, VISUAL)
         self.check(path, {name: tuple(value.shape) for name, value in state.items()})
-        floats = {name for name, value in state.items() if value.is_floating_point()}  # and counts of batch norms
         return {
-            name: as_float32(path, VISUAL + name, value) if name in floats else value for name, value in state.items()
+            name: value if name.endswith(COUNT) else as_float32(path, VISUAL + name, value)
+            for name, value in state.items()
         }
 
     def check(self, path: Path, found: Mapping[str, tuple[int, ...]]) -> None:
@@ -190,14 +190,8 @@ class OpenClipSpec(FilesSpec):
         positions = found.get("positional_embedding", ())
         if self.shape and len(positions) == 2 and isqrt(positions[0] - 1) ** 2 == positions[0] - 1:
             expected["positional_embedding"] = (positions[0], self.shape.width)
-        if not found:
-            wrong = f"no parameter's name begins with {VISUAL!r}"
-        elif name := next((name for name, shape in expected.items() if found.get(name) != shape), None):
-            has = f"has the shape {found[name]}" if name in found else "is missing"
-            wrong = f"{VISUAL}{name} {has}, expected {expected[name]}"
-        elif extra := sorted(found.keys() - expected.keys()):
-            wrong = f"it has {len(extra)} more parameters, such as {VISUAL}{extra[0]}"
-        else:
+        wrong = first_wrong(expected, found, VISUAL) if found else f"no parameter's name begins with {VISUAL!r}"
+        if not wrong:
             return
         with opened(path) as (shapes, _):
             raise WeightsError(f"{path} does not hold the weights of {self.name}: {wrong}. {guess(shapes)}")

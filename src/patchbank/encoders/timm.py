@@ -28,7 +28,7 @@ from patchbank.encoders.modules import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, chosen, sized
 from patchbank.encoders.packed import Mlps
 from patchbank.encoders.specs import RANDOM, FilesSpec
-from patchbank.encoders.weights import as_float32, guess, opened, read_state
+from patchbank.encoders.weights import COUNT, as_float32, first_wrong, guess, opened, read_state
 from patchbank.errors import ConfigError, WeightsError, first_line, install
 from patchbank.features import Input, Interpolation
 
@@ -99,10 +99,7 @@ class TimmSpec(FilesSpec):
             path = paths[0]
             assert path is not None
             state = read_state(path)
-            for name, value in state.items():
-                if value.is_floating_point():
-                    as_float32(path, name, value)
-            model = _filled(self, path, state).float()
+            model = _filled(self, path, state)
         resize(model, self.input.size)
         return TimmEncoder(self, self.made, model, device, batch_size)
 
@@ -294,9 +291,13 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
 
         def load_state_dict(self: nn.Module, loaded: dict[str, Tensor], **_: Any) -> Any:
             # timm is not strict where it drops a classifier, and that has gone by now.
-            if wrong := _wrong({name: tuple(x.shape) for name, x in self.state_dict().items()}, loaded):
+            expected, found = (
+                {name: tuple(x.shape) for name, x in each.items()} for each in (self.state_dict(), loaded)
+            )
+            if wrong := first_wrong(expected, found):
                 raise _WrongError(wrong)
-            return nn.Module.load_state_dict(self, loaded, assign=True)
+            floats = {name: x if name.endswith(COUNT) else as_float32(path, name, x) for name, x in loaded.items()}
+            return nn.Module.load_state_dict(self, floats, assign=True)
 
         builder: Any = import_module("timm.models._builder")
         load_pretrained = builder.load_pretrained
@@ -309,9 +310,12 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
                 model = timm.create_model(
                     found.model,
                     pretrained=True,
-                    pretrained_cfg_overlay={"state_dict": state},
+                    # Whatever the tensors are, timm must not go on to those of the hub.
+                    pretrained_cfg_overlay={"state_dict": state, **dict.fromkeys(("hf_hub_id", "url", "file"))},
                     **_classes(found.made),
                 )
+        except WeightsError:
+            raise
         except Exception as error:  # of a filter that finds other names than it knows
             wrong = str(error) if isinstance(error, _WrongError) else f"timm cannot convert it ({first_line(error)})"
             kind_of_file = guess({name: tuple(x.shape) for name, x in state.items()})
@@ -330,17 +334,6 @@ def _classes(made: Architecture) -> dict[str, int]:
 
 class _WrongError(Exception):
     """Why tensors are not a model's."""
-
-
-def _wrong(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> str:
-    """The first wrong parameter; empty if there is none."""
-    for name, shape in expected.items():
-        if name not in found:
-            return f"{name} is missing"
-        if tuple(found[name].shape) != shape:
-            return f"{name} has the shape {tuple(found[name].shape)}, expected {shape}"
-    more = sorted(found.keys() - expected.keys())
-    return f"it has {len(more)} more parameters, such as {more[0]}" if more else ""
 
 
 class WithoutInitialNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
