@@ -384,6 +384,32 @@ def test_names_are_listed_and_described() -> None:
     assert family.describe("timm/resnet18.a1_in1k") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "attentions"),
+    [
+        ("vit_small_patch16_18x2_224", {(36, 6)}),  # two beside each other in a block
+        ("vit_pwee_patch16_reg1_gap_256", {(16, 4)}),  # beside the MLP
+    ],
+)
+def test_attentions_beside_each_other_are_counted(name: str, attentions: set[tuple[int, int]]) -> None:
+    products = random(ExtractConfig(model=f"timm/{name}")).products
+    assert {(each.times, each.heads) for each in products if each.kind == "attention"} == attentions
+
+
+def test_models_without_a_classifier_are_none() -> None:
+    from patchbank.encoders import timm as family
+
+    assert family.describe("timm/mobilenetv5_300m_enc") is None
+
+
+@pytest.mark.full
+def test_every_architecture_is_described_or_is_none() -> None:
+    from patchbank.encoders import timm as family
+
+    names = dict.fromkeys(name.partition(".")[0] for name in family.names())
+    assert sum(family.describe(name) is not None for name in names) > 250
+
+
 @pytest.mark.full
 def test_a_compiled_encoder_gives_the_same(written: Any) -> None:
     from patchbank.encoders.compiling import compile_forward

@@ -400,6 +400,7 @@ def changed(place: Path, copy: Path, **entries: Any) -> Path:
         ({"patch_size": [14, 7]}, "is not as transformers reads it"),
         ({"hidden_size": "wide"}, "is not as transformers reads it"),
         ({"num_hidden_layers": None}, "is not as transformers reads it"),
+        ({"num_hidden_layers": 0}, "it has no blocks"),
         ({"hidden_act": "os.system"}, "is not as transformers reads it"),
         ({"layer_norm_eps": {"a": [1]}}, ""),
         ({"hidden_size": 64}, "does not hold the weights of"),

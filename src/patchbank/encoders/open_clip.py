@@ -120,11 +120,9 @@ def names() -> Sequence[str]:
 def describe(name: str) -> Description | None:
     """One of them; None if it is no vision transformer that patchbank takes."""
     try:
-        found = random(ExtractConfig(model=name))
+        return random(ExtractConfig(model=name)).description(text=True)
     except ConfigError:
         return None
-    made = found.made
-    return Description(name, found.input.size, found.input.grid, made.dim or made.width, made.prefix, text=True)
 
 
 def encode_texts(spec: OpenClipSpec, texts: Sequence[str]) -> Tensor:
@@ -325,7 +323,7 @@ def _of_timm(config: ExtractConfig, settings: dict[str, Any], own: Input, identi
         input=seen,
         outputs=chosen(config, config.model, made, seen),
         identity=identity,
-        products=timm.products_of(trunk, made, seen),
+        products=timm.products(trunk, made, seen),
         expected=expected,
     )
 

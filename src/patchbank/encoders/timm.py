@@ -11,7 +11,6 @@ import difflib
 import io
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +26,7 @@ from patchbank.encoders.base import Description, EncoderSpec, Product
 from patchbank.encoders.modules import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, chosen, sized
 from patchbank.encoders.packed import Mlps
-from patchbank.encoders.specs import RANDOM, FilesSpec
+from patchbank.encoders.specs import RANDOM, FilesSpec, products_of
 from patchbank.encoders.weights import COUNT, as_float32, first_wrong, guess, opened, read_state
 from patchbank.errors import ConfigError, WeightsError, first_line, install
 from patchbank.features import Input, Interpolation
@@ -74,11 +73,9 @@ def names() -> Sequence[str]:
 def describe(name: str) -> Description | None:
     """One of them; None if it is no vision transformer."""
     try:
-        found = _described(ExtractConfig(model=name))
+        return _described(ExtractConfig(model=name)).description(text=False)
     except ConfigError:
         return None
-    made = found.made
-    return Description(name, found.input.size, found.input.grid, made.dim or made.width, made.prefix, text=False)
 
 
 class TimmSpec(FilesSpec):
@@ -219,7 +216,7 @@ def _described(config: ExtractConfig) -> TimmSpec:
         try:
             with torch.device("meta"):
                 model = timm.create_model(name)
-                if not is_projection(model):
+                if not is_projection(model) and hasattr(model, "reset_classifier"):
                     model.reset_classifier(0)  # which many files of weights lack, and nothing needs
             size = tuple(model.pretrained_cfg["input_size"][-2:])
             own = architecture(model, size)
@@ -250,7 +247,7 @@ def _described(config: ExtractConfig) -> TimmSpec:
         input=seen,
         outputs=chosen(config, config.model, own, seen),
         identity={"family": "timm", "model": PREFIX + name, "weights": RANDOM, "precision": config.precision},
-        products=products_of(model, own, seen),
+        products=products(model, own, seen),
     )
 
 
@@ -268,15 +265,12 @@ def _pretrained(timm: Any, name: str) -> Any:
     return timm.models.get_pretrained_cfg(name)
 
 
-def products_of(model: Any, made: Architecture, seen: Input) -> list[Product]:
+def products(model: Any, made: Architecture, seen: Input) -> list[Product]:
     """The matrix products of one image."""
-    patches = (seen.size[0] // seen.patch) * (seen.size[1] // seen.patch)
-    tokens, heads = made.prefix + patches, model.blocks[0].attn.num_heads
-    layers = Counter((x.in_features, x.out_features) for x in model.blocks.modules() if isinstance(x, nn.Linear))
-    products = [Product(1, patches, 3 * seen.patch**2, made.width)]
-    products += [Product(times, tokens, *shape) for shape, times in layers.items()]
-    products.append(Product(made.blocks, tokens, made.width // heads, tokens, "attention", heads))
-    return products + [Product(1, tokens, made.width, made.dim)] * bool(made.projection)
+    parts = list(model.blocks.modules())
+    layers = [(each.in_features, each.out_features) for each in parts if isinstance(each, nn.Linear)]
+    heads = [each.num_heads for each in parts if hasattr(each, "num_heads")]
+    return products_of(seen, made.width, made.prefix, layers + [(made.width, made.dim)] * bool(made.projection), heads)
 
 
 def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:

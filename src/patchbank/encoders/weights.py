@@ -112,9 +112,7 @@ def as_float32(path: Path, name: str, value: Tensor) -> Tensor:
     return value.float()
 
 
-def first_wrong(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], prefix: str = ""
-) -> str:
+def first_wrong(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], prefix: str = "") -> str:
     """The first parameter that is not a model's, of names after a prefix; empty if there is none."""
     for name, shape in expected.items():
         if found.get(name) != shape:

@@ -58,7 +58,7 @@ def random(config: ExtractConfig) -> TransformersSpec:
     if made.size == own.size and cover != own.size:
         made = replace(made, cover=cover)
     with quiet(library):
-        architecture, products = facts(name, tower, made.size, own.size)
+        architecture, products = facts(name, tower, made, own.size)
     said = json.dumps({key: value for key, value in data.items() if key != "text_config"}, sort_keys=True)
     identity = {
         **{"family": "transformers", "model": name, "weights": RANDOM},
@@ -90,8 +90,7 @@ def describe(name: str) -> Description | None:
         size, patch, dim, prefix, text = known
         return Description(name, (size, size), (size // patch, size // patch), dim, prefix, text)
     found = random(ExtractConfig(model=name))
-    made, text = found.made, found.config["model_type"] in _TEXTS
-    return Description(name, found.input.size, found.input.grid, made.dim or made.width, made.prefix, text)
+    return found.description(text=found.config["model_type"] in _TEXTS)
 
 
 def encode_texts(spec: TransformersSpec, texts: Sequence[str]) -> Tensor:
