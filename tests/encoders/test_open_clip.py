@@ -243,8 +243,8 @@ def test_options_that_contradict_an_architecture_are_refused() -> None:
     assert family.random(ExtractConfig(model="open_clip/ViT-B-16", activation="gelu")).identity["activation"] == "gelu"
     with pytest.raises(ConfigError, match="open_clip's ViT-B-16 computes gelu"):
         family.random(ExtractConfig(model="open_clip/ViT-B-16", activation="quickgelu"))
-    with pytest.raises(ConfigError, match="checkpoints is for OpenAI's models"):
-        family.random(ExtractConfig(model="open_clip/ViT-B-16", checkpoints=Path()))
+    with pytest.raises(ConfigError, match="round_weights is for OpenAI's models"):
+        encoders.find(ExtractConfig(model="open_clip/ViT-B-16", round_weights=True))
 
 
 def test_the_config_beside_a_file_is_believed(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from tests.support import REPOSITORY, every_kind, patchbank, photographs, relati
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import timm
+    import timm.models._builder as builder
     from timm.data import create_transform, resolve_data_config
 
 CPU = torch.device("cpu")
@@ -320,8 +323,9 @@ def test_names_that_are_none(name: str, message: str) -> None:
 def test_outputs_and_options_that_it_has_not() -> None:
     with pytest.raises(ConfigError, match=r"has no such output\. It has patch_tokens, pooled, block:1 to block:12"):
         random(ExtractConfig(model="timm/vit_base_patch16_siglip_224", output=("cls",)))
-    with pytest.raises(ConfigError, match="activation is for OpenAI's models"):
-        random(ExtractConfig(model=f"timm/{SMALL}", activation="gelu"))
+    for option in ({"activation": "gelu"}, {"round_weights": True}, {"checkpoints": Path()}):
+        with pytest.raises(ConfigError, match=f"{next(iter(option))} is for OpenAI's models: leave it out with timm/"):
+            random(ExtractConfig(model=f"timm/{SMALL}", **option))  # type: ignore[arg-type]
 
 
 def test_without_timm_one_line_says_how_to_install_it(tmp_path: Path) -> None:
@@ -400,6 +404,29 @@ def test_models_without_a_classifier_are_none() -> None:
     from patchbank.encoders import timm as family
 
     assert family.describe("timm/mobilenetv5_300m_enc") is None
+
+
+def test_threads_load_models_at_once(tmp_path: Path) -> None:
+    """What is silenced or changed meanwhile is the program's: it is as before, and each has its own weights."""
+    state, pixels = seeded(SMALL).state_dict(), pictures((224, 224))
+    paths = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for number, path in enumerate(paths):
+        save_file({**state, "cls_token": state["cls_token"] + number}, path)
+
+    def cls(path: Path) -> Tensor:
+        encoder = find(ExtractConfig(model=f"timm/{SMALL}", weights=path, output=("cls",))).load(CPU, 1)
+        with torch.no_grad():
+            return encoder(pixels)["cls"]
+
+    def program() -> tuple[Any, ...]:
+        levels = [logging.getLogger(name).level for name in ("timm", "huggingface_hub")]
+        return sys.stdout, warnings.filters, levels, builder.load_pretrained
+
+    before = program()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(cls, paths))
+    assert program() == before
+    assert all(torch.equal(each, cls(path)) for each, path in zip(found, paths, strict=True))
 
 
 @pytest.mark.full

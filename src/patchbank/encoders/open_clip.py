@@ -65,8 +65,6 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenCli
 
 def random(config: ExtractConfig) -> OpenClipSpec:
     """A model with random numbers. Raises ConfigError if it is unknown or no vision transformer."""
-    if config.checkpoints is not None:
-        raise ConfigError(f"--checkpoints is for OpenAI's models: leave it out with {config.model}.")
     arch, tag = _parsed(config.model)
     with _library() as library:
         settings, stated = _settings(library, arch, tag)

@@ -6,12 +6,9 @@ is asked for both, and timm's own path loads its weights.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
-import logging
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -26,6 +23,7 @@ from patchbank.encoders.base import Description, EncoderSpec, Product
 from patchbank.encoders.modules import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, chosen, sized
 from patchbank.encoders.packed import Mlps
+from patchbank.encoders.quiet import quiet
 from patchbank.encoders.specs import RANDOM, FilesSpec, products_of
 from patchbank.encoders.weights import COUNT, as_float32, first_wrong, guess, opened, read_state
 from patchbank.errors import ConfigError, WeightsError, first_line, install
@@ -205,9 +203,6 @@ def _hidden(model: Any, x: Tensor, indices: Sequence[int]) -> list[Tensor]:
 
 def _described(config: ExtractConfig) -> TimmSpec:
     """A configuration's model, with random numbers. Raises ConfigError."""
-    for option, value in (("--activation", config.activation), ("--checkpoints", config.checkpoints)):
-        if value is not None:
-            raise ConfigError(f"{option} is for OpenAI's models: leave it out with {config.model}.")
     with _quiet() as timm:
         asked = config.model.removeprefix(PREFIX)
         name, made = asked, _pretrained(timm, asked)
@@ -294,11 +289,13 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
             return nn.Module.load_state_dict(self, floats, assign=True)
 
         builder: Any = import_module("timm.models._builder")
+        eva: Any = import_module("timm.models.eva")
         load_pretrained = builder.load_pretrained
         # timm calls this within `create_model`, and logs what is missing instead of raising it.
         kind.load_state_dict = load_state_dict
         # A hybrid's backbone is in the file, and would be looked for on the hub.
         builder.load_pretrained = lambda made, **rest: type(made) is kind and load_pretrained(made, **rest)
+        eva.print = lambda *_: None  # of an error that it expects
         try:
             with WithoutInitialNumbers():  # type: ignore[no-untyped-call]
                 model = timm.create_model(
@@ -317,6 +314,7 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
         finally:
             del kind.load_state_dict
             builder.load_pretrained = load_pretrained
+            del eva.print
     model.pretrained_cfg.pop("state_dict")  # copies
     return model
 
@@ -341,21 +339,6 @@ class WithoutInitialNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
+def _quiet() -> AbstractContextManager[Any]:
     """timm, without words of its own on the terminal. Raises ConfigError if it is not installed."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL)
-        try:
-            import timm
-            import timm.data
-            import timm.models
-        except ImportError as error:
-            raise ConfigError(f"--model timm/... needs timm: {install('timm')}") from error
-        try:
-            yield timm
-        finally:
-            logger.setLevel(level)
+    return quiet("timm", f"--model timm/... needs timm: {install('timm')}", "timm")
