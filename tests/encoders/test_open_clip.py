@@ -225,10 +225,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("ViT-B-61", "has no model 'ViT-B-61'. Did you mean open_clip/ViT-B-16 or"),
         ("ViT-B-16:laion", "open_clip's ViT-B-16 has no tag 'laion': it has openai, laion400m_e31"),
+        ("ViT-B-16:laion", "datacomp_xl_s13b_b90k and 1"),
         ("ViT-B-16", "does not say which weights: add a tag (openai, laion400m_e31"),
         ("ViT-S-16", "does not say which weights: add a file with --weights"),
         ("ViT-B-16:openai", "computes GELU. Use --model open_clip/ViT-B-16-quickgelu:openai."),
-        ("RN50:openai", "computes GELU. Use"),
+        ("RN50:openai", "open_clip/RN50 is no vision transformer: it has no grid of patch tokens."),
+        ("ViTamin-XL-384:datacomp1b", "VisionTransformer has no grid of patch tokens (tokens are (1, 256, 1152)"),
         ("RN50-quickgelu:openai", "is no vision transformer: it has no grid of patch tokens."),
         ("convnext_base:laion400m_s13b_b51k", "is no vision transformer: ConvNeXt has no grid of patch tokens."),
         ("coca_ViT-B-32:laion2b_s13b_b90k", "is built with attentional_pool True, which patchbank does not compute"),

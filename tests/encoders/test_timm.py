@@ -368,6 +368,20 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
         find(config)
 
 
+def test_a_classifiers_tag_does_not_lose_a_projection(tmp_path: Path) -> None:
+    """timm's default tag of a CLIP may be of a classifier that was trained in the projection's place."""
+    path = tmp_path / "weights.safetensors"
+    config = ExtractConfig(model="timm/vit_base_patch16_clip_224", weights=path)
+    save_file({"head.weight": torch.ones(512, 768)}, path)
+    with pytest.raises(
+        WeightsError, match=r"holds CLIP's projection, .* use model timm/vit_base_patch16_clip_224\.\w+"
+    ):
+        find(config)
+    save_file({"head.weight": torch.ones(1000, 768)}, path)
+    with pytest.raises(WeightsError, match=r"\w+ is missing"):
+        find(config)
+
+
 def test_weights_that_do_not_fill_a_lenient_model_are_refused(tmp_path: Path) -> None:
     """timm itself loads SigLIP without pooling from any file, and leaves what is missing random."""
     torch.save({"nothing": torch.ones(1)}, tmp_path / "weights.pt")
@@ -430,11 +444,11 @@ def test_threads_load_models_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_every_architecture_is_described_or_is_none() -> None:
+def test_architectures_are_described_or_are_none() -> None:
     from patchbank.encoders import timm as family
 
-    names = dict.fromkeys(name.partition(".")[0] for name in family.names())
-    assert sum(family.describe(name) is not None for name in names) > 250
+    names = sorted({name.partition(".")[0] for name in family.names()})[::6]  # of a minute
+    assert sum(family.describe(name) is not None for name in names) > 30
 
 
 @pytest.mark.full

@@ -125,7 +125,7 @@ def matching(pattern: str) -> tuple[list[str], list[str]]:
         return found, missing
     asked = max(re.split(r"[*?/]", pattern.removeprefix(begin)), key=len)
     words = {word for name in every for word in re.split(r"\W|_", name.casefold())}
-    near = difflib.get_close_matches(asked.casefold(), words, 1)
+    near = difflib.get_close_matches(asked.casefold(), words, 1, 0.7)
     similar = [f"{begin}*{asked}*"] + [
         each for word in near for each in (pattern.replace(asked, word), f"{begin}*{word}*")
     ]
@@ -217,7 +217,7 @@ def _openai(name: str) -> Model:
     try:
         return get_model(name)
     except ConfigError as error:
-        text, pattern = error.args[0], f"*{name.replace('/', '*')}*"
+        text, pattern = error.args[0], f"*{name.replace('/', '*')}*" if name else "*"
         if "Did you mean" not in text and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             text += f" Did you mean transformers/{name}, of the Hugging Face hub?"
         families = ", ".join(f"{family}/" for family in FAMILIES)

@@ -21,7 +21,7 @@ from patchbank.encoders.base import Description, Encoder
 from patchbank.encoders.clip import Shape
 from patchbank.encoders.clip_files import CONFIG, VISUAL, Stated, load_state, marked_by_openai, shapes_in, stated_beside
 from patchbank.encoders.outputs import chosen, sized
-from patchbank.encoders.specs import RANDOM, FilesSpec
+from patchbank.encoders.specs import RANDOM, FilesSpec, some_of
 from patchbank.encoders.weights import COUNT, as_float32, first_wrong, guess, opened
 from patchbank.errors import ConfigError, WeightsError, install
 from patchbank.features import Identity, Input
@@ -55,7 +55,7 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenCli
         tags = library.list_pretrained_tags_by_model(arch)
         made = library.get_pretrained_cfg(arch, tag)
     if not tag:
-        some = f"a tag ({', '.join(tags)}) as {PREFIX}{arch}:{tags[0]}, or " if tags else ""
+        some = f"a tag ({some_of(tags)}) as {PREFIX}{arch}:{tags[0]}, or " if tags else ""
         raise ConfigError(f"{found.name} does not say which weights: add {some}a file with --weights.")
     repo, _, name = made.get("hf_hub", "").rpartition("/")
     if not repo:
@@ -214,8 +214,10 @@ def _settings(library: Any, arch: str, tag: str) -> tuple[dict[str, Any], dict[s
         raise ConfigError(f"open_clip {library.__version__} has no model {arch!r}.{meant}")
     stated = dict(library.get_pretrained_cfg(arch, tag))
     if tag and not stated:
-        listed = ", ".join(library.list_pretrained_tags_by_model(arch))
-        raise ConfigError(f"open_clip's {arch} has no tag {tag!r}: it has {listed or 'none'}.")
+        tags = some_of(library.list_pretrained_tags_by_model(arch))
+        raise ConfigError(f"open_clip's {arch} has no tag {tag!r}: it has {tags}.")
+    if not isinstance(settings["vision_cfg"].get("layers", 12), int):
+        raise ConfigError(f"{PREFIX}{arch} is no vision transformer: it has no grid of patch tokens.")
     if _wrong_activation(library, arch, tag):
         raise ConfigError(
             f"{PREFIX}{arch}:{tag} was trained with QuickGELU, and open_clip's {arch} computes GELU. Use "
@@ -267,8 +269,6 @@ def _shape(name: str, settings: Mapping[str, Any]) -> Shape:
     """The shape of a standard vision transformer. Raises ConfigError if it is none, or not known."""
     vision = {key: value for key, value in settings["vision_cfg"].items() if key not in _IDLE and value}
     layers, width = vision.get("layers", 12), vision.get("width", 768)
-    if not isinstance(layers, int):
-        raise ConfigError(f"{name} is no vision transformer: it has no grid of patch tokens.")
     mean = vision.get("pool_type", "tok") == "avg"
     others = sorted(vision.keys() - _SHAPE)
     if vision.get("pool_type", "tok") not in ("tok", "avg") or (mean and not vision.get("final_ln_after_pool")):

@@ -86,6 +86,12 @@ class FilesSpec:
         return replace(self, files=files)
 
 
+def some_of(names: Sequence[str]) -> str:
+    """A few names for a message, and how many more there are."""
+    more = len(names) - 5
+    return (", ".join(names[:5]) or "none") + f" and {more} more" * (more > 0)
+
+
 def products_of(
     made: Input, width: int, before: int, layers: Iterable[tuple[int, int]], heads: Iterable[int]
 ) -> list[Product]:

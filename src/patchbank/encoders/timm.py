@@ -24,7 +24,7 @@ from patchbank.encoders.modules import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, chosen, sized
 from patchbank.encoders.packed import Mlps
 from patchbank.encoders.quiet import quiet
-from patchbank.encoders.specs import RANDOM, FilesSpec, products_of
+from patchbank.encoders.specs import RANDOM, FilesSpec, products_of, some_of
 from patchbank.encoders.weights import COUNT, as_float32, first_wrong, guess, opened, read_state
 from patchbank.errors import ConfigError, WeightsError, first_line, install
 from patchbank.features import Input, Interpolation
@@ -44,6 +44,7 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> TimmSpe
         given = found.of(path)
         with opened(path) as (shapes, _):
             state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        _refuse_lost_projection(found, path, shapes)
         with torch.device("meta"):
             _filled(found, path, state)  # refuses a wrong file before the run begins
         return given
@@ -145,11 +146,12 @@ def architecture(model: Any, size: tuple[int, int]) -> Architecture:
         cls = getattr(model, "cls_token", None) is not None
         width = tokens.shape[-1]
         if tokens.shape != (1, prefix + rows * columns, width) or model.forward_features(x).shape != tokens.shape:
-            raise ValueError(f"tokens of the shape {tuple(tokens.shape)}")
+            raise ValueError(f"tokens are {tuple(tokens.shape)}, and a grid {rows} x {columns}")
         projecting = is_projection(model)
         pooled = model.forward_head(tokens, pre_logits=not projecting)
     except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"{type(model).__name__} has no grid of patch tokens") from error
+        said = f" ({first_line(error)})" * isinstance(error, ValueError | AssertionError)  # often of its size
+        raise ValueError(f"{type(model).__name__} has no grid of patch tokens{said}") from error
     layers = {name: getattr(model, name, None) for name in ("norm", "attn_pool", "fc_norm", "head")}
     there = [name for name, layer in layers.items() if not isinstance(layer, nn.Identity | None)]
     if "attn_pool" not in there:
@@ -255,8 +257,8 @@ def _pretrained(timm: Any, name: str) -> Any:
         meant = f" Did you mean {' or '.join(PREFIX + each for each in near)}?" if near else ""
         raise ConfigError(f"timm {timm.__version__} has no model {known!r}.{meant}")
     if tag and name not in (tagged := timm.list_models(f"{known}.*", include_tags=True)):
-        listed = ", ".join(each.partition(".")[2] for each in tagged if each.partition(".")[0] == known and "." in each)
-        raise ConfigError(f"timm's {known} has no tag {tag!r}: it has {listed or 'none'}.")
+        tags = [each.partition(".")[2] for each in tagged if each.partition(".")[0] == known and "." in each]
+        raise ConfigError(f"timm's {known} has no tag {tag!r}: it has {some_of(tags)}.")
     return timm.models.get_pretrained_cfg(name)
 
 
@@ -317,6 +319,18 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
             del eva.print
     model.pretrained_cfg.pop("state_dict")  # copies
     return model
+
+
+def _refuse_lost_projection(found: TimmSpec, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise WeightsError if a file has CLIP's projection, and the model's tag a classifier in its place."""
+    arch = found.model.partition(".")[0]
+    rows = [shape[0] for name, shape in shapes.items() if name.endswith("head.weight") and len(shape) == 2]
+    joint = "visual.proj" in shapes or any(each % 64 == 0 for each in rows)
+    if joint and "_clip_" in arch and _classes(found.made):
+        with _quiet() as timm:
+            tags = [each for each in timm.list_models(f"{arch}.*", include_tags=True) if "_ft_" not in each]
+        use = f"use --model {PREFIX}{tags[0]}" if tags else "use another model"
+        raise WeightsError(f"{path} holds CLIP's projection, and {found.name} has a classifier in its place: {use}.")
 
 
 def _classes(made: Architecture) -> dict[str, int]:

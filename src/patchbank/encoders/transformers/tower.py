@@ -77,7 +77,9 @@ class Tower(NamedTuple):
 
     def __call__(self, x: Tensor) -> Any:
         """The library's output of a batch (B, 3, h, w)."""
-        options = dict(self.options)
+        own = self.module.config.image_size
+        own = list(own) if isinstance(own, list | tuple) else [own, own]
+        options = dict(self.options) if list(x.shape[2:]) != own else {}  # it fails at one that is not square
         if hasattr(self.module.config, "mask_ratio"):  # ViTMAE shuffles patches by this noise: in their order
             tokens = (x.shape[2] // self.patch) * (x.shape[3] // self.patch)
             options["noise"] = torch.arange(tokens, device=x.device).expand(len(x), -1)
