@@ -23,7 +23,10 @@ def pair(verb: int, target: int, subject: int = 0) -> dict[str, int]:
 
 
 def pairs_root(root: Path, *, damaged: bool = False) -> Path:
-    """HICO-DET's training split of five images: of 0, 3, 1, 2 and 0 pairs. Damaged: one pair's object has no area."""
+    """HICO-DET's training split of five images with 0, 3, 1, 2 and 0 pairs; the one with 2 comes first.
+
+    Damaged: one object's box has no area.
+    """
     names = photographs(root / "hicodet/hico_20160224_det/images/train2015", 5, prefix="HICO_train2015")
     boxes = [
         {"bbox": box, "category_id": category}
@@ -34,7 +37,7 @@ def pairs_root(root: Path, *, damaged: bool = False) -> Path:
         {"file_name": name, "img_id": number, "annotations": boxes, "hoi_annotation": pairs[number]}
         for number, name in enumerate(names)
     ]
-    write_json(root / "hicodet/trainval_hico.json", entries)
+    write_json(root / "hicodet/trainval_hico.json", [entries.pop(3), *entries])
     return root
 
 

@@ -63,7 +63,7 @@ class Listing(ListingOptions):
     Attributes:
         options: the command's options that name these images; empty if none were needed.
         of_pairs: whether the bank holds the regions of their annotated pairs.
-        digest: of the bank's regions (`Manifest.regions`); empty if it is unknown.
+        digest: of the bank's regions (`Manifest.regions`); empty of imported ones, whose boxes are rounded.
     """
 
     options: str = ""
@@ -205,7 +205,7 @@ def find_listing(
 
 def _of_pairs(found: Listing, manifest: Manifest) -> Listing | None:
     """The listing of a bank of regions; None if they are not those of annotated pairs, as far as is known."""
-    listing = replace(found, of_pairs=True, digest=manifest.regions)
+    listing = replace(found, of_pairs=True, digest="" if manifest.imported else manifest.regions)
     if found.dataset == "folder":
         return None
     if not found.options:

@@ -147,7 +147,8 @@ def test_project_takes_arrays_and_tensors_alike(source: Bank, reduced: Bank) -> 
     reduced.project(tensor).sum().backward()
     assert tensor.grad is not None and tensor.grad.abs().sum() > 0
     assert reduced.project(source[key].half()).dtype == torch.float16
-    assert reduced.project(np.zeros((2, 3, 6), int)).shape == (2, 3, 4)
+    for ones in (np.ones((2, 3, 6), int), torch.ones(2, 3, 6, dtype=torch.int64)):
+        assert np.array_equal(reduced.project(ones), reduced.project(np.ones((2, 3, 6), np.float32)))
     with pytest.raises(ValueError, match=r"features \(\.\.\., 6\) are needed, not \(15, 4\)"):
         reduced.project(reduced[key])
     assert source.project(tensor) is tensor
@@ -269,7 +270,8 @@ def test_what_has_no_components_is_refused(source: Bank, reduced: Bank, images: 
             convert(bank, tmp_path / "no", "shards", shard_size=2000, components=components, **options)
         assert not (tmp_path / "no").exists()
 
-    refused(source, 7, ConfigError, "pca 7: patch_tokens of .* has 6 dimensions. Choose fewer")
+    refused(source, 7, ConfigError, "pca 7: patch_tokens of .* has 6 dimensions. Choose 1 to 6")
+    refused(source, 0, ConfigError, "pca 0: .* Choose 1 to 6")
     refused(source, 5, ConfigError, "pooled of .* has 4 dimensions", outputs=[POOLED])
     refused(reduced, 2, BankError, "is reduced already, to 4 of 6 principal components: convert the bank that it was")
     small = replace(CONFIG, output=(CLS,), limit=3)

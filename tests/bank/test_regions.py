@@ -19,6 +19,7 @@ from patchbank.bank.payload import Feature
 from patchbank.bank.storage import ObjectStorage, Storage
 from patchbank.bank.writer import BankWriter
 from patchbank.datasets.boxes import annotated_pairs
+from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.locations import locate
 from patchbank.regions import Region
@@ -83,6 +84,25 @@ def test_pairs_line_up_with_the_targets(root: Path) -> None:
     assert open_regions(bank)["a.jpg"].failures.keys() == {"object-1"}
     with pytest.raises(BankError, match=r"'cls' was not read. These were: patch_tokens"):
         open_regions(bank, output="patch_tokens")["a.jpg"].pairs("cls")
+
+
+def test_a_pair_without_any_feature_is_a_row_all_the_same(tmp_path: Path) -> None:
+    kinds = ("human", "object", "union")
+    keys = ["a.jpg#image", *(f"a.jpg#{kind}-{number}" for number in range(3) for kind in kinds)]
+    made = tiny_manifest("shards")
+    made = replace(made.with_outputs(["cls"]), input=replace(made.input, cut="pad"))
+    sound, failed = keys[:7], keys[7:]
+    with BankWriter(tmp_path / "bank", made, keys) as writer:
+        features = [Feature(key, {"cls": torch.ones(32)}, (9, 9), Region(None, 1, None, 2, 3)) for key in sound]
+        writer.add(features, [Failure(key, "the box has no area") for key in failed])
+    value = open_regions(tmp_path / "bank")["a.jpg"]
+    for rows in value.pairs():
+        assert rows.shape == (3, 32) and rows[2].isnan().all() and not rows[:2].isnan().any()
+    assert {name: column.tolist() for name, column in value.pair_classes().items()} == {
+        "object": [1, 1, -1],
+        "verb": [2, 2, -1],
+        "hoi": [3, 3, -1],
+    }
 
 
 def _together(values: Sequence[RegionFeatures]) -> list[RegionFeatures]:

@@ -78,6 +78,8 @@ def test_json_has_the_same(toys: None) -> None:
         ("*zzz*", "No model matches '*zzz*'. `patchbank models '*'` lists all."),
         ("ViT-B/61", "There is no model 'ViT-B/61'. Did you mean ViT-B/16?"),
         ("small*", "Did you mean '*small*'?"),
+        ("llama*", "No model matches 'llama*'. `patchbank models '*'` lists all."),
+        ("", "`patchbank models '*'` lists those of other families"),
         ("toy/mall*", "Did you mean 'toy/*mall*'?"),
         ("*zzz*", 'Not searched: gone/: pip install "patchbank[gone]"'),
         ("small", "`patchbank models '*small*'` lists those of other families: toy/, gone/."),

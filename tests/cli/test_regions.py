@@ -9,8 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from patchbank import ExtractConfig, RegionFeatures, extract, load_dataset, open_bank, open_regions
+from patchbank import (
+    ExtractConfig,
+    FeatureDataset,
+    HOITarget,
+    RegionFeatures,
+    extract,
+    load_dataset,
+    open_bank,
+    open_regions,
+    region_statistics,
+)
 from patchbank.bank import patchbank_reader
 from patchbank.bank.payload import Feature
 from patchbank.bank.writer import BankWriter
@@ -77,6 +88,14 @@ def test_verify_compares_with_the_annotated_pairs(root: Path, tiny_weights: Path
     inside = root / "hicodet_shards/pairs"
     shutil.move(root / "bank", inside)
     assert "compared with the 31 regions" in patchbank("verify", inside, check=1).stdout
+
+
+def test_verify_notices_that_an_image_was_replaced(root: Path) -> None:
+    image = root / "hicodet/hico_20160224_det/images/train2015/m.jpg"
+    Image.open(image).crop((0, 0, 119, 90)).save(image)
+    report = json.loads(patchbank("verify", root / "bank", "--root", root, "--json", check=1).stdout)
+    replaced = [each["name"] for each in report["findings"] if each["kind"] == "replaced"]
+    assert replaced == [f"m.jpg#{name}" for name in ("human-0", "image", "object-0", "union-0")]
 
 
 def test_repair_extracts_what_is_missing(made: Path, root: Path, tiny_weights: Path) -> None:
@@ -169,6 +188,37 @@ def test_the_reader_of_one_file(root: Path) -> None:
         found = reader.region(key)
         assert found == {**region._asdict(), "box": list(region.box) if region.box else None}
         assert reader.size(key) == bank.size(key) == (120, 90)
+
+
+def test_pooled_and_imported_pairs(root: Path, tiny_weights: Path) -> None:
+    """Banks of pairs that were not cut out here: their boxes are compared as far as they can be."""
+    dataset = load_dataset("hicodet", root, "train")
+    patchbank("convert", root / "bank", root / "cls", "--output", "cls", check=0)
+    patchbank("convert", root / "cls", root / "pairs.p", "--layout", "ada-cm", check=1)
+    options = ["--root", root, "--dataset", "hicodet", "--split", "train"]
+    done = patchbank("import", root / "pairs.p", root / "imported", "--model", "tiny", *options)
+    assert "regions" in done.stderr
+    report = json.loads(patchbank("verify", root / "imported", *options, "--json").stdout)
+    assert report["listed"] == 31 and "extra" not in report["counts"]
+    samples = FeatureDataset(root / "imported", dataset, features="crops", missing="skip")
+    exact = FeatureDataset(root / "cls", dataset, features="crops", missing="skip")
+    assert samples.keys == ["z.jpg", "m.jpg"]  # the file holds the others without their pairs of no area
+    for index, key in enumerate(samples.keys):
+        _, target = samples[index]
+        _, expected = exact[exact.keys.index(key)]
+        assert isinstance(target, HOITarget) and isinstance(expected, HOITarget)
+        for name, value in expected.regions.items():
+            assert torch.allclose(target.regions[name], value, atol=1e-2)
+
+    config = ExtractConfig(model="tiny", weights=tiny_weights, layout="shards", output=("patch_tokens",))
+    extract(dataset, root / "images", config)
+    done = patchbank("extract", "regions", root / "images", "--pairs", "--root", root, "--out", root / "pooled")
+    assert "regions to do" in done.stderr
+    done = patchbank("verify", root / "pooled", "--root", root)
+    assert "compared with the 31 regions" in done.stdout
+    assert f"patchbank extract regions SRC --pairs --out {root / 'pooled'}" in done.stdout
+    pooled = FeatureDataset(root / "pooled", dataset, features="crops", missing="skip")
+    assert pooled[0][0].shape == (32,) and region_statistics(root / "pooled")["verb"].count.sum() > 0
 
 
 def test_vcoco_has_no_hoi_classes(tmp_path: Path, tiny_config: ExtractConfig) -> None:

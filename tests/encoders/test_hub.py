@@ -178,6 +178,7 @@ def test_a_cached_file_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
 def test_offline_without_a_cached_file(hub: Hub, tmp_path: Path) -> None:
     error = client(tmp_path, hub, HF_HUB_OFFLINE="1")["error"]
     assert "HF_HUB_OFFLINE is set" in error and str(tmp_path) in error
+    assert f"has no {NAMES[0]} or {NAMES[1]} of {REPO}" in error
     assert hub.asked == []
 
 

@@ -225,10 +225,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("ViT-B-61", "has no model 'ViT-B-61'. Did you mean open_clip/ViT-B-16 or"),
         ("ViT-B-16:laion", "open_clip's ViT-B-16 has no tag 'laion': it has openai, laion400m_e31"),
+        ("ViT-B-16:laion", "datacomp_xl_s13b_b90k and 1"),
         ("ViT-B-16", "does not say which weights: add a tag (openai, laion400m_e31"),
         ("ViT-S-16", "does not say which weights: add a file with --weights"),
         ("ViT-B-16:openai", "computes GELU. Use --model open_clip/ViT-B-16-quickgelu:openai."),
-        ("RN50:openai", "computes GELU. Use"),
+        ("RN50:openai", "open_clip/RN50 is no vision transformer: it has no grid of patch tokens."),
+        ("ViTamin-XL-384:datacomp1b", "VisionTransformer has no grid of patch tokens (tokens are (1, 256, 1152)"),
         ("RN50-quickgelu:openai", "is no vision transformer: it has no grid of patch tokens."),
         ("convnext_base:laion400m_s13b_b51k", "is no vision transformer: ConvNeXt has no grid of patch tokens."),
         ("coca_ViT-B-32:laion2b_s13b_b90k", "is built with attentional_pool True, which patchbank does not compute"),
@@ -243,8 +245,8 @@ def test_options_that_contradict_an_architecture_are_refused() -> None:
     assert family.random(ExtractConfig(model="open_clip/ViT-B-16", activation="gelu")).identity["activation"] == "gelu"
     with pytest.raises(ConfigError, match="open_clip's ViT-B-16 computes gelu"):
         family.random(ExtractConfig(model="open_clip/ViT-B-16", activation="quickgelu"))
-    with pytest.raises(ConfigError, match="checkpoints is for OpenAI's models"):
-        family.random(ExtractConfig(model="open_clip/ViT-B-16", checkpoints=Path()))
+    with pytest.raises(ConfigError, match="round_weights is for OpenAI's models"):
+        encoders.find(ExtractConfig(model="open_clip/ViT-B-16", round_weights=True))
 
 
 def test_the_config_beside_a_file_is_believed(tmp_path: Path) -> None:
@@ -282,6 +284,10 @@ def test_files_of_other_models_are_refused(tmp_path: Path, tiny_weights: Path) -
         encoders.find(ExtractConfig(model="open_clip/ViT-B-32", weights=path))
     with pytest.raises(WeightsError, match=r"visual\.trunk\.\S+ is missing"):
         encoders.find(ExtractConfig(model="open_clip/EVA02-B-16", weights=path))
+    state = {name: value.contiguous() for name, value in model_of("ViT-M-32").state_dict().items()}
+    save_file({**state, "visual.proj": state["visual.proj"].to(torch.int8)}, path)
+    with pytest.raises(WeightsError, match=r"visual\.proj holds int8 numbers"):
+        encoders.find(ExtractConfig(model="open_clip/ViT-M-32", weights=path)).load(CPU, 1)
     save_file({"vision_model.embeddings.patch_embedding.weight": torch.ones(1)}, tmp_path / "clip.safetensors")
     with pytest.raises(
         WeightsError, match=r"the weights of open_clip/ViT-B-32: .*By its names it is a model of transf"

@@ -324,6 +324,9 @@ def test_compiling_is_decided_by_all_images_of_the_run(
 def test_a_batch_that_no_machine_has_memory_for(spec: OpenAISpec) -> None:
     with pytest.raises(ConfigError, match=r"needs about .* of memory, and this machine has"):
         Runner(spec, CPU, batch_size=1 << 40)
+    large = replace(spec, request=ExtractConfig(input_size=(1 << 22, 1 << 22)))
+    with pytest.raises(ConfigError, match=r"input_size 4194304x4194304 needs about .* Choose a smaller one"):
+        Runner(large, CPU)
 
 
 def test_a_runner_goes_to_another_process(pictures: tuple[list[Path], Tensor], spec: OpenAISpec) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from tests.support import REPOSITORY, every_kind, patchbank, photographs, relati
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import timm
+    import timm.models._builder as builder
     from timm.data import create_transform, resolve_data_config
 
 CPU = torch.device("cpu")
@@ -320,8 +323,9 @@ def test_names_that_are_none(name: str, message: str) -> None:
 def test_outputs_and_options_that_it_has_not() -> None:
     with pytest.raises(ConfigError, match=r"has no such output\. It has patch_tokens, pooled, block:1 to block:12"):
         random(ExtractConfig(model="timm/vit_base_patch16_siglip_224", output=("cls",)))
-    with pytest.raises(ConfigError, match="activation is for OpenAI's models"):
-        random(ExtractConfig(model=f"timm/{SMALL}", activation="gelu"))
+    for option in ({"activation": "gelu"}, {"round_weights": True}, {"checkpoints": Path()}):
+        with pytest.raises(ConfigError, match=f"{next(iter(option))} is for OpenAI's models: leave it out with timm/"):
+            random(ExtractConfig(model=f"timm/{SMALL}", **option))  # type: ignore[arg-type]
 
 
 def test_without_timm_one_line_says_how_to_install_it(tmp_path: Path) -> None:
@@ -354,10 +358,27 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
     save_file({**state, "norm.bias": state["norm.bias"] / 0}, tmp_path / "weights.safetensors")
     with pytest.raises(WeightsError, match=r"is damaged: norm\.bias holds NaN or Inf"):
         find(config).load(CPU, 1)
+    save_file({**state, "norm.bias": state["norm.bias"].to(torch.int8)}, tmp_path / "weights.safetensors")
+    with pytest.raises(WeightsError, match=r"norm\.bias holds int8 numbers"):
+        find(config).load(CPU, 1)
     with pytest.raises(WeightsError, match="is a directory"):
         find(ExtractConfig(model=f"timm/{SMALL}", weights=tmp_path))
     config.weights.write_bytes(b"no weights")  # type: ignore[union-attr]
     with pytest.raises(WeightsError, match="cannot be read"):
+        find(config)
+
+
+def test_a_classifiers_tag_does_not_lose_a_projection(tmp_path: Path) -> None:
+    """timm's default tag of a CLIP may be of a classifier that was trained in the projection's place."""
+    path = tmp_path / "weights.safetensors"
+    config = ExtractConfig(model="timm/vit_base_patch16_clip_224", weights=path)
+    save_file({"head.weight": torch.ones(512, 768)}, path)
+    with pytest.raises(
+        WeightsError, match=r"holds CLIP's projection, .* use model timm/vit_base_patch16_clip_224\.\w+"
+    ):
+        find(config)
+    save_file({"head.weight": torch.ones(1000, 768)}, path)
+    with pytest.raises(WeightsError, match=r"\w+ is missing"):
         find(config)
 
 
@@ -379,6 +400,55 @@ def test_names_are_listed_and_described() -> None:
     assert found is not None
     assert found[1:] == ((518, 518), (37, 37), 384, 5, False)
     assert family.describe("timm/resnet18.a1_in1k") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "attentions"),
+    [
+        ("vit_small_patch16_18x2_224", {(36, 6)}),  # two beside each other in a block
+        ("vit_pwee_patch16_reg1_gap_256", {(16, 4)}),  # beside the MLP
+    ],
+)
+def test_attentions_beside_each_other_are_counted(name: str, attentions: set[tuple[int, int]]) -> None:
+    products = random(ExtractConfig(model=f"timm/{name}")).products
+    assert {(each.times, each.heads) for each in products if each.kind == "attention"} == attentions
+
+
+def test_models_without_a_classifier_are_none() -> None:
+    from patchbank.encoders import timm as family
+
+    assert family.describe("timm/mobilenetv5_300m_enc") is None
+
+
+def test_threads_load_models_at_once(tmp_path: Path) -> None:
+    """What is silenced or changed meanwhile is the program's: it is as before, and each has its own weights."""
+    state, pixels = seeded(SMALL).state_dict(), pictures((224, 224))
+    paths = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for number, path in enumerate(paths):
+        save_file({**state, "cls_token": state["cls_token"] + number}, path)
+
+    def cls(path: Path) -> Tensor:
+        encoder = find(ExtractConfig(model=f"timm/{SMALL}", weights=path, output=("cls",))).load(CPU, 1)
+        with torch.no_grad():
+            return encoder(pixels)["cls"]
+
+    def program() -> tuple[Any, ...]:
+        levels = [logging.getLogger(name).level for name in ("timm", "huggingface_hub")]
+        return sys.stdout, warnings.filters, levels, builder.load_pretrained
+
+    before = program()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(cls, paths))
+    assert program() == before
+    assert all(torch.equal(each, cls(path)) for each, path in zip(found, paths, strict=True))
+
+
+@pytest.mark.full
+def test_architectures_are_described_or_are_none() -> None:
+    from patchbank.encoders import timm as family
+
+    names = sorted({name.partition(".")[0] for name in family.names()})[::6]  # of a minute
+    assert sum(family.describe(name) is not None for name in names) > 30
 
 
 @pytest.mark.full

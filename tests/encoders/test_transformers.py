@@ -228,6 +228,18 @@ def test_at_another_size_positions_are_the_librarys(name: str, size: tuple[int, 
         runner(name, directory, input_size=(225, 225))
 
 
+def test_a_model_of_images_that_are_not_square(directory: Path) -> None:
+    """At its own size the library's interpolation of positions fails."""
+    config = small(transformers.ViTConfig(patch_size=16))
+    config.image_size = [32, 64]
+    model = saved(directory, "ViTModel", config, {**PROCESSORS["vit"], "size": {"height": 32, "width": 64}})
+    run = runner("a/b", directory)
+    with torch.no_grad():
+        image = normalised(run.spec.input, preprocess(photograph("coffee"), run.spec.input))
+        wanted = model(image).last_hidden_state[:, 1:]
+    assert relative_error(run.encode([photograph("coffee")])["patch_tokens"], wanted) <= BOUND
+
+
 def small_indices(config: Any) -> Any:
     """Without stages that a backbone of other depth has."""
     for name in ("out_features", "out_indices"):
@@ -400,6 +412,7 @@ def changed(place: Path, copy: Path, **entries: Any) -> Path:
         ({"patch_size": [14, 7]}, "is not as transformers reads it"),
         ({"hidden_size": "wide"}, "is not as transformers reads it"),
         ({"num_hidden_layers": None}, "is not as transformers reads it"),
+        ({"num_hidden_layers": 0}, "it has no blocks"),
         ({"hidden_act": "os.system"}, "is not as transformers reads it"),
         ({"layer_norm_eps": {"a": [1]}}, ""),
         ({"hidden_size": 64}, "does not hold the weights of"),

@@ -51,7 +51,7 @@ class Reducer:
     mean: NDArray[np.float64]
 
     def __call__(self, features: Any) -> Any:
-        """Features (..., D) as an array or a tensor to (..., K), alike and in their float dtype. Raises ValueError."""
+        """Features (..., D) as an array or a tensor to (..., K) alike; float32 if not floats. Raises ValueError."""
         if not hasattr(features, "new_tensor"):
             features = np.asarray(features)
         if features.shape[-1:] != (self.made.dim,):
@@ -62,7 +62,8 @@ class Reducer:
         # In float64: the mean may be many times as long as what distinguishes two features.
         exact = features.double()
         mean, components = exact.new_tensor(self.mean), exact.new_tensor(self.components)
-        return ((exact - mean) @ components.T).to(features.dtype)
+        reduced = (exact - mean) @ components.T
+        return reduced.to(features.dtype) if features.is_floating_point() else reduced.float()
 
     def reduced(self, manifest: Manifest) -> Manifest:
         """The manifest of a bank after this reduction."""
@@ -122,7 +123,7 @@ def fit(
         known: an earlier reduction, and where it lies; it is read if it was fitted on the same features.
 
     Raises:
-        ConfigError: there are fewer dimensions.
+        ConfigError: `count` is less than 1, or more than the dimensions.
         BankError: the bank is reduced already, has too few features, or a damaged one.
     """
     import torch
@@ -131,8 +132,8 @@ def fit(
     width = main.shape[-1]
     if made.reduction is not None:
         raise BankError(f"{source.path} is reduced already, to {made.reduction}: convert the bank that it was made of.")
-    if count > width:
-        raise ConfigError(f"--pca {count}: {made.main} of {source.path} has {width} dimensions. Choose fewer.")
+    if not 1 <= count <= width:
+        raise ConfigError(f"--pca {count}: {made.main} of {source.path} has {width} dimensions. Choose 1 to {width}.")
     if (rows := len(keys) * prod(main.shape[:-1])) <= count:
         raise BankError(f"--pca {count} needs more features than {count}, and {source.path} has {rows:,}.")
     fitted_on = hashlib.sha256("".join(map(source.sha256, keys)).encode()).hexdigest()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from patchbank.cli.console import one_line, say
 from patchbank.config import BOXES
 from patchbank.features import UNKNOWN
+from patchbank.regions import GRID_CUT
 
 if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
@@ -27,7 +28,7 @@ def show_completing(
     """
     from patchbank.encoders import known_weights, models_with
 
-    place = shlex.quote(str(bank))
+    place, listed = shlex.quote(str(bank)), options
     if weights is not None:
         options += f" --weights {shlex.quote(str(weights))}"
     elif manifest is not None and not known_weights(manifest.identity) and UNKNOWN not in manifest.identity.values():
@@ -41,6 +42,9 @@ def show_completing(
         command = (
             f"patchbank import {pickles} {place} --model {shlex.quote(manifest.model)}{options} --sample 20 --overwrite"
         )
+    elif manifest is not None and manifest.input.cut == GRID_CUT:
+        title = "Complete the bank of images that it was pooled from, and pool that again:"
+        command = f"patchbank extract regions SRC --pairs --out {place}{listed}"
     elif manifest is not None and manifest.dataset == BOXES:
         made = f"--model {shlex.quote(manifest.model)} --crop {manifest.input.cut}"
         command = f"patchbank extract boxes IMAGES --boxes FILE --out {place} {made}{options}"

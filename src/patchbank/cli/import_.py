@@ -132,7 +132,7 @@ def _import_pairs(
             annotated,
             overwrite=config.overwrite,
             progress=activity.counter(f"checking {source.name}", bytes=True),
-            writing=activity.counter(f"writing {target.name}"),
+            writing=activity.counter(f"writing {target.name}", "region"),
             stop=signals.stop,
         )
     show_json(_imported_dict(done)) if json else _show(done, source, None, config.weights)

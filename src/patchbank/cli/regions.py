@@ -57,7 +57,7 @@ def regions(
             dtype=dtype,
             shard_size=config.shard_size,
             overwrite=config.overwrite,
-            progress=activity.counter(f"pooling {source.path.name}"),
+            progress=activity.counter(f"pooling {source.path.name}", "region"),
             stop=signals.stop,
         )
     failures = open_bank(out).failures if done.failures else {}

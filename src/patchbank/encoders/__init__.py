@@ -52,9 +52,10 @@ def find(config: ExtractConfig, root: Path | None = None, *, rounding: bool = Fa
         rounding: round float32 weights as ``clip.load`` does, whatever the configuration says.
 
     Raises:
-        ConfigError: the model is unknown.
+        ConfigError: the model is unknown, or an option is for OpenAI's alone.
         WeightsError: its weights are missing, damaged or another model's.
     """
+    _refuse_openais(config)
     found: EncoderSpec = _family(config.model).spec(config, root, rounding=rounding or config.round_weights)
     return found
 
@@ -62,8 +63,9 @@ def find(config: ExtractConfig, root: Path | None = None, *, rounding: bool = Fa
 def random(config: ExtractConfig) -> EncoderSpec:
     """The encoder of a configuration with random weights, as large and as slow as the real one.
 
-    Raises ConfigError if the model is unknown.
+    Raises ConfigError as `find` does.
     """
+    _refuse_openais(config)
     found: EncoderSpec = _family(config.model).random(config)
     return found
 
@@ -123,7 +125,7 @@ def matching(pattern: str) -> tuple[list[str], list[str]]:
         return found, missing
     asked = max(re.split(r"[*?/]", pattern.removeprefix(begin)), key=len)
     words = {word for name in every for word in re.split(r"\W|_", name.casefold())}
-    near = difflib.get_close_matches(asked.casefold(), words, 1)
+    near = difflib.get_close_matches(asked.casefold(), words, 1, 0.7)
     similar = [f"{begin}*{asked}*"] + [
         each for word in near for each in (pattern.replace(asked, word), f"{begin}*{word}*")
     ]
@@ -194,6 +196,15 @@ def known_weights(identity: Identity) -> str | None:
     return publisher and f"{publisher} weights"
 
 
+def _refuse_openais(config: ExtractConfig) -> None:
+    """Raise ConfigError if a configuration of another family's model has options that are for OpenAI's."""
+    given: dict[str, object] = {"--checkpoints": config.checkpoints, "--round-weights": config.round_weights}
+    if not config.model.startswith("open_clip/"):  # which says that its architectures have one
+        given["--activation"] = config.activation
+    if config.model.partition("/")[0] in FAMILIES and (option := next((name for name in given if given[name]), "")):
+        raise ConfigError(f"{option} is for OpenAI's models: leave it out with {config.model}.")
+
+
 def _family(name: str) -> Any:
     if (prefix := name.partition("/")[0]) in FAMILIES:
         return import_module(FAMILIES[prefix])
@@ -206,7 +217,7 @@ def _openai(name: str) -> Model:
     try:
         return get_model(name)
     except ConfigError as error:
-        text, pattern = error.args[0], f"*{name.replace('/', '*')}*"
+        text, pattern = error.args[0], f"*{name.replace('/', '*')}*" if name else "*"
         if "Did you mean" not in text and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             text += f" Did you mean transformers/{name}, of the Hugging Face hub?"
         families = ", ".join(f"{family}/" for family in FAMILIES)

@@ -9,6 +9,7 @@ from math import prod
 from patchbank.config import Precision
 from patchbank.encoders.base import Product
 from patchbank.encoders.outputs import VARIANTS, Architecture
+from patchbank.encoders.specs import products_of
 from patchbank.features import Input
 
 
@@ -64,17 +65,9 @@ class Shape:
 
     def products(self, made: Input) -> Sequence[Product]:
         """Every matrix product of one sample, but for those of dense variants."""
-        patches, width = prod(made.size) // made.patch**2, self.width
-        tokens = 1 + patches
-        return [
-            Product(1, patches, 3 * made.patch**2, width),  # patch embedding
-            Product(self.blocks, tokens, width, 3 * width),  # queries, keys, values
-            Product(self.blocks, tokens, width // self.heads, tokens, "attention", self.heads),
-            Product(self.blocks, tokens, width, width),
-            Product(self.blocks, tokens, width, self.hidden),
-            Product(self.blocks, tokens, self.hidden, width),
-            Product(1, tokens, width, self.dim),
-        ]
+        width, hidden = self.width, self.hidden
+        layers = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)] * self.blocks
+        return products_of(made, width, 1, [*layers, (width, self.dim)], [self.heads] * self.blocks)
 
     def sample_bytes(self, made: Input, precision: Precision) -> int:
         """Memory that a pass takes per sample: about 18 numbers per token and channel."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchbank.config import Activation
-from patchbank.encoders.weights import opened
+from patchbank.encoders.weights import is_safetensors, opened
 from patchbank.errors import WeightsError
 from patchbank.files import parse_json, read_regular
 
@@ -59,7 +59,7 @@ def marked_by_openai(path: Path) -> bool:
     """Whether a file is an archive as OpenAI's are, which need QuickGELU. Raises WeightsError."""
     from patchbank.encoders.archive import Archive
 
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         return False
     with Archive(path) as archive:
         return archive.attributes >= _MARKS

@@ -64,13 +64,14 @@ def resolve_device(device: str, precision: Precision) -> torch.device:
 
 def check_memory(spec: EncoderSpec, batch_size: int) -> None:
     """Raise ConfigError if a batch would not fit into this machine's memory."""
-    needed = batch_size * spec.sample_bytes
+    needed, (h, w), usual = batch_size * spec.sample_bytes, spec.input.size, auto_batch_size(spec.input.patches, "cpu")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
+        option, advice = f"--input-size {h}x{w}", "Choose a smaller one, or a smaller --batch-size."
+        if batch_size > usual:
+            option, advice = f"--batch-size {batch_size:,}", f"Leave it out: on the CPU, {usual} is enough."
         raise ConfigError(
-            f"--batch-size {batch_size:,} needs about {bytes_text(needed)} of memory, and this machine has "
-            f"{bytes_text(memory)}. Leave it out: on the CPU, {auto_batch_size(spec.input.patches, 'cpu')} "
-            "is enough."
+            f"{option} needs about {bytes_text(needed)} of memory, and this machine has {bytes_text(memory)}. {advice}"
         )
 
 

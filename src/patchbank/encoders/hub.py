@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from patchbank.encoders.base import Progress
+from patchbank.encoders.quiet import quiet
 from patchbank.encoders.weights import sha256_of_weights
-from patchbank.errors import WeightsError, first_line
+from patchbank.errors import WeightsError, first_line, install
 
 OR_GIVE = ", or give --weights."  # how messages end that are of weights and not of names
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -55,7 +54,7 @@ def locate(repo: str, names: Sequence[str], revision: str | None = None) -> HubF
     Raises WeightsError: the repository, its revision or all names are unknown, or access needs an accepted licence or a
     token; the hub is offline or out of reach and no name is cached; or the cached file is damaged.
     """
-    with _hub(repo) as hub:
+    with _hub(repo, *names) as hub:
         for name in names:
             if found := _cached(hub, repo, name, revision):
                 return found
@@ -81,7 +80,7 @@ def download(file: HubFile, progress: Progress | None = None) -> HubFile:
     Calls `progress` after each piece, if huggingface_hub is new enough (1.x). Raises WeightsError as `locate` does, and
     if the content is not what the hub announced; then nothing of it is kept.
     """
-    with _hub(file.repo) as hub:
+    with _hub(file.repo, file.name) as hub:
         if found := _cached(hub, file.repo, file.name, file.revision):
             return replace(file, path=found.path)
         with _progress(hub, progress) as options:
@@ -158,25 +157,17 @@ def _progress(hub: Any, progress: Progress | None) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _hub(repo: str) -> Iterator[Any]:
-    """The hub's package without words of its own on the terminal; its errors become WeightsErrors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import huggingface_hub as hub
-        from huggingface_hub import constants, errors, utils
-
-    level = utils.logging.get_verbosity()
-    utils.logging.set_verbosity(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def _hub(repo: str, *names: str) -> Iterator[Any]:
+    """The hub's package without words of its own on the terminal; its errors of some files become WeightsErrors."""
+    missing = f"Weights of the Hugging Face hub need its package: {install('timm')}"
+    with quiet("huggingface_hub.utils.logging", missing, "huggingface_hub") as hub:
         try:
             yield hub
         except WeightsError:
             raise
         except Exception as error:  # the hub's own, and those of one of three HTTP libraries, and of xet
-            raise WeightsError(_reason(repo, _cause(error, errors), constants, errors)) from error
-        finally:
-            utils.logging.set_verbosity(level)
+            reason = _reason(repo, names, _cause(error, hub.errors), hub.constants, hub.errors)
+            raise WeightsError(reason) from error
 
 
 def _cause(error: BaseException, errors: Any) -> BaseException:
@@ -186,7 +177,7 @@ def _cause(error: BaseException, errors: Any) -> BaseException:
     return error
 
 
-def _reason(repo: str, error: BaseException, constants: Any, errors: Any) -> str:
+def _reason(repo: str, names: Sequence[str], error: BaseException, constants: Any, errors: Any) -> str:
     """What went wrong, and what to do, in one line."""
     host = constants.ENDPOINT
     if isinstance(error, errors.GatedRepoError):
@@ -203,7 +194,7 @@ def _reason(repo: str, error: BaseException, constants: Any, errors: Any) -> str
         return f"{repo!r} is no name of a repository: give ORG/NAME."
     if isinstance(error, errors.OfflineModeIsEnabled):
         return (
-            f"{repo} is not in the cache {constants.HF_HUB_CACHE}, and the hub is offline (HF_HUB_OFFLINE is set): "
-            "unset it" + OR_GIVE
+            f"The cache {constants.HF_HUB_CACHE} has no {' or '.join(names)} of {repo}, and the hub is offline "
+            "(HF_HUB_OFFLINE is set): unset it" + OR_GIVE
         )
     return f"{repo} could not be fetched from {host} ({first_line(error)}): check the network" + OR_GIVE

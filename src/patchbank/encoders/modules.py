@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any, ClassVar, cast
 
 import torch
@@ -38,8 +39,7 @@ class LibraryEncoder(ABC):
         """`model` has its weights, in float32 on the CPU; it is changed."""
         self.input, self.outputs, self.identity = spec.input, spec.outputs, spec.identity
         self.made = made
-        h, w = spec.input.size
-        tokens = made.prefix + (h // spec.input.patch) * (w // spec.input.patch)
+        tokens = made.prefix + prod(spec.input.patches)
         model = model.requires_grad_(False).eval()
         self._dtype, self._device = DTYPES[cast(Precision, spec.identity["precision"])], device
         self.model = pack_model(model, self._dtype, batch_size * tokens, device, self.mlps)

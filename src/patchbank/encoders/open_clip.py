@@ -21,8 +21,8 @@ from patchbank.encoders.base import Description, Encoder
 from patchbank.encoders.clip import Shape
 from patchbank.encoders.clip_files import CONFIG, VISUAL, Stated, load_state, marked_by_openai, shapes_in, stated_beside
 from patchbank.encoders.outputs import chosen, sized
-from patchbank.encoders.specs import RANDOM, FilesSpec
-from patchbank.encoders.weights import as_float32, guess, opened
+from patchbank.encoders.specs import RANDOM, FilesSpec, some_of
+from patchbank.encoders.weights import COUNT, as_float32, first_wrong, guess, opened
 from patchbank.errors import ConfigError, WeightsError, install
 from patchbank.features import Identity, Input
 
@@ -55,7 +55,7 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenCli
         tags = library.list_pretrained_tags_by_model(arch)
         made = library.get_pretrained_cfg(arch, tag)
     if not tag:
-        some = f"a tag ({', '.join(tags)}) as {PREFIX}{arch}:{tags[0]}, or " if tags else ""
+        some = f"a tag ({some_of(tags)}) as {PREFIX}{arch}:{tags[0]}, or " if tags else ""
         raise ConfigError(f"{found.name} does not say which weights: add {some}a file with --weights.")
     repo, _, name = made.get("hf_hub", "").rpartition("/")
     if not repo:
@@ -65,8 +65,6 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenCli
 
 def random(config: ExtractConfig) -> OpenClipSpec:
     """A model with random numbers. Raises ConfigError if it is unknown or no vision transformer."""
-    if config.checkpoints is not None:
-        raise ConfigError(f"--checkpoints is for OpenAI's models: leave it out with {config.model}.")
     arch, tag = _parsed(config.model)
     with _library() as library:
         settings, stated = _settings(library, arch, tag)
@@ -120,11 +118,9 @@ def names() -> Sequence[str]:
 def describe(name: str) -> Description | None:
     """One of them; None if it is no vision transformer that patchbank takes."""
     try:
-        found = random(ExtractConfig(model=name))
+        return random(ExtractConfig(model=name)).description(text=True)
     except ConfigError:
         return None
-    made = found.made
-    return Description(name, found.input.size, found.input.grid, made.dim or made.width, made.prefix, text=True)
 
 
 def encode_texts(spec: OpenClipSpec, texts: Sequence[str]) -> Tensor:
@@ -179,9 +175,9 @@ class OpenClipSpec(FilesSpec):
         assert path is not None
         state = load_state(path, VISUAL)
         self.check(path, {name: tuple(value.shape) for name, value in state.items()})
-        floats = {name for name, value in state.items() if value.is_floating_point()}  # and counts of batch norms
         return {
-            name: as_float32(path, VISUAL + name, value) if name in floats else value for name, value in state.items()
+            name: value if name.endswith(COUNT) else as_float32(path, VISUAL + name, value)
+            for name, value in state.items()
         }
 
     def check(self, path: Path, found: Mapping[str, tuple[int, ...]]) -> None:
@@ -190,14 +186,8 @@ class OpenClipSpec(FilesSpec):
         positions = found.get("positional_embedding", ())
         if self.shape and len(positions) == 2 and isqrt(positions[0] - 1) ** 2 == positions[0] - 1:
             expected["positional_embedding"] = (positions[0], self.shape.width)
-        if not found:
-            wrong = f"no parameter's name begins with {VISUAL!r}"
-        elif name := next((name for name, shape in expected.items() if found.get(name) != shape), None):
-            has = f"has the shape {found[name]}" if name in found else "is missing"
-            wrong = f"{VISUAL}{name} {has}, expected {expected[name]}"
-        elif extra := sorted(found.keys() - expected.keys()):
-            wrong = f"it has {len(extra)} more parameters, such as {VISUAL}{extra[0]}"
-        else:
+        wrong = first_wrong(expected, found, VISUAL) if found else f"no parameter's name begins with {VISUAL!r}"
+        if not wrong:
             return
         with opened(path) as (shapes, _):
             raise WeightsError(f"{path} does not hold the weights of {self.name}: {wrong}. {guess(shapes)}")
@@ -224,8 +214,10 @@ def _settings(library: Any, arch: str, tag: str) -> tuple[dict[str, Any], dict[s
         raise ConfigError(f"open_clip {library.__version__} has no model {arch!r}.{meant}")
     stated = dict(library.get_pretrained_cfg(arch, tag))
     if tag and not stated:
-        listed = ", ".join(library.list_pretrained_tags_by_model(arch))
-        raise ConfigError(f"open_clip's {arch} has no tag {tag!r}: it has {listed or 'none'}.")
+        tags = some_of(library.list_pretrained_tags_by_model(arch))
+        raise ConfigError(f"open_clip's {arch} has no tag {tag!r}: it has {tags}.")
+    if not isinstance(settings["vision_cfg"].get("layers", 12), int):
+        raise ConfigError(f"{PREFIX}{arch} is no vision transformer: it has no grid of patch tokens.")
     if _wrong_activation(library, arch, tag):
         raise ConfigError(
             f"{PREFIX}{arch}:{tag} was trained with QuickGELU, and open_clip's {arch} computes GELU. Use "
@@ -277,8 +269,6 @@ def _shape(name: str, settings: Mapping[str, Any]) -> Shape:
     """The shape of a standard vision transformer. Raises ConfigError if it is none, or not known."""
     vision = {key: value for key, value in settings["vision_cfg"].items() if key not in _IDLE and value}
     layers, width = vision.get("layers", 12), vision.get("width", 768)
-    if not isinstance(layers, int):
-        raise ConfigError(f"{name} is no vision transformer: it has no grid of patch tokens.")
     mean = vision.get("pool_type", "tok") == "avg"
     others = sorted(vision.keys() - _SHAPE)
     if vision.get("pool_type", "tok") not in ("tok", "avg") or (mean and not vision.get("final_ln_after_pool")):
@@ -331,7 +321,7 @@ def _of_timm(config: ExtractConfig, settings: dict[str, Any], own: Input, identi
         input=seen,
         outputs=chosen(config, config.model, made, seen),
         identity=identity,
-        products=timm.products_of(trunk, made, seen),
+        products=timm.products(trunk, made, seen),
         expected=expected,
     )
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Self
 
 from patchbank.encoders import hub
-from patchbank.encoders.base import Product, Progress
+from patchbank.encoders.base import Description, Product, Progress
 from patchbank.encoders.outputs import Architecture
 from patchbank.encoders.weights import sha256_of_weights
 from patchbank.errors import WeightsError
@@ -37,6 +39,11 @@ class FilesSpec:
     identity: Identity
     products: Sequence[Product]
     files: tuple[File, ...] = ()
+
+    def description(self, *, text: bool) -> Description:
+        """The model in a list of models; `text`: whether it has a text tower."""
+        made, size, grid = self.made, self.input.size, self.input.grid
+        return Description(self.name, size, grid, made.dim or made.width, made.prefix, text)
 
     def of(self, *files: File) -> Self:
         """The same with the weights of some files, which the identity names."""
@@ -77,6 +84,32 @@ class FilesSpec:
         if files and _weights_of(files) != self.identity["weights"]:
             raise WeightsError(f"{files[0]} holds other weights than when the run began.")
         return replace(self, files=files)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """A few names for a message, and how many more there are."""
+    more = len(names) - 5
+    return (", ".join(names[:5]) or "none") + f" and {more} more" * (more > 0)
+
+
+def products_of(
+    made: Input, width: int, before: int, layers: Iterable[tuple[int, int]], heads: Iterable[int]
+) -> list[Product]:
+    """The matrix products of one image in a vision transformer.
+
+    Args:
+        width: of its tokens.
+        before: tokens before those of the patches.
+        layers: the widths in and out of each linear layer that all tokens go through.
+        heads: of each attention.
+    """
+    patches = prod(made.patches)
+    tokens = before + patches
+    return [
+        Product(1, patches, 3 * made.patch**2, width),
+        *(Product(times, tokens, *shape) for shape, times in Counter(layers).items()),
+        *(Product(times, tokens, width // each, tokens, "attention", each) for each, times in Counter(heads).items()),
+    ]
 
 
 def _weights_of(files: Sequence[File]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from patchbank.encoders.clip_files import VISUAL, load_state
+from patchbank.encoders.quiet import quiet
 from patchbank.errors import ConfigError, WeightsError, first_line, install
 
 _TEXTS = f"Encoding texts needs open_clip: {install('text')}"
@@ -20,24 +19,9 @@ _TEXTS = f"Encoding texts needs open_clip: {install('text')}"
 _SMALL = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
 
 
-@contextlib.contextmanager
-def open_clip(missing: str = _TEXTS) -> Iterator[Any]:
-    """open_clip, without words of its own on the terminal. Raises ConfigError, `missing`, if it is not installed."""
-    logger, silent = logging.getLogger(), logging.NullHandler()
-    before = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import open_clip
-        except ImportError:
-            raise ConfigError(missing) from None
-        logger.addHandler(silent)  # without any, its first word would make one for the whole program
-        logging.disable(logging.CRITICAL)
-        try:
-            yield open_clip
-        finally:
-            logging.disable(before)
-            logger.removeHandler(silent)
+def open_clip(missing: str = _TEXTS) -> AbstractContextManager[Any]:
+    """open_clip, without words on the terminal: its own are the root logger's. Raises ConfigError as `quiet` does."""
+    return quiet("open_clip", missing, "", "timm", "transformers", "huggingface_hub")
 
 
 def settings_of(path: Path, activation: str) -> dict[str, Any]:

@@ -6,13 +6,9 @@ is asked for both, and timm's own path loads its weights.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
-import logging
-import warnings
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -27,8 +23,9 @@ from patchbank.encoders.base import Description, EncoderSpec, Product
 from patchbank.encoders.modules import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, chosen, sized
 from patchbank.encoders.packed import Mlps
-from patchbank.encoders.specs import RANDOM, FilesSpec
-from patchbank.encoders.weights import as_float32, guess, opened, read_state
+from patchbank.encoders.quiet import quiet
+from patchbank.encoders.specs import RANDOM, FilesSpec, products_of, some_of
+from patchbank.encoders.weights import COUNT, as_float32, first_wrong, guess, opened, read_state
 from patchbank.errors import ConfigError, WeightsError, first_line, install
 from patchbank.features import Input, Interpolation
 
@@ -47,6 +44,7 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> TimmSpe
         given = found.of(path)
         with opened(path) as (shapes, _):
             state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        _refuse_lost_projection(found, path, shapes)
         with torch.device("meta"):
             _filled(found, path, state)  # refuses a wrong file before the run begins
         return given
@@ -74,11 +72,9 @@ def names() -> Sequence[str]:
 def describe(name: str) -> Description | None:
     """One of them; None if it is no vision transformer."""
     try:
-        found = _described(ExtractConfig(model=name))
+        return _described(ExtractConfig(model=name)).description(text=False)
     except ConfigError:
         return None
-    made = found.made
-    return Description(name, found.input.size, found.input.grid, made.dim or made.width, made.prefix, text=False)
 
 
 class TimmSpec(FilesSpec):
@@ -99,10 +95,7 @@ class TimmSpec(FilesSpec):
             path = paths[0]
             assert path is not None
             state = read_state(path)
-            for name, value in state.items():
-                if value.is_floating_point():
-                    as_float32(path, name, value)
-            model = _filled(self, path, state).float()
+            model = _filled(self, path, state)
         resize(model, self.input.size)
         return TimmEncoder(self, self.made, model, device, batch_size)
 
@@ -153,11 +146,12 @@ def architecture(model: Any, size: tuple[int, int]) -> Architecture:
         cls = getattr(model, "cls_token", None) is not None
         width = tokens.shape[-1]
         if tokens.shape != (1, prefix + rows * columns, width) or model.forward_features(x).shape != tokens.shape:
-            raise ValueError(f"tokens of the shape {tuple(tokens.shape)}")
+            raise ValueError(f"tokens are {tuple(tokens.shape)}, and a grid {rows} x {columns}")
         projecting = is_projection(model)
         pooled = model.forward_head(tokens, pre_logits=not projecting)
     except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"{type(model).__name__} has no grid of patch tokens") from error
+        said = f" ({first_line(error)})" * isinstance(error, ValueError | AssertionError)  # often of its size
+        raise ValueError(f"{type(model).__name__} has no grid of patch tokens{said}") from error
     layers = {name: getattr(model, name, None) for name in ("norm", "attn_pool", "fc_norm", "head")}
     there = [name for name, layer in layers.items() if not isinstance(layer, nn.Identity | None)]
     if "attn_pool" not in there:
@@ -211,9 +205,6 @@ def _hidden(model: Any, x: Tensor, indices: Sequence[int]) -> list[Tensor]:
 
 def _described(config: ExtractConfig) -> TimmSpec:
     """A configuration's model, with random numbers. Raises ConfigError."""
-    for option, value in (("--activation", config.activation), ("--checkpoints", config.checkpoints)):
-        if value is not None:
-            raise ConfigError(f"{option} is for OpenAI's models: leave it out with {config.model}.")
     with _quiet() as timm:
         asked = config.model.removeprefix(PREFIX)
         name, made = asked, _pretrained(timm, asked)
@@ -222,7 +213,7 @@ def _described(config: ExtractConfig) -> TimmSpec:
         try:
             with torch.device("meta"):
                 model = timm.create_model(name)
-                if not is_projection(model):
+                if not is_projection(model) and hasattr(model, "reset_classifier"):
                     model.reset_classifier(0)  # which many files of weights lack, and nothing needs
             size = tuple(model.pretrained_cfg["input_size"][-2:])
             own = architecture(model, size)
@@ -253,7 +244,7 @@ def _described(config: ExtractConfig) -> TimmSpec:
         input=seen,
         outputs=chosen(config, config.model, own, seen),
         identity={"family": "timm", "model": PREFIX + name, "weights": RANDOM, "precision": config.precision},
-        products=products_of(model, own, seen),
+        products=products(model, own, seen),
     )
 
 
@@ -266,20 +257,17 @@ def _pretrained(timm: Any, name: str) -> Any:
         meant = f" Did you mean {' or '.join(PREFIX + each for each in near)}?" if near else ""
         raise ConfigError(f"timm {timm.__version__} has no model {known!r}.{meant}")
     if tag and name not in (tagged := timm.list_models(f"{known}.*", include_tags=True)):
-        listed = ", ".join(each.partition(".")[2] for each in tagged if each.partition(".")[0] == known and "." in each)
-        raise ConfigError(f"timm's {known} has no tag {tag!r}: it has {listed or 'none'}.")
+        tags = [each.partition(".")[2] for each in tagged if each.partition(".")[0] == known and "." in each]
+        raise ConfigError(f"timm's {known} has no tag {tag!r}: it has {some_of(tags)}.")
     return timm.models.get_pretrained_cfg(name)
 
 
-def products_of(model: Any, made: Architecture, seen: Input) -> list[Product]:
+def products(model: Any, made: Architecture, seen: Input) -> list[Product]:
     """The matrix products of one image."""
-    patches = (seen.size[0] // seen.patch) * (seen.size[1] // seen.patch)
-    tokens, heads = made.prefix + patches, model.blocks[0].attn.num_heads
-    layers = Counter((x.in_features, x.out_features) for x in model.blocks.modules() if isinstance(x, nn.Linear))
-    products = [Product(1, patches, 3 * seen.patch**2, made.width)]
-    products += [Product(times, tokens, *shape) for shape, times in layers.items()]
-    products.append(Product(made.blocks, tokens, made.width // heads, tokens, "attention", heads))
-    return products + [Product(1, tokens, made.width, made.dim)] * bool(made.projection)
+    parts = list(model.blocks.modules())
+    layers = [(each.in_features, each.out_features) for each in parts if isinstance(each, nn.Linear)]
+    heads = [each.num_heads for each in parts if hasattr(each, "num_heads")]
+    return products_of(seen, made.width, made.prefix, layers + [(made.width, made.dim)] * bool(made.projection), heads)
 
 
 def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
@@ -294,24 +282,33 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
 
         def load_state_dict(self: nn.Module, loaded: dict[str, Tensor], **_: Any) -> Any:
             # timm is not strict where it drops a classifier, and that has gone by now.
-            if wrong := _wrong({name: tuple(x.shape) for name, x in self.state_dict().items()}, loaded):
+            expected, found = (
+                {name: tuple(x.shape) for name, x in each.items()} for each in (self.state_dict(), loaded)
+            )
+            if wrong := first_wrong(expected, found):
                 raise _WrongError(wrong)
-            return nn.Module.load_state_dict(self, loaded, assign=True)
+            floats = {name: x if name.endswith(COUNT) else as_float32(path, name, x) for name, x in loaded.items()}
+            return nn.Module.load_state_dict(self, floats, assign=True)
 
         builder: Any = import_module("timm.models._builder")
+        eva: Any = import_module("timm.models.eva")
         load_pretrained = builder.load_pretrained
         # timm calls this within `create_model`, and logs what is missing instead of raising it.
         kind.load_state_dict = load_state_dict
         # A hybrid's backbone is in the file, and would be looked for on the hub.
         builder.load_pretrained = lambda made, **rest: type(made) is kind and load_pretrained(made, **rest)
+        eva.print = lambda *_: None  # of an error that it expects
         try:
             with WithoutInitialNumbers():  # type: ignore[no-untyped-call]
                 model = timm.create_model(
                     found.model,
                     pretrained=True,
-                    pretrained_cfg_overlay={"state_dict": state},
+                    # Whatever the tensors are, timm must not go on to those of the hub.
+                    pretrained_cfg_overlay={"state_dict": state, **dict.fromkeys(("hf_hub_id", "url", "file"))},
                     **_classes(found.made),
                 )
+        except WeightsError:
+            raise
         except Exception as error:  # of a filter that finds other names than it knows
             wrong = str(error) if isinstance(error, _WrongError) else f"timm cannot convert it ({first_line(error)})"
             kind_of_file = guess({name: tuple(x.shape) for name, x in state.items()})
@@ -319,8 +316,21 @@ def _filled(found: TimmSpec, path: Path, state: dict[str, Tensor]) -> Any:
         finally:
             del kind.load_state_dict
             builder.load_pretrained = load_pretrained
+            del eva.print
     model.pretrained_cfg.pop("state_dict")  # copies
     return model
+
+
+def _refuse_lost_projection(found: TimmSpec, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise WeightsError if a file has CLIP's projection, and the model's tag a classifier in its place."""
+    arch = found.model.partition(".")[0]
+    rows = [shape[0] for name, shape in shapes.items() if name.endswith("head.weight") and len(shape) == 2]
+    joint = "visual.proj" in shapes or any(each % 64 == 0 for each in rows)
+    if joint and "_clip_" in arch and _classes(found.made):
+        with _quiet() as timm:
+            tags = [each for each in timm.list_models(f"{arch}.*", include_tags=True) if "_ft_" not in each]
+        use = f"use --model {PREFIX}{tags[0]}" if tags else "use another model"
+        raise WeightsError(f"{path} holds CLIP's projection, and {found.name} has a classifier in its place: {use}.")
 
 
 def _classes(made: Architecture) -> dict[str, int]:
@@ -330,17 +340,6 @@ def _classes(made: Architecture) -> dict[str, int]:
 
 class _WrongError(Exception):
     """Why tensors are not a model's."""
-
-
-def _wrong(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> str:
-    """The first wrong parameter; empty if there is none."""
-    for name, shape in expected.items():
-        if name not in found:
-            return f"{name} is missing"
-        if tuple(found[name].shape) != shape:
-            return f"{name} has the shape {tuple(found[name].shape)}, expected {shape}"
-    more = sorted(found.keys() - expected.keys())
-    return f"it has {len(more)} more parameters, such as {more[0]}" if more else ""
 
 
 class WithoutInitialNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -354,21 +353,6 @@ class WithoutInitialNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
+def _quiet() -> AbstractContextManager[Any]:
     """timm, without words of its own on the terminal. Raises ConfigError if it is not installed."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL)
-        try:
-            import timm
-            import timm.data
-            import timm.models
-        except ImportError as error:
-            raise ConfigError(f"--model timm/... needs timm: {install('timm')}") from error
-        try:
-            yield timm
-        finally:
-            logger.setLevel(level)
+    return quiet("timm", f"--model timm/... needs timm: {install('timm')}", "timm")

@@ -134,7 +134,7 @@ class VisionTransformer(nn.Module):
         """
         super().__init__()
         self.outputs, self.patch_size = outputs, made.patch
-        self.grid = made.size[0] // made.patch, made.size[1] // made.patch
+        self.grid = made.patches
         std = torch.tensor(made.std).double().view(3, 1, 1)  # as float32 has them: OpenAI's loader divides in float32
         mean = 255 * torch.tensor(made.mean).double().view(3, 1, 1)
         whole = mean.round()

@@ -9,15 +9,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchbank.errors import WeightsError
+from patchbank.errors import WeightsError, printable
 from patchbank.files import LFS_POINTER, open_regular, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+COUNT = "num_batches_tracked"  # how the names of a batch norm's counts end: whole numbers
 _DTYPES = frozenset({"float32", "bfloat16", "float16", "float64"})
 
 
@@ -53,7 +55,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[s
 
     Reads ``.safetensors``, ``torch.save``'s state dicts, also within a training checkpoint, and TorchScript archives.
 
-    Raises WeightsError if it is none of these, or a part of one.
+    Raises WeightsError if it is none of these, a part of one, or holds no tensors.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -61,16 +63,31 @@ def opened(path: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[s
 
     try:
         refuse_pointer(path)
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             with safe_open(path, "pt") as file:
                 # A tensor of safetensors is mapped from the file, and would change with it.
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-                yield shapes, lambda name: file.get_tensor(name).clone()
+                yield _checked(path, shapes), lambda name: file.get_tensor(name).clone()
         else:
             with Archive(path) as archive:
-                yield archive.shapes(), archive.get_tensor
+                yield _checked(path, archive.shapes()), archive.get_tensor
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} cannot be read as a checkpoint ({error}). Was its download cut short?") from error
+
+
+def is_safetensors(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() == ".safetensors"
+
+
+def _checked(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The same. Raises WeightsError if there are no tensors, or one has a shape or a name that no model's has."""
+    if not shapes:
+        raise WeightsError(f"{path} holds no tensors: give a file of weights.")
+    for name, shape in shapes.items():
+        if not name.isprintable() or prod(max(1, side) for side in shape) >> 60:  # an empty one too
+            raise WeightsError(f"{path} is damaged: it has a tensor {printable(name)} of the shape {shape}.")
+    return shapes
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -88,11 +105,21 @@ def as_float32(path: Path, name: str, value: Tensor) -> Tensor:
             f"{path}: {name} holds {dtype} numbers. Use a checkpoint that is "
             "not quantised: in float32, bfloat16 or float16."
         )
-    if not torch.isfinite(value.float()).all():
+    if not value.is_meta and not torch.isfinite(value.float()).all():
         raise WeightsError(
             f"{path} is damaged: {name} holds NaN or Inf, or a number too large for float32. Use another checkpoint."
         )
     return value.float()
+
+
+def first_wrong(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], prefix: str = "") -> str:
+    """The first parameter that is not a model's, of names after a prefix; empty if there is none."""
+    for name, shape in expected.items():
+        if found.get(name) != shape:
+            has = f"has the shape {found[name]}, expected {shape}" if name in found else "is missing"
+            return f"{prefix}{name} {has}"
+    more = sorted(found.keys() - expected.keys())
+    return f"it has {len(more)} more parameters, such as {prefix}{more[0]}" if more else ""
 
 
 def guess(shapes: Mapping[str, tuple[int, ...]]) -> str:

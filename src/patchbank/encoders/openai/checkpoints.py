@@ -19,7 +19,7 @@ from patchbank.encoders.base import Progress
 from patchbank.encoders.clip_files import CONFIG, load_state, marked_by_openai, stated_beside
 from patchbank.encoders.openai.registry import HEAD, MEAN, MODELS, STD, Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half
-from patchbank.encoders.weights import as_float32, refuse_pointer, sha256_of_weights
+from patchbank.encoders.weights import as_float32, first_wrong, refuse_pointer, sha256_of_weights
 from patchbank.errors import WeightsError
 from patchbank.files import (
     fsync_directory,
@@ -213,12 +213,7 @@ def holds_halves(parameters: Mapping[str, Tensor]) -> bool:
 def _check_shapes(model: Model, path: Path, visual: dict[str, Tensor]) -> None:
     expected = expected_shapes(model)
     found = {name: tuple(value.shape) for name, value in visual.items()}
-    if name := next((name for name, shape in expected.items() if found.get(name) != shape), None):
-        has = f"has the shape {found[name]}" if name in found else "is missing"
-        wrong = f"visual.{name} {has}, expected {expected[name]}"
-    elif extra := sorted(found.keys() - expected.keys()):
-        wrong = f"it has {len(extra)} more parameters, such as visual.{extra[0]}"
-    else:
+    if not (wrong := first_wrong(expected, found, "visual.")):
         return
     match = next((each.name for each in MODELS.values() if expected_shapes(each) == found), None)
     guess = f"By its shapes it is a {match}. " if match else ""

@@ -19,7 +19,7 @@ from patchbank.config import ExtractConfig
 from patchbank.encoders.base import Description
 from patchbank.encoders.outputs import chosen, sized
 from patchbank.encoders.specs import RANDOM, FilesSpec
-from patchbank.encoders.transformers.configuration import PREFIX, checked, class_of, installed, quiet, reading
+from patchbank.encoders.transformers.configuration import PREFIX, checked, class_of, installed, reading
 from patchbank.encoders.transformers.place import Place
 from patchbank.encoders.transformers.processor import input_of
 from patchbank.encoders.transformers.tower import Tower, TransformersEncoder, facts
@@ -48,17 +48,18 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> Transfo
 
 def random(config: ExtractConfig) -> TransformersSpec:
     """A model with random weights, of which only the config.json is needed. Raises as `encoders.random` does."""
-    name, library, place = config.model, installed(), Place.of(config)
-    data = checked(name, place.read("config.json"))
-    with quiet(library), reading("config.json", name), torch.device("meta"):
-        model_class, built = class_of(library, data)
-        tower = Tower.of(model_class(built).eval())
-    own, cover = input_of(library, name, place, tower.patch)
-    made = sized(config, name, own, own.size[0] / cover[0])
-    if made.size == own.size and cover != own.size:
-        made = replace(made, cover=cover)
-    with quiet(library):
-        architecture, products = facts(name, tower, made.size, own.size)
+    name = config.model
+    with installed() as library:
+        place = Place.of(config)
+        data = checked(name, place.read("config.json"))
+        with reading("config.json", name), torch.device("meta"):
+            model_class, built = class_of(library, data)
+            tower = Tower.of(model_class(built).eval())
+        own, cover = input_of(library, name, place, tower.patch)
+        made = sized(config, name, own, own.size[0] / cover[0])
+        if made.size == own.size and cover != own.size:
+            made = replace(made, cover=cover)
+        architecture, products = facts(name, tower, made, own.size)
     said = json.dumps({key: value for key, value in data.items() if key != "text_config"}, sort_keys=True)
     identity = {
         **{"family": "transformers", "model": name, "weights": RANDOM},
@@ -80,7 +81,8 @@ def random(config: ExtractConfig) -> TransformersSpec:
 
 def names() -> Sequence[str]:
     """The tested models: nothing lists the hub's repositories without a network."""
-    installed()
+    with installed():
+        pass
     return [PREFIX + name for name in TESTED]
 
 
@@ -90,8 +92,7 @@ def describe(name: str) -> Description | None:
         size, patch, dim, prefix, text = known
         return Description(name, (size, size), (size // patch, size // patch), dim, prefix, text)
     found = random(ExtractConfig(model=name))
-    made, text = found.made, found.config["model_type"] in _TEXTS
-    return Description(name, found.input.size, found.input.grid, made.dim or made.width, made.prefix, text)
+    return found.description(text=found.config["model_type"] in _TEXTS)
 
 
 def encode_texts(spec: TransformersSpec, texts: Sequence[str]) -> Tensor:
@@ -101,8 +102,8 @@ def encode_texts(spec: TransformersSpec, texts: Sequence[str]) -> Tensor:
     """
     if spec.config["model_type"] not in _TEXTS:
         raise ConfigError(f"--text needs a model with a text tower, such as ViT-B/16: {spec.name} has none.")
-    found, library = spec.obtain(), installed()
-    with quiet(library):
+    found = spec.obtain()
+    with installed() as library:
         model = _loaded(library, found)
         longest = model.config.text_config.max_position_embeddings
         try:
@@ -134,8 +135,8 @@ class TransformersSpec(FilesSpec):
 
     def load(self, device: torch.device, batch_size: int) -> TransformersEncoder:
         """Load the weights. Raises WeightsError if they are damaged or another model's."""
-        found, library = self.obtain(), installed()
-        with quiet(library):
+        found = self.obtain()
+        with installed() as library:
             return TransformersEncoder(found, found.made, _loaded(library, found), device, batch_size)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from patchbank.encoders.quiet import quiet
 from patchbank.errors import ConfigError, WeightsError, first_line, install
 
 PREFIX = "transformers/"
@@ -29,32 +29,19 @@ _IGNORED = (
 )
 
 
-def installed() -> Any:
-    """transformers. Raises ConfigError if it is not installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import transformers
-        except ImportError:
-            raise ConfigError(f"--model {PREFIX}... needs transformers: {install('transformers')}") from None
-    return transformers
-
-
 @contextlib.contextmanager
-def quiet(library: Any) -> Iterator[None]:
-    """Without the library's words and bars on the terminal."""
-    logging = library.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+def installed() -> Iterator[Any]:
+    """transformers, without its words and bars on the terminal. Raises ConfigError if it is not installed."""
+    missing = f"--model {PREFIX}... needs transformers: {install('transformers')}"
+    with quiet("transformers", missing, "transformers") as library:
+        logging = library.utils.logging
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            yield library
+        finally:
+            if bars:
+                logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

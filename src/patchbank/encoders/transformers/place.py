@@ -47,13 +47,6 @@ class Place:
                 f"There is no model {config.model!r}: name a repository of the Hugging Face hub, such as "
                 f"{PREFIX}facebook/dinov2-base."
             )
-        for name, given in (
-            ("--activation", config.activation),
-            ("--checkpoints", config.checkpoints),
-            ("--round-weights", config.round_weights),
-        ):
-            if given:
-                raise ConfigError(f"{name} is for OpenAI's models, and {config.model} is none: leave it out.")
         given = config.weights and config.weights.absolute()
         if given is not None and given.is_dir():
             return cls(repo, directory=given)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchbank.encoders.transformers.configuration import quiet, reading
+from patchbank.encoders.transformers.configuration import reading
 from patchbank.encoders.transformers.place import Place
 from patchbank.errors import ConfigError
 from patchbank.features import Input, Interpolation, Rgb
@@ -39,7 +39,7 @@ def input_of(library: Any, name: str, place: Place, patch: int) -> tuple[Input, 
     plain = re.sub("(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", kind)
     if plain not in _PROCESSORS:
         raise ConfigError(f"{name} prepares images by {kind}, which patchbank does not know.")
-    with quiet(library), reading("preprocessor_config.json", name):
+    with reading("preprocessor_config.json", name):
         # Pillow's, if there is one: DINOv3's is made for torchvision alone.
         ends = ("Pil", "", "Fast")
         processor = next(filter(None, (getattr(library, f"{plain}ImageProcessor{end}", None) for end in ends)))

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Collection, Mapping
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from patchbank.encoders.base import EncoderSpec, Product
 from patchbank.encoders.modules import LibraryEncoder
 from patchbank.encoders.outputs import Architecture, block_of
+from patchbank.encoders.specs import products_of
 from patchbank.errors import ConfigError, first_line
+from patchbank.features import Input
 
 # Names of layers in the towers.
 _NORMS = ("post_layernorm", "layernorm", "norm", "rms_norm")
@@ -57,7 +60,7 @@ class Tower(NamedTuple):
         lists = (each for each in tower.modules() if isinstance(each, nn.ModuleList) and len(each) == count)
         blocks = next(lists, None)
         sides = set(patch) if isinstance(patch, list | tuple) else {patch}
-        if blocks is None or len(sides) != 1:
+        if not blocks or len(sides) != 1:
             raise ValueError("it has no blocks, or patches that are no squares")
         layers = dict(tower.named_children())
         norm, pooler = (next((each for each in known if each in layers), "") for known in (_NORMS, _POOLERS))
@@ -74,7 +77,9 @@ class Tower(NamedTuple):
 
     def __call__(self, x: Tensor) -> Any:
         """The library's output of a batch (B, 3, h, w)."""
-        options = dict(self.options)
+        own = self.module.config.image_size
+        own = list(own) if isinstance(own, list | tuple) else [own, own]
+        options = dict(self.options) if list(x.shape[2:]) != own else {}  # it fails at one that is not square
         if hasattr(self.module.config, "mask_ratio"):  # ViTMAE shuffles patches by this noise: in their order
             tokens = (x.shape[2] // self.patch) * (x.shape[3] // self.patch)
             options["noise"] = torch.arange(tokens, device=x.device).expand(len(x), -1)
@@ -128,12 +133,12 @@ class TransformersEncoder(LibraryEncoder):
         return self.project(self._pooler_output)
 
 
-def facts(name: str, tower: Tower, size: tuple[int, int], own: tuple[int, int]) -> tuple[Architecture, list[Product]]:
-    """What a tower on the meta device computes of inputs of (h, w) pixels, where its own are `own`.
+def facts(name: str, tower: Tower, seen: Input, own: tuple[int, int]) -> tuple[Architecture, list[Product]]:
+    """What a tower on the meta device computes of an input, where its own is of `own`, (h, w) pixels.
 
     Raises ConfigError if it does not.
     """
-    config = tower.module.config
+    size = seen.size
     try:
         with torch.no_grad():  # other tensors are not on the meta device: the library keeps some for later passes
             last, pooled = _blank(tower, torch.empty(1, 3, *size, device="meta"))
@@ -149,8 +154,7 @@ def facts(name: str, tower: Tower, size: tuple[int, int], own: tuple[int, int]) 
             f"{name} cannot be used: transformers itself fails at its own size, {pixels} ({first_line(error)})."
         ) from error
     _, tokens, width = last.shape
-    patches = (size[0] // tower.patch) * (size[1] // tower.patch)
-    prefix = tokens - patches
+    prefix = tokens - prod(seen.patches)
     embedded = (each for each, _ in tower.module.named_parameters() if not each.startswith(_POOLERS))
     cls = any(map(_CLS.search, embedded))
     if prefix < cls:
@@ -169,13 +173,9 @@ def facts(name: str, tower: Tower, size: tuple[int, int], own: tuple[int, int]) 
         pooled=features,
         pooling=", ".join(filter(None, layers)) if features else "",
     )
-    blocks, heads = len(tower.blocks), config.num_attention_heads
-    linear = [each for each in tower.blocks[0].modules() if isinstance(each, nn.Linear)]
-    return made, [
-        Product(1, patches, 3 * tower.patch**2, width),
-        *(Product(blocks, tokens, each.in_features, each.out_features) for each in linear),
-        Product(blocks, tokens, width // heads, tokens, "attention", heads),
-    ]
+    linear = [(each.in_features, each.out_features) for each in tower.blocks.modules() if isinstance(each, nn.Linear)]
+    heads = [tower.module.config.num_attention_heads] * made.blocks
+    return made, products_of(seen, width, prefix, linear + [(width, features)] * joint, heads)
 
 
 def _blank(tower: Tower, x: Tensor) -> tuple[Tensor, Tensor | None]:
