@@ -184,6 +184,13 @@ def test_growth_without_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert steps["resume"]["unit_bytes"] > steps["plan"]["unit_bytes"] + 634 * 64
 
 
+def test_boxes(run: Run, tmp_path: Path) -> None:
+    result = run("boxes", "--images", 300, "--boxes", 2, "--directory", tmp_path)
+    assert result["boxes"] == 600 and list(result["results"]) == ["coco", "lines", "pickle"]
+    assert all(row["peak_mb"] > row["before_mb"] > 0 for row in result["results"].values())
+    assert not list(tmp_path.iterdir())
+
+
 def test_page(run: Run, tmp_path: Path) -> None:
     # In a thread of its own: other tests' browser keeps this one, of which Playwright's is one at a time.
     arguments = ("--model", "tiny", "--keys", 20, "--samples", "4,30", "--directory", tmp_path)

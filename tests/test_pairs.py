@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,12 +17,22 @@ from torch import Tensor
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.regions import regions_by_image
 from patchbank.datasets.boxes import annotated_pairs
+from patchbank.datasets.example import write_sample
 from patchbank.datasets.samples import image_size
 from patchbank.encoders.openai.registry import MODELS
 from patchbank.errors import ConfigError
 from tests.faults.processes import Run, run
 from tests.reference.original import Original
-from tests.support import contents, every_kind, no_leftovers, patchbank, photographs, relative_error, write_json
+from tests.support import (
+    REPOSITORY,
+    contents,
+    every_kind,
+    no_leftovers,
+    patchbank,
+    photographs,
+    relative_error,
+    write_json,
+)
 
 BOUND = 2e-6
 Pair = tuple[Sequence[float], Sequence[float]]
@@ -230,3 +242,22 @@ def test_what_does_not_go_together(tmp_path: Path, tiny_config: ExtractConfig) -
     with pytest.raises(ConfigError, match="crop: pad, squash or context"):
         ExtractConfig(crop="around")
     assert not (tmp_path / "bank").exists()
+
+
+@pytest.mark.full
+def test_the_example_draws_the_nearest_pairs(tmp_path: Path, tiny_weights: Path) -> None:
+    write_sample(tmp_path)
+    for dataset, split, count in (("hicodet", "test", 4), ("vcoco", "train", 2)):
+        bank, sheet = tmp_path / f"{dataset}-pairs", tmp_path / f"{dataset}.png"
+        run = ("extract", "pairs", dataset, "--split", split, "--root", tmp_path, "--model", "tiny")
+        patchbank(*run, "--weights", tiny_weights, "--out", bank, check=0)
+        command = [sys.executable, "-W", "error", REPOSITORY / "examples/find_pairs.py", bank, "--root", tmp_path]
+        done = subprocess.run([*map(str, command), "--out", str(sheet)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        rows = [line for line in done.stdout.splitlines() if ", pair " in line]
+        assert len(rows) == count and rows[0].lstrip().startswith("+1.000")
+        with Image.open(sheet) as picture:
+            assert picture.width > picture.height > 300
+    command.insert(command.index(bank) + 1, "nowhere.jpg")
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "has no pair 0 of nowhere.jpg" in done.stderr

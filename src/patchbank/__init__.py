@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from patchbank.pool import pool_regions as pool_regions
     from patchbank.show.page import write_report as write_report
     from patchbank.show.showing import show_features as show_features
+    from patchbank.statistics import ClassStatistics as ClassStatistics
+    from patchbank.statistics import region_statistics as region_statistics
     from patchbank.train import FeatureDataset as FeatureDataset
     from patchbank.train import RandomHorizontalFlip as RandomHorizontalFlip
     from patchbank.train import collate as collate
@@ -53,6 +55,7 @@ _NAMES = {
     "pool": ["global_context", "pool_regions"],
     "show.page": ["write_report"],
     "show.showing": ["show_features"],
+    "statistics": ["ClassStatistics", "region_statistics"],
     "train": ["FeatureDataset", "RandomHorizontalFlip", "collate", "horizontal_flip"],
     "transform": ["ImageTransform"],
 }

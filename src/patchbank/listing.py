@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from patchbank.bank.runs import remembered_images
 from patchbank.config import ARCHIVES, BOXES, as_path, option
 from patchbank.errors import ConfigError, DatasetError, PatchbankError
 from patchbank.locations import is_remote, locate
+from patchbank.regions import GRID_CUT, image_of
 
 if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from patchbank.datasets.hoi import HOIAnnotations
 
 _DATA = "Data"
+_SIZES = 64  # of images that are remembered, while threads ask for those of their regions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +62,13 @@ class Listing(ListingOptions):
 
     Attributes:
         options: the command's options that name these images; empty if none were needed.
+        of_pairs: whether the bank holds the regions of their annotated pairs.
+        digest: of the bank's regions (`Manifest.regions`); empty if it is unknown.
     """
 
     options: str = ""
+    of_pairs: bool = False
+    digest: str = ""
 
     @property
     def named(self) -> str:
@@ -83,9 +90,13 @@ class Listing(ListingOptions):
         return find_annotations(self.dataset, self.root or Path(), self.split or "")
 
     def keys(self) -> list[str]:
-        """Every listed image once. Raises DatasetError."""
-        from patchbank.datasets import read_file_names
+        """Every listed image once; of pairs, every region. Raises DatasetError."""
+        from patchbank.datasets import load_dataset, read_file_names
 
+        if self.of_pairs:
+            name, split = (self.dataset, self.split) if self.dataset else ("hicodet", "train")  # whose pairs are alike
+            listed = load_dataset(name, self.root or Path(), split, annotations=self.annotations)
+            return [sample.key for sample in self._regions(listed).samples]
         if self.dataset == "folder":
             return [sample.key for sample in self.load().samples]
         return list(dict.fromkeys(read_file_names(self.source)))
@@ -98,7 +109,24 @@ class Listing(ListingOptions):
         images = self.images
         if images is None and self.dataset in IMAGES:
             images = (self.root or Path()) / IMAGES[self.dataset][self.split or ""]
-        return None if images is None or is_remote(images) else lambda key: image_size(images / key)
+        if images is None or is_remote(images):
+            return None
+        if self.of_pairs:
+            of_image = lru_cache(_SIZES)(lambda image: image_size(images / image))  # one after the other
+            return lambda key: of_image(image_of(key))
+        return lambda key: image_size(images / key)
+
+    def _regions(self, dataset: Dataset) -> Dataset:
+        """The regions of a dataset's pairs. Raises DatasetError if they are not the bank's."""
+        from patchbank.datasets.boxes import annotated_pairs, digest
+
+        found = annotated_pairs(dataset)
+        if self.digest and digest(found.samples) != self.digest:
+            raise DatasetError(
+                f"The bank holds other regions than the annotated pairs in {dataset.annotations}: of another file, or "
+                "of a detector's boxes."
+            )
+        return found
 
     def pairs(self) -> HOIAnnotations:
         """The annotated pairs; images need not exist. Raises DatasetError, and ConfigError for a folder."""
@@ -109,7 +137,10 @@ class Listing(ListingOptions):
         return read_hoi(self.source)
 
     def load(self) -> Dataset:
-        """The dataset with its images. Raises DatasetError if they do not exist, ConfigError on a wrong split."""
+        """The dataset with its images, or its regions.
+
+        Raises DatasetError if they do not exist, or are not the bank's; ConfigError on a wrong split.
+        """
         from patchbank.datasets import load_dataset
 
         if self.dataset == "folder":
@@ -119,9 +150,10 @@ class Listing(ListingOptions):
             return found
         if self.dataset is None:
             raise ConfigError("An annotation file alone does not say where the images are: add --dataset.")
-        return load_dataset(
+        found = load_dataset(
             self.dataset, self.root or Path(), self.split, images=self.images, annotations=self.annotations
         )
+        return self._regions(found) if self.of_pairs else found
 
 
 def find_listing(
@@ -152,7 +184,14 @@ def find_listing(
                 "is missing."
             )
         return None
+    if needed_by and manifest is not None and manifest.input.cut == GRID_CUT:
+        raise ConfigError(
+            f"{needed_by} encodes images, and {bank} was pooled from a bank of them. `patchbank extract regions` with "
+            "that bank makes what is missing."
+        )
     found = _find_listing(bank, manifest, asked, recall)
+    if found is not None and manifest is not None and manifest.input.cut:
+        found = _of_pairs(found, manifest)
     if needed_by and manifest is not None and manifest.dataset in ARCHIVES:
         raise ConfigError(
             f"{needed_by} does not read {manifest.dataset} files. `patchbank extract {manifest.dataset}` with the same "
@@ -162,6 +201,19 @@ def find_listing(
         folder = " --images DIR, or" if manifest is None else ""
         raise ConfigError(f"{needed_by} needs the images: add{folder}{options_needed(manifest)}.")
     return found
+
+
+def _of_pairs(found: Listing, manifest: Manifest) -> Listing | None:
+    """The listing of a bank of regions; None if they are not those of annotated pairs, as far as is known."""
+    listing = replace(found, of_pairs=True, digest=manifest.regions)
+    if found.dataset == "folder":
+        return None
+    if not found.options:
+        try:
+            listing.keys()
+        except DatasetError:
+            return None
+    return listing
 
 
 def load_if_found(found: Listing | None, note: Callable[[str], None] = lambda _: None) -> Dataset | None:
@@ -243,6 +295,8 @@ def _words(given: Mapping[str, object]) -> str:
 
 def options_needed(manifest: Manifest | None) -> str:
     """For a message: the options that would name the images, for the user to fill in."""
+    if manifest is not None and manifest.dataset == BOXES:
+        return ""
     if manifest is not None and manifest.dataset == "folder":
         return " --images DIR"
     if manifest is not None and manifest.dataset in ARCHIVES:

@@ -14,11 +14,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from patchbank import ExtractConfig, RegionFeatures, extract, load_dataset, open_bank, open_regions
+from patchbank.bank.convert import convert
 from patchbank.bank.payload import Feature
-from patchbank.bank.storage import Storage
+from patchbank.bank.storage import ObjectStorage, Storage
 from patchbank.bank.writer import BankWriter
 from patchbank.datasets.boxes import annotated_pairs
 from patchbank.errors import BankError, KeyNotInBank
+from patchbank.locations import locate
 from patchbank.regions import Region
 from tests.support import PAIRS, pairs_root, tiny_manifest
 
@@ -129,6 +131,46 @@ def test_an_image_is_read_with_few_reads(root: Path, monkeypatch: pytest.MonkeyP
     assert len(asked) == 2 * len({name for name, _ in asked}) == 4  # two outputs, two shards
     mapped = open_regions(root / "bank")["z.jpg"]
     assert all(torch.equal(value.features[name], mapped.features[name]) for name in mapped.features)
+
+
+def test_a_store_is_asked_once_for_an_image_and_a_cache_keeps_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "memory://patchbank/regions"
+    convert(open_bank(root / "bank"), locate(url), "shards", shard_size=1 << 20)
+    asked: list[int] = []
+    whole = ObjectStorage.read
+    monkeypatch.setattr(
+        ObjectStorage, "read", lambda self, name, start, stop: asked.append(start) or whole(self, name, start, stop)
+    )
+    regions = open_regions(open_bank(url, cache=tmp_path), output="cls")
+    asked.clear()
+    first, again = regions["z.jpg"], regions["z.jpg"]
+    assert len(asked) == 1
+    kept = sorted(tmp_path.rglob("*.cls"))
+    assert len(kept) == 8  # of ten, two boxes are equal
+    kept[3].write_bytes(b"half")
+    assert len(asked) == 1
+    third = regions["z.jpg"]
+    assert len(asked) == 2
+    for value in (first, again, third):
+        assert torch.equal(value.features["cls"], open_regions(root / "bank")["z.jpg"].features["cls"])
+    assert torch.equal(regions.bank.cls("z.jpg#human-1"), first.features["cls"][4])  # by itself, from the cache
+    assert len(asked) == 2
+
+
+def test_rows_move_while_a_run_completes_the_bank(tmp_path: Path) -> None:
+    keys = [f"a.jpg#box-{number}" for number in range(5)]
+    made = tiny_manifest("shards")
+    made = replace(made.with_outputs(["cls"]), input=replace(made.input, cut="pad"))
+    features = [Feature(key, {"cls": torch.randn(32)}, (9, 9), Region((0, 0, 9, 9))) for key in keys]
+    with BankWriter(tmp_path / "bank", made, keys) as writer:
+        writer.add(features[1::2], [])
+    bank = open_bank(tmp_path / "bank")  # rows 0 and 1, which become 1 and 3
+    with BankWriter(tmp_path / "bank", made, keys) as writer:
+        writer.add(features[::2], [])
+    assert torch.equal(bank.stack(keys[1::2]), torch.stack([each.outputs["cls"] for each in features[1::2]]))
+    assert bank.stack([]).shape == (0, 32)
 
 
 def test_a_detectors_boxes(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +91,29 @@ def test_boxes_without_a_feature_are_failures(root: Path, tiny_weights: Path) ->
     assert "identify" in bank.failures["photo_0001.jpg#box-0"]
 
 
+def test_a_detectors_boxes(root: Path, tiny_weights: Path) -> None:
+    """Those of images that the bank lacks are left out, with a word; the images themselves are not needed."""
+    source = extracted(root, tiny_weights, "--resize", "squash")
+    boxes = [[1.5, 2, 50, 60], [0, 0, 20, 20], [5, 5, 80, 90.25]]
+    names = [*open_bank(source)][:3]
+    lines = [{"file_name": name, "boxes": boxes, "labels": [0, 4, 16], "scores": [0.9, 0.1, 0.5]} for name in names]
+    lines.append({"file_name": "nowhere.jpg", "boxes": boxes})
+    (root / "found.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    shutil.rmtree(root / IMAGES)
+    command = ("extract", "regions", source, "--boxes", root / "found.jsonl", "--min-score", 0.2, "--out", root / "out")
+    done = patchbank(*command, check=0)
+    assert "the boxes of 1 image that" in done.stderr
+    bank = open_bank(root / "out")
+    assert [*bank.in_order()] == [f"{name}#box-{number}" for name in names for number in (0, 2)]
+    assert bank.region(f"{names[1]}#box-2") == Region((5, 5, 80, 90.25), 16, 0.5)
+    again = patchbank(
+        "extract", "regions", root / "out", "--boxes", root / "found.jsonl", "--out", root / "no", check=2
+    )
+    assert "whole images" in again.stderr
+    both = patchbank(*command, "--pairs", check=2)
+    assert "--pairs" in both.stderr
+
+
 def test_killed_it_goes_on(root: Path, tiny_weights: Path) -> None:
     source = extracted(root, tiny_weights)
     command = ("extract", "regions", source, "--pairs", "--root", root, "--shard-size", "1kB", "--out")
@@ -110,7 +135,7 @@ def test_what_it_cannot_do(root: Path, tiny_weights: Path, tiny_config: ExtractC
     assert "--root" in patchbank("extract", "regions", moved, "--pairs", *out, check=2).stderr
     dataset = annotated_pairs(load_dataset("hicodet", root, "train"))
     extract(dataset, root / "crops", replace(tiny_config, layout="shards"))
-    with pytest.raises(BankError, match="no grid"):
+    with pytest.raises(BankError, match="whole images"):
         pool_into(open_bank(root / "crops"), dataset, root / "regions", shard_size=1000)
     assert not (root / "regions").exists()
     assert regions_by_image(open_bank(root / "crops"))

@@ -78,7 +78,7 @@ KINDS = {
     "not-finite": Kind("with NaN or Inf", "extract"),
     "zero": Kind("with tokens that are all zero", "extract"),
     "normalised": Kind("already normalised: the norms are lost", "extract"),
-    "missing": Kind("missing: a listed image without a feature", "extract"),
+    "missing": Kind("missing: listed, and without a feature", "extract"),
     "failed": Kind("failed", "extract"),
     "unlisted": Kind("that no index lists: nothing says what they should hold", "import"),
     "cls": Kind("with [CLS] left in", "import"),
@@ -86,7 +86,7 @@ KINDS = {
     "dtype": Kind("of a dtype that the reader does not take", "import"),
     "view": Kind("a view that stores more than its own numbers", "import"),
     "gradient": Kind("asking for gradients", "import"),
-    "extra": Kind("of no listed image (harmless)", None),
+    "extra": Kind("not listed (harmless)", None),
     "quarantine": Kind("in quarantine since an earlier repair (delete it once nothing is missing)", None),
 }
 
@@ -150,6 +150,11 @@ class Report:
     def problems(self) -> list[Finding]:
         """The findings that need a fix."""
         return [finding for finding in self.findings if KINDS[finding.kind].fix]
+
+    @property
+    def noun(self) -> str:
+        """What the bank has features of, for people: ``image``, or ``region``."""
+        return self.manifest.noun if self.manifest else "image"
 
     def by_kind(self) -> dict[str, list[Finding]]:
         """The findings of each kind, the worst kind first."""

@@ -87,7 +87,7 @@ def convert(
         stop: set it to end early; the same call continues.
 
     Raises:
-        ConfigError: pickles cannot store int8, other outputs than patch tokens, or reduced features.
+        ConfigError: pickles cannot store int8, other outputs than patch tokens, reduced features, or regions.
         BankError: the source does not store an output, is reduced already, or has too few features for so many
             components; the target shares the source's directory or is another bank, the disk is too small, or two keys
             would share a pickle.
@@ -98,6 +98,8 @@ def convert(
     made = source.manifest
     if outputs:
         made = made.with_outputs([source.output_name(name) for name in outputs])
+    if layout == "ezhoi" and made.input.cut:
+        raise ConfigError("Pickles are EZ-HOI's, of whole images: use --layout shards for regions.")
     if layout == "ezhoi" and (components is not None or made.reduction is not None):
         raise ConfigError("Pickles store features of the model's own width: use --layout shards for reduced ones.")
     wanted, new, reducer = made.stored_as(layout, dtype), None, source.reducer if made.reduction else None
@@ -122,9 +124,8 @@ def convert(
         except BankError as error:
             return Failure(key, str(error))
 
-    # Regions keep their order: those of an image follow each other, and files of pairs are written in it.
-    ordered = source.in_order() if source.manifest.input.cut else sorted([*source, *source.failures])
-    keys = list(dict.fromkeys([*ordered, *source.failures]))
+    # Regions stay in the dataset's order; images are sorted, whatever layout they come from.
+    keys = [*source.in_order(), *source.failures] if made.input.cut else sorted([*source, *source.failures])
     with one_thread() if new is not None else nullcontext():
         return transfer(
             target, wanted, keys, read, set(source.failures), overwrite, progress, stop, source.path, reducer

@@ -127,6 +127,11 @@ class Manifest:
         return f"{self.dataset} {self.split}" if self.split else self.dataset
 
     @property
+    def noun(self) -> str:
+        """What it has a feature of, for people: ``image``, or ``region``."""
+        return "region" if self.input.cut else "image"
+
+    @property
     def atom(self) -> int:
         """Positions that one process writes together: a shard's, or one for pickles."""
         return self.part_size if self.layout == "shards" else 1

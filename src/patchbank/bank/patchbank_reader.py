@@ -8,6 +8,7 @@
     bank.grid(key)  # (14, 14, 512), row-major
     bank.output(key, "cls")  # (512,); of `bank.manifest["outputs"]`, which names all that the bank holds
     bank.size(key)  # (width, height) of the original image; None if it is unknown
+    bank.region(key)  # of a bank of boxes, {"box": [x1, y1, x2, y2] or None, "label": 3, ...}; None of an image
     bank.failures  # {key: reason}
 
 `patchbank reader > patchbank_reader.py` writes this file. Threads and data-loader workers may share a bank, and nothing
@@ -38,7 +39,7 @@ _PARTS = {  # layout -> the directory of a bank's parts, and their names
     "shards": ("", re.compile(r"shard-\d{5,}-([0-9a-f]{16})\.safetensors")),
     "ezhoi": ("index", re.compile(r"index-\d{5,}-([0-9a-f]{16})\.json")),
 }
-_COMMON = ("layout", "dataset", "split", "outputs", "identity", "input", "rounded")  # to all parts of a bank
+_COMMON = ("layout", "dataset", "split", "outputs", "identity", "input", "rounded", "regions")  # to all parts of a bank
 _DTYPES = {  # stored dtype -> torch's, bytes, its name in safetensors and in pickles
     "float32": (torch.float32, 4, "F32", "FloatStorage"),
     "float16": (torch.float16, 2, "F16", "HalfStorage"),
@@ -68,6 +69,7 @@ class _Entry(NamedTuple):
     part: Path
     begins: dict[str, int]  # tensor's name -> where its first row begins in the part
     row: int
+    region: list[Any] | None = None
 
 
 class Bank(Mapping):  # type: ignore[type-arg]  # of str and Tensor; Python 3.8 cannot say so
@@ -149,6 +151,14 @@ class Bank(Mapping):  # type: ignore[type-arg]  # of str and Tensor; Python 3.8 
         """(width, height) of the original image in pixels; None if it is unknown. Raises KeyNotInBank."""
         return self._entry(key).rank[3] or None
 
+    def region(self, key: str) -> dict[str, Any] | None:
+        """The box of a region in original pixels (None: the whole image), its label, score, verb and hoi class.
+
+        None of an image. Raises KeyNotInBank.
+        """
+        region = self._entry(key).region
+        return None if region is None else dict(zip(("box", "label", "score", "verb", "hoi"), region))
+
     def _entry(self, key: str) -> _Entry:
         if key in self._entries:
             return self._entries[key]
@@ -218,7 +228,9 @@ def _read_part(path: Path, layout: str) -> tuple[dict[str, Any], list[tuple[str,
         keys, checksums, sizes = samples["keys"], samples["sha256"], samples["sizes"]
         revisions = samples.get("revisions") or [0] * len(keys)
         _require((document["format"], manifest["layout"]) == ("patchbank", layout), "its format or layout is another")
-        _require(len(keys) == len(checksums) == len(sizes) == len(revisions), "its columns differ in length")
+        regions = samples.get("regions") or [None] * len(keys)
+        columns = (keys, checksums, sizes, revisions, regions)
+        _require(len({len(each) for each in columns}) == 1, "its columns differ in length")
         begins = {}
         for name, dtype, shape in _stored(manifest["outputs"]):
             _require(all(type(side) is int and side > 0 for side in shape), f"{name} has the shape {shape}")
@@ -230,9 +242,9 @@ def _read_part(path: Path, layout: str) -> tuple[dict[str, Any], list[tuple[str,
                 _require(found == expected and 0 <= first <= last <= size - end, f"{name} is not what the index says")
                 begins[name] = end + first
         listed = []
-        for row, (key, revision, sha256, pixels) in enumerate(zip(keys, revisions, checksums, sizes)):
+        for row, (key, sha256, pixels, revision, region) in enumerate(zip(*columns)):
             rank = (int(revision), True, str(sha256), tuple(map(int, pixels or ())), "")
-            listed.append((key, _Entry(rank, path, begins, row)))
+            listed.append((key, _Entry(rank, path, begins, row, region)))
         for each in document["failures"]:
             rank = (int(each.get("revision", 0)), False, "", (), str(each["failure"]))
             listed.append((each["key"], _Entry(rank, path, begins, 0)))

@@ -24,7 +24,7 @@ from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import CLS
 from patchbank.locations import is_remote, locate
 from patchbank.notebook import facts
-from patchbank.regions import Region
+from patchbank.regions import GRID_CUT, Region
 from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
@@ -191,13 +191,13 @@ class Bank(Mapping[str, "Tensor"]):
         output = self.manifest.outputs[name]
         names = (name, name + SCALE) if output.dtype == "int8" else (name,)
         runs = self._in_attempts(lambda state: list(self._read(state, keys, names)))
-        runs = runs or [(0, {each: np.empty(0, np.uint8) for each in names})]
         parts = [unpack(output, name, numbers, count) for count, numbers in runs]
         if len(parts) == 1:
             return parts[0]
         import torch
 
-        return torch.cat(parts)
+        dtype = torch.float32 if output.dtype == "int8" else getattr(torch, output.dtype)
+        return torch.cat(parts) if parts else torch.empty(0, *output.shape, dtype=dtype)
 
     def cls(self, key: str) -> Tensor:
         """The [CLS] token's feature, (D,): `output` of ``cls``. Pickles hold patch tokens alone."""
@@ -248,8 +248,13 @@ class Bank(Mapping[str, "Tensor"]):
         return features if self.manifest.reduction is None else self.reducer(features)
 
     def transform(self, key: str) -> ImageTransform:
-        """How the image became the model's input. Raises KeyNotInBank, and BankError if its size is unknown."""
-        size = self._entry(key).size
+        """How the image became the model's input.
+
+        Raises KeyNotInBank; BankError if its size is unknown, or if a box was cut out of it.
+        """
+        _, size, *_, region = self._entry(key)
+        if region and region.box and self.manifest.input.cut != GRID_CUT:
+            raise BankError(f"{key!r} was cut out of its image: only whole images map to a grid.")
         if size is None:
             raise BankError(
                 f"The size of {key!r} is not known: {self.path} was imported from pickles, which do not hold it. "

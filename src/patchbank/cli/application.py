@@ -26,6 +26,7 @@ from patchbank.cli import (
     repair,
     report,
     show,
+    stats,
     verify,
 )
 from patchbank.cli.console import show_error
@@ -47,7 +48,7 @@ for _command in (pairs.pairs, boxes.boxes, regions.regions):
     add_command(extract.app, _command.__name__, _command, _command.__doc__)
 app.add_typer(extract.app, name="extract")
 for _command in (
-    *(info.info, show.show, report.report),
+    *(info.info, show.show, report.report, stats.stats),
     *(verify.verify, repair.repair, convert.convert, import_.import_),
     *(models.models, reader.reader, doctor.doctor, bench.bench, demo.demo),
 ):

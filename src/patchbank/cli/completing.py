@@ -42,7 +42,8 @@ def show_completing(
             f"patchbank import {pickles} {place} --model {shlex.quote(manifest.model)}{options} --sample 20 --overwrite"
         )
     elif manifest is not None and manifest.dataset == BOXES:
-        command = f"patchbank extract boxes IMAGES --boxes FILE --out {place}"
+        made = f"--model {shlex.quote(manifest.model)} --crop {manifest.input.cut}"
+        command = f"patchbank extract boxes IMAGES --boxes FILE --out {place} {made}{options}"
     elif manifest is not None and manifest.reduction is not None:
         title = "Complete the bank that it was made of, and convert that again:"
         command = f"patchbank convert SRC {place} --pca {manifest.reduction.components} --dtype {manifest.dtype}"

@@ -86,9 +86,9 @@ def convert(
             shard_size=config.shard_size,
             outputs=output or (),
             components=pca,
-            fitting=activity.counter(f"components of {bank.path.name}"),
+            fitting=activity.counter(f"components of {bank.path.name}", bank.manifest.noun),
             overwrite=config.overwrite,
-            progress=activity.counter(f"converting {bank.path.name}"),
+            progress=activity.counter(f"converting {bank.path.name}", bank.manifest.noun),
             stop=signals.stop,
         )
     show_json(converted_dict(done)) if json else show_converted(done)

@@ -272,7 +272,8 @@ def name_bank(activity: Activity, plan: "ExtractPlan", later: Sequence["ExtractP
     which = f"bank {count - len(later)} of {count}, " if count > 1 else ""
     cost, *costs = (flops(each.encoder) or 1 for each in (plan, *later))
     rest = sum(cost * len(each.todo) for cost, each in zip(costs, later, strict=True))
-    activity.bank(f"{which}{plan.dataset.title}, {plan.encoder.name}", len(plan.todo), cost, rest)
+    title = f"{which}{plan.dataset.title}, {plan.encoder.name}"
+    activity.bank(title, len(plan.todo), cost, rest, plan.manifest.noun)
 
 
 def _write_pages(plans: list["ExtractPlan"], *, json: bool) -> None:
@@ -293,7 +294,7 @@ def _show_plans(plans: list["ExtractPlan"]) -> None:
         weights = plan.encoder.weights or "to be downloaded"
         say(str(plan.out), "bold")
         say_prose(
-            f"  {plan.encoder.name}, {part}{count_text(len(plan.selected), 'image')}, {done:,} done, "
+            f"  {plan.encoder.name}, {part}{count_text(len(plan.selected), plan.manifest.noun)}, {done:,} done, "
             f"{len(plan.todo):,} to do, {bytes_text(plan.bytes_needed)}"
         )
         if plan.failed_before:
@@ -334,11 +335,13 @@ def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
         some(summary.already_done, "already there"),
         some(len(summary.failures), "failed"),
         some(summary.remaining, "left to do"),
-        f"{summary.images_per_second:.1f} images/s for {duration_text(summary.seconds)}" if summary.images else "",
+        f"{summary.images_per_second:.1f} {plan.manifest.noun}s/s for {duration_text(summary.seconds)}"
+        if summary.images
+        else "",
     )
     new = "the new bank" if plan.config.overwrite and summary.remaining else "the bank"
     what = new if plan.dataset.part == WHOLE else f"part {plan.dataset.part}"
-    done, failed = summary.settled - summary.failed, count_text(summary.failed, "image")
+    done, failed = summary.settled - summary.failed, count_text(summary.failed, plan.manifest.noun)
     if done < summary.listed and (summary.settled < summary.listed or plan.config.partition != WHOLE):
         also = f"; {failed} failed" if summary.failed else ""
         say_prose(f"  {what} has {done:,} of {summary.listed:,} features{also}")

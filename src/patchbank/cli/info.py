@@ -14,6 +14,7 @@ from patchbank.errors import ConfigError
 from patchbank.features import UNKNOWN
 from patchbank.files import bytes_text
 from patchbank.listing import ListingOptions, find_listing
+from patchbank.regions import GRID_CUT, image_of
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
@@ -57,7 +58,7 @@ def info(
     for part in parts:
         name = "coverage" if len(parts) == 1 else f"part {part['partition']}"
         facts = (
-            f"{part['done']:,} of {part['listed']:,} images",
+            f"{part['done']:,} of {part['listed']:,} {opened.manifest.noun}s",
             some(part["failed"], "failed"),
             some(part["left"], "left"),
         )
@@ -124,6 +125,10 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     size = f"{h}x{w} (height x width), patch {made.patch}{pooled}, grid {made.grid[0]} x {made.grid[1]}"
     cover = f" of {made.cover[0]}x{made.cover[1]}" if made.cover else ""
     add("input", f"{size}, {made.resize}{cover}, {made.interpolation}, decoder {made.decoder}")
+    if made.cut:
+        images = len({image_of(key) for key in bank})
+        how = "pooled from grids" if made.cut == GRID_CUT else f"cut out with {made.cut}"
+        add("regions", f"of {images:,} images, {how}; patchbank.open_regions reads them image by image")
     if reduction := manifest.reduction:
         add("reduced", f"{reduction}, {reduction.explained:.2%} of the variance: {', '.join(reduction.outputs)}")
     if manifest.rounded:

@@ -17,12 +17,14 @@ DETAILS = {
     "output": {"default_text": "pooled, or cls where the model has none"},
 }
 _PAIRS = {"dtype": {"default_text": "float32; ADA-CM's file has float16"}}
+RUN = ("model", "dry_run", "json")  # not --report, which shows grids of whole images
 
 
 @options.takes(
     {"root": Path()},
     DETAILS | _PAIRS,
     asked=("root", "images", "annotations"),
+    run=RUN,
     config=options.without_rounding(options.REGIONS),
 )
 def pairs(

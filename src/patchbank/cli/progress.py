@@ -26,10 +26,11 @@ _SHARE = 0.1  # of the time since the beginning, that passes without a line
 
 @dataclass
 class _Count:
-    """Images, or bytes of a download; a total of 0 is unknown."""
+    """Images, regions, or bytes of a download; a total of 0 is unknown."""
 
     total: int
     done: int
+    what: str
     bytes: bool = False
     failed: int = 0
 
@@ -43,15 +44,15 @@ class _Count:
     def total_text(self) -> str:
         if self.bytes:
             return bytes_text(self.total) if self.total else "size not known"
-        return f"{count_text(self.total, 'image')} to do"
+        return f"{count_text(self.total, self.what)} to do"
 
     def done_text(self) -> str:
         if self.bytes:
             return bytes_text(self.done) + (f" of {bytes_text(self.total)}" if self.total else "")
-        return f"{self.done:,}/{self.total:,} images"
+        return f"{self.done:,}/{self.total:,} {self.what}s"
 
     def rate_text(self) -> str:
-        return f"{bytes_text(self.rate)}/s" if self.bytes else f"{self.rate:.1f} images/s" if self.rate else ""
+        return f"{bytes_text(self.rate)}/s" if self.bytes else f"{self.rate:.1f} {self.what}s/s" if self.rate else ""
 
 
 class Activity(Progress):
@@ -64,6 +65,7 @@ class Activity(Progress):
 
     def __init__(self, stage: str = "", *, quiet: bool = False) -> None:
         self._title, self._stage, self._quiet = "", stage, quiet
+        self._what = "image"
         self._count: _Count | None = None
         self._todo, self._cost, self._later = 0, 1.0, 0.0
         self._speed = 0.0  # cost per second, of the last images
@@ -88,15 +90,16 @@ class Activity(Progress):
         self._stack.close()
         self._end_count()
 
-    def bank(self, title: str, todo: int, cost: float, later: float) -> None:
+    def bank(self, title: str, todo: int, cost: float, later: float, what: str = "image") -> None:
         """The stages and counts that follow are of a bank.
 
         Args:
             todo: how many of its images are to do.
             cost: of one of them, in any unit.
             later: the cost of all images of the banks after it.
+            what: it has features of, ``image`` or ``region``.
         """
-        self._title, self._todo, self._cost, self._later = title, todo, cost, later
+        self._title, self._what, self._todo, self._cost, self._later = title, what, todo, cost, later
 
     def stage(self, text: str) -> None:
         """The command begins something that is not counted."""
@@ -107,7 +110,7 @@ class Activity(Progress):
 
     def start(self, total: int) -> None:
         """It begins to extract so many images."""
-        self._begin("extracting", _Count(total, 0))
+        self._begin("extracting", _Count(total, 0, self._what))
 
     def advance(self, written: int, failed: Sequence[object]) -> None:
         """Add images with features, and failed ones."""
@@ -115,13 +118,13 @@ class Activity(Progress):
             count.failed += len(failed)
             self._update(count.done + written + len(failed))
 
-    def counter(self, text: str, *, bytes: bool = False) -> Callable[[int, int], None]:
+    def counter(self, text: str, what: str = "image", *, bytes: bool = False) -> Callable[[int, int], None]:
         """A function of (done, total), whose first call begins to count what `text` says. A total of 0 is unknown."""
         self._stage = self._stage or text
 
         def update(done: int, total: int) -> None:
             if self._count is None or self._stage != text:
-                self._begin(text, _Count(total, done, bytes))
+                self._begin(text, _Count(total, done, what, bytes))
             self._update(done)
 
         return update

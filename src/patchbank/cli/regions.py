@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from patchbank.cli import options
-from patchbank.cli.console import show_failures, show_json
+from patchbank.cli.boxes import BoxOptions
+from patchbank.cli.console import show_failures, show_json, show_note
 from patchbank.cli.convert import converted_dict, show_converted
 from patchbank.cli.extract import OUT
 from patchbank.cli.progress import Activity, busy
@@ -19,6 +20,7 @@ def regions(
     bank: options.Bank,
     *,
     pairs: bool = option(False, "The boxes of the annotated pairs of the bank's dataset.", "Data"),
+    detected: BoxOptions,
     asked: ListingOptions,
     out: Path = OUT,
     dtype: StoredDtype | None = options.like("dtype", None, "BANK's; float16 of int8"),
@@ -34,14 +36,19 @@ def regions(
     with busy("looking at the bank"):
         from patchbank.bank.reader import open_bank
         from patchbank.datasets.boxes import annotated_pairs
-        from patchbank.extraction.regions import pool_into
+        from patchbank.extraction.regions import images_of, pool_into
 
         source = open_bank(bank)
-        if not pairs:
-            raise ConfigError("Say which boxes: --pairs takes the annotated ones of hicodet and vcoco.")
-        found = find_listing(bank, source.manifest, asked, "--pairs")
-        assert found is not None
-        dataset = annotated_pairs(found.load())
+        if pairs == (detected.boxes is not None):
+            raise ConfigError("Say which boxes: --pairs, the annotated ones of hicodet and vcoco, or --boxes FILE.")
+        if pairs:
+            found = find_listing(bank, source.manifest, asked, "--pairs")
+            assert found is not None
+            dataset = annotated_pairs(found.load())
+        else:
+            dataset = detected.of(images_of(source), asked.annotations)
+        for note in dataset.notes:
+            show_note(note)
     with StopOnSignal() as signals, Activity() as activity:
         done = pool_into(
             source,

@@ -68,7 +68,7 @@ def repair(
         interruptible("nothing is lost: the same command continues."),
         Activity() as activity,
     ):
-        counter = activity.counter(f"verifying {bank.name}")
+        counter = activity.counter(f"verifying {bank.name}", before.noun if before else "image")
         done = repair(bank, keys, progress=counter, size_of=found.size_of() if found else None)
     if not json:
         show_repaired(done, found, config.weights, extracting=extract)
@@ -101,7 +101,10 @@ def show_repaired(done: Repaired, found: Listing | None, weights: Path | None, *
     if done.unread:
         say(f"  left as they are: {count_text(len(done.unread), 'thing')} that could not be read", "red")
     if done.to_extract:
-        say(f"  to extract: {count_text(len(done.to_extract), 'image')}", "red")
+        say(
+            f"  to extract: {count_text(len(done.to_extract), report.noun)}",
+            "red",
+        )
     else:
         say("  nothing is left to extract", "green")
     show_findings([*done.unread, *done.to_extract], FAILURES_SHOWN, "--json")

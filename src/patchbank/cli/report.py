@@ -16,7 +16,7 @@ from patchbank.config import PAGE_IMAGES, as_path, option
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
 from patchbank.listing import ListingOptions, find_listing, load_if_found, options_needed
-from patchbank.show.names import page_beside
+from patchbank.show.names import grid_of_images, page_beside
 
 if TYPE_CHECKING:
     from patchbank.bank.reader import Bank
@@ -58,12 +58,12 @@ def report(
         from patchbank.bank.reader import open_bank
 
         opened = open_bank(bank)
-        opened.grid_name(output)
+        grid_of_images(opened, output)
         found = find_listing(bank, opened.manifest, asked)
         data = load_if_found(found, lambda why: show_note(f"the gallery shows no images and annotations: {why}"))
         if found is None:
-            needed = options_needed(opened.manifest)
-            show_note(f"the page shows no images and cannot list missing ones: add{needed}.")
+            needed = f": add{naming}" if (naming := options_needed(opened.manifest)) else ""
+            show_note(f"the page shows no images and cannot list missing ones{needed}.")
     if data is not None and len(opened) and not any(sample.key in opened for sample in data.samples):
         show_note(f"{data.annotations or data.images} lists none of the bank's images.")
     written = write(opened, target, data, sample=sample, seed=seed, read=read, output=output)

@@ -16,7 +16,7 @@ from patchbank.cli.completing import show_completing
 from patchbank.cli.console import count_text, one_line, plain_table, say, say_prose, show_json, show_note, stdout
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import interruptible
-from patchbank.config import BOXES, ExtractConfig, option
+from patchbank.config import ExtractConfig, option
 from patchbank.errors import BankError, ConfigError
 from patchbank.features import UNKNOWN
 from patchbank.listing import Listing, ListingOptions, find_listing, options_needed
@@ -60,7 +60,7 @@ def verify(
         compare = comparison(manifest, found, config, sample) if found and sample else None
     with interruptible("nothing was changed."):
         with Activity() as activity:
-            counter = activity.counter(f"verifying {bank.name}")
+            counter = activity.counter(f"verifying {bank.name}", manifest.noun if manifest else "image")
             report = verify(bank, keys, counter, size_of=found.size_of() if found else None)
         if compare:
             compare(report)
@@ -135,12 +135,13 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
     """Print the problems, worst first, each with names and its fix; then a summary."""
     from patchbank.bank.check import KINDS
 
+    naming = options_needed(report.manifest)  # nothing, for boxes
     say(str(report.bank), "bold")
     say_prose(f"  {report.looked_at:,} features read: {one_line(_what(report))}")
     if found is not None and report.listed is not None:
-        say_prose(f"  compared with the {report.listed:,} images that {found.source} lists")
-    elif report.manifest is None or report.manifest.dataset != BOXES:
-        say_prose(f"  not compared with a list of images:{options_needed(report.manifest)} names one")
+        say_prose(f"  compared with the {report.listed:,} {report.noun}s that {found.source} lists")
+    elif naming:
+        say_prose(f"  not compared with a list of {report.noun}s:{naming} names one")
     if report.sample:
         worst = max(report.sample, key=lambda key: report.sample[key])
         error = f"relative error at most {report.sample[worst]:.1e} ({one_line(worst)})"
@@ -148,6 +149,7 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
     table = plain_table(">features", "what", "fix")
     unknown = report.manifest is not None and UNKNOWN in report.manifest.identity.values()
     extracting = "import again" if unknown else "repair --extract" if report.layout else "import, extract"
+    extracting = extracting if naming else "extract boxes"
     fixes = {"import": "import", "convert": "convert again", "extract": extracting, "scratch": "extract --overwrite"}
     for kind, findings in report.by_kind().items():
         style = "red" if KINDS[kind].fix else "dim"
@@ -156,15 +158,14 @@ def show_report(report: Report, found: Listing | None, weights: Path | None, nam
         stdout.print("", table)
     show_findings(report.findings, names, "--all")
     if not report.problems:
-        what = "image list" if report.manifest is None or report.manifest.dataset != BOXES else "list of boxes"
-        unlisted = f"; completeness not checked (no {what})" if report.listed is None else ""
+        unlisted = "; completeness not checked (no image list)" if report.listed is None else ""
         say(f"\nNo problems found{unlisted}.", "bold green")
         return
     count = len({finding.name for finding in report.problems})
     total = len({*report.sound, *(finding.name for finding in report.problems)})
     say(f"\n{count:,} of {total:,} {'has' if count == 1 else 'have'} problems.", "bold red")
     needed = {KINDS[finding.kind].fix for finding in report.problems}
-    options = found.options if found else options_needed(report.manifest)
+    options = found.options if found else naming
     if report.layout is None:
         place = shlex.quote(str(report.bank))
         say_prose("Import them into a bank, which leaves out the unusable ones, and extract those again:")

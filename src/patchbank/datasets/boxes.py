@@ -100,7 +100,8 @@ def load_boxes(
     found = detections if isinstance(detections, Detections) else read_detections(detections, annotations)
     found, lacking = found.matched([sample.key for sample in dataset.samples])
     found = found.chosen(min_score, classes, max_boxes)
-    note = f"{found.source} has boxes of {lacking:,} more images, which are not in {dataset.images}: they are left out."
+    images = f"{lacking:,} image{'' if lacking == 1 else 's'}"
+    note = f"Left out: the boxes of {images} that {found.source} names and {dataset.images} lacks."
     return replace(
         dataset,
         name=BOXES,
@@ -108,7 +109,7 @@ def load_boxes(
         samples=_Boxes(dataset.samples, found, range(len(found))),
         annotations=None,
         chosen=None,
-        notes=(note,) if lacking else (),
+        notes=(*found.notes, *([note] if lacking else [])),
     )
 
 

@@ -63,6 +63,7 @@ class Detections:
         boxes: (N, 4) float64 xyxy, in original pixels, not checked.
         labels: (N,) int64; -1 without.
         scores: (N,) float64; NaN without.
+        notes: what a user should know of the file, one sentence each.
     """
 
     source: str
@@ -72,6 +73,7 @@ class Detections:
     boxes: NDArray[np.float64]
     labels: NDArray[np.int64]
     scores: NDArray[np.float64]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.owners)
@@ -106,10 +108,10 @@ class Detections:
             ordered = rows[np.lexsort((worse[rows], self.owners[rows]))]
             rows = np.sort(ordered[_counted(self.owners[ordered]) < max_boxes])
         if not len(rows):
-            lacking = "its boxes have no scores. " if np.isnan(self.scores).all() and min_score is not None else ""
-            lacking += "its boxes have no labels. " if (self.labels == NO_LABEL).all() and classes is not None else ""
+            known = {"scores": not np.isnan(self.scores).all(), "labels": bool((self.labels != NO_LABEL).any())}
+            lacking = "".join(f" They have no {name}." for name, some in known.items() if not some)
             raise DatasetError(
-                f"{self.source}: none of its {len(self):,} boxes is left. {lacking.capitalize()}".strip()
+                f"{self.source}: none of the {len(self):,} boxes of these images has such a score and class.{lacking}"
             )
         return self.of(rows)
 
@@ -169,8 +171,9 @@ def read_detections(
             if start.startswith((b"PK\x03\x04", b"\x80")):
                 _read_pickle(found, file, start)
             else:
-                for number, entry in enumerate(_objects(file), 1):
-                    found.add_entry(number, entry)
+                with io.TextIOWrapper(file, "utf-8-sig") as text:
+                    for number, entry in enumerate(_objects(text), 1):
+                        found.add_entry(number, entry)
     return found.detections(None if annotations is None else Path(annotations).expanduser())
 
 
@@ -292,12 +295,15 @@ class _Columns:
                 image = names[image]
             images.append(image)
         owners, labels = np.frombuffer(self._owners, np.int64), np.frombuffer(self._labels, np.int64)
-        if coco and np.isin(labels, [NO_LABEL, *COCO_91_TO_80]).all():
+        notes: tuple[str, ...] = ()
+        if coco and len(others := np.setdiff1d(labels, [NO_LABEL, *COCO_91_TO_80])):
+            notes = (f"category_id {others[0]} is none of COCO's, so all labels are {self._source}'s own numbers.",)
+        elif coco:
             classes = np.full(92, NO_LABEL)
             classes[list(COCO_91_TO_80)] = list(COCO_91_TO_80.values())
             labels = classes[labels]
         boxes, scores = np.frombuffer(self._boxes).reshape(-1, 4), np.frombuffer(self._scores)
-        found = Detections(self._source, images, owners, owners, boxes, labels, scores)
+        found = Detections(self._source, images, owners, owners, boxes, labels, scores, notes)
         if (owners[1:] < owners[:-1]).any():
             found = found.of(np.argsort(owners, kind="stable"))
         return replace(found, numbers=_counted(found.owners))
@@ -346,13 +352,12 @@ def _read_images(path: Path) -> tuple[dict[int, str], bool]:
     return {each.id: each.file_name for each in found.images}, coco
 
 
-def _objects(file: BinaryIO) -> Iterator[dict[str, Any]]:
+def _objects(text: io.TextIOWrapper) -> Iterator[dict[str, Any]]:
     """The objects of a JSON list, or of a text of one after the other; no more than a window of it is in memory.
 
     Raises ValueError if it is anything else.
     """
     decode = json.JSONDecoder().raw_decode
-    text = io.TextIOWrapper(file, "utf-8-sig")
     window = text.read(_WINDOW)
     at = len(window) - len(window.lstrip())
     listed = window[at : at + 1] == "["

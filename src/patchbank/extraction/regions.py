@@ -20,11 +20,27 @@ from patchbank.bank.reader import Bank
 from patchbank.config import StoredDtype
 from patchbank.datasets.boxes import digest
 from patchbank.datasets.samples import Dataset, Failure, Sample
+from patchbank.datasets.sources import Directory
 from patchbank.errors import BankError
 from patchbank.pool import pool_regions
 from patchbank.regions import GRID_CUT, Box, fault_of
 
 _IMAGES = 64  # whose pooled features are kept, until all their boxes are written
+
+
+def images_of(bank: Bank) -> Dataset:
+    """A bank's images, also those without a feature; none is read. Raises BankError if it holds no grids of images."""
+    _require_images(bank)
+    place = Directory(bank.path)
+    keys = (*bank.in_order(), *bank.failures)
+    samples = tuple(Sample(key, place, position) for position, key in enumerate(keys))
+    return Dataset(bank.manifest.dataset, bank.manifest.split, bank.path, samples)
+
+
+def _require_images(bank: Bank) -> None:
+    if bank.manifest.input.cut:
+        raise BankError(f"{bank.path} holds features of regions: pool from a bank of whole images.")
+    bank.grid_name()
 
 
 def pool_into(
@@ -50,7 +66,7 @@ def pool_into(
     Raises:
         BankError: the source stores no grid, or what `bank.convert.convert` raises it for.
     """
-    source.grid_name()
+    _require_images(source)
     samples = {sample.key: sample for sample in dataset.samples}
     of_image: dict[str, list[Sample]] = defaultdict(list)
     for sample in dataset.samples:

@@ -272,7 +272,7 @@ def _notes(plan: ExtractPlan, manifest: Manifest, worked: bool) -> list[str]:
     if not plan.selected and plan.dataset.part != WHOLE:
         return [f"Part {plan.dataset.part} is empty: parts are whole files."]
     if not plan.selected and (size := plan.manifest.atom) > 1:
-        return [f"Part {plan.config.partition} is empty: parts are whole shards, and these hold {size:,} images each."]
+        return [f"Part {plan.config.partition} is empty: parts are whole shards, of {size:,} {manifest.noun}s each."]
     if not worked:
         return []
     notes = []
@@ -282,7 +282,7 @@ def _notes(plan: ExtractPlan, manifest: Manifest, worked: bool) -> list[str]:
     if plan.resumed and plan.config.compile in ("on", "off") and manifest.compiled != (plan.config.compile == "on"):
         notes.append(f"The bank was begun {'' if manifest.compiled else 'un'}compiled; that was kept.")
     if manifest.atom not in (1, samples_a_shard(manifest.outputs, plan.config.shard_size)):
-        notes.append(f"The bank was begun with {manifest.part_size:,} images a shard; that was kept.")
+        notes.append(f"The bank was begun with {manifest.part_size:,} {manifest.noun}s a shard; that was kept.")
     if plan.resumed and manifest.device not in (UNKNOWN, device := plan.devices.kind):
         notes.append(
             f"The bank was begun on {manifest.device}, this is {device}: the last bits of its features may differ."

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchbank.errors import printable
+from patchbank.errors import BankError, printable
 from patchbank.features import UNKNOWN
 from patchbank.locations import is_remote
 
 if TYPE_CHECKING:
     from patchbank.bank.manifest import Manifest
+    from patchbank.bank.reader import Bank
     from patchbank.bank.runs import Run
     from patchbank.datasets import Dataset
     from patchbank.features import Output
@@ -67,6 +68,19 @@ def weights_of(bank: Manifest, runs: Sequence[Run]) -> tuple[str, str]:
     if "@" in weights:  # a repository and its commit
         return "other", f"weights {weights}"
     return "other", f"weights not known to patchbank, SHA-256 {weights[:12]}…"
+
+
+def grid_of_images(bank: Bank, output: str | None = None) -> str:
+    """The name of the output that pictures show; None is the main one.
+
+    Raises BankError if it is no grid of patches, or the bank is not one of whole images.
+    """
+    if bank.manifest.input.cut:
+        raise BankError(
+            f"{bank.path} holds features of regions, and pictures show whole images: extract these into a bank of "
+            "their own. `patchbank info` and `patchbank stats` describe a bank of regions."
+        )
+    return bank.grid_name(output)
 
 
 def page_beside(bank: Path) -> Path:

@@ -21,7 +21,7 @@ from patchbank.listing import usual_dataset
 from patchbank.locations import is_remote
 from patchbank.show import gallery, statistics
 from patchbank.show.charts import charts_of
-from patchbank.show.names import output_text, page_beside, plain, weights_of
+from patchbank.show.names import grid_of_images, output_text, page_beside, plain, weights_of
 from patchbank.show.statistics import Progress
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def write_report(
 
     Raises OSError if the file cannot be written, BankError if the output is not stored or is no grid of patches.
     """
-    name = bank.grid_name(output)
+    name = grid_of_images(bank, output)
     path = page_beside(bank.path) if path is None else Path(path).expanduser()
     if dataset is None:
         dataset = usual_dataset(bank.path, bank.manifest)

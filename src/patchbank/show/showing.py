@@ -32,7 +32,7 @@ from patchbank.listing import options_needed, usual_dataset
 from patchbank.pool import pool_regions
 from patchbank.show.figure import Box, Map, Picture, draw
 from patchbank.show.maps import Floats, similarities
-from patchbank.show.names import MARK, named_pairs, plain, weights_of
+from patchbank.show.names import MARK, grid_of_images, named_pairs, plain, weights_of
 from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def show_features(
     if key not in bank and key not in bank.failures and (like := _alike(key, bank)):
         raise KeyNotInBank(f"The bank {bank.path} has no {key!r}. Did you mean {like!r}?")
     notes: list[str] = []
-    name = bank.grid_name(output)
+    name = grid_of_images(bank, output)
     tokens, transform = bank.output(key, name).float(), bank.transform(key)
     array = tokens.numpy()
     data = usual_dataset(bank.path, bank.manifest) if dataset is None else dataset
@@ -148,7 +148,8 @@ def show_features(
     if len(kept) < len(pairs):
         notes.append(f"{len(kept) // 3} of {len(pairs) // 3} annotated pairs are drawn; --all-pairs draws all.")
     if drawn is None:
-        notes.append(f"the image is not available: add --image FILE, or{options_needed(bank.manifest)}.")
+        naming = options_needed(bank.manifest)
+        notes.append(f"the image is not available: add --image FILE{naming and f', or{naming}'}.")
     made = bank.manifest
     of = f", {name}" if name != GRID else ""
     facts = f"{made.model}{of}, {made.input.resize}, grid {made.grid[0]} x {made.grid[1]}"
