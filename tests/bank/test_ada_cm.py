@@ -87,8 +87,8 @@ def test_the_file_is_what_the_readers_take(file: Path, bank: Path, annotations: 
     for image, arrays in content.items():
         assert type(arrays) is dict
         assert list(arrays) == [
-            *("boxes_h", "boxes_o", "verbs", "hois", "union_boxes", "union_features", "huamn_features"),
-            *("object_features", "objects", "global_feature", "size_orig"),
+            *("boxes_h", "boxes_o", "union_boxes", "verbs", "hois", "objects", "huamn_features", "object_features"),
+            *("union_features", "global_feature", "size_orig"),
         ]
         target = pairs.target(image)
         width, height = stored.size(f"{image}#image") or (0, 0)
@@ -342,7 +342,7 @@ def put(place: Any, value: Any) -> Callable[[Any], Any]:
         ),
         (change(FIRST, "verbs", lambda array: array[:2]), "shape", FIRST, "verbs is (2,), and not (3,)"),
         (change(FIRST, "boxes_h", lambda array: array[0]), "shape", FIRST, "boxes_h is (4,), and not (K, 4)"),
-        (change(FIRST, "huamn_features", lambda array: array[:, 1:]), "shape", FIRST, "(3, 31), and not (3, 32)"),
+        (change(FIRST, "union_features", lambda array: array[:, 1:]), "shape", FIRST, "(3, 31), and not (3, 32)"),
         (change(FIRST, "verbs", lambda array: array.astype(np.float16)), "arrays", FIRST, "of float16, and not"),
         (change(FIRST, "verbs", list), "arrays", FIRST, "verbs is a list, and not an array of int64"),
         (change(FIRST, "verbs", put(0, -1)), "arrays", FIRST, "verbs has the number -1"),

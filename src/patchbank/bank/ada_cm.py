@@ -28,13 +28,13 @@ from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, nam
 FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "boxes_h": ("float16", ("K", 4)),
     "boxes_o": ("float16", ("K", 4)),
+    "union_boxes": ("float16", ("K", 4)),
     "verbs": ("int64", ("K",)),
     "hois": ("int64", ("K",)),
-    "union_boxes": ("float16", ("K", 4)),
-    "union_features": ("float16", ("K", "D")),
+    "objects": ("int64", ("K",)),
     "huamn_features": ("float16", ("K", "D")),  # so it is spelt
     "object_features": ("float16", ("K", "D")),
-    "objects": ("int64", ("K",)),
+    "union_features": ("float16", ("K", "D")),
     "global_feature": ("float16", ("D",)),
     "size_orig": ("int64", (2,)),  # height first
 }
