@@ -126,7 +126,7 @@ def show_converted(done: Converted) -> None:
         some(done.remaining, "left to do"),
     )
     if made := done.manifest.reduction:
-        say_prose(f"  {made}, which explain {made.explained:.2%} of the variance of {made.outputs[0]}")
+        say_prose(f"  {made}, which explain {made.explained:.2%} of the variance that they were fitted on")
     show_failures("not converted", done.damaged | done.refused, ": --json names them all")
     if done.kept:
         show_note(f"{done.bank} was not replaced: {done.kept}.")
