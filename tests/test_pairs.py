@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -208,6 +209,47 @@ def test_its_bytes_are_the_same_however_it_is_run(tmp_path: Path, tiny_weights: 
         assert no_leftovers(tmp_path / name)
 
 
+def test_boxes_that_cannot_be_used_are_failures(tmp_path: Path, tiny_weights: Path) -> None:
+    """The rest is extracted, and goes on with its own numbers."""
+    images = tmp_path / "hicodet/hico_20160224_det/images/train2015"
+    names = photographs(images, 2, size=(160, 120))
+    hicodet_root(tmp_path, names)
+    entries = json.loads((tmp_path / "hicodet/trainval_hico.json").read_text())
+    width, height = image_size(images / names[0]) or (0, 0)
+    wrong = {
+        1: ([90, 20, 30, 60], "corners of the box (90, 20, 30, 60) are swapped"),
+        2: ([float("nan"), 1, 30, 60], "not finite"),
+    }
+    for number, (box, _) in wrong.items():
+        entries[0]["annotations"][number]["bbox"] = box
+    entries[1]["annotations"][1]["bbox"] = [width - 0.5, 10, width + 30, 50]  # rounds to what lies beside it
+    write_json(tmp_path / "hicodet/trainval_hico.json", entries)
+    run = ("extract", "pairs", "hicodet", "--root", tmp_path, "--model", "tiny", "--weights", tiny_weights)
+    patchbank(*run, "--out", tmp_path / "bank", check=1)
+    bank = open_bank(tmp_path / "bank")
+    assert f"{names[0]}#human-0" in bank and len(bank) + len(bank.failures) == 20
+    assert wrong[1][1] in bank.failures[f"{names[0]}#object-0"]
+    assert wrong[2][1] in bank.failures[f"{names[0]}#object-1"]
+    assert wrong[2][1] in bank.failures[f"{names[0]}#union-1"]
+    beside = [key for key in bank.failures if key.startswith(names[1])]
+    assert beside == ([f"{names[1]}#object-0", f"{names[1]}#object-2"] if width > height else beside)
+
+
+def test_a_limit_counts_images(tmp_path: Path, tiny_weights: Path) -> None:
+    images = tmp_path / "hicodet/hico_20160224_det/images/train2015"
+    names = photographs(images, 3)
+    hicodet_root(tmp_path, names)
+    run = ("extract", "pairs", "hicodet", "--root", tmp_path, "--model", "tiny", "--weights", tiny_weights)
+    patchbank(*run, "--out", tmp_path / "bank", "--limit", 2, check=0)
+    assert list(regions_by_image(open_bank(tmp_path / "bank"))) == names[:2]
+    assert len(open_bank(tmp_path / "bank")) == 20
+    named = patchbank("convert", tmp_path / "bank", tmp_path / "pairs.p", check=2).stderr
+    assert "--layout ada-cm" in named
+    entries = json.loads((tmp_path / "hicodet/trainval_hico.json").read_text())
+    write_json(tmp_path / "hicodet/trainval_hico.json", [{**entry, "hoi_annotation": []} for entry in entries])
+    assert "no pair with both boxes" in patchbank(*run, "--out", tmp_path / "none", check=2).stderr
+
+
 def test_other_boxes_are_another_bank(tmp_path: Path, tiny_weights: Path) -> None:
     images = tmp_path / "hicodet/hico_20160224_det/images/train2015"
     names = photographs(images, 2)
@@ -227,7 +269,7 @@ def test_other_boxes_are_another_bank(tmp_path: Path, tiny_weights: Path) -> Non
     patchbank(*common, check=0)
     before = contents(tmp_path / "bank")
     hicodet_root(tmp_path, names[:1])
-    assert "regions" in patchbank(*common, check=2).stderr
+    assert "has other boxes" in patchbank(*common, check=2).stderr
     assert contents(tmp_path / "bank") == before
 
 

@@ -199,7 +199,8 @@ def find_listing(
         )
     if needed_by and found is None:
         folder = " --images DIR, or" if manifest is None else ""
-        raise ConfigError(f"{needed_by} needs the images: add{folder}{options_needed(manifest)}.")
+        what = "annotations" if needed_by == "--pairs" else "images"
+        raise ConfigError(f"{needed_by} needs the {what}: add{folder}{options_needed(manifest)}.")
     return found
 
 
@@ -295,6 +296,10 @@ def _words(given: Mapping[str, object]) -> str:
 
 def options_needed(manifest: Manifest | None) -> str:
     """For a message: the options that would name the images, for the user to fill in."""
+    from patchbank.datasets import SPLITS
+
+    if manifest is not None and manifest.dataset in SPLITS:
+        return " --root DIR"
     if manifest is not None and manifest.dataset == BOXES:
         return ""
     if manifest is not None and manifest.dataset == "folder":

@@ -75,7 +75,7 @@ def _pixels(sample: Sample, size: tuple[int, int], wanted: Input) -> int | str:
         if fault := fault_of(box, size):
             return fault
         try:
-            size = cut_size(box, wanted.cut)
+            size = cut_size(box, wanted.cut, size)
         except ValueError as error:
             return str(error)
         taken = size[0] * size[1]
@@ -89,7 +89,7 @@ def _cut_out(image: Image.Image, sample: Sample, wanted: Input) -> Image.Image:
     """The sample's part of an RGB image; what lies outside of it is black."""
     if sample.region is None or (box := sample.region.box) is None:
         return image
-    part = image.crop(rectangle(box, wanted.cut))
+    part = image.crop(rectangle(box, wanted.cut, image.size))
     if wanted.cut != "pad":
         return part
     width, height = part.size

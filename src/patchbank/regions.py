@@ -73,27 +73,27 @@ def fault_of(box: Box, size: tuple[int, int]) -> str:
     return ""
 
 
-def rectangle(box: Box, cut: str) -> Rectangle:
-    """What is cut out of the image, in whole pixels: with ``pad``, less than the square that it is put on.
+def rectangle(box: Box, cut: str, size: tuple[int, int]) -> Rectangle:
+    """What is cut out of an image of (width, height), in whole pixels: with ``pad``, less than its square.
 
-    Rounded as `PIL.Image.crop` rounds. Raises ValueError if nothing is left, or too much is asked.
+    Rounded as `PIL.Image.crop` rounds. Raises ValueError if nothing of the image is left, or too much is asked.
     """
     if cut.startswith("context="):
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
         half = float(cut.removeprefix("context=")) * max(box[2] - box[0], box[3] - box[1]) / 2
         box = (x - half, y - half, x + half, y + half)
     left, top, right, bottom = (round(each) for each in box)
-    if left == right or top == bottom:
-        raise ValueError("the box is narrower than half a pixel")
+    if not (max(left, 0) < min(right, size[0]) and max(top, 0) < min(bottom, size[1])):
+        raise ValueError("nothing is left of the box when its corners are rounded to whole pixels")
     side = max(right - left, bottom - top)
     if side * (side if cut == "pad" else min(right - left, bottom - top)) > _MOST_PIXELS:
         raise ValueError(f"the box is too large: {right - left} x {bottom - top} pixels")
     return left, top, right, bottom
 
 
-def cut_size(box: Box, cut: str) -> tuple[int, int]:
+def cut_size(box: Box, cut: str, size: tuple[int, int]) -> tuple[int, int]:
     """(width, height) of the picture that is encoded, in original pixels. Raises ValueError as `rectangle`."""
-    left, top, right, bottom = rectangle(box, cut)
+    left, top, right, bottom = rectangle(box, cut, size)
     width, height = right - left, bottom - top
     return (max(width, height),) * 2 if cut == "pad" else (width, height)
 

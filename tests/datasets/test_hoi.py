@@ -386,4 +386,4 @@ def test_regions_of_the_real_files(tmp_path: Path, name: str, dataset: str, spli
             [None] * len(target) if target.hoi is None else target.hoi.tolist()
         )
         size = target.size or (10_000, 10_000)
-        assert not any(each.box and (fault_of(each.box, size) or not rectangle(each.box, "pad")) for each in rest)
+        assert not any(each.box and (fault_of(each.box, size) or not rectangle(each.box, "pad", size)) for each in rest)

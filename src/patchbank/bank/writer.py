@@ -93,6 +93,8 @@ def check_same(bank: Path, found: Manifest, wanted: Manifest, options: str = "")
         )
     elif found.imported and UNKNOWN in (would for *_, would in differences):
         fix = "It was imported with --sample: give that again, or choose another directory."
+    elif found.regions and wanted.regions and found.regions != wanted.regions:
+        fix = f"It has other boxes: give the annotations, --boxes and thresholds it was made with. Or c{fix[1:]}"
     elif options:
         fix = f"Give the options it was made with ({options}). Or c{fix[1:]}"
     raise BankError(f"{bank} was created with a different configuration:\n{listed}\n{fix}")

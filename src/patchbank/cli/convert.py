@@ -77,6 +77,8 @@ def convert(
         if wrong := [name for name, value in given.items() if value is not None]:
             raise ConfigError(f"{wrong[0]}: ADA-CM's file holds one output as it is, in float16. Leave it out.")
         _write_pairs(bank, target, overwrite=config.overwrite, json=json)
+    if bank.manifest.input.cut and layout is None and target.suffix in (".p", ".pkl"):
+        raise ConfigError(f"{target} is the name of a file: add --layout ada-cm, or name a directory.")
     with StopOnSignal() as signals, Activity() as activity:
         done = convert(
             bank,

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from patchbank.cli import options
-from patchbank.cli.console import FAILURES_SHOWN, one_line, say, say_beside, show_failures, show_json, some, stdout
+from patchbank.cli.console import (
+    FAILURES_SHOWN,
+    count_text,
+    one_line,
+    say,
+    say_beside,
+    show_failures,
+    show_json,
+    some,
+    stdout,
+)
 from patchbank.config import Partition, option
 from patchbank.errors import ConfigError
 from patchbank.features import UNKNOWN
@@ -128,7 +138,7 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
     if made.cut:
         images = len({image_of(key) for key in bank})
         how = "pooled from grids" if made.cut == GRID_CUT else f"cut out with {made.cut}"
-        add("regions", f"of {images:,} images, {how}; patchbank.open_regions reads them image by image")
+        add("regions", f"of {count_text(images, 'image')}, {how}; patchbank.open_regions reads them image by image")
     if reduction := manifest.reduction:
         add("reduced", f"{reduction}, {reduction.explained:.2%} of the variance: {', '.join(reduction.outputs)}")
     if manifest.rounded:

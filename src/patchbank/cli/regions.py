@@ -39,6 +39,7 @@ def regions(
         from patchbank.extraction.regions import images_of, pool_into
 
         source = open_bank(bank)
+        images = images_of(source)
         if pairs == (detected.boxes is not None):
             raise ConfigError("Say which boxes: --pairs, the annotated ones of hicodet and vcoco, or --boxes FILE.")
         if pairs:
@@ -46,7 +47,7 @@ def regions(
             assert found is not None
             dataset = annotated_pairs(found.load())
         else:
-            dataset = detected.of(images_of(source), asked.annotations)
+            dataset = detected.of(images, asked.annotations)
         for note in dataset.notes:
             show_note(note)
     with StopOnSignal() as signals, Activity() as activity:

@@ -14,6 +14,7 @@ import numpy as np
 from patchbank.budget import without_collection
 from patchbank.config import BOXES, WHOLE
 from patchbank.datasets.detections import Detections, read_detections
+from patchbank.datasets.hoi_files import read_hoi
 from patchbank.datasets.samples import Dataset, Sample
 from patchbank.errors import DatasetError
 from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Box, Region, region_key
@@ -30,9 +31,14 @@ def annotated_pairs(dataset: Dataset) -> Dataset:
     ``IMAGE#union-k``, the smallest box around both, which has the pair's classes. Pair k is the image's k-th in the
     annotation file, also if others were left out.
 
-    Raises DatasetError as `Dataset.pairs` does.
+    Boxes are not checked: a wrong one is a failure of its region.
+
+    Raises DatasetError as `Dataset.pairs` does, and if there are no pairs.
     """
-    pairs = dataset.pairs
+    file = dataset.annotations if dataset.chosen is None else None
+    pairs = dataset.pairs if file is None else read_hoi(file, any_box=True)
+    if not len(pairs.verb):
+        raise DatasetError(f"{pairs.source} has no pair with both boxes.")
     unions = np.concatenate(
         [
             np.minimum(pairs.boxes_h[:, :2], pairs.boxes_o[:, :2]),

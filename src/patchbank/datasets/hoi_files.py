@@ -34,8 +34,11 @@ class _Image(NamedTuple):
     size: tuple[int, int] | None = None
 
 
-def read_hoi(path: Path) -> HOIAnnotations:
+def read_hoi(path: Path, *, any_box: bool = False) -> HOIAnnotations:
     """All pairs of an annotation file, whose format is recognised by its structure.
+
+    Args:
+        any_box: whether boxes may be any four numbers, for a caller that looks at each.
 
     HICO-DET's lists name no classes; UPT's file beside one does. They also give the hoi class if a list has only verb
     and object.
@@ -43,7 +46,7 @@ def read_hoi(path: Path) -> HOIAnnotations:
     Raises DatasetError with file, image and entry if anything is malformed.
     """
     structure, content, _ = read_annotations(path)
-    images, classes = _READERS[structure](_Where(path), content)
+    images, classes = _READERS[structure](_Where(path, any_box=any_box), content)
     if structure == "hicodet":
         classes = _classes_beside(path)
     by_key: dict[str, list[_Pair]] = {}
@@ -99,6 +102,7 @@ class _Where(NamedTuple):
     path: Path
     image: str = ""
     entry: str = ""
+    any_box: bool = False
 
     def error(self, what: str) -> DatasetError:
         place = ", ".join(filter(None, (self.image, self.entry)))
@@ -123,11 +127,11 @@ class _Where(NamedTuple):
         if not (isinstance(value, list) and len(value) == 4 and all(type(each) in (int, float) for each in value)):
             raise self.error(f"{value!r} is no box of four numbers")
         x1, y1, x2, y2 = value
-        if not (all(abs(each) <= _LARGEST for each in value) and x1 <= x2 and y1 <= y2):
+        if not self.any_box and not (all(abs(each) <= _LARGEST for each in value) and x1 <= x2 and y1 <= y2):
             raise self.error(f"{value} is no box [x1, y1, x2, y2]")
         if not one_based:
             return x1, y1, x2, y2
-        if min(x1, y1) < 1:
+        if min(x1, y1) < 1 and not self.any_box:
             raise self.error(f"{value} is no box of pixels that count from 1, as UPT's do")
         return x1 - 1, y1 - 1, x2, y2
 

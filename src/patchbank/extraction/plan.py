@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 
 from patchbank import encoders
@@ -142,8 +143,9 @@ def make_plan(
     manifest = existing or wanted
     if layout == "ezhoi":
         check_names([*(sample.key for sample in dataset.samples), *state.done], out)
-    limit = min(config.limit or len(dataset), len(dataset))
-    selected: Sequence[Sample] = dataset.samples[:limit]
+    selected: Sequence[Sample] = dataset.samples
+    if config.limit is not None:
+        selected = selected[: _end_of(config.limit, dataset)]
     if dataset.part == WHOLE:
         selected = share_of(selected, config.partition, manifest)
     todo = without(selected, state.done)
@@ -219,6 +221,14 @@ def _for_regions(config: ExtractConfig, dataset: Dataset) -> ExtractConfig:
     if config.resize not in (None, "squash"):
         raise ConfigError("--resize is for whole images: --crop says how boxes become the input.")
     return replace(config, crop=config.crop or "pad", resize="squash")
+
+
+def _end_of(limit: int, dataset: Dataset) -> int:
+    """How many samples the first images have: as many, but of regions."""
+    if not dataset.regions:
+        return limit
+    images = (len(list(same)) for _, same in groupby(dataset.samples, lambda sample: sample.image))
+    return sum(islice(images, limit))
 
 
 def _options_of(found: Manifest, wanted: Manifest) -> str:
