@@ -6,7 +6,8 @@ BANK holds crops of annotated pairs. `patchbank demo` prepares their images; wit
 
     patchbank extract pairs hicodet --split test --root patchbank-demo --model timm/vit_small_patch14_dinov2 --out pairs
 
-makes one. Without IMAGE, the first one of the bank. Needs `pip install "patchbank[show]"`.
+makes one. Without IMAGE, the first one of the bank. The mean of all features is subtracted, since what all pairs share
+says nothing: with few pairs, most cosines are negative. Needs `pip install "patchbank[show]"`.
 """
 
 import argparse
@@ -53,15 +54,18 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("patchbank-demo"))
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("pairs.png"))
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
 
     regions = patchbank.open_regions(options.bank)
     manifest = regions.bank.manifest
+    if manifest.dataset not in ("hicodet", "vcoco"):
+        raise SystemExit(f"error: {options.bank} holds no annotated pairs: `patchbank extract pairs` makes such a bank")
     dataset = patchbank.load_dataset(manifest.dataset, options.root, manifest.split)
     pairs = [(key, number) for key in regions for number in range(len(dataset.target(key)))]
     wanted = (options.image or pairs[0][0], options.pair)
     if wanted not in pairs:
-        raise SystemExit(f"error: {options.bank} has no pair {wanted[1]} of {wanted[0]}, but for example {pairs[:3]}")
+        known = ", ".join(f"{number} of {key}" for key, number in pairs[:3])
+        raise SystemExit(f"error: {options.bank} has no pair {wanted[1]} of {wanted[0]}, but for example {known}")
     features = torch.cat([regions[key].pairs().union.float() for key in regions])
     features = normalize(features - features.nanmean(0), dim=1)  # what all pairs share says nothing
     similarity = features @ features[pairs.index(wanted)]

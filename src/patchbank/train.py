@@ -109,6 +109,8 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             return
         if self.bank.manifest.input.cut and not crops:
             raise ConfigError(f'{self.bank.path} holds features of regions: pass features="crops".')
+        if crops and self.bank.manifest.dataset == BOXES:
+            raise ConfigError(f"{self.bank.path} holds a detector's boxes, not pairs: open_regions reads it.")
         _require_same(self.bank, dataset)
         planned = _crops_of(dataset, self._regions) if crops else dataset.samples
         lacking = {sample.key for sample in planned if sample.key not in self.bank}

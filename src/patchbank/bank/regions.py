@@ -14,7 +14,7 @@ import numpy as np
 from patchbank.bank.reader import Bank, open_bank
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import GRID
-from patchbank.regions import GRID_CUT, HUMAN, OBJECT, UNION, Region, image_of, name_of, visible_fraction
+from patchbank.regions import GRID_CUT, HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, visible_fraction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,9 @@ class Pairs(NamedTuple):
     human: Tensor
     object: Tensor
     union: Tensor
+
+    def __repr__(self) -> str:
+        return f"<Pairs: human, object and union features, {tuple(self.union.shape)} each>"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,7 +93,9 @@ class RegionFeatures:
     def _in_order(self, column: Tensor, kind: str) -> Tensor:
         """The rows of one kind by the pair's number; without a feature they are NaN, or -1."""
         found = [_OF_A_PAIR.fullmatch(name) for name in (*self.names, *self.failures)]
-        if not (numbers := [int(match[2]) for match in found if match]):
+        if not (numbers := [int(match[2]) for match in found if match]) and {*self.names} <= {IMAGE}:
+            raise BankError(f"No pair of {self.key!r} has features yet: the same `patchbank extract pairs` continues.")
+        if not numbers:
             raise BankError(f"The regions of {self.key!r} are not those of annotated pairs: {', '.join(self.names)}.")
         rows = [(row, int(match[2])) for row, match in enumerate(found[: len(self)]) if match and match[1] == kind]
         missing = float("nan") if column.is_floating_point() else -1

@@ -146,7 +146,8 @@ def demo(
     say(f"\nNext: patchbank info {shlex.quote(str(bank.path))}")
     say(f"      patchbank show {shlex.quote(str(bank.path))} {shlex.quote(key)}")
     if config.weights is not None:
-        say(f"On {root}, extract and doctor need --model {config.model} --weights {shlex.quote(str(config.weights))}")
+        options = f"--model {config.model} --weights {shlex.quote(str(config.weights))}"
+        say(f"On {root}, extract, import and doctor need {options}")
     if untrained:
         say("Other commands need the same --weights.")
         say("These features are of untrained weights: they mean nothing.", "bold red")

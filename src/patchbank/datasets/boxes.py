@@ -105,17 +105,21 @@ def load_boxes(
         raise DatasetError("Boxes are of images: load the whole dataset, and use ExtractConfig(partition=...).")
     found = detections if isinstance(detections, Detections) else read_detections(detections, annotations)
     found, lacking = found.matched([sample.key for sample in dataset.samples])
-    found = found.chosen(min_score, classes, max_boxes)
-    images = f"{lacking:,} image{'' if lacking == 1 else 's'}"
-    note = f"Left out: the boxes of {images} that {found.source} names and {dataset.images} lacks."
+    taken = found.chosen(min_score, classes, max_boxes)
+    notes = [*found.notes]
+    if lacking:
+        images = f"{lacking:,} image{'' if lacking == 1 else 's'}"
+        notes.append(f"Left out: the boxes of {images} that {found.source} names and {dataset.images} lacks.")
+    if len(taken) < len(found):
+        notes.append(f"{len(taken):,} of {len(found):,} boxes are taken, and the others left out as asked.")
     return replace(
         dataset,
         name=BOXES,
         split=None,
-        samples=_Boxes(dataset.samples, found, range(len(found))),
+        samples=_Boxes(dataset.samples, taken, range(len(taken))),
         annotations=None,
         chosen=None,
-        notes=(*found.notes, *([note] if lacking else [])),
+        notes=tuple(notes),
     )
 
 
