@@ -164,7 +164,7 @@ class _Dtype(Built):
 
     def __init__(self, name: Any, *_: Any) -> None:
         if type(name) is not str or name not in DTYPES:
-            raise ValueError(f"an array of dtype {str(name)[:20]}")
+            raise ValueError(f"an array of dtype {name[:20] if type(name) is str else shown(name)}")
         self.dtype = DTYPES[name]
 
     def build(self, state: Any) -> None:

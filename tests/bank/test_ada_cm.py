@@ -491,6 +491,19 @@ def test_sizes_that_a_pickle_states_take_no_memory(tmp_path: Path) -> None:
         assert detail == "it ends early, or holds a value of 2,147,483,648 bytes"
 
 
+DOUBLED = b"K\0" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(29))  # 2^29 numbers
+
+
+def test_a_value_of_any_size_is_not_shown(tmp_path: Path) -> None:
+    for value, detail in (
+        (b"cnumpy\ndtype\n" + DOUBLED + b"\x85R", "an array of dtype a tuple"),
+        (DOUBLED, "it is a tuple, and not a dict of arrays"),
+        (b"}X\1\0\0\0a" + DOUBLED + b"s", "there is no"),
+    ):
+        (tmp_path / "pairs.p").write_bytes(b"\x80\4}X\5\0\0\0a.jpg" + value + b"s.")
+        assert verify_pairs(tmp_path / "pairs.p").findings[0].detail.startswith(detail)
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path / "nothing"):
