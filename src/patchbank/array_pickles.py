@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from patchbank.files import open_regular
 from patchbank.unpickling import (
     MOST_INSTRUCTIONS,
+    Budget,
     Built,
     Function,
     Names,
@@ -173,13 +174,6 @@ class _Dtype(Built):
             raise ValueError("an array in big-endian order")
 
 
-def _encode(text: Any, coding: Any) -> bytes:
-    """``_codecs.encode``: how protocols 0 to 2 write bytes."""
-    if type(text) is not str or coding != "latin1":
-        raise ValueError("it makes bytes of a value that is not a text")
-    return text.encode("latin1")
-
-
 _TYPE = Opaque("numpy.ndarray")
 _NUMPY = {
     "multiarray._reconstruct": Function(lambda *_: Array()),
@@ -189,7 +183,6 @@ ARRAY_NAMES: dict[str, Any] = {
     **{f"numpy.{core}.{name}": value for core in ("core", "_core") for name, value in _NUMPY.items()},
     "numpy.ndarray": _TYPE,
     "numpy.dtype": Function(_Dtype),
-    "_codecs.encode": Function(_encode),
     "__builtin__.bytes": Function(lambda: b""),  # how protocols 0 to 2 write no bytes
 }
 
@@ -224,7 +217,7 @@ class ArrayPickle:
 
         Args:
             progress: called with the bytes that were read, and all.
-            names: what the pickle may name; None is `ARRAY_NAMES`.
+            names: what the pickle may name; None is `ARRAY_NAMES`, and texts as bytes.
 
         Raises:
             UnsafePickleError: the pickle names what no pickle of arrays names. Nothing was run.
@@ -251,9 +244,8 @@ class ArrayPickle:
                     kept.add(argument)
                 if not number % 100_000:
                     progress(place // 2, self.size)
-            value = interpret(
-                self._begin(), names or ARRAY_NAMES.get, _no_storage, most, placed=_Stretch, kept=kept, take=taken
-            )
+            names = names or {**ARRAY_NAMES, "_codecs.encode": Function(Budget(self.size).encode)}.get
+            value = interpret(self._begin(), names, _no_storage, most, placed=_Stretch, kept=kept, take=taken)
             progress(self.size, self.size)
             if type(value) is not dict:
                 raise PickleError(f"it holds {shown(value)}, and not a dict of images")

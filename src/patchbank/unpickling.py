@@ -97,6 +97,26 @@ class Stream(Protocol):
         """The position."""
 
 
+class Budget:
+    """Bytes that a pickle may make of its values: as many as its file has, though it uses one value many times."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def spend(self, count: int) -> None:
+        """Raises ValueError if it makes too many."""
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("it makes more bytes of its texts than it has")
+
+    def encode(self, text: Any, coding: Any) -> bytes:
+        """``_codecs.encode``: how protocols 0 to 2 write bytes."""
+        if type(text) is not str or coding != "latin1":
+            raise ValueError("it makes bytes of a value that is not a text")
+        self.spend(len(text))
+        return text.encode("latin1")
+
+
 Names = Callable[[str], Any]  # a name -> what it stands for: a Function or a dtype; None if it is unknown
 
 

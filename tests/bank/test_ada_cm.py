@@ -504,6 +504,15 @@ def test_a_value_of_any_size_is_not_shown(tmp_path: Path) -> None:
         assert verify_pairs(tmp_path / "pairs.p").findings[0].detail.startswith(detail)
 
 
+def test_bytes_of_texts_are_no_more_than_the_file(tmp_path: Path) -> None:
+    """Of one text of a kilobyte, each image's value is made again."""
+    made = b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R"
+    text = b"X\0\4\0\0" + b"a" * 1024 + b"q\0"
+    images = b"".join(b"X\3\0\0\0%03d" % number + made + b"s" for number in range(100))
+    (tmp_path / "pairs.p").write_bytes(b"\x80\2" + text + b"0}" + images + b".")
+    assert verify_pairs(tmp_path / "pairs.p").findings[0].detail == "it makes more bytes of its texts than it has"
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path / "nothing"):

@@ -365,6 +365,16 @@ def test_hostile_pickles_run_nothing(tmp_path: Path, protocol: int, zipped: bool
     assert mark.exists()
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_one_text_of_a_storage_is_not_loaded_many_times(tmp_path: Path, protocol: int) -> None:
+    content = torch.ones(4000)._typed_storage().__reduce__()[1][0]
+    load = torch.storage._load_from_bytes
+    storages = [Call(load, content) for _ in range(5)]
+    (path := tmp_path / "detections.p").write_bytes(pickle.dumps({"a.jpg": {"boxes": storages}}, protocol))
+    with pytest.raises(DatasetError, match="it makes more bytes of its texts than it has"):
+        read_detections(path)
+
+
 def test_values_that_repeat_take_no_more_than_the_file(tmp_path: Path) -> None:
     many = {"boxes": torch.zeros(1000, 4)}
     bomb: list[Any] = [0.0]
