@@ -380,11 +380,19 @@ def test_values_that_repeat_take_no_more_than_the_file(tmp_path: Path) -> None:
     bomb: list[Any] = [0.0]
     for _ in range(60):
         bomb = [bomb, bomb]
+    pairs: Any = 0.0
+    for _ in range(60):
+        pairs = (pairs, pairs)
     itself: list[Any] = []
     itself += [itself]
     for value, words in (
         ({f"{n}.jpg": many for n in range(1000)}, "it repeats the boxes of others"),
         ({"a.jpg": {"boxes": bomb}}, "a list of other things"),
+        ({"a.jpg": {"boxes": np.zeros((2**40, 0))}}, "has no boxes"),
+        ({"a.jpg": {"boxes": pairs}}, "a list of other things"),
+        ({"a.jpg": {"boxes": [[0, 0, 1, 1]], "labels": pairs}}, "a list of other things"),
+        ({"a.jpg": {"boxes": [[0, 0, 1, pairs]]}}, "a list of other things"),
+        ({"a.jpg": {"boxes": [[0, 0, 1, 1]], "scores": {"b": pairs}}}, "a list of other things"),
         ({"a.jpg": {"boxes": itself}}, "a list of other things"),
         ({"a.jpg": itself}, "no dict with boxes"),
     ):

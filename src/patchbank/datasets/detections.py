@@ -412,12 +412,14 @@ def _read_pickle(found: _Columns, path: Path, file: BinaryIO, start: bytes) -> N
         if isinstance(value, View):
             return value.of(read(value.storage)).tolist() if 0 not in value.size else []
         if isinstance(value, Array) and value.dtype is not None:
-            return arrays.read(value).tolist()
+            return arrays.read(value).tolist() if 0 not in value.shape else []
         if isinstance(value, Opaque):
             raise PickleError(f"it holds a {value.name[:100]}, and tensors are needed")
         # A list in lists may hold itself, or more values than the file has bytes.
-        rows = value if type(value) is list else []
-        if not all(type(each) in (int, float) for row in rows for each in (row if _is_row(row) else [row])):
+        rows = value if type(value) in (list, tuple) else [value]
+        if value is not None and not all(
+            type(each) in (int, float) for row in rows for each in (row if _is_row(row) else [row])
+        ):
             raise PickleError("it holds a list of other things than numbers or boxes")
         return value
 
