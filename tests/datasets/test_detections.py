@@ -213,6 +213,8 @@ def test_nothing_left_is_an_error(mapping: dict[str, Any]) -> None:
         load_boxes(images("a.jpg", "b.jpg"), mapping, min_score=0.95)
     with pytest.raises(DatasetError, match=r"They have no scores\. They have no labels"):
         load_boxes(images("a.jpg"), {"a.jpg": {"boxes": [[0, 0, 1, 1]]}}, classes=[0])
+    with pytest.raises(DatasetError, match="no class -1: classes are numbers from 0"):
+        load_boxes(images("a.jpg"), {"a.jpg": {"boxes": [[0, 0, 1, 1]]}}, classes=[-1])
 
 
 def test_images_that_the_dataset_lacks_are_counted(mapping: dict[str, Any]) -> None:
@@ -294,6 +296,13 @@ BOX = "[0, 0, 1, 1]"
         ('[{"image_id": 1, "bbox": [0, 0, 1, null]}]', "entry 1: its bbox is"),
         (f'[{{"image_id": 1, "category_id": "cat", "bbox": {BOX}}}]', "entry 1: its category_id is 'cat'"),
         (f'[{{"image_id": 1, "score": "0.5", "bbox": {BOX}}}]', "its score '0.5'"),
+        (f'[{{"image_id": true, "bbox": {BOX}}}]', "entry 1: its keys are"),
+        (f'[{{"image_id": 1, "score": {10**400}, "bbox": {BOX}}}]', "its score 1000"),
+        (f'[{{"image_id": 1, "bbox": [0, 0, 1, {10**400}]}}]', r"its bbox is \[0, 0, 1, 1000"),
+        (f'{{"key": "a.jpg", "boxes": [[0, 0, 1.5, {10**400}]]}}', "its boxes are"),
+        (f'{{"key": "a.jpg", "boxes": [{BOX}], "scores": [{10**400}]}}', "its scores are"),
+        (f'{{"key": "a.jpg", "boxes": [{BOX}], "labels": [{10**400}]}}', "its labels are"),
+        (f'{{"key": "a.jpg", "boxes": [{BOX}], "labels": [{2**64 - 1}]}}', "its labels are negative, or larger"),
         ('{"key": "a.jpg", "boxes": [[0, 0, 1]]}', r"\(a\.jpg\): its boxes are of shape \(1, 3\), not \(n, 4\)"),
         ('{"key": "a.jpg", "boxes": [[0, 0, 1, 1], [0]]}', "its boxes are not of one length"),
         ('{"key": "a.jpg", "boxes": [["0", "0", "1", "1"]]}', "its boxes are not numbers"),

@@ -37,6 +37,7 @@ from patchbank.regions import Region
 from patchbank.unpickling import Opaque, PickleError, UnsafePickleError, refusals
 
 NO_LABEL = -1
+_LABELS = 1 << 53  # labels are below this
 _KNOWN = (
     "Expected: COCO results, a list of {image_id, category_id, bbox: [x, y, width, height], score}; JSON Lines of "
     "{file_name, boxes: [[x1, y1, x2, y2], ...], labels, scores}; or {file_name: {boxes, labels, scores}} by "
@@ -95,13 +96,16 @@ class Detections:
     ) -> Detections:
         """Boxes of at least this score, of these classes, and at most so many an image, the best ones.
 
-        Raises DatasetError if none is left.
+        Raises DatasetError if none is left, or a class is negative.
         """
         keep = np.ones(len(self), np.bool_)
         if min_score is not None:
             keep &= self.scores >= min_score
         if classes is not None:
-            keep &= np.isin(self.labels, list(classes))
+            classes = list(classes)
+            if wrong := [each for each in classes if each < 0]:
+                raise DatasetError(f"There is no class {wrong[0]}: classes are numbers from 0.")
+            keep &= np.isin(self.labels, classes)
         rows = keep.nonzero()[0]
         if max_boxes is not None:
             worse = np.where(np.isnan(self.scores), np.inf, -self.scores)
@@ -224,22 +228,22 @@ class _Columns:
         """Add an object of a text: an image's boxes, or one of COCO's results."""
         image = next((entry[name] for name in ("file_name", "image", "key", "image_id") if name in entry), None)
         where = f"entry {number}"
-        if not isinstance(image, str | int):
+        if type(image) not in (str, int):
             raise self._error(where, f"its keys are {', '.join(map(repr, list(entry)[:6]))}, and none names an image")
         if "bbox" not in entry:
             self._add(image, entry, where)
             return
         self._coco = True
+        label, score = entry.get("category_id", NO_LABEL), entry.get("score")
+        if type(label) is not int or not NO_LABEL <= label < _LABELS or type(score) not in (int, float, type(None)):
+            raise self._error(where, f"its category_id is {label!r:.60}, its score {score!r:.60}")
         try:
             x, y, width, height = entry["bbox"]
             self._boxes.extend((x, y, x + width, y + height))
+            self._scores.append(np.nan if score is None else score)
         except (TypeError, ValueError, OverflowError):
-            raise self._error(where, f"its bbox is {str(entry['bbox'])[:60]}") from None
-        label, score = entry.get("category_id", NO_LABEL), entry.get("score")
-        if type(label) is not int or not NO_LABEL <= label < 1 << 53 or type(score) not in (int, float, type(None)):
-            raise self._error(where, f"its category_id is {label!r:.60}, its score {score!r:.60}")
+            raise self._error(where, f"its bbox is {str(entry['bbox'])[:60]}, its score {score!r:.60}") from None
         self._labels.append(label)
-        self._scores.append(np.nan if score is None else score)
         self._owners.append(self._places.setdefault(image, len(self._places)))
 
     def _add(self, image: Image, entry: Mapping[str, Any], where: str = "") -> None:
@@ -259,8 +263,8 @@ class _Columns:
             columns[name] = self._numbers(where, name, value, kinds)
             if columns[name].shape != boxes.shape[:1]:
                 raise self._error(where, f"it has {name} of shape {columns[name].shape} for {len(boxes)} boxes")
-        if (columns["labels"] < NO_LABEL).any():
-            raise self._error(where, "its labels are negative")
+        if not ((columns["labels"] >= NO_LABEL) & (columns["labels"] < _LABELS)).all():
+            raise self._error(where, "its labels are negative, or larger than any")
         self._boxes.frombytes(boxes.astype(np.float64).tobytes())
         self._labels.frombytes(columns["labels"].astype(np.int64).tobytes())
         self._scores.frombytes(columns["scores"].astype(np.float64).tobytes())
@@ -271,8 +275,8 @@ class _Columns:
         """A tensor, an array or nested lists, as an array."""
         try:
             found = np.array(value.tolist() if hasattr(value, "tolist") else value)
-        except ValueError:
-            raise self._error(where, f"its {name} are not of one length") from None
+        except (ValueError, OverflowError):
+            raise self._error(where, f"its {name} are not of one length, or too large") from None
         if found.size and found.dtype.kind not in kinds:
             raise self._error(where, f"its {name} are not {'whole ' if kinds == 'iu' else ''}numbers")
         return found
