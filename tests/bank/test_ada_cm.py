@@ -347,6 +347,12 @@ def put(place: Any, value: Any) -> Callable[[Any], Any]:
         (change(FIRST, "verbs", list), "arrays", FIRST, "verbs is a list, and not an array of int64"),
         (change(FIRST, "verbs", put(0, -1)), "arrays", FIRST, "verbs has the number -1"),
         (change(FIRST, "size_orig", put(0, 0)), "arrays", FIRST, "size_orig has the number 0"),
+        (change(FIRST, "size_orig", put(1, 2**60)), "arrays", FIRST, f"size_orig has the number {2**60}"),
+        (change(FIRST, "verbs", put(1, 2 * 10**9)), "arrays", FIRST, "verbs has the number 2000000000"),
+        (
+            change(FIRST, "boxes_o", lambda array: array[:, [2, 1, 0, 3]].copy()),
+            *("arrays", FIRST, "the corners of box 0 of boxes_o are swapped"),
+        ),
         (change(FIRST, "hois", lambda array: array.astype(np.int32)), "dtype", FIRST, "hois is int32, and not int64"),
         (lambda content: content.update({FIRST: []}), "arrays", FIRST, "it is a list, and not a dict of arrays"),
         (change(FIRST, "verbs", put(2, 9)), "rows", FIRST, "pair 2 has 9 in verbs; annotated is 5"),

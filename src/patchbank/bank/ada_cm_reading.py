@@ -30,6 +30,7 @@ from patchbank.unpickling import PickleError, UnsafePickleError
 
 _ROUNDING = 2.0**-9  # relative; three roundings to float16, where other code scales boxes in it too
 _NAMES = {IMAGE: "global_feature", **{kind: features for kind, (_, features) in REGIONS.items()}}
+_CLASSES = 1 << 16  # of a kind, at most
 _PERSON = 0  # of COCO's 80
 _NOWHERE = Directory(Path())
 _NUMBERS = {"float16": "f", "int64": "iu"}  # the kinds of dtype that can become this one
@@ -149,13 +150,17 @@ def _array_defects(value: Any) -> Defects:
 
 def _number_defects(arrays: Arrays) -> Defects:
     for name, (dtype, _) in FIELDS.items():
-        if dtype == "float16" and (wrong := int((~np.isfinite(arrays[name])).sum())):
-            return [("not-finite", f"{wrong:,} of {arrays[name].size:,} numbers of {name}")]
-        if dtype == "int64" and (least := arrays[name].min(initial=1)) < (name == "size_orig"):
-            return [("arrays", f"{name} has the number {least}")]
+        if dtype == "float16" and (count := int((~np.isfinite(arrays[name])).sum())):
+            return [("not-finite", f"{count:,} of {arrays[name].size:,} numbers of {name}")]
+        least, most = (1, 1 << 31) if name == "size_orig" else (0, _CLASSES - 1)
+        if dtype == "int64" and len(wrong := arrays[name][(arrays[name] < least) | (arrays[name] > most)]):
+            return [("arrays", f"{name} has the number {wrong[0]}")]
+    for name, _ in REGIONS.values():
+        if (wrong := (arrays[name][:, 2:] < arrays[name][:, :2]).any(axis=1)).any():
+            return [("arrays", f"the corners of box {int(wrong.argmax())} of {name} are swapped")]
     for name in _NAMES.values():
-        if wrong := int((~arrays[name].any(axis=-1)).sum()):
-            return [("zero", f"{wrong:,} of {np.atleast_2d(arrays[name]).shape[0]:,} rows of {name}")]
+        if count := int((~arrays[name].any(axis=-1)).sum()):
+            return [("zero", f"{count:,} of {np.atleast_2d(arrays[name]).shape[0]:,} rows of {name}")]
     return []
 
 
