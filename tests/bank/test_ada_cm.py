@@ -26,6 +26,7 @@ from patchbank.bank.payload import Feature
 from patchbank.bank.writer import BankWriter
 from patchbank.datasets.hoi_files import read_hoi
 from patchbank.errors import BankError, PatchbankError
+from patchbank.regions import Region
 from tests.ada_cm import Content, arrays_of, cache_model, extract_pairs, load, pairs_root
 from tests.datasets.test_datasets import ANNOTATIONS
 from tests.support import TINY, no_leftovers
@@ -201,6 +202,17 @@ def test_a_number_beyond_float16_leaves_out_its_pair(bank: Path, tmp_path: Path)
     content = load(tmp_path / "pairs.p")
     assert content[image]["verbs"].tolist() == [5, 5]
     assert "HICO_train2015_0002.jpg" not in content
+
+
+def test_a_box_beyond_float16_leaves_out_its_pair(bank: Path, tmp_path: Path) -> None:
+    def change(feature: Feature) -> Feature:
+        large = Region((0.0, 0.0, 1e7, 20.0), 1)
+        return feature._replace(region=large) if feature.key == f"{FIRST}#human-1" else feature
+
+    done = write_pairs(open_bank(rewritten(bank, tmp_path / "large", change)), tmp_path / "pairs.p")
+    assert done.left_out == {f"{FIRST}#human-1": "its box is too large for float16"}
+    assert (done.pairs, done.pairs_left_out) == (5, 1)
+    assert load(tmp_path / "pairs.p")[FIRST]["verbs"].tolist() == [5, 5]
 
 
 def test_a_pair_that_is_not_extracted_yet_is_named(bank: Path, tmp_path: Path) -> None:

@@ -142,29 +142,30 @@ def _numbers(names: Iterable[str]) -> set[int]:
 
 
 class _Pair(NamedTuple):
-    """A pair whose features are complete: of each kind, the region and its feature, (D,) float16."""
+    """A pair whose features are complete: of each kind, the box in the encoder's input, and the feature (D,)."""
 
-    regions: dict[str, Region]
+    union: Region
+    boxes: dict[str, NDArray[np.float16]]
     features: dict[str, NDArray[np.float16]]
 
 
 def _entry(bank: Bank, image: str, pairs: Sequence[int], done: Written) -> Arrays:
     """An image's arrays; none if no pair, or not the whole image, has its features."""
     whole = region_key(image, IMAGE)
-    global_feature = _feature(bank, whole, done)
-    found = [pair for number in pairs if (pair := _pair(bank, image, number, done))]
-    if global_feature is None or not found or (size := bank.size(whole)) is None:
+    global_feature, size = _feature(bank, whole, done), bank.size(whole) if whole in bank else None
+    height, width = bank.manifest.input.size
+    scale = np.array([width, height] * 2) / np.array((size or (width, height)) * 2)
+    found = [pair for number in pairs if (pair := _pair(bank, image, number, scale, done))]
+    if global_feature is None or not found or size is None:
         done.pairs_left_out += len(pairs)
         return {}
     done.images, done.pairs = done.images + 1, done.pairs + len(found)
     done.pairs_left_out += len(pairs) - len(found)
-    height, width = bank.manifest.input.size
-    scale = np.array([width / size[0], height / size[1]] * 2)
     columns: dict[str, object] = {}
     for kind, (boxes, features) in REGIONS.items():
-        columns[boxes] = np.array([pair.regions[kind].box for pair in found]) * scale
+        columns[boxes] = [pair.boxes[kind] for pair in found]
         columns[features] = [pair.features[kind] for pair in found]
-    unions = [pair.regions[UNION] for pair in found]
+    unions = [pair.union for pair in found]
     columns |= {
         "verbs": [union.verb for union in unions],
         "hois": [_hoi(bank, union, done) for union in unions],
@@ -175,19 +176,25 @@ def _entry(bank: Bank, image: str, pairs: Sequence[int], done: Written) -> Array
     return {name: np.asarray(columns[name]).astype(dtype) for name, (dtype, _) in FIELDS.items()}
 
 
-def _pair(bank: Bank, image: str, number: int, done: Written) -> _Pair | None:
+def _pair(bank: Bank, image: str, number: int, scale: NDArray[np.float64], done: Written) -> _Pair | None:
+    boxes, features = dict[str, NDArray[np.float16]](), dict[str, NDArray[np.float16]]()
     keys = {kind: region_key(image, f"{kind}-{number}") for kind in REGIONS}
-    features = {kind: feature for kind, key in keys.items() if (feature := _feature(bank, key, done)) is not None}
-    regions = {kind: region for kind, key in keys.items() if key in bank and (region := bank.region(key))}
-    return _Pair(regions, features) if len(features) == len(regions) == len(keys) else None
+    for kind, key in keys.items():
+        if (feature := _feature(bank, key, done)) is None or not (region := bank.region(key)):
+            continue
+        box = _float16(np.array(region.box) * scale)
+        if np.isfinite(box).all():
+            boxes[kind], features[kind], union = box, feature, region  # the last kind is the union
+        else:
+            done.left_out[key] = "its box is too large for float16"
+    return _Pair(union, boxes, features) if len(boxes) == len(REGIONS) else None
 
 
 def _feature(bank: Bank, key: str, done: Written) -> NDArray[np.float16] | None:
     """A region's feature in float16; None, with the reason in `left_out`, if there is none."""
     try:
         bank.check(key)
-        with np.errstate(over="ignore"):
-            feature = bank.output(key, done.output).float().numpy().astype(np.float16)
+        feature = _float16(bank.output(key, done.output).float().numpy())
         if np.isfinite(feature).all():
             return feature
         done.left_out[key] = "its numbers are too large for float16"
@@ -195,6 +202,12 @@ def _feature(bank: Bank, key: str, done: Written) -> NDArray[np.float16] | None:
         missing = "it has no feature yet: the same extraction continues" if key not in bank else str(error)
         done.left_out[key] = bank.failures.get(key, missing)
     return None
+
+
+def _float16(numbers: NDArray[Any]) -> NDArray[np.float16]:
+    """Infinite where they are too large."""
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float16)
 
 
 def _hoi(bank: Bank, union: Region, done: Written) -> int | None:

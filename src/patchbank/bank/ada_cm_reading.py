@@ -156,8 +156,9 @@ def _number_defects(arrays: Arrays) -> Defects:
         if dtype == "int64" and len(wrong := arrays[name][(arrays[name] < least) | (arrays[name] > most)]):
             return [("arrays", f"{name} has the number {wrong[0]}")]
     for name, _ in REGIONS.values():
-        if (wrong := (arrays[name][:, 2:] < arrays[name][:, :2]).any(axis=1)).any():
-            return [("arrays", f"the corners of box {int(wrong.argmax())} of {name} are swapped")]
+        swapped = (arrays[name][:, 2:] < arrays[name][:, :2]).any(axis=1)
+        if swapped.any():
+            return [("arrays", f"the corners of box {int(swapped.argmax())} of {name} are swapped")]
     for name in _NAMES.values():
         if count := int((~arrays[name].any(axis=-1)).sum()):
             return [("zero", f"{count:,} of {np.atleast_2d(arrays[name]).shape[0]:,} rows of {name}")]

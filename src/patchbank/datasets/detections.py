@@ -228,7 +228,7 @@ class _Columns:
         """Add an object of a text: an image's boxes, or one of COCO's results."""
         image = next((entry[name] for name in ("file_name", "image", "key", "image_id") if name in entry), None)
         where = f"entry {number}"
-        if type(image) not in (str, int):
+        if not isinstance(image, str | int) or isinstance(image, bool):
             raise self._error(where, f"its keys are {', '.join(map(repr, list(entry)[:6]))}, and none names an image")
         if "bbox" not in entry:
             self._add(image, entry, where)
