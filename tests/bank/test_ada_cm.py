@@ -7,6 +7,7 @@ import pickle
 import pickletools
 import subprocess
 import sys
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -258,6 +259,21 @@ def test_pickles_of_every_protocol_are_read(protocol: int, file: Path, tmp_path:
     assert_same(read(saved(tmp_path / "pairs.p", content, protocol)), content)
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_columns_first_and_other_dicts(protocol: int, file: Path, bank: Path, tmp_path: Path) -> None:
+    content = load(file)
+    other: Any = defaultdict(dict)
+    for image, arrays in content.items():
+        other[image] = OrderedDict((name, np.asfortranarray(array)) for name, array in arrays.items())
+    path = saved(tmp_path / "pairs.p", other, protocol)
+    assert_same(read(path), content)
+    wanted = open_bank(bank).manifest.stored_as("shards", "float16")
+    import_pairs(path, tmp_path / "new", wanted)
+    write_pairs(open_bank(tmp_path / "new"), tmp_path / "again.p")
+    assert (tmp_path / "again.p").read_bytes() == file.read_bytes()
+    assert_same(read(saved(path, OrderedDict(content), protocol)), content)
+
+
 def test_read_as_written(file: Path) -> None:
     assert_same(read(file), load(file))
 
@@ -469,7 +485,7 @@ def test_hostile_pickles_run_nothing(file: Path, tmp_path: Path) -> None:
 def test_a_key_or_value_of_another_kind_is_no_array(file: Path, tmp_path: Path) -> None:
     content: dict[Any, Any] = load(file)
     arrays = content[FIRST]
-    for other in (torch.ones(3, 4).half(), np.float16(1), np.array([{}] * 3), np.ones((3, 4), np.float16).T.copy().T):
+    for other in (torch.ones(3, 4).half(), np.float16(1), np.array([{}] * 3)):
         path = saved(tmp_path / "pairs.p", {FIRST: {**arrays, "boxes_h": other}})
         report = verify_pairs(path)
         assert [finding.kind for finding in report.findings] in (["arrays"], ["unreadable"]), other

@@ -79,7 +79,7 @@ def dumped(protocol: int, arrays: bool = False) -> Callable[[Path], None]:
     value: dict[str, Any] = {}
     for name, rows in ROWS.items():
         columns = tensors(rows) | {"hidden_states": torch.randn(len(rows), 256)}
-        value[name] = [{each: column.numpy() if arrays else column for each, column in columns.items()}]
+        value[name] = [{each: np.asfortranarray(column) if arrays else column for each, column in columns.items()}]
     return lambda path: path.write_bytes(pickle.dumps(value, protocol)) and None  # type: ignore[func-returns-value]
 
 
