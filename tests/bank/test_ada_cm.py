@@ -340,6 +340,21 @@ def test_another_models_file_is_not_imported(
     assert not (tmp_path / "new").exists()
 
 
+def test_boxes_that_reach_half_of_the_input_are_of_a_smaller_one(file: Path, bank: Path, tmp_path: Path) -> None:
+    wanted = replace(open_bank(bank).manifest.stored_as("shards", "float16"), imported="from a file")
+    content = load(file)
+    for arrays in content.values():
+        arrays |= {name: array / 2 for name, array in arrays.items() if "boxes" in name}
+    reach = max(float(arrays["union_boxes"].max()) for arrays in content.values())
+    done = import_pairs(saved(tmp_path / "few.p", content), tmp_path / "few", wanted)
+    assert done.written.manifest.imported == f"from a file, whose boxes reach {reach:g} of 32 pixels"
+    many = {f"{number}.jpg": content[FIRST] for number in range(100)} | content
+    with pytest.raises(BankError, match=f"an input of about {reach:g} pixels, and the input of .* is 32 x 32"):
+        import_pairs(saved(tmp_path / "many.p", many), tmp_path / "many", wanted)
+    content[SECOND]["union_boxes"][0, 2] = 30
+    import_pairs(saved(tmp_path / "many.p", many), tmp_path / "many", wanted)
+
+
 def change(image: str, name: str, function: Callable[[Any], Any]) -> Callable[[Content], Any]:
     return lambda content: content[image].update({name: function(content[image][name])})
 

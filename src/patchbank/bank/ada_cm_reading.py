@@ -30,6 +30,7 @@ from patchbank.unpickling import PickleError, UnsafePickleError
 
 _ROUNDING = 2.0**-9  # relative; three roundings to float16, where other code scales boxes in it too
 _NAMES = {IMAGE: "global_feature", **{kind: features for kind, (_, features) in REGIONS.items()}}
+_FILLED, _MANY = 0.9, 100  # so much of their input's side is reached by the boxes of so many images
 _CLASSES = 1 << 16  # of a kind, at most
 _PERSON = 0  # of COCO's 80
 _NOWHERE = Directory(Path())
@@ -46,11 +47,13 @@ class PairsReport(Report):
     Attributes:
         pairs: how many there are.
         reach: the greatest coordinate of an image's boxes, the median of all images': their input is not smaller.
+        furthest: the greatest of all boxes: of many images, their input is hardly larger.
         input: (width, height) of that input in pixels; None if there was nothing to compare with.
     """
 
     pairs: int = 0
     reach: float = 0.0
+    furthest: float = 0.0
     input: tuple[int, int] | None = None
 
 
@@ -97,7 +100,7 @@ def verify_pairs(
         report.findings.append(Finding("unsafe", path.name, str(error)))
     except PickleError as error:
         report.findings.append(Finding("unreadable", path.name, str(error)))
-    report.reach = median_low(reaches) if reaches else 0.0
+    report.reach, report.furthest = (median_low(reaches), max(reaches)) if reaches else (0.0, 0.0)
     width = _usual(report, "shape", "its features are {} wide, and most are {}", widths)
     report.shape = None if width is None else (width,)
     report.input = _usual(report, "rows", "its boxes are in an input of {} pixels, and most in one of {}", inputs)
@@ -250,8 +253,16 @@ def import_pairs(
             f"The features in {source} are {report.shape} and {name} of {wanted.model} is {output.shape}; nothing was "
             "written. Give the --model that made them."
         )
-    if report.reach > max(width, height) * (1 + _ROUNDING) or report.input not in (None, (width, height)):
-        known = "of {} x {}".format(*report.input) if report.input else f"of {report.reach:g} or more"
+    side, known = max(width, height), ""
+    if report.input is not None:
+        known = "" if report.input == (width, height) else "of {} x {}".format(*report.input)
+    elif report.reach > side * (1 + _ROUNDING):
+        known = f"of {report.reach:g} or more"
+    elif report.furthest < _FILLED * side:
+        if len(found) >= _MANY:
+            known = f"of about {report.furthest:g}"
+        wanted = replace(wanted, imported=f"{wanted.imported}, whose boxes reach {report.furthest:g} of {side} pixels")
+    if known:
         raise BankError(
             f"{source} has boxes in an input {known} pixels, and the input of {wanted.model} is {width} x {height}; "
             "nothing was written. Give the --model that made them, or its --input-size."
