@@ -30,7 +30,7 @@ from patchbank.errors import BankError, PatchbankError
 from patchbank.regions import Region
 from tests.ada_cm import Content, arrays_of, cache_model, extract_pairs, load, pairs_root
 from tests.datasets.test_datasets import ANNOTATIONS
-from tests.support import TINY, no_leftovers
+from tests.support import TINY, no_leftovers, patchbank
 from tests.third_party import Call
 
 FIRST, SECOND, THIRD = (f"HICO_train2015_000{number}.jpg" for number in (1, 2, 3))
@@ -222,6 +222,20 @@ def test_a_pair_that_is_not_extracted_yet_is_named(bank: Path, tmp_path: Path) -
     done = write_pairs(open_bank(part), tmp_path / "pairs.p")
     assert list(done.left_out) == [missing]
     assert load(tmp_path / "pairs.p")["HICO_train2015_0003.jpg"]["verbs"].tolist() == [3]
+
+
+def test_a_bank_that_lacks_whole_images_is_not_finished(file: Path, bank: Path, tmp_path: Path) -> None:
+    def part(source: Path, name: str) -> Path:
+        return rewritten(source, tmp_path / name, lambda each: None if each.key.startswith(SECOND) else each)
+
+    patchbank("convert", bank, tmp_path / "whole.p", "--layout", "ada-cm", check=0)
+    done = patchbank("convert", part(bank, "part"), tmp_path / "part.p", "--layout", "ada-cm", check=1)
+    assert "2 images written" in done.stdout
+    assert f"{tmp_path / 'part'} lacks regions of its dataset: the same `extract pairs` completes it." in done.stderr
+    wanted = replace(open_bank(bank).manifest.stored_as("shards", "float16"), imported="from ADA-CM's file of pairs")
+    import_pairs(file, tmp_path / "new", wanted)
+    assert write_pairs(open_bank(tmp_path / "new"), tmp_path / "new.p").note == ""
+    assert "the same `import`" in write_pairs(open_bank(part(tmp_path / "new", "less")), tmp_path / "less.p").note
 
 
 def test_damaged_features_are_left_out(bank: Path, tmp_path: Path) -> None:

@@ -19,10 +19,9 @@ from patchbank.bank.check import KINDS, Defects, Finding, Progress, Report
 from patchbank.bank.convert import Imported, transfer
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.payload import Feature
-from patchbank.datasets.boxes import digest
+from patchbank.datasets.boxes import digest_of
 from patchbank.datasets.hoi import HOIAnnotations
-from patchbank.datasets.samples import NOT_PLAIN, Failure, Sample
-from patchbank.datasets.sources import Directory
+from patchbank.datasets.samples import NOT_PLAIN, Failure
 from patchbank.errors import BankError
 from patchbank.files import is_plain
 from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
@@ -33,7 +32,6 @@ _NAMES = {IMAGE: "global_feature", **{kind: features for kind, (_, features) in 
 _FILLED, _MANY = 0.9, 100  # so much of their input's side is reached by the boxes of so many images
 _CLASSES = 1 << 16  # of a kind, at most
 _PERSON = 0  # of COCO's 80
-_NOWHERE = Directory(Path())
 _NUMBERS = {"float16": "f", "int64": "iu"}  # the kinds of dtype that can become this one
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -284,9 +282,8 @@ def import_pairs(
                 return Failure(key, f"{source.name} cannot be read any more: {error}")
 
         keys = [key for image, arrays in found.items() for key in _keys(image, arrays["verbs"].shape[0])]
-        samples = (Sample(key, _NOWHERE, 0, region=region(key)) for key in keys)
         try:
-            wanted = replace(wanted, regions=digest(samples))
+            wanted = replace(wanted, regions=digest_of((key, region(key)) for key in keys))
         except (OSError, PickleError) as error:
             raise BankError(f"{source} cannot be read any more: {error}.") from error
         written = transfer(target, wanted, keys, read, set(), overwrite, writing, stop)
