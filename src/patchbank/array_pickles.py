@@ -31,6 +31,7 @@ from patchbank.unpickling import (
     instructions,
     interpret,
     refusals,
+    short,
 )
 
 DTYPES = {
@@ -310,5 +311,5 @@ def _no_storage(_: Any) -> Any:
 def shown(value: Any) -> str:
     """What a value is, for a message."""
     if isinstance(value, Opaque):
-        return f"a {value.name[:100]}"
+        return f"a {short(value.name)}"
     return repr(value) if isinstance(value, Array) else f"a {type(value).__name__}"

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from patchbank.unpickling import MOST_BYTES, MOST_INSTRUCTIONS, Budget, Function, Names, Opaque, interpret, refusals
+from patchbank.unpickling import (
+    MOST_BYTES,
+    MOST_INSTRUCTIONS,
+    Budget,
+    Function,
+    Names,
+    Opaque,
+    interpret,
+    refusals,
+    short,
+)
 
 _MOST_DIMENSIONS = 8
 _LONGEST = 100  # instructions of a storage's pickle
@@ -74,7 +84,7 @@ def storage_of(identifier: Any) -> Storage:
         raise ValueError("a storage of another form")
     kind, dtype, key, location, numel = identifier[:5]
     if isinstance(dtype, Opaque):
-        raise ValueError(f"it holds a {dtype.name[:100]}, not numbers in float32, bfloat16 or float16")
+        raise ValueError(f"it holds a {short(dtype.name)}, not numbers in float32, bfloat16 or float16")
     if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str or type(location) is not str:
         raise ValueError("a storage of another form or type")
     if type(numel) is not int or not 0 <= numel < 1 << 62 or location == "meta":

@@ -444,6 +444,21 @@ def test_verify_finds(
     assert detail in report.findings[0].detail
 
 
+def test_names_of_any_length_are_cut(file: Path, annotations: Path, bank: Path, tmp_path: Path) -> None:
+    long, arrays = 3000 * "a", load(file)[FIRST]
+    cut = 99 * "a" + "…"
+    path = saved(tmp_path / "pairs.p", {long: arrays, "a\n.jpg": {long: 1, "b\nc": 2} | dict.fromkeys("defgh", 3)})
+    found = [(each.name, each.detail) for each in verify_pairs(path, read_hoi(annotations)).problems][:2]
+    assert found[0] == ("a\n.jpg", f"there is no {', '.join(FIELDS)}, and there is {cut}, b\\nc, d, e, f, g and 1 more")
+    assert found[1] == (cut, "its name is not a plain relative path")
+    with pytest.raises(BankError) as error:
+        import_pairs(saved(path, {"a\n.jpg": {}}), tmp_path / "new", open_bank(bank).manifest)
+    assert "\n" not in str(error.value)
+    for unknown in (f"c{long}\nb\n.", f"\x80\2X\xb8\x0b\0\0{long}cnumpy\ndtype\nh\0."):
+        path.write_bytes(unknown.encode("latin1"))
+        assert len(verify_pairs(path).findings[0].detail) <= 300
+
+
 def test_verify_finds_what_differs_between_images(file: Path, annotations: Path, tmp_path: Path) -> None:
     content = arrays_of(load(file))
     narrow, larger = content[FIRST], content[SECOND]

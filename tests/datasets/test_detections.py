@@ -319,6 +319,23 @@ def test_other_texts_are_refused_with_file_and_entry(tmp_path: Path, text: str, 
     assert str(path) in str(error.value) and "Expected: COCO results" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [{"a\n" * 5000: {"labels": [1]}}, {"a\n" * 5000: 1}, {"a": {"b\n" * 5000: 1, **{"c" * n: 1 for n in range(900)}}}],
+)
+def test_names_of_any_length_are_cut(tmp_path: Path, value: Any) -> None:
+    (path := tmp_path / "detections.p").write_bytes(pickle.dumps(value))
+    with pytest.raises(DatasetError) as error:
+        read_detections(path)
+    assert len(str(error.value)) < 900 and "\n" not in str(error.value)
+    (path := tmp_path / "detections.json").write_text(
+        "\n".join(json.dumps({**dict.fromkeys(value, 1), "key": k}) for k in value)
+    )
+    with pytest.raises(DatasetError) as error:
+        read_detections(path)
+    assert len(str(error.value)) < 900 and "\n" not in str(error.value)
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, words in (("absent", "No such file"), ("pipe", "not a regular file"), (".", "directory")):

@@ -25,10 +25,11 @@ from patchbank.datasets.samples import NOT_PLAIN, Failure
 from patchbank.errors import BankError
 from patchbank.files import is_plain
 from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
-from patchbank.unpickling import PickleError, UnsafePickleError
+from patchbank.unpickling import PickleError, UnsafePickleError, short, shortlist
 
 _ROUNDING = 2.0**-9  # relative; three roundings to float16, where other code scales boxes in it too
 _NAMES = {IMAGE: "global_feature", **{kind: features for kind, (_, features) in REGIONS.items()}}
+_LONGEST = 1000  # characters of an image's name
 _FILLED, _MANY = 0.9, 100  # so much of their input's side is reached by the boxes of so many images
 _CLASSES = 1 << 16  # of a kind, at most
 _PERSON = 0  # of COCO's 80
@@ -74,7 +75,8 @@ def verify_pairs(
 
     def examine(image: str, value: Any) -> None:
         report.looked_at += 1
-        defects = _array_defects(value) if is_plain(image) else [("arrays", NOT_PLAIN)]
+        plain = is_plain(image) and len(image) <= _LONGEST
+        defects = _array_defects(value) if plain else [("arrays", NOT_PLAIN)]
         if not _unusable(defects):
             arrays = {name: file.read(value[name]) for name in FIELDS}
             defects += _number_defects(arrays)
@@ -86,8 +88,9 @@ def verify_pairs(
                     defects += _row_defects(arrays, annotated, image, inputs)
         if take is not None and not _unusable(defects):
             take(image, value)
-        report.sound.append(image)
-        report.findings += [Finding(kind, image, detail) for kind, detail in defects]
+        if plain:
+            report.sound.append(image)
+        report.findings += [Finding(kind, image if plain else short(image), detail) for kind, detail in defects]
 
     try:
         with ArrayPickle(path) as file:
@@ -131,7 +134,7 @@ def _array_defects(value: Any) -> Defects:
     if type(value) is not dict:
         return [("arrays", f"it is {shown(value)}, and not a dict of arrays")]
     if missing := [name for name in FIELDS if name not in value]:
-        others = ", ".join(name[:100] for name in value if name not in FIELDS)
+        others = shortlist([name for name in value if name not in FIELDS])
         return [("arrays", f"there is no {', '.join(missing)}" + (f", and there is {others}" if others else ""))]
     defects: Defects = []
     sizes: dict[object, int] = {}  # K and D, as the first array that has them
@@ -243,7 +246,7 @@ def import_pairs(
     for finding in left_out:
         found.pop(finding.name, None)
     if not found:
-        first = f" {left_out[0].name}: {left_out[0].reason}." if left_out else " It is empty."
+        first = f" {short(left_out[0].name)}: {left_out[0].reason}." if left_out else " It is empty."
         raise BankError(f"{source} has no usable image; nothing was written.{first}")
     (height, width), ((name, output),) = wanted.input.size, wanted.outputs.items()
     if report.shape != output.shape:

@@ -34,7 +34,7 @@ from patchbank.datasets.classes import COCO_91_TO_80, OBJECTS
 from patchbank.errors import DatasetError
 from patchbank.files import open_regular, parse_json, read_regular
 from patchbank.regions import Region
-from patchbank.unpickling import Opaque, PickleError, UnsafePickleError, refusals
+from patchbank.unpickling import Opaque, PickleError, UnsafePickleError, refusals, short, shortlist
 
 NO_LABEL = -1
 _LABELS = 1 << 53  # labels are below this
@@ -135,8 +135,8 @@ class Detections:
             found = by_number.get(image, [])
             if len(found) > 1:
                 raise DatasetError(
-                    f"{self.source}: image_id {image} could be {found[0]} and {found[1]}. Name the images with "
-                    "--annotations, COCO's file of them."
+                    f"{self.source}: image_id {short(str(image))} could be {found[0]} and {found[1]}. Name the images "
+                    "with --annotations, COCO's file of them."
                 )
             return places[found[0]] if found else -1
 
@@ -145,7 +145,7 @@ class Detections:
         rows = np.argsort(owners, kind="stable")[np.count_nonzero(owners < 0) :]
         if not len(rows):
             raise DatasetError(
-                f"{self.source} has no box of these images: it names {self.images[0]!r}, and they are named "
+                f"{self.source} has no box of these images: it names {short(repr(self.images[0]))}, and they are named "
                 f"{keys[0] if keys else 'nothing'!r}."
             )
         lacking = len(np.unique(self.owners[owners < 0]))
@@ -219,17 +219,17 @@ class _Columns:
             if isinstance(entry, list | tuple) and len(entry) == 1:
                 (entry,) = entry
             if not isinstance(image, str) or not isinstance(entry, Mapping):
-                raise self._error(repr(image), "it is no dict with boxes")
+                raise self._error(short(repr(image)), "it is no dict with boxes")
             self._add(image, {name: plain(entry[name]) for name in ("boxes", "labels", "scores") if name in entry})
             if len(self._owners) > most:
-                raise self._error(repr(image), "it repeats the boxes of others")
+                raise self._error(short(repr(image)), "it repeats the boxes of others")
 
     def add_entry(self, number: int, entry: Mapping[str, Any]) -> None:
         """Add an object of a text: an image's boxes, or one of COCO's results."""
         image = next((entry[name] for name in ("file_name", "image", "key", "image_id") if name in entry), None)
         where = f"entry {number}"
         if not isinstance(image, str | int) or isinstance(image, bool):
-            raise self._error(where, f"its keys are {', '.join(map(repr, list(entry)[:6]))}, and none names an image")
+            raise self._error(where, f"its keys are {shortlist([*map(repr, entry)])}, and none names an image")
         if "bbox" not in entry:
             self._add(image, entry, where)
             return
@@ -247,9 +247,9 @@ class _Columns:
         self._owners.append(self._places.setdefault(image, len(self._places)))
 
     def _add(self, image: Image, entry: Mapping[str, Any], where: str = "") -> None:
-        where = f"{where} ({image})" if where else str(image)
+        where = f"{where} ({short(str(image))})" if where else short(str(image))
         if "boxes" not in entry:
-            raise self._error(where, f"it has no boxes, but {', '.join(map(repr, list(entry)[:6])) or 'nothing'}")
+            raise self._error(where, f"it has no boxes, but {shortlist([*map(repr, entry)]) or 'nothing'}")
         boxes = self._numbers(where, "boxes", entry["boxes"], "iuf")
         if not boxes.size:
             boxes = boxes.reshape(0, 4)
@@ -296,7 +296,9 @@ class _Columns:
         for image in self._places:
             if isinstance(image, int) and annotations is not None:
                 if image not in names:
-                    raise DatasetError(f"{self._source}: image_id {image} is none of the images in {annotations}.")
+                    raise DatasetError(
+                        f"{self._source}: image_id {short(str(image))} is none of the images in {annotations}."
+                    )
                 image = names[image]
             images.append(image)
         owners, labels = np.frombuffer(self._owners, np.int64), np.frombuffer(self._labels, np.int64)
@@ -418,7 +420,7 @@ def _read_pickle(found: _Columns, path: Path, file: BinaryIO, start: bytes) -> N
         if isinstance(value, Array) and value.dtype is not None:
             return arrays.read(value).tolist() if 0 not in value.shape else []
         if isinstance(value, Opaque):
-            raise PickleError(f"it holds a {value.name[:100]}, and tensors are needed")
+            raise PickleError(f"it holds a {short(value.name)}, and tensors are needed")
         # A list in lists may hold itself, or more values than the file has bytes.
         rows = value if type(value) in (list, tuple) else [value]
         if value is not None and not all(
