@@ -63,7 +63,7 @@ def convert(
     too large for the new dtype; they are listed.
 
     With --layout ada-cm, DST is one file of a bank of pairs, in float16: written whole or not at all. Pairs that lack a
-    feature are left out; they are listed, and the exit code is 1, as it is of an unfinished bank.
+    feature are left out; they are listed, and the exit code is 1, as of an unfinished bank.
 
     patchbank convert BANK NEW --layout shards --dtype float16
     """
