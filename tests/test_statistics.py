@@ -54,6 +54,17 @@ def many(place: Path, count: int = 400, dataset: str = "vcoco") -> Bank:
     return open_bank(place)
 
 
+@pytest.mark.parametrize(
+    "region", [Region(None, 7, None, 2**50), Region(None, 2**50, None, 1), Region(None, 7, None, 1, 4096)]
+)
+def test_numbers_that_are_no_classes_take_no_memory(tmp_path: Path, region: Region) -> None:
+    old = many(tmp_path / "old", 3)
+    with BankWriter(tmp_path / "new", old.manifest, ["a.jpg#union-0"]) as writer:
+        writer.add([Feature("a.jpg#union-0", {"cls": torch.ones(6)}, (20, 10), region)], [])
+    with pytest.raises(BankError, match=r"has pairs of class \d+: statistics are of 4,096 classes at most"):
+        region_statistics(tmp_path / "new")
+
+
 def rows_by_class(bank: Bank, kind: str, of: str) -> dict[int, np.ndarray]:  # type: ignore[type-arg]
     """The features of each class, by a plain loop over the unions."""
     found = defaultdict(list)

@@ -14,7 +14,7 @@ from io import BufferedReader
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from patchbank.files import open_regular
 from patchbank.unpickling import (
     MOST_INSTRUCTIONS,
+    Budget,
     Built,
     Function,
     Names,
@@ -30,6 +31,7 @@ from patchbank.unpickling import (
     instructions,
     interpret,
     refusals,
+    short,
 )
 
 DTYPES = {
@@ -109,15 +111,17 @@ class Array(Built):
 
     Attributes:
         dtype: of its numbers, little-endian; None of one that got no state.
-        shape: of any number of dimensions, in row-major order.
+        shape: of any number of dimensions.
+        order: of its numbers: "C", row by row; or "F", column by column.
         content: where its bytes begin in the file; or the bytes, of a pickle of protocol 0 to 2.
     """
 
-    __slots__ = ("content", "dtype", "shape")
+    __slots__ = ("content", "dtype", "order", "shape")
 
     def __init__(self) -> None:
         self.dtype: np.dtype[Any] | None = None
         self.shape: tuple[int, ...] = ()
+        self.order: Literal["C", "F"] = "C"
         self.content: int | bytes = b""
 
     def build(self, state: Any) -> None:
@@ -135,12 +139,12 @@ class Array(Built):
             raise ValueError("an array of impossible shape")
         if not isinstance(dtype, _Dtype) or not isinstance(content, _Stretch | bytes):
             raise ValueError("an array of objects, or of another form than numpy's")
-        if order != "C" and sum(each > 1 for each in shape) > 1:
-            raise ValueError("an array in column-major order")
+        if order not in ("C", "F"):
+            raise ValueError("an array in an unknown order")
         count = content.count if isinstance(content, _Stretch) else len(content)
         if prod(shape) * dtype.dtype.itemsize != count:
             raise ValueError(f"an array of shape {shape} and dtype {dtype.dtype.name} in {count:,} bytes")
-        self.dtype, self.shape = dtype.dtype, shape
+        self.dtype, self.shape, self.order = dtype.dtype, shape, order
         self.content = content.begin if isinstance(content, _Stretch) else content
         return self
 
@@ -164,20 +168,13 @@ class _Dtype(Built):
 
     def __init__(self, name: Any, *_: Any) -> None:
         if type(name) is not str or name not in DTYPES:
-            raise ValueError(f"an array of dtype {str(name)[:20]}")
+            raise ValueError(f"an array of dtype {name[:20] if type(name) is str else shown(name)}")
         self.dtype = DTYPES[name]
 
     def build(self, state: Any) -> None:
         """(version, byte order, ...)."""
         if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", "|", "="):
             raise ValueError("an array in big-endian order")
-
-
-def _encode(text: Any, coding: Any) -> bytes:
-    """``_codecs.encode``: how protocols 0 to 2 write bytes."""
-    if type(text) is not str or coding != "latin1":
-        raise ValueError("it makes bytes of a value that is not a text")
-    return text.encode("latin1")
 
 
 _TYPE = Opaque("numpy.ndarray")
@@ -189,7 +186,9 @@ ARRAY_NAMES: dict[str, Any] = {
     **{f"numpy.{core}.{name}": value for core in ("core", "_core") for name, value in _NUMPY.items()},
     "numpy.ndarray": _TYPE,
     "numpy.dtype": Function(_Dtype),
-    "_codecs.encode": Function(_encode),
+    "collections.OrderedDict": Function(lambda: {}),
+    "collections.defaultdict": Function(lambda _=None: {}),
+    **{f"{builtins}.{name}": Opaque(name) for builtins in ("builtins", "__builtin__") for name in ("dict", "list")},
     "__builtin__.bytes": Function(lambda: b""),  # how protocols 0 to 2 write no bytes
 }
 
@@ -224,7 +223,7 @@ class ArrayPickle:
 
         Args:
             progress: called with the bytes that were read, and all.
-            names: what the pickle may name; None is `ARRAY_NAMES`.
+            names: what the pickle may name; None is `ARRAY_NAMES`, and texts as bytes.
 
         Raises:
             UnsafePickleError: the pickle names what no pickle of arrays names. Nothing was run.
@@ -251,9 +250,8 @@ class ArrayPickle:
                     kept.add(argument)
                 if not number % 100_000:
                     progress(place // 2, self.size)
-            value = interpret(
-                self._begin(), names or ARRAY_NAMES.get, _no_storage, most, placed=_Stretch, kept=kept, take=taken
-            )
+            names = names or {**ARRAY_NAMES, "_codecs.encode": Function(Budget(self.size).encode)}.get
+            value = interpret(self._begin(), names, _no_storage, most, placed=_Stretch, kept=kept, take=taken)
             progress(self.size, self.size)
             if type(value) is not dict:
                 raise PickleError(f"it holds {shown(value)}, and not a dict of images")
@@ -261,14 +259,20 @@ class ArrayPickle:
     def read(self, array: Array, row: int | None = None) -> NDArray[Any]:
         """An array's numbers, or those of one of its rows; the caller's own. Raises OSError, PickleError."""
         assert array.dtype is not None
-        shape = array.shape if row is None else array.shape[1:]
-        count = prod(shape) * array.dtype.itemsize
-        offset = (row or 0) * count
-        if isinstance(array.content, bytes):
-            content = array.content[offset : offset + count]
+        shape, size = array.shape if row is None else array.shape[1:], array.dtype.itemsize
+        count = prod(shape)
+        if row is None or array.order == "C":
+            parts = [((row or 0) * count, count)]
         else:
-            content = self._read(array.content + offset, count)
-        return np.frombuffer(content, array.dtype).reshape(shape).copy()
+            parts = [(row + array.shape[0] * place, 1) for place in range(count)]
+        held = array.content
+        content = b"".join(
+            held[first * size : (first + some) * size]
+            if isinstance(held, bytes)
+            else self._read(held + first * size, some * size)
+            for first, some in parts
+        )
+        return np.frombuffer(content, array.dtype).reshape(shape, order=array.order).copy()
 
     def bytes_of(self, content: Any) -> Any:
         """The bytes of what stands for them in a pickle's value; any other value as it is. Raises as `read`."""
@@ -307,5 +311,5 @@ def _no_storage(_: Any) -> Any:
 def shown(value: Any) -> str:
     """What a value is, for a message."""
     if isinstance(value, Opaque):
-        return f"a {value.name[:100]}"
+        return f"a {short(value.name)}"
     return repr(value) if isinstance(value, Array) else f"a {type(value).__name__}"

@@ -23,6 +23,7 @@ from patchbank.regions import OBJECT, UNION
 KINDS = ("verb", "object", "hoi")
 MARK = "patchbank stats"  # in every file: only marked files are replaced
 _TOGETHER = 16384  # pairs whose features are added at once
+_CLASSES = 1 << 12  # of a kind, at most
 _MOST = 4 << 30  # bytes of covariances
 FORMATS = (".safetensors", ".pt")
 
@@ -73,7 +74,7 @@ def region_statistics(
 
     Raises:
         BankError: there is no bank, or not one of annotated pairs; or it stores no such output; or features cannot be
-            read.
+            read; or classes have numbers of 4,096 or more.
         ConfigError: a kind or a region does not exist, or the covariances do not fit into memory.
     """
     bank = bank if isinstance(bank, Bank) else open_bank(bank)
@@ -191,6 +192,10 @@ def _classes(bank: Bank) -> dict[str, tuple[str, ...]]:
 
     def padded(names: tuple[str, ...], numbers: Iterable[int | None], least: int = 0) -> tuple[str, ...]:
         count = max([least, len(names), *(1 + number for number in numbers if number is not None)])
+        if count > _CLASSES:
+            raise BankError(
+                f"{bank.path} has pairs of class {count - 1}: statistics are of {_CLASSES:,} classes at most."
+            )
         return tuple(name(names, number) for number in range(count))
 
     objects = OBJECTS if verbs else ()

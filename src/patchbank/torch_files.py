@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchbank.files import is_plain
 from patchbank.torch_pickles import Storage, storage_of
-from patchbank.unpickling import MOST_BYTES, MOST_INSTRUCTIONS, Names, PickleError, interpret
+from patchbank.unpickling import MOST_BYTES, MOST_INSTRUCTIONS, Names, PickleError, interpret, short
 
 _CHUNK = 1 << 20
 _LOCAL_HEADER = 30  # bytes before an entry's content, at least
@@ -47,7 +47,7 @@ class Entries:
             raise PickleError("its zip has two entries of one name")
         for info in infos:
             if not is_plain(info.filename) or not info.filename.startswith(f"{top}/"):
-                raise PickleError(f"its zip has an entry {info.filename[:100]!r}, which no archive of torch has")
+                raise PickleError(f"its zip has an entry {short(info.filename)!r}, which no archive of torch has")
             if info.flag_bits & 1:
                 raise PickleError("its zip is encrypted")
         ends = [info.header_offset + _LOCAL_HEADER + info.compress_size for info in infos]
@@ -69,24 +69,24 @@ class Entries:
         info = self._info(name)
         self._left -= info.file_size
         if self._left < 0:
-            raise PickleError(f"its {name[:100]} is larger than any checkpoint's")
+            raise PickleError(f"its {short(name)} is larger than any checkpoint's")
         with self._zip.open(info) as member:
             content = member.read(info.file_size)
         if len(content) != info.file_size:
-            raise PickleError(f"its {name[:100]} is cut short")
+            raise PickleError(f"its {short(name)} is cut short")
         return content
 
     def numbers(self, storage: Storage) -> Tensor:
         """A storage's bytes, (nbytes,) uint8. `zipfile` checks their CRC."""
         info = self._info(f"data/{storage.key}")
         if info.compress_type != zipfile.ZIP_STORED or not info.file_size == info.compress_size == storage.nbytes:
-            raise PickleError(f"its storage {storage.key[:100]!r} does not have the {storage.nbytes:,} bytes it says")
+            raise PickleError(f"its storage {short(storage.key)!r} does not have the {storage.nbytes:,} bytes it says")
         with self._zip.open(info) as member:
             return numbers_of(member, storage)
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         if name not in self._infos:
-            raise PickleError(f"it lacks {name[:100]}")
+            raise PickleError(f"it lacks {short(name)}")
         return self._infos[name]
 
 
@@ -97,6 +97,6 @@ def numbers_of(file: Any, storage: Storage) -> Tensor:
     while left:
         count = file.readinto(left[:_CHUNK])
         if not count:
-            raise PickleError(f"its storage {storage.key[:100]!r} is cut short")
+            raise PickleError(f"its storage {short(storage.key)!r} is cut short")
         left = left[count:]
     return numbers

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from patchbank.unpickling import MOST_BYTES, MOST_INSTRUCTIONS, Function, Names, Opaque, interpret, refusals
+from patchbank.unpickling import (
+    MOST_BYTES,
+    MOST_INSTRUCTIONS,
+    Budget,
+    Function,
+    Names,
+    Opaque,
+    interpret,
+    refusals,
+    short,
+)
 
 _MOST_DIMENSIONS = 8
 _LONGEST = 100  # instructions of a storage's pickle
@@ -74,7 +84,7 @@ def storage_of(identifier: Any) -> Storage:
         raise ValueError("a storage of another form")
     kind, dtype, key, location, numel = identifier[:5]
     if isinstance(dtype, Opaque):
-        raise ValueError(f"it holds a {dtype.name[:100]}, not numbers in float32, bfloat16 or float16")
+        raise ValueError(f"it holds a {short(dtype.name)}, not numbers in float32, bfloat16 or float16")
     if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str or type(location) is not str:
         raise ValueError("a storage of another form or type")
     if type(numel) is not int or not 0 <= numel < 1 << 62 or location == "meta":
@@ -165,22 +175,17 @@ def plain_names(size: int, bytes_of: Callable[[Any], Any] = lambda content: cont
     Args:
         bytes_of: gives the bytes of what stands for them.
     """
-    left = size  # bytes that may be made of texts: no more than the file has
+    made, loaded = Budget(size), Budget(size)
 
-    def encode(text: Any, _: Any) -> bytes:
-        """``_codecs.encode``: how protocol 2 writes bytes."""
-        nonlocal left
-        if type(text) is not str:
-            raise ValueError("it makes bytes of a value that is not a text")
-        left -= len(text)
-        if left < 0:
-            raise ValueError("it makes more bytes of its texts than it has")
-        return text.encode("latin1")
+    def load(content: Any) -> Storage:
+        storage = _load_storage(content := bytes_of(content))
+        loaded.spend(len(content))
+        return storage
 
     return {
         **TENSOR_NAMES,
-        "torch.storage._load_from_bytes": Function(lambda content: _load_storage(bytes_of(content))),
-        "_codecs.encode": Function(encode),
+        "torch.storage._load_from_bytes": Function(load),
+        "_codecs.encode": Function(made.encode),
     }.get
 
 

@@ -11,10 +11,10 @@ import contextlib
 import pickletools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from patchbank.errors import PatchbankError
+from patchbank.errors import PatchbankError, printable
 
 # Limits for a pickle that describes tensors. A large training checkpoint's has a twentieth of this.
 MOST_BYTES = 8 << 20
@@ -74,7 +74,7 @@ class Module(Built):
     def build(self, state: Any) -> None:
         """Take the attributes."""
         if type(state) is not dict:
-            raise PickleError(f"{self.name[:100]} restores itself by code of its own, which is not run")
+            raise PickleError(f"{short(self.name)} restores itself by code of its own, which is not run")
         self.attributes = state
 
 
@@ -97,7 +97,38 @@ class Stream(Protocol):
         """The position."""
 
 
+class Budget:
+    """Bytes that a pickle may make of its values: as many as its file has, though it uses one value many times."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def spend(self, count: int) -> None:
+        """Raises ValueError if it makes too many."""
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("it makes more bytes of its texts than it has")
+
+    def encode(self, text: Any, coding: Any) -> bytes:
+        """``_codecs.encode``: how protocols 0 to 2 write bytes."""
+        if type(text) is not str or coding != "latin1":
+            raise ValueError("it makes bytes of a value that is not a text")
+        self.spend(len(text))
+        return text.encode("latin1")
+
+
 Names = Callable[[str], Any]  # a name -> what it stands for: a Function or a dtype; None if it is unknown
+
+
+def short(text: str, most: int = 100) -> str:
+    """A text that a file chose, for a message: in one line, of at most so many characters."""
+    text = printable(text[: most + 1])
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def shortlist(names: Sequence[str]) -> str:
+    """Six names, and how many more there are."""
+    return ", ".join(map(short, names[:6])) + (f" and {len(names) - 6:,} more" if len(names) > 6 else "")
 
 
 @contextlib.contextmanager
@@ -110,7 +141,9 @@ def refusals() -> Iterator[None]:
     except IndexError as error:
         raise PickleError("it takes a value that is not there") from error
     except Exception as error:
-        raise PickleError(str(error).strip().split("\n")[0].removesuffix(".") or type(error).__name__) from error
+        raise PickleError(
+            short(str(error).strip().split("\n")[0].removesuffix("."), 300) or type(error).__name__
+        ) from error
 
 
 def instructions(stream: Stream) -> Iterator[tuple[Any, Any, Any]]:
@@ -252,7 +285,7 @@ def _meaning(names: Names, name: str) -> Any:
         return found
     if _HARMLESS.fullmatch(name):
         return Opaque(name)
-    raise UnsafePickleError(f"it names {name[:100]}, which no tensor's pickle does; nothing was run")
+    raise UnsafePickleError(f"it names {short(name)}, which no tensor's pickle does; nothing was run")
 
 
 def _call(function: Any, arguments: Any) -> Any:

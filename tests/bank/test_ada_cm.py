@@ -7,6 +7,7 @@ import pickle
 import pickletools
 import subprocess
 import sys
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,10 @@ from patchbank.bank.payload import Feature
 from patchbank.bank.writer import BankWriter
 from patchbank.datasets.hoi_files import read_hoi
 from patchbank.errors import BankError, PatchbankError
+from patchbank.regions import Region
 from tests.ada_cm import Content, arrays_of, cache_model, extract_pairs, load, pairs_root
 from tests.datasets.test_datasets import ANNOTATIONS
-from tests.support import TINY, no_leftovers
+from tests.support import TINY, no_leftovers, patchbank
 from tests.third_party import Call
 
 FIRST, SECOND, THIRD = (f"HICO_train2015_000{number}.jpg" for number in (1, 2, 3))
@@ -203,12 +205,37 @@ def test_a_number_beyond_float16_leaves_out_its_pair(bank: Path, tmp_path: Path)
     assert "HICO_train2015_0002.jpg" not in content
 
 
+def test_a_box_beyond_float16_leaves_out_its_pair(bank: Path, tmp_path: Path) -> None:
+    def change(feature: Feature) -> Feature:
+        large = Region((0.0, 0.0, 1e7, 20.0), 1)
+        return feature._replace(region=large) if feature.key == f"{FIRST}#human-1" else feature
+
+    done = write_pairs(open_bank(rewritten(bank, tmp_path / "large", change)), tmp_path / "pairs.p")
+    assert done.left_out == {f"{FIRST}#human-1": "its box is too large for float16"}
+    assert (done.pairs, done.pairs_left_out) == (5, 1)
+    assert load(tmp_path / "pairs.p")[FIRST]["verbs"].tolist() == [5, 5]
+
+
 def test_a_pair_that_is_not_extracted_yet_is_named(bank: Path, tmp_path: Path) -> None:
     missing = "HICO_train2015_0003.jpg#human-1"
     part = rewritten(bank, tmp_path / "part", lambda feature: None if feature.key == missing else feature)
     done = write_pairs(open_bank(part), tmp_path / "pairs.p")
     assert list(done.left_out) == [missing]
     assert load(tmp_path / "pairs.p")["HICO_train2015_0003.jpg"]["verbs"].tolist() == [3]
+
+
+def test_a_bank_that_lacks_whole_images_is_not_finished(file: Path, bank: Path, tmp_path: Path) -> None:
+    def part(source: Path, name: str) -> Path:
+        return rewritten(source, tmp_path / name, lambda each: None if each.key.startswith(SECOND) else each)
+
+    patchbank("convert", bank, tmp_path / "whole.p", "--layout", "ada-cm", check=0)
+    done = patchbank("convert", part(bank, "part"), tmp_path / "part.p", "--layout", "ada-cm", check=1)
+    assert "2 images written" in done.stdout
+    assert f"{tmp_path / 'part'} lacks regions of its dataset: the same `extract pairs` completes it." in done.stderr
+    wanted = replace(open_bank(bank).manifest.stored_as("shards", "float16"), imported="from ADA-CM's file of pairs")
+    import_pairs(file, tmp_path / "new", wanted)
+    assert write_pairs(open_bank(tmp_path / "new"), tmp_path / "new.p").note == ""
+    assert "the same `import`" in write_pairs(open_bank(part(tmp_path / "new", "less")), tmp_path / "less.p").note
 
 
 def test_damaged_features_are_left_out(bank: Path, tmp_path: Path) -> None:
@@ -244,6 +271,21 @@ def test_pickles_of_every_protocol_are_read(protocol: int, file: Path, tmp_path:
     content["shared.jpg"] = {**shared, "hois": shared["verbs"]}  # one array twice
     content["none.jpg"] = {name: array[:0] for name, array in shared.items()}
     assert_same(read(saved(tmp_path / "pairs.p", content, protocol)), content)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_columns_first_and_other_dicts(protocol: int, file: Path, bank: Path, tmp_path: Path) -> None:
+    content = load(file)
+    other: Any = defaultdict(dict)
+    for image, arrays in content.items():
+        other[image] = OrderedDict((name, np.asfortranarray(array)) for name, array in arrays.items())
+    path = saved(tmp_path / "pairs.p", other, protocol)
+    assert_same(read(path), content)
+    wanted = open_bank(bank).manifest.stored_as("shards", "float16")
+    import_pairs(path, tmp_path / "new", wanted)
+    write_pairs(open_bank(tmp_path / "new"), tmp_path / "again.p")
+    assert (tmp_path / "again.p").read_bytes() == file.read_bytes()
+    assert_same(read(saved(path, OrderedDict(content), protocol)), content)
 
 
 def test_read_as_written(file: Path) -> None:
@@ -312,6 +354,21 @@ def test_another_models_file_is_not_imported(
     assert not (tmp_path / "new").exists()
 
 
+def test_boxes_that_reach_half_of_the_input_are_of_a_smaller_one(file: Path, bank: Path, tmp_path: Path) -> None:
+    wanted = replace(open_bank(bank).manifest.stored_as("shards", "float16"), imported="from a file")
+    content = load(file)
+    for arrays in content.values():
+        arrays |= {name: array / 2 for name, array in arrays.items() if "boxes" in name}
+    reach = max(float(arrays["union_boxes"].max()) for arrays in content.values())
+    done = import_pairs(saved(tmp_path / "few.p", content), tmp_path / "few", wanted)
+    assert done.written.manifest.imported == f"from a file, whose boxes reach {reach:g} of 32 pixels"
+    many = {f"{number}.jpg": content[FIRST] for number in range(100)} | content
+    with pytest.raises(BankError, match=f"an input of about {reach:g} pixels, and the input of .* is 32 x 32"):
+        import_pairs(saved(tmp_path / "many.p", many), tmp_path / "many", wanted)
+    content[SECOND]["union_boxes"][0, 2] = 30
+    import_pairs(saved(tmp_path / "many.p", many), tmp_path / "many", wanted)
+
+
 def change(image: str, name: str, function: Callable[[Any], Any]) -> Callable[[Content], Any]:
     return lambda content: content[image].update({name: function(content[image][name])})
 
@@ -347,6 +404,12 @@ def put(place: Any, value: Any) -> Callable[[Any], Any]:
         (change(FIRST, "verbs", list), "arrays", FIRST, "verbs is a list, and not an array of int64"),
         (change(FIRST, "verbs", put(0, -1)), "arrays", FIRST, "verbs has the number -1"),
         (change(FIRST, "size_orig", put(0, 0)), "arrays", FIRST, "size_orig has the number 0"),
+        (change(FIRST, "size_orig", put(1, 2**60)), "arrays", FIRST, f"size_orig has the number {2**60}"),
+        (change(FIRST, "verbs", put(1, 2 * 10**9)), "arrays", FIRST, "verbs has the number 2000000000"),
+        (
+            change(FIRST, "boxes_o", lambda array: array[:, [2, 1, 0, 3]].copy()),
+            *("arrays", FIRST, "the corners of box 0 of boxes_o are swapped"),
+        ),
         (change(FIRST, "hois", lambda array: array.astype(np.int32)), "dtype", FIRST, "hois is int32, and not int64"),
         (lambda content: content.update({FIRST: []}), "arrays", FIRST, "it is a list, and not a dict of arrays"),
         (change(FIRST, "verbs", put(2, 9)), "rows", FIRST, "pair 2 has 9 in verbs; annotated is 5"),
@@ -379,6 +442,21 @@ def test_verify_finds(
     report = verify_pairs(saved(tmp_path / "pairs.p", content), read_hoi(annotations))
     assert [(finding.kind, finding.name) for finding in report.findings] == [(kind, image)]
     assert detail in report.findings[0].detail
+
+
+def test_names_of_any_length_are_cut(file: Path, annotations: Path, bank: Path, tmp_path: Path) -> None:
+    long, arrays = 3000 * "a", load(file)[FIRST]
+    cut = 99 * "a" + "…"
+    path = saved(tmp_path / "pairs.p", {long: arrays, "a\n.jpg": {long: 1, "b\nc": 2} | dict.fromkeys("defgh", 3)})
+    found = [(each.name, each.detail) for each in verify_pairs(path, read_hoi(annotations)).problems][:2]
+    assert found[0] == ("a\n.jpg", f"there is no {', '.join(FIELDS)}, and there is {cut}, b\\nc, d, e, f, g and 1 more")
+    assert found[1] == (cut, "its name is not a plain relative path")
+    with pytest.raises(BankError) as error:
+        import_pairs(saved(path, {"a\n.jpg": {}}), tmp_path / "new", open_bank(bank).manifest)
+    assert "\n" not in str(error.value)
+    for unknown in (f"c{long}\nb\n.", f"\x80\2X\xb8\x0b\0\0{long}cnumpy\ndtype\nh\0."):
+        path.write_bytes(unknown.encode("latin1"))
+        assert len(verify_pairs(path).findings[0].detail) <= 300
 
 
 def test_verify_finds_what_differs_between_images(file: Path, annotations: Path, tmp_path: Path) -> None:
@@ -451,7 +529,7 @@ def test_hostile_pickles_run_nothing(file: Path, tmp_path: Path) -> None:
 def test_a_key_or_value_of_another_kind_is_no_array(file: Path, tmp_path: Path) -> None:
     content: dict[Any, Any] = load(file)
     arrays = content[FIRST]
-    for other in (torch.ones(3, 4).half(), np.float16(1), np.array([{}] * 3), np.ones((3, 4), np.float16).T.copy().T):
+    for other in (torch.ones(3, 4).half(), np.float16(1), np.array([{}] * 3)):
         path = saved(tmp_path / "pairs.p", {FIRST: {**arrays, "boxes_h": other}})
         report = verify_pairs(path)
         assert [finding.kind for finding in report.findings] in (["arrays"], ["unreadable"]), other
@@ -489,6 +567,28 @@ def test_sizes_that_a_pickle_states_take_no_memory(tmp_path: Path) -> None:
         (tmp_path / "pairs.p").write_bytes(content + b"abc")
         detail = verify_pairs(tmp_path / "pairs.p").findings[0].detail
         assert detail == "it ends early, or holds a value of 2,147,483,648 bytes"
+
+
+DOUBLED = b"K\0" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(29))  # 2^29 numbers
+
+
+def test_a_value_of_any_size_is_not_shown(tmp_path: Path) -> None:
+    for value, detail in (
+        (b"cnumpy\ndtype\n" + DOUBLED + b"\x85R", "an array of dtype a tuple"),
+        (DOUBLED, "it is a tuple, and not a dict of arrays"),
+        (b"}X\1\0\0\0a" + DOUBLED + b"s", "there is no"),
+    ):
+        (tmp_path / "pairs.p").write_bytes(b"\x80\4}X\5\0\0\0a.jpg" + value + b"s.")
+        assert verify_pairs(tmp_path / "pairs.p").findings[0].detail.startswith(detail)
+
+
+def test_bytes_of_texts_are_no_more_than_the_file(tmp_path: Path) -> None:
+    """Of one text of a kilobyte, each image's value is made again."""
+    made = b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R"
+    text = b"X\0\4\0\0" + b"a" * 1024 + b"q\0"
+    images = b"".join(b"X\3\0\0\0%03d" % number + made + b"s" for number in range(100))
+    (tmp_path / "pairs.p").write_bytes(b"\x80\2" + text + b"0}" + images + b".")
+    assert verify_pairs(tmp_path / "pairs.p").findings[0].detail == "it makes more bytes of its texts than it has"
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def dumped(protocol: int, arrays: bool = False) -> Callable[[Path], None]:
     value: dict[str, Any] = {}
     for name, rows in ROWS.items():
         columns = tensors(rows) | {"hidden_states": torch.randn(len(rows), 256)}
-        value[name] = [{each: column.numpy() if arrays else column for each, column in columns.items()}]
+        value[name] = [{each: np.asfortranarray(column) if arrays else column for each, column in columns.items()}]
     return lambda path: path.write_bytes(pickle.dumps(value, protocol)) and None  # type: ignore[func-returns-value]
 
 
@@ -213,6 +213,8 @@ def test_nothing_left_is_an_error(mapping: dict[str, Any]) -> None:
         load_boxes(images("a.jpg", "b.jpg"), mapping, min_score=0.95)
     with pytest.raises(DatasetError, match=r"They have no scores\. They have no labels"):
         load_boxes(images("a.jpg"), {"a.jpg": {"boxes": [[0, 0, 1, 1]]}}, classes=[0])
+    with pytest.raises(DatasetError, match="no class -1: classes are numbers from 0"):
+        load_boxes(images("a.jpg"), {"a.jpg": {"boxes": [[0, 0, 1, 1]]}}, classes=[-1])
 
 
 def test_images_that_the_dataset_lacks_are_counted(mapping: dict[str, Any]) -> None:
@@ -294,6 +296,13 @@ BOX = "[0, 0, 1, 1]"
         ('[{"image_id": 1, "bbox": [0, 0, 1, null]}]', "entry 1: its bbox is"),
         (f'[{{"image_id": 1, "category_id": "cat", "bbox": {BOX}}}]', "entry 1: its category_id is 'cat'"),
         (f'[{{"image_id": 1, "score": "0.5", "bbox": {BOX}}}]', "its score '0.5'"),
+        (f'[{{"image_id": true, "bbox": {BOX}}}]', "entry 1: its keys are"),
+        (f'[{{"image_id": 1, "score": {10**400}, "bbox": {BOX}}}]', "its score 1000"),
+        (f'[{{"image_id": 1, "bbox": [0, 0, 1, {10**400}]}}]', r"its bbox is \[0, 0, 1, 1000"),
+        (f'{{"key": "a.jpg", "boxes": [[0, 0, 1.5, {10**400}]]}}', "its boxes are"),
+        (f'{{"key": "a.jpg", "boxes": [{BOX}], "scores": [{10**400}]}}', "its scores are"),
+        (f'{{"key": "a.jpg", "boxes": [{BOX}], "labels": [{10**400}]}}', "its labels are"),
+        (f'{{"key": "a.jpg", "boxes": [{BOX}], "labels": [{2**64 - 1}]}}', "its labels are negative, or larger"),
         ('{"key": "a.jpg", "boxes": [[0, 0, 1]]}', r"\(a\.jpg\): its boxes are of shape \(1, 3\), not \(n, 4\)"),
         ('{"key": "a.jpg", "boxes": [[0, 0, 1, 1], [0]]}', "its boxes are not of one length"),
         ('{"key": "a.jpg", "boxes": [["0", "0", "1", "1"]]}', "its boxes are not numbers"),
@@ -308,6 +317,23 @@ def test_other_texts_are_refused_with_file_and_entry(tmp_path: Path, text: str, 
     with pytest.raises(DatasetError, match=words) as error:
         read_detections(path)
     assert str(path) in str(error.value) and "Expected: COCO results" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"a\n" * 5000: {"labels": [1]}}, {"a\n" * 5000: 1}, {"a": {"b\n" * 5000: 1, **{"c" * n: 1 for n in range(900)}}}],
+)
+def test_names_of_any_length_are_cut(tmp_path: Path, value: Any) -> None:
+    (path := tmp_path / "detections.p").write_bytes(pickle.dumps(value))
+    with pytest.raises(DatasetError) as error:
+        read_detections(path)
+    assert len(str(error.value)) < 900 and "\n" not in str(error.value)
+    (path := tmp_path / "detections.json").write_text(
+        "\n".join(json.dumps({**dict.fromkeys(value, 1), "key": k}) for k in value)
+    )
+    with pytest.raises(DatasetError) as error:
+        read_detections(path)
+    assert len(str(error.value)) < 900 and "\n" not in str(error.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -365,16 +391,34 @@ def test_hostile_pickles_run_nothing(tmp_path: Path, protocol: int, zipped: bool
     assert mark.exists()
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_one_text_of_a_storage_is_not_loaded_many_times(tmp_path: Path, protocol: int) -> None:
+    content = torch.ones(4000)._typed_storage().__reduce__()[1][0]
+    load = torch.storage._load_from_bytes
+    storages = [Call(load, content) for _ in range(5)]
+    (path := tmp_path / "detections.p").write_bytes(pickle.dumps({"a.jpg": {"boxes": storages}}, protocol))
+    with pytest.raises(DatasetError, match="it makes more bytes of its texts than it has"):
+        read_detections(path)
+
+
 def test_values_that_repeat_take_no_more_than_the_file(tmp_path: Path) -> None:
     many = {"boxes": torch.zeros(1000, 4)}
     bomb: list[Any] = [0.0]
     for _ in range(60):
         bomb = [bomb, bomb]
+    pairs: Any = 0.0
+    for _ in range(60):
+        pairs = (pairs, pairs)
     itself: list[Any] = []
     itself += [itself]
     for value, words in (
         ({f"{n}.jpg": many for n in range(1000)}, "it repeats the boxes of others"),
         ({"a.jpg": {"boxes": bomb}}, "a list of other things"),
+        ({"a.jpg": {"boxes": np.zeros((2**40, 0))}}, "has no boxes"),
+        ({"a.jpg": {"boxes": pairs}}, "a list of other things"),
+        ({"a.jpg": {"boxes": [[0, 0, 1, 1]], "labels": pairs}}, "a list of other things"),
+        ({"a.jpg": {"boxes": [[0, 0, 1, pairs]]}}, "a list of other things"),
+        ({"a.jpg": {"boxes": [[0, 0, 1, 1]], "scores": {"b": pairs}}}, "a list of other things"),
         ({"a.jpg": {"boxes": itself}}, "a list of other things"),
         ({"a.jpg": itself}, "no dict with boxes"),
     ):

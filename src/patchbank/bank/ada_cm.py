@@ -18,11 +18,12 @@ from patchbank.array_pickles import pickle_pieces
 from patchbank.bank.check import Progress
 from patchbank.bank.reader import Bank
 from patchbank.bank.regions import regions_by_image
+from patchbank.datasets.boxes import digest_of
 from patchbank.errors import BankError
 from patchbank.features import CLS, POOLED
 from patchbank.files import fsync_directory, whole_file, write_and_sync
 from patchbank.locations import is_remote
-from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
+from patchbank.regions import GRID_CUT, HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
 
 # Name -> (dtype, shape), in the file's order: K is the number of pairs, D the features' width.
 FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {
@@ -59,6 +60,7 @@ class Written:
         left_out: region -> reason, of regions without a feature of float16. Their pairs are left out; of whole images,
             the images.
         pairs_left_out: how many pairs.
+        note: that the bank is not finished; empty if it is, or has failures, which `left_out` names.
         actions: whether `hois` holds the verbs, since V-COCO has no classes of verb and object together.
     """
 
@@ -69,6 +71,7 @@ class Written:
     bytes_written: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
     pairs_left_out: int = 0
+    note: str = ""
     actions: bool = False
 
 
@@ -92,7 +95,7 @@ def write_pairs(bank: Bank, target: Path, *, overwrite: bool = False, progress: 
             "is a directory; name a file" if target.is_dir() else "exists. --overwrite replaces it; else choose another"
         )
         raise BankError(f"{target} {kind}.")
-    found, done = _pairs_by_image(bank), Written(target, _vector(bank))
+    found, done = _pairs_by_image(bank), Written(target, _vector(bank), note=_unfinished(bank))
 
     def entries() -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:
         for number, (image, pairs) in enumerate(found.items(), start=1):
@@ -126,6 +129,15 @@ def _vector(bank: Bank) -> str:
     )
 
 
+def _unfinished(bank: Bank) -> str:
+    made = bank.manifest
+    regions = ((key, bank.region(key)) for key in bank.in_order())
+    if bank.failures or not made.regions or digest_of(regions) == made.regions:
+        return ""
+    command = "import" if made.imported else f"extract {'regions' if made.input.cut == GRID_CUT else 'pairs'}"
+    return f"{bank.path} lacks regions of its dataset: the same `{command}` completes it."
+
+
 def _pairs_by_image(bank: Bank) -> dict[str, list[int]]:
     """image -> the numbers of its pairs, those without features too; in the dataset's order."""
     found: dict[str, set[int]] = {image: _numbers(names) for image, names in regions_by_image(bank).items()}
@@ -142,29 +154,30 @@ def _numbers(names: Iterable[str]) -> set[int]:
 
 
 class _Pair(NamedTuple):
-    """A pair whose features are complete: of each kind, the region and its feature, (D,) float16."""
+    """A pair whose features are complete: of each kind, the box in the encoder's input, and the feature (D,)."""
 
-    regions: dict[str, Region]
+    union: Region
+    boxes: dict[str, NDArray[np.float16]]
     features: dict[str, NDArray[np.float16]]
 
 
 def _entry(bank: Bank, image: str, pairs: Sequence[int], done: Written) -> Arrays:
     """An image's arrays; none if no pair, or not the whole image, has its features."""
     whole = region_key(image, IMAGE)
-    global_feature = _feature(bank, whole, done)
-    found = [pair for number in pairs if (pair := _pair(bank, image, number, done))]
-    if global_feature is None or not found or (size := bank.size(whole)) is None:
+    global_feature, size = _feature(bank, whole, done), bank.size(whole) if whole in bank else None
+    height, width = bank.manifest.input.size
+    scale = np.array([width, height] * 2) / np.array((size or (width, height)) * 2)
+    found = [pair for number in pairs if (pair := _pair(bank, image, number, scale, done))]
+    if global_feature is None or not found or size is None:
         done.pairs_left_out += len(pairs)
         return {}
     done.images, done.pairs = done.images + 1, done.pairs + len(found)
     done.pairs_left_out += len(pairs) - len(found)
-    height, width = bank.manifest.input.size
-    scale = np.array([width / size[0], height / size[1]] * 2)
     columns: dict[str, object] = {}
     for kind, (boxes, features) in REGIONS.items():
-        columns[boxes] = np.array([pair.regions[kind].box for pair in found]) * scale
+        columns[boxes] = [pair.boxes[kind] for pair in found]
         columns[features] = [pair.features[kind] for pair in found]
-    unions = [pair.regions[UNION] for pair in found]
+    unions = [pair.union for pair in found]
     columns |= {
         "verbs": [union.verb for union in unions],
         "hois": [_hoi(bank, union, done) for union in unions],
@@ -175,19 +188,25 @@ def _entry(bank: Bank, image: str, pairs: Sequence[int], done: Written) -> Array
     return {name: np.asarray(columns[name]).astype(dtype) for name, (dtype, _) in FIELDS.items()}
 
 
-def _pair(bank: Bank, image: str, number: int, done: Written) -> _Pair | None:
+def _pair(bank: Bank, image: str, number: int, scale: NDArray[np.float64], done: Written) -> _Pair | None:
+    boxes, features = dict[str, NDArray[np.float16]](), dict[str, NDArray[np.float16]]()
     keys = {kind: region_key(image, f"{kind}-{number}") for kind in REGIONS}
-    features = {kind: feature for kind, key in keys.items() if (feature := _feature(bank, key, done)) is not None}
-    regions = {kind: region for kind, key in keys.items() if key in bank and (region := bank.region(key))}
-    return _Pair(regions, features) if len(features) == len(regions) == len(keys) else None
+    for kind, key in keys.items():
+        if (feature := _feature(bank, key, done)) is None or not (region := bank.region(key)):
+            continue
+        box = _float16(np.array(region.box) * scale)
+        if np.isfinite(box).all():
+            boxes[kind], features[kind], union = box, feature, region  # the last kind is the union
+        else:
+            done.left_out[key] = "its box is too large for float16"
+    return _Pair(union, boxes, features) if len(boxes) == len(REGIONS) else None
 
 
 def _feature(bank: Bank, key: str, done: Written) -> NDArray[np.float16] | None:
     """A region's feature in float16; None, with the reason in `left_out`, if there is none."""
     try:
         bank.check(key)
-        with np.errstate(over="ignore"):
-            feature = bank.output(key, done.output).float().numpy().astype(np.float16)
+        feature = _float16(bank.output(key, done.output).float().numpy())
         if np.isfinite(feature).all():
             return feature
         done.left_out[key] = "its numbers are too large for float16"
@@ -195,6 +214,12 @@ def _feature(bank: Bank, key: str, done: Written) -> NDArray[np.float16] | None:
         missing = "it has no feature yet: the same extraction continues" if key not in bank else str(error)
         done.left_out[key] = bank.failures.get(key, missing)
     return None
+
+
+def _float16(numbers: NDArray[Any]) -> NDArray[np.float16]:
+    """Infinite where they are too large."""
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float16)
 
 
 def _hoi(bank: Bank, union: Region, done: Written) -> int | None:

@@ -19,19 +19,20 @@ from patchbank.bank.check import KINDS, Defects, Finding, Progress, Report
 from patchbank.bank.convert import Imported, transfer
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.payload import Feature
-from patchbank.datasets.boxes import digest
+from patchbank.datasets.boxes import digest_of
 from patchbank.datasets.hoi import HOIAnnotations
-from patchbank.datasets.samples import NOT_PLAIN, Failure, Sample
-from patchbank.datasets.sources import Directory
+from patchbank.datasets.samples import NOT_PLAIN, Failure
 from patchbank.errors import BankError
 from patchbank.files import is_plain
 from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
-from patchbank.unpickling import PickleError, UnsafePickleError
+from patchbank.unpickling import PickleError, UnsafePickleError, short, shortlist
 
 _ROUNDING = 2.0**-9  # relative; three roundings to float16, where other code scales boxes in it too
 _NAMES = {IMAGE: "global_feature", **{kind: features for kind, (_, features) in REGIONS.items()}}
+_LONGEST = 1000  # characters of an image's name
+_FILLED, _MANY = 0.9, 100  # so much of their input's side is reached by the boxes of so many images
+_CLASSES = 1 << 16  # of a kind, at most
 _PERSON = 0  # of COCO's 80
-_NOWHERE = Directory(Path())
 _NUMBERS = {"float16": "f", "int64": "iu"}  # the kinds of dtype that can become this one
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -45,11 +46,13 @@ class PairsReport(Report):
     Attributes:
         pairs: how many there are.
         reach: the greatest coordinate of an image's boxes, the median of all images': their input is not smaller.
+        furthest: the greatest of all boxes: of many images, their input is hardly larger.
         input: (width, height) of that input in pixels; None if there was nothing to compare with.
     """
 
     pairs: int = 0
     reach: float = 0.0
+    furthest: float = 0.0
     input: tuple[int, int] | None = None
 
 
@@ -72,7 +75,8 @@ def verify_pairs(
 
     def examine(image: str, value: Any) -> None:
         report.looked_at += 1
-        defects = _array_defects(value) if is_plain(image) else [("arrays", NOT_PLAIN)]
+        plain = is_plain(image) and len(image) <= _LONGEST
+        defects = _array_defects(value) if plain else [("arrays", NOT_PLAIN)]
         if not _unusable(defects):
             arrays = {name: file.read(value[name]) for name in FIELDS}
             defects += _number_defects(arrays)
@@ -84,8 +88,9 @@ def verify_pairs(
                     defects += _row_defects(arrays, annotated, image, inputs)
         if take is not None and not _unusable(defects):
             take(image, value)
-        report.sound.append(image)
-        report.findings += [Finding(kind, image, detail) for kind, detail in defects]
+        if plain:
+            report.sound.append(image)
+        report.findings += [Finding(kind, image if plain else short(image), detail) for kind, detail in defects]
 
     try:
         with ArrayPickle(path) as file:
@@ -96,7 +101,7 @@ def verify_pairs(
         report.findings.append(Finding("unsafe", path.name, str(error)))
     except PickleError as error:
         report.findings.append(Finding("unreadable", path.name, str(error)))
-    report.reach = median_low(reaches) if reaches else 0.0
+    report.reach, report.furthest = (median_low(reaches), max(reaches)) if reaches else (0.0, 0.0)
     width = _usual(report, "shape", "its features are {} wide, and most are {}", widths)
     report.shape = None if width is None else (width,)
     report.input = _usual(report, "rows", "its boxes are in an input of {} pixels, and most in one of {}", inputs)
@@ -129,7 +134,7 @@ def _array_defects(value: Any) -> Defects:
     if type(value) is not dict:
         return [("arrays", f"it is {shown(value)}, and not a dict of arrays")]
     if missing := [name for name in FIELDS if name not in value]:
-        others = ", ".join(name[:100] for name in value if name not in FIELDS)
+        others = shortlist([name for name in value if name not in FIELDS])
         return [("arrays", f"there is no {', '.join(missing)}" + (f", and there is {others}" if others else ""))]
     defects: Defects = []
     sizes: dict[object, int] = {}  # K and D, as the first array that has them
@@ -149,13 +154,18 @@ def _array_defects(value: Any) -> Defects:
 
 def _number_defects(arrays: Arrays) -> Defects:
     for name, (dtype, _) in FIELDS.items():
-        if dtype == "float16" and (wrong := int((~np.isfinite(arrays[name])).sum())):
-            return [("not-finite", f"{wrong:,} of {arrays[name].size:,} numbers of {name}")]
-        if dtype == "int64" and (least := arrays[name].min(initial=1)) < (name == "size_orig"):
-            return [("arrays", f"{name} has the number {least}")]
+        if dtype == "float16" and (count := int((~np.isfinite(arrays[name])).sum())):
+            return [("not-finite", f"{count:,} of {arrays[name].size:,} numbers of {name}")]
+        least, most = (1, 1 << 31) if name == "size_orig" else (0, _CLASSES - 1)
+        if dtype == "int64" and len(wrong := arrays[name][(arrays[name] < least) | (arrays[name] > most)]):
+            return [("arrays", f"{name} has the number {wrong[0]}")]
+    for name, _ in REGIONS.values():
+        swapped = (arrays[name][:, 2:] < arrays[name][:, :2]).any(axis=1)
+        if swapped.any():
+            return [("arrays", f"the corners of box {int(swapped.argmax())} of {name} are swapped")]
     for name in _NAMES.values():
-        if wrong := int((~arrays[name].any(axis=-1)).sum()):
-            return [("zero", f"{wrong:,} of {np.atleast_2d(arrays[name]).shape[0]:,} rows of {name}")]
+        if count := int((~arrays[name].any(axis=-1)).sum()):
+            return [("zero", f"{count:,} of {np.atleast_2d(arrays[name]).shape[0]:,} rows of {name}")]
     return []
 
 
@@ -236,7 +246,7 @@ def import_pairs(
     for finding in left_out:
         found.pop(finding.name, None)
     if not found:
-        first = f" {left_out[0].name}: {left_out[0].reason}." if left_out else " It is empty."
+        first = f" {short(left_out[0].name)}: {left_out[0].reason}." if left_out else " It is empty."
         raise BankError(f"{source} has no usable image; nothing was written.{first}")
     (height, width), ((name, output),) = wanted.input.size, wanted.outputs.items()
     if report.shape != output.shape:
@@ -244,8 +254,16 @@ def import_pairs(
             f"The features in {source} are {report.shape} and {name} of {wanted.model} is {output.shape}; nothing was "
             "written. Give the --model that made them."
         )
-    if report.reach > max(width, height) * (1 + _ROUNDING) or report.input not in (None, (width, height)):
-        known = "of {} x {}".format(*report.input) if report.input else f"of {report.reach:g} or more"
+    side, known = max(width, height), ""
+    if report.input is not None:
+        known = "" if report.input == (width, height) else "of {} x {}".format(*report.input)
+    elif report.reach > side * (1 + _ROUNDING):
+        known = f"of {report.reach:g} or more"
+    elif report.furthest < _FILLED * side:
+        if len(found) >= _MANY:
+            known = f"of about {report.furthest:g}"
+        wanted = replace(wanted, imported=f"{wanted.imported}, whose boxes reach {report.furthest:g} of {side} pixels")
+    if known:
         raise BankError(
             f"{source} has boxes in an input {known} pixels, and the input of {wanted.model} is {width} x {height}; "
             "nothing was written. Give the --model that made them, or its --input-size."
@@ -267,9 +285,8 @@ def import_pairs(
                 return Failure(key, f"{source.name} cannot be read any more: {error}")
 
         keys = [key for image, arrays in found.items() for key in _keys(image, arrays["verbs"].shape[0])]
-        samples = (Sample(key, _NOWHERE, 0, region=region(key)) for key in keys)
         try:
-            wanted = replace(wanted, regions=digest(samples))
+            wanted = replace(wanted, regions=digest_of((key, region(key)) for key in keys))
         except (OSError, PickleError) as error:
             raise BankError(f"{source} cannot be read any more: {error}.") from error
         written = transfer(target, wanted, keys, read, set(), overwrite, writing, stop)

@@ -63,7 +63,7 @@ def convert(
     too large for the new dtype; they are listed.
 
     With --layout ada-cm, DST is one file of a bank of pairs, in float16: written whole or not at all. Pairs that lack a
-    feature are left out; they are listed, and the exit code is 1.
+    feature are left out; they are listed, and the exit code is 1, as of an unfinished bank.
 
     patchbank convert BANK NEW --layout shards --dtype float16
     """
@@ -104,7 +104,7 @@ def _write_pairs(bank: Bank, target: Path, *, overwrite: bool, json: bool) -> No
         counter = activity.counter(f"converting {bank.path.name}")
         done = write_pairs(bank, target, overwrite=overwrite, progress=counter)
     show_json({**asdict(done), "file": str(done.file)}) if json else _show_pairs(done)
-    raise typer.Exit(1 if done.left_out else 0)
+    raise typer.Exit(1 if done.left_out or done.note else 0)
 
 
 def _show_pairs(done: Written) -> None:
@@ -117,6 +117,8 @@ def _show_pairs(done: Written) -> None:
     if done.actions:
         say_prose("  hois are the verbs: V-COCO has no classes of verb and object together")
     show_failures("no feature", done.left_out, ": --json names them all")
+    if done.note:
+        show_note(done.note)
 
 
 def show_converted(done: Converted) -> None:

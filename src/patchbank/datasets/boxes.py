@@ -159,11 +159,16 @@ class _Boxes(Sequence[Sample]):
 
 
 def digest(samples: Iterable[Sample]) -> str:
+    """The `digest_of` samples that are regions."""
+    return digest_of((sample.key, sample.region) for sample in samples)
+
+
+def digest_of(regions: Iterable[tuple[str, Region | None]]) -> str:
     """The SHA-256 of the keys, boxes and classes of all regions; empty if there are none."""
     found, encoder, some = hashlib.sha256(), msgspec.msgpack.Encoder(), False
-    for sample in samples:
-        if sample.region is None:
+    for key, region in regions:
+        if region is None:
             return ""
         some = True
-        found.update(encoder.encode((sample.key.encode(errors="surrogateescape"), sample.region)))
+        found.update(encoder.encode((key.encode(errors="surrogateescape"), region)))
     return found.hexdigest() if some else ""

@@ -34,9 +34,10 @@ from patchbank.datasets.classes import COCO_91_TO_80, OBJECTS
 from patchbank.errors import DatasetError
 from patchbank.files import open_regular, parse_json, read_regular
 from patchbank.regions import Region
-from patchbank.unpickling import Opaque, PickleError, UnsafePickleError, refusals
+from patchbank.unpickling import Opaque, PickleError, UnsafePickleError, refusals, short, shortlist
 
 NO_LABEL = -1
+_LABELS = 1 << 53  # labels are below this
 _KNOWN = (
     "Expected: COCO results, a list of {image_id, category_id, bbox: [x, y, width, height], score}; JSON Lines of "
     "{file_name, boxes: [[x1, y1, x2, y2], ...], labels, scores}; or {file_name: {boxes, labels, scores}} by "
@@ -95,13 +96,16 @@ class Detections:
     ) -> Detections:
         """Boxes of at least this score, of these classes, and at most so many an image, the best ones.
 
-        Raises DatasetError if none is left.
+        Raises DatasetError if none is left, or a class is negative.
         """
         keep = np.ones(len(self), np.bool_)
         if min_score is not None:
             keep &= self.scores >= min_score
         if classes is not None:
-            keep &= np.isin(self.labels, list(classes))
+            classes = list(classes)
+            if wrong := [each for each in classes if each < 0]:
+                raise DatasetError(f"There is no class {wrong[0]}: classes are numbers from 0.")
+            keep &= np.isin(self.labels, classes)
         rows = keep.nonzero()[0]
         if max_boxes is not None:
             worse = np.where(np.isnan(self.scores), np.inf, -self.scores)
@@ -131,8 +135,8 @@ class Detections:
             found = by_number.get(image, [])
             if len(found) > 1:
                 raise DatasetError(
-                    f"{self.source}: image_id {image} could be {found[0]} and {found[1]}. Name the images with "
-                    "--annotations, COCO's file of them."
+                    f"{self.source}: image_id {short(str(image))} could be {found[0]} and {found[1]}. Name the images "
+                    "with --annotations, COCO's file of them."
                 )
             return places[found[0]] if found else -1
 
@@ -141,7 +145,7 @@ class Detections:
         rows = np.argsort(owners, kind="stable")[np.count_nonzero(owners < 0) :]
         if not len(rows):
             raise DatasetError(
-                f"{self.source} has no box of these images: it names {self.images[0]!r}, and they are named "
+                f"{self.source} has no box of these images: it names {short(repr(self.images[0]))}, and they are named "
                 f"{keys[0] if keys else 'nothing'!r}."
             )
         lacking = len(np.unique(self.owners[owners < 0]))
@@ -215,37 +219,37 @@ class _Columns:
             if isinstance(entry, list | tuple) and len(entry) == 1:
                 (entry,) = entry
             if not isinstance(image, str) or not isinstance(entry, Mapping):
-                raise self._error(repr(image), "it is no dict with boxes")
+                raise self._error(short(repr(image)), "it is no dict with boxes")
             self._add(image, {name: plain(entry[name]) for name in ("boxes", "labels", "scores") if name in entry})
             if len(self._owners) > most:
-                raise self._error(repr(image), "it repeats the boxes of others")
+                raise self._error(short(repr(image)), "it repeats the boxes of others")
 
     def add_entry(self, number: int, entry: Mapping[str, Any]) -> None:
         """Add an object of a text: an image's boxes, or one of COCO's results."""
         image = next((entry[name] for name in ("file_name", "image", "key", "image_id") if name in entry), None)
         where = f"entry {number}"
-        if not isinstance(image, str | int):
-            raise self._error(where, f"its keys are {', '.join(map(repr, list(entry)[:6]))}, and none names an image")
+        if not isinstance(image, str | int) or isinstance(image, bool):
+            raise self._error(where, f"its keys are {shortlist([*map(repr, entry)])}, and none names an image")
         if "bbox" not in entry:
             self._add(image, entry, where)
             return
         self._coco = True
+        label, score = entry.get("category_id", NO_LABEL), entry.get("score")
+        if type(label) is not int or not NO_LABEL <= label < _LABELS or type(score) not in (int, float, type(None)):
+            raise self._error(where, f"its category_id is {label!r:.60}, its score {score!r:.60}")
         try:
             x, y, width, height = entry["bbox"]
             self._boxes.extend((x, y, x + width, y + height))
+            self._scores.append(np.nan if score is None else score)
         except (TypeError, ValueError, OverflowError):
-            raise self._error(where, f"its bbox is {str(entry['bbox'])[:60]}") from None
-        label, score = entry.get("category_id", NO_LABEL), entry.get("score")
-        if type(label) is not int or not NO_LABEL <= label < 1 << 53 or type(score) not in (int, float, type(None)):
-            raise self._error(where, f"its category_id is {label!r:.60}, its score {score!r:.60}")
+            raise self._error(where, f"its bbox is {str(entry['bbox'])[:60]}, its score {score!r:.60}") from None
         self._labels.append(label)
-        self._scores.append(np.nan if score is None else score)
         self._owners.append(self._places.setdefault(image, len(self._places)))
 
     def _add(self, image: Image, entry: Mapping[str, Any], where: str = "") -> None:
-        where = f"{where} ({image})" if where else str(image)
+        where = f"{where} ({short(str(image))})" if where else short(str(image))
         if "boxes" not in entry:
-            raise self._error(where, f"it has no boxes, but {', '.join(map(repr, list(entry)[:6])) or 'nothing'}")
+            raise self._error(where, f"it has no boxes, but {shortlist([*map(repr, entry)]) or 'nothing'}")
         boxes = self._numbers(where, "boxes", entry["boxes"], "iuf")
         if not boxes.size:
             boxes = boxes.reshape(0, 4)
@@ -259,8 +263,8 @@ class _Columns:
             columns[name] = self._numbers(where, name, value, kinds)
             if columns[name].shape != boxes.shape[:1]:
                 raise self._error(where, f"it has {name} of shape {columns[name].shape} for {len(boxes)} boxes")
-        if (columns["labels"] < NO_LABEL).any():
-            raise self._error(where, "its labels are negative")
+        if not ((columns["labels"] >= NO_LABEL) & (columns["labels"] < _LABELS)).all():
+            raise self._error(where, "its labels are negative, or larger than any")
         self._boxes.frombytes(boxes.astype(np.float64).tobytes())
         self._labels.frombytes(columns["labels"].astype(np.int64).tobytes())
         self._scores.frombytes(columns["scores"].astype(np.float64).tobytes())
@@ -271,8 +275,8 @@ class _Columns:
         """A tensor, an array or nested lists, as an array."""
         try:
             found = np.array(value.tolist() if hasattr(value, "tolist") else value)
-        except ValueError:
-            raise self._error(where, f"its {name} are not of one length") from None
+        except (ValueError, OverflowError):
+            raise self._error(where, f"its {name} are not of one length, or too large") from None
         if found.size and found.dtype.kind not in kinds:
             raise self._error(where, f"its {name} are not {'whole ' if kinds == 'iu' else ''}numbers")
         return found
@@ -292,7 +296,9 @@ class _Columns:
         for image in self._places:
             if isinstance(image, int) and annotations is not None:
                 if image not in names:
-                    raise DatasetError(f"{self._source}: image_id {image} is none of the images in {annotations}.")
+                    raise DatasetError(
+                        f"{self._source}: image_id {short(str(image))} is none of the images in {annotations}."
+                    )
                 image = names[image]
             images.append(image)
         owners, labels = np.frombuffer(self._owners, np.int64), np.frombuffer(self._labels, np.int64)
@@ -412,12 +418,14 @@ def _read_pickle(found: _Columns, path: Path, file: BinaryIO, start: bytes) -> N
         if isinstance(value, View):
             return value.of(read(value.storage)).tolist() if 0 not in value.size else []
         if isinstance(value, Array) and value.dtype is not None:
-            return arrays.read(value).tolist()
+            return arrays.read(value).tolist() if 0 not in value.shape else []
         if isinstance(value, Opaque):
-            raise PickleError(f"it holds a {value.name[:100]}, and tensors are needed")
+            raise PickleError(f"it holds a {short(value.name)}, and tensors are needed")
         # A list in lists may hold itself, or more values than the file has bytes.
-        rows = value if type(value) is list else []
-        if not all(type(each) in (int, float) for row in rows for each in (row if _is_row(row) else [row])):
+        rows = value if type(value) in (list, tuple) else [value]
+        if value is not None and not all(
+            type(each) in (int, float) for row in rows for each in (row if _is_row(row) else [row])
+        ):
             raise PickleError("it holds a list of other things than numbers or boxes")
         return value
 
