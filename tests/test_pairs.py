@@ -243,6 +243,8 @@ def test_a_limit_counts_images(tmp_path: Path, tiny_weights: Path) -> None:
     patchbank(*run, "--out", tmp_path / "bank", "--limit", 2, check=0)
     assert list(regions_by_image(open_bank(tmp_path / "bank"))) == names[:2]
     assert len(open_bank(tmp_path / "bank")) == 20
+    counted = patchbank("stats", tmp_path / "bank", "--by", "verb", check=1)
+    assert "6 pairs" in counted.stdout and "lacks regions of its dataset" in counted.stderr
     named = patchbank("convert", tmp_path / "bank", tmp_path / "pairs.p", check=2).stderr
     assert "--layout ada-cm" in named
     entries = json.loads((tmp_path / "hicodet/trainval_hico.json").read_text())

@@ -186,7 +186,7 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
                 assert torch.equal(loaded[f"{kind}.{name}"], getattr(each, name))
     done = patchbank("stats", root / "bank", "--by", "object", "--of", "human", "--output", "cls", "--json", check=0)
     said = json.loads(done.stdout)
-    assert said["file"] is None and list(said) == ["bank", "file", "object"] and said["object"]["of"] == "human"
+    assert said["file"] is None and list(said) == ["bank", "file", "object", "note"] and said["object"]["of"] == "human"
     assert (
         said["object"]["count"] == region_statistics(root / "bank", of="human", output="cls")["object"].count.tolist()
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from patchbank.datasets.classes import ACTIONS, OBJECTS, VERBS
 from patchbank.datasets.hoi import HICO_HOIS
 from patchbank.errors import BankError, ConfigError
 from patchbank.files import bytes_text, whole_file
-from patchbank.regions import OBJECT, UNION
+from patchbank.regions import IMAGE, OBJECT, UNION
 
 KINDS = ("verb", "object", "hoi")
 MARK = "patchbank stats"  # in every file: only marked files are replaced
@@ -147,7 +148,10 @@ def write_statistics(path: Path, made: Mapping[str, ClassStatistics], manifest: 
         else:
             from safetensors.torch import save_file
 
+            with open(temporary, "wb") as file:
+                mode = os.fstat(file.fileno()).st_mode
             save_file(tensors, temporary, {"patchbank": text})
+            temporary.chmod(mode)  # safetensors gives its files to their owner alone
 
 
 class _Sums:
@@ -218,13 +222,14 @@ def _read(
     numbers: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     waiting = 0
     for done, value in enumerate(regions.values(), 1):
-        pairs, classes = value.pairs(), value.pair_classes()
-        for name, some in features.items():
-            some.append(getattr(pairs, name))
-        for kind, column in numbers.items():
-            column.append(classes[kind])
-        waiting += len(pairs.union)
-        if waiting >= _TOGETHER or done == len(regions):
+        if {*value.names} != {IMAGE}:  # else its pairs are not extracted yet
+            pairs, classes = value.pairs(), value.pair_classes()
+            for name, some in features.items():
+                some.append(getattr(pairs, name))
+            for kind, column in numbers.items():
+                column.append(classes[kind])
+            waiting += len(pairs.union)
+        if waiting >= _TOGETHER or (waiting and done == len(regions)):
             yield (
                 {name: torch.cat(some) for name, some in features.items()},
                 {kind: torch.cat(column) for kind, column in numbers.items()},

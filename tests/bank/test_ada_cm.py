@@ -399,6 +399,10 @@ def put(place: Any, value: Any) -> Callable[[Any], Any]:
         ),
         (change(FIRST, "verbs", lambda array: array[:2]), "shape", FIRST, "verbs is (2,), and not (3,)"),
         (change(FIRST, "boxes_h", lambda array: array[0]), "shape", FIRST, "boxes_h is (4,), and not (K, 4)"),
+        (
+            change(FIRST, "union_features", lambda array: array / np.linalg.norm(array, axis=1, keepdims=True)),
+            *("normalised", FIRST, "every row of union_features has the norm 1"),
+        ),
         (change(FIRST, "union_features", lambda array: array[:, 1:]), "shape", FIRST, "(3, 31), and not (3, 32)"),
         (change(FIRST, "verbs", lambda array: array.astype(np.float16)), "arrays", FIRST, "of float16, and not"),
         (change(FIRST, "verbs", list), "arrays", FIRST, "verbs is a list, and not an array of int64"),

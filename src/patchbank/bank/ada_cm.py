@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from patchbank.array_pickles import pickle_pieces
 from patchbank.bank.check import Progress
 from patchbank.bank.reader import Bank
-from patchbank.bank.regions import regions_by_image
-from patchbank.datasets.boxes import digest_of
+from patchbank.bank.regions import regions_by_image, unfinished
 from patchbank.errors import BankError
 from patchbank.features import CLS, POOLED
 from patchbank.files import fsync_directory, whole_file, write_and_sync
 from patchbank.locations import is_remote
-from patchbank.regions import GRID_CUT, HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
+from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
 
 # Name -> (dtype, shape), in the file's order: K is the number of pairs, D the features' width.
 FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {
@@ -95,7 +94,7 @@ def write_pairs(bank: Bank, target: Path, *, overwrite: bool = False, progress: 
             "is a directory; name a file" if target.is_dir() else "exists. --overwrite replaces it; else choose another"
         )
         raise BankError(f"{target} {kind}.")
-    found, done = _pairs_by_image(bank), Written(target, _vector(bank), note=_unfinished(bank))
+    found, done = _pairs_by_image(bank), Written(target, _vector(bank), note=unfinished(bank))
 
     def entries() -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:
         for number, (image, pairs) in enumerate(found.items(), start=1):
@@ -127,15 +126,6 @@ def _vector(bank: Bank) -> str:
         f"{bank.path} stores {', '.join(outputs)}, and ADA-CM's file takes one vector of each region: extract the "
         f"pairs with --output {POOLED} or --output {CLS}."
     )
-
-
-def _unfinished(bank: Bank) -> str:
-    made = bank.manifest
-    regions = ((key, bank.region(key)) for key in bank.in_order())
-    if bank.failures or not made.regions or digest_of(regions) == made.regions:
-        return ""
-    command = "import" if made.imported else f"extract {'regions' if made.input.cut == GRID_CUT else 'pairs'}"
-    return f"{bank.path} lacks regions of its dataset: the same `{command}` completes it."
 
 
 def _pairs_by_image(bank: Bank) -> dict[str, list[int]]:

@@ -29,6 +29,7 @@ from patchbank.unpickling import PickleError, UnsafePickleError, short, shortlis
 
 _ROUNDING = 2.0**-9  # relative; three roundings to float16, where other code scales boxes in it too
 _NAMES = {IMAGE: "global_feature", **{kind: features for kind, (_, features) in REGIONS.items()}}
+_UNIT = 2e-3  # how far float16 moves a norm of 1, at most
 _LONGEST = 1000  # characters of an image's name
 _FILLED, _MANY = 0.9, 100  # so much of their input's side is reached by the boxes of so many images
 _CLASSES = 1 << 16  # of a kind, at most
@@ -166,6 +167,10 @@ def _number_defects(arrays: Arrays) -> Defects:
     for name in _NAMES.values():
         if count := int((~arrays[name].any(axis=-1)).sum()):
             return [("zero", f"{count:,} of {np.atleast_2d(arrays[name]).shape[0]:,} rows of {name}")]
+    for name in _NAMES.values():
+        norms = np.linalg.norm(np.atleast_2d(arrays[name]).astype(np.float32), axis=1)
+        if len(norms) and (np.abs(norms - 1) < _UNIT).all():
+            return [("normalised", f"every row of {name} has the norm 1")]
     return []
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from patchbank.bank.reader import Bank, open_bank
+from patchbank.datasets.boxes import digest_of
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import GRID
 from patchbank.regions import GRID_CUT, HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, visible_fraction
@@ -202,6 +203,16 @@ def open_regions(bank: Bank | str | Path, *, output: str | Sequence[str] = ()) -
         BankError: there is no bank, it holds features of whole images, or it does not store an output.
     """
     return Regions(bank if isinstance(bank, Bank) else open_bank(bank), [output] if isinstance(output, str) else output)
+
+
+def unfinished(bank: Bank) -> str:
+    """That a bank of pairs lacks some of its dataset, for people; empty if it does not, or if its failures say so."""
+    made = bank.manifest
+    regions = ((key, bank.region(key)) for key in bank.in_order())
+    if bank.failures or not made.regions or digest_of(regions) == made.regions:
+        return ""
+    command = "import" if made.imported else f"extract {'regions' if made.input.cut == GRID_CUT else 'pairs'}"
+    return f"{bank.path} lacks regions of its dataset: the same `{command}` completes it."
 
 
 def regions_by_image(bank: Bank) -> dict[str, dict[str, str]]:

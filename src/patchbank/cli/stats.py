@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import typer
+
 from patchbank.cli import options
-from patchbank.cli.console import count_text, say, say_prose, show_json
+from patchbank.cli.console import count_text, say, say_prose, show_json, show_note
 from patchbank.cli.outputs import require_own
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import interruptible
@@ -46,12 +48,14 @@ def stats(
     """Compute count, mean and covariance of the features of each verb, object and hoi class of a bank of pairs.
 
     The file holds verb.count (V,), verb.mean (V, D) and verb.covariance (V, D, D), and the same of object and hoi; a
-    class without pairs has zeros. The bank is one of `patchbank extract pairs`.
+    class without pairs has zeros. The bank is one of `patchbank extract pairs`; if it is not finished, the exit code is
+    1.
 
     patchbank stats BANK --by verb --covariance --out verbs.safetensors
     """
     with busy("opening the bank"):
         from patchbank.bank.reader import open_bank
+        from patchbank.bank.regions import unfinished
         from patchbank.statistics import FORMATS, MARK, region_statistics, write_statistics
 
         if out is not None:
@@ -74,14 +78,18 @@ def stats(
                 write_statistics(out, made, opened.manifest, normalised=normalise)
             except OSError as error:
                 raise ConfigError(f"{out} cannot be written: {error.strerror or error}.") from error
+    note = unfinished(opened)
     if json:
         counts = {
             kind: {"of": each.of, "names": each.names, "count": each.count.tolist()} for kind, each in made.items()
         }
-        show_json({"bank": str(bank), "file": None if out is None else str(out), **counts})
-        return
+        show_json({"bank": str(bank), "file": None if out is None else str(out), **counts, "note": note})
+        raise typer.Exit(1 if note else 0)
     if out is not None:
         say(f"{out} ({bytes_text(out.stat().st_size)})", "bold")
     for kind, each in made.items():
         some, pairs = int((each.count > 0).sum()), int(each.count.sum())
         say_prose(f"  {kind}: {count_text(pairs, 'pair')} of {some:,} of {len(each.count):,} classes, by {each.of}")
+    if note:
+        show_note(note)
+        raise typer.Exit(1)
