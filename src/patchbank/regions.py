@@ -10,6 +10,7 @@ Box = tuple[float, float, float, float]
 Rectangle = tuple[int, int, int, int]
 
 IMAGE, HUMAN, OBJECT, UNION = "image", "human", "object", "union"  # names of regions, the last three with a number
+PERSON = 0  # a human's label, of COCO's 80
 GRID_CUT = "grid"  # a region is not cut out: its features are pooled from a grid of the whole image
 _MOST_PIXELS = 1 << 28  # of a picture that is cut out, black ones included
 

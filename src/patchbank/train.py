@@ -269,7 +269,8 @@ def _require_same(bank: Bank, dataset: Dataset) -> None:
 def _crops_of(dataset: Dataset, kinds: Sequence[str]) -> list[Listed]:
     """The regions of a dataset's pairs of these kinds, and the whole images."""
     wanted = (IMAGE, *kinds)
-    return [each for each in annotated_pairs(dataset).samples if name_of(each.key).partition("-")[0] in wanted]
+    read = dataset.of(dataset)  # the pairs that are checked and used below, instead of reading the file again
+    return [each for each in annotated_pairs(read).samples if name_of(each.key).partition("-")[0] in wanted]
 
 
 def _with_crops(dataset: Dataset, kinds: Sequence[str], lacking: set[str]) -> Dataset:

@@ -24,7 +24,7 @@ from patchbank.datasets.hoi import HOIAnnotations
 from patchbank.datasets.samples import NOT_PLAIN, Failure
 from patchbank.errors import BankError
 from patchbank.files import is_plain
-from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
+from patchbank.regions import HUMAN, IMAGE, OBJECT, PERSON, UNION, Region, image_of, name_of, region_key
 from patchbank.unpickling import PickleError, UnsafePickleError, short, shortlist
 
 _ROUNDING = 2.0**-9  # relative; three roundings to float16, where other code scales boxes in it too
@@ -33,7 +33,6 @@ _UNIT = 2e-3  # how far float16 moves a norm of 1, at most
 _LONGEST = 1000  # characters of an image's name
 _FILLED, _MANY = 0.9, 100  # so much of their input's side is reached by the boxes of so many images
 _CLASSES = 1 << 16  # of a kind, at most
-_PERSON = 0  # of COCO's 80
 _NUMBERS = {"float16": "f", "int64": "iu"}  # the kinds of dtype that can become this one
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -189,16 +188,18 @@ def _row_defects(
         if column is not None and (wrong := arrays[name] != column[rows]).any():
             first = int(wrong.argmax())
             return [("rows", f"pair {first} has {arrays[name][first]} in {name}; annotated is {column[rows][first]}")]
-    boxes: dict[str, NDArray[Any]] = {"boxes_h": annotated.boxes_h[rows], "boxes_o": annotated.boxes_o[rows]}
-    unions = np.concatenate(
-        [np.minimum(*boxes.values())[:, :2], np.maximum(*boxes.values())[:, 2:]], axis=1, dtype=np.float64
-    )
+    unions = annotated.unions[rows].astype(np.float64)
+    boxes: dict[str, NDArray[Any]] = {
+        "boxes_h": annotated.boxes_h[rows],
+        "boxes_o": annotated.boxes_o[rows],
+        "union_boxes": unions,
+    }
     # The file does not say in which input its boxes are. Of all numbers together, rounding leaves a whole pixel.
     shares = unions / _corners(width, height)
     in_image, in_input = (each.reshape(-1, 2).sum(axis=0) for each in (shares, arrays["union_boxes"].astype(float)))
     side = np.rint(in_input / np.where(in_image > 0, in_image, 1)).astype(int)
     scale = _corners(*side) / _corners(width, height)
-    for name, box in {**boxes, "union_boxes": unions}.items():
+    for name, box in boxes.items():
         found, expected = arrays[name].astype(np.float64), box.astype(np.float64) * scale
         wrong = (abs(found - expected) > _ROUNDING * np.maximum(abs(expected), 1)).any(axis=1)
         if wrong.any():
@@ -320,7 +321,7 @@ def _region(file: ArrayPickle, arrays: Mapping[str, Array], kind: str, row: int,
     label, verb, hoi = (int(file.read(arrays[name], row)) for name in ("objects", "verbs", "hois"))
     return Region(
         tuple(box.tolist()),
-        _PERSON if kind == HUMAN else label,
+        PERSON if kind == HUMAN else label,
         verb=verb if kind == UNION else None,
         hoi=hoi if kind == UNION else None,
     )

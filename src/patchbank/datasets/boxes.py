@@ -17,9 +17,8 @@ from patchbank.datasets.detections import Detections, read_detections
 from patchbank.datasets.hoi_files import read_hoi
 from patchbank.datasets.samples import Dataset, Sample
 from patchbank.errors import DatasetError
-from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Box, Region, region_key
+from patchbank.regions import HUMAN, IMAGE, OBJECT, PERSON, UNION, Box, Region, region_key
 
-_PERSON = 0  # of COCO's 80
 _AT_ONCE = 4096  # samples that are made together
 
 
@@ -39,22 +38,15 @@ def annotated_pairs(dataset: Dataset) -> Dataset:
     pairs = dataset.pairs if file is None else read_hoi(file, any_box=True)
     if not len(pairs.verb):
         raise DatasetError(f"{pairs.source} has no pair with both boxes.")
-    unions = np.concatenate(
-        [
-            np.minimum(pairs.boxes_h[:, :2], pairs.boxes_o[:, :2]),
-            np.maximum(pairs.boxes_h[:, 2:], pairs.boxes_o[:, 2:]),
-        ],
-        axis=1,
-    )
 
     def regions(key: str) -> Iterator[tuple[str, Region]]:
         yield IMAGE, Region()
         for number, row in zip(pairs.numbers(key), pairs.rows[key], strict=True):
             label, verb = int(pairs.object[row]), int(pairs.verb[row])
             hoi = None if pairs.hoi is None else int(pairs.hoi[row])
-            yield f"{HUMAN}-{number}", Region(_box(pairs.boxes_h[row]), _PERSON)
+            yield f"{HUMAN}-{number}", Region(_box(pairs.boxes_h[row]), PERSON)
             yield f"{OBJECT}-{number}", Region(_box(pairs.boxes_o[row]), label)
-            yield f"{UNION}-{number}", Region(_box(unions[row]), label, None, verb, hoi)
+            yield f"{UNION}-{number}", Region(_box(pairs.unions[row]), label, None, verb, hoi)
 
     found = ((image, regions(image.key)) for image in dataset.samples if len(pairs.rows[image.key]))
     return replace(dataset, samples=tuple(_samples(found)), chosen=pairs)

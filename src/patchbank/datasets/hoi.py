@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -178,6 +179,12 @@ class HOIAnnotations:
         """The places of an image's pairs among its pairs in the file. Raises KeyError if it is not listed."""
         rows = self.rows[key]
         return range(len(rows)) if self.left is None else self.left[rows.start : rows.stop].tolist()
+
+    @cached_property
+    def unions(self) -> NDArray[np.float32]:
+        """(P, 4): the smallest box around both of each pair."""
+        first = np.minimum(self.boxes_h[:, :2], self.boxes_o[:, :2])
+        return np.concatenate([first, np.maximum(self.boxes_h[:, 2:], self.boxes_o[:, 2:])], axis=1)
 
     def target(self, key: str) -> HOITarget:
         """One image's pairs. Raises KeyError if it is not listed."""
