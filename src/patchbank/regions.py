@@ -47,6 +47,17 @@ def name_of(key: str) -> str:
     return key.rpartition("#")[2]
 
 
+def pair_name(kind: str, number: int) -> str:
+    """The name of a region of an annotated pair: ``union-0``."""
+    return f"{kind}-{number}"
+
+
+def pair_of(name: str) -> tuple[str, int] | None:
+    """The inverse of `pair_name`; None for another region's name."""
+    match = re.fullmatch(rf"({HUMAN}|{OBJECT}|{UNION})-(\d+)", name)
+    return match and (match[1], int(match[2]))
+
+
 def parse_cut(text: str) -> str:
     """How boxes are cut out: ``pad``, ``squash`` or ``context=1.5``. Raises ValueError on anything else."""
     if text in ("pad", "squash"):

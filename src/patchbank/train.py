@@ -23,7 +23,7 @@ from patchbank.datasets.hoi import HOIAnnotations, HOITarget
 from patchbank.errors import ConfigError, DatasetError
 from patchbank.features import UNKNOWN
 from patchbank.pool import pool_regions
-from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, image_of, name_of, region_key
+from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, image_of, name_of, pair_name, region_key
 
 REGIONS = (HUMAN, OBJECT, UNION)
 
@@ -279,7 +279,7 @@ def _with_crops(dataset: Dataset, kinds: Sequence[str], lacking: set[str]) -> Da
     wanted = np.ones(len(pairs.verb), np.bool_)
     for key in {image_of(each) for each in lacking}:
         for row, number in zip(pairs.rows[key], pairs.numbers(key), strict=True):
-            names = (IMAGE, *(f"{kind}-{number}" for kind in kinds))
+            names = (IMAGE, *(pair_name(kind, number) for kind in kinds))
             wanted[row] = lacking.isdisjoint(region_key(key, name) for name in names)
     return replace(dataset, chosen=pairs.only(wanted)).with_pairs()
 

@@ -22,7 +22,7 @@ from patchbank.errors import BankError
 from patchbank.features import CLS, POOLED
 from patchbank.files import fsync_directory, whole_file, write_and_sync
 from patchbank.locations import is_remote
-from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, region_key
+from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, pair_name, pair_of, region_key
 
 # Name -> (dtype, shape), in the file's order: K is the number of pairs, D the features' width.
 FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {
@@ -139,8 +139,7 @@ def _pairs_by_image(bank: Bank) -> dict[str, list[int]]:
 
 
 def _numbers(names: Iterable[str]) -> set[int]:
-    split = (name.partition("-") for name in names)
-    return {int(number) for kind, _, number in split if kind in REGIONS and number.isdecimal()}
+    return {pair[1] for pair in map(pair_of, names) if pair}
 
 
 class _Pair(NamedTuple):
@@ -180,7 +179,7 @@ def _entry(bank: Bank, image: str, pairs: Sequence[int], done: Written) -> Array
 
 def _pair(bank: Bank, image: str, number: int, scale: NDArray[np.float64], done: Written) -> _Pair | None:
     boxes, features = dict[str, NDArray[np.float16]](), dict[str, NDArray[np.float16]]()
-    keys = {kind: region_key(image, f"{kind}-{number}") for kind in REGIONS}
+    keys = {kind: region_key(image, pair_name(kind, number)) for kind in REGIONS}
     for kind, key in keys.items():
         if (feature := _feature(bank, key, done)) is None or not (region := bank.region(key)):
             continue

@@ -24,7 +24,19 @@ from patchbank.datasets.hoi import HOIAnnotations
 from patchbank.datasets.samples import NOT_PLAIN, Failure
 from patchbank.errors import BankError
 from patchbank.files import is_plain
-from patchbank.regions import HUMAN, IMAGE, OBJECT, PERSON, UNION, Region, image_of, name_of, region_key
+from patchbank.regions import (
+    HUMAN,
+    IMAGE,
+    OBJECT,
+    PERSON,
+    UNION,
+    Region,
+    image_of,
+    name_of,
+    pair_name,
+    pair_of,
+    region_key,
+)
 from patchbank.unpickling import PickleError, UnsafePickleError, short, shortlist
 
 _ROUNDING = 2.0**-9  # relative; three roundings to float16, where other code scales boxes in it too
@@ -303,13 +315,12 @@ def _keys(image: str, count: int) -> Iterator[str]:
     yield region_key(image, IMAGE)
     for number in range(count):
         for kind in (HUMAN, OBJECT, UNION):
-            yield region_key(image, f"{kind}-{number}")
+            yield region_key(image, pair_name(kind, number))
 
 
 def _place(key: str) -> tuple[str, int]:
     """The kind of a region, and its pair's row."""
-    kind, _, number = name_of(key).partition("-")
-    return kind, int(number or 0)
+    return pair_of(name_of(key)) or (IMAGE, 0)
 
 
 def _region(file: ArrayPickle, arrays: Mapping[str, Array], kind: str, row: int, scale: NDArray[np.float64]) -> Region:

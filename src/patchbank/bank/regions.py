@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,21 @@ from patchbank.bank.reader import Bank, open_bank
 from patchbank.datasets.boxes import digest_of
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import GRID
-from patchbank.regions import GRID_CUT, HUMAN, IMAGE, OBJECT, UNION, Region, image_of, name_of, visible_fraction
+from patchbank.regions import (
+    GRID_CUT,
+    HUMAN,
+    IMAGE,
+    OBJECT,
+    UNION,
+    Region,
+    image_of,
+    name_of,
+    pair_of,
+    visible_fraction,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_OF_A_PAIR = re.compile(rf"({HUMAN}|{OBJECT}|{UNION})-(\d+)")
 
 
 class Pairs(NamedTuple):
@@ -93,12 +101,12 @@ class RegionFeatures:
 
     def _in_order(self, column: Tensor, kind: str) -> Tensor:
         """The rows of one kind by the pair's number; without a feature they are NaN, or -1."""
-        found = [_OF_A_PAIR.fullmatch(name) for name in (*self.names, *self.failures)]
-        if not (numbers := [int(match[2]) for match in found if match]) and {*self.names} <= {IMAGE}:
+        found = [pair_of(name) for name in (*self.names, *self.failures)]
+        if not (numbers := [pair[1] for pair in found if pair]) and {*self.names} <= {IMAGE}:
             raise BankError(f"No pair of {self.key!r} has features yet: the same `patchbank extract pairs` continues.")
         if not numbers:
             raise BankError(f"The regions of {self.key!r} are not those of annotated pairs: {', '.join(self.names)}.")
-        rows = [(row, int(match[2])) for row, match in enumerate(found[: len(self)]) if match and match[1] == kind]
+        rows = [(row, pair[1]) for row, pair in enumerate(found[: len(self)]) if pair and pair[0] == kind]
         missing = float("nan") if column.is_floating_point() else -1
         ordered = column.new_full((max(numbers) + 1, *column.shape[1:]), missing)
         ordered[[number for _, number in rows]] = column[[row for row, _ in rows]]

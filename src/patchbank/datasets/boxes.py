@@ -17,7 +17,7 @@ from patchbank.datasets.detections import Detections, read_detections
 from patchbank.datasets.hoi_files import read_hoi
 from patchbank.datasets.samples import Dataset, Sample
 from patchbank.errors import DatasetError
-from patchbank.regions import HUMAN, IMAGE, OBJECT, PERSON, UNION, Box, Region, region_key
+from patchbank.regions import HUMAN, IMAGE, OBJECT, PERSON, UNION, Box, Region, pair_name, region_key
 
 _AT_ONCE = 4096  # samples that are made together
 
@@ -44,9 +44,9 @@ def annotated_pairs(dataset: Dataset) -> Dataset:
         for number, row in zip(pairs.numbers(key), pairs.rows[key], strict=True):
             label, verb = int(pairs.object[row]), int(pairs.verb[row])
             hoi = None if pairs.hoi is None else int(pairs.hoi[row])
-            yield f"{HUMAN}-{number}", Region(_box(pairs.boxes_h[row]), PERSON)
-            yield f"{OBJECT}-{number}", Region(_box(pairs.boxes_o[row]), label)
-            yield f"{UNION}-{number}", Region(_box(pairs.unions[row]), label, None, verb, hoi)
+            yield pair_name(HUMAN, number), Region(_box(pairs.boxes_h[row]), PERSON)
+            yield pair_name(OBJECT, number), Region(_box(pairs.boxes_o[row]), label)
+            yield pair_name(UNION, number), Region(_box(pairs.unions[row]), label, None, verb, hoi)
 
     found = ((image, regions(image.key)) for image in dataset.samples if len(pairs.rows[image.key]))
     return replace(dataset, samples=tuple(_samples(found)), chosen=pairs)
