@@ -7,7 +7,8 @@
 - open_clip, transformers: eager, in batches, with the final norm and projection on every token;
 - inductor frozen: patchbank's tower with plain layers, under `torch.compile` with its weights frozen into the graph;
 - onnxruntime, openvino: open_clip's tower, exported by `torch.onnx.export` for this batch size;
-- patchbank, patchbank compiled: as `patchbank extract` runs it, and with `--compile on`.
+- patchbank, patchbank compiled: as `patchbank extract` runs it, and with `--compile on`;
+- patchbank streams: a batch cut into as many parts as there are cores, each computed by a thread of its own on one core.
 
 patchbank gets uint8 pixels and normalises them within the time; the others get normalised pixels. Exporting, compiling
 and a first batch are not timed. Each one's tokens are compared with the original's in fp32. Variants that are not
@@ -23,8 +24,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,6 +198,9 @@ class Bench:
         for name, compiled in (("patchbank", False), ("patchbank compiled", True)):
             if (forward := self._made(name, name, partial(self._patchbank, precision, compiled))) is not None:
                 forwards[name] = forward, pixels, size
+        name = "patchbank streams"
+        if self.device.type == "cpu" and (forward := self._made(name, name, partial(self._streams, precision))):
+            forwards[name] = forward, pixels, size
         return {name: each for name, each in forwards.items() if name not in self.without}
 
     def _made(self, what: str, name: str, make: Callable[[], Forward]) -> Forward | None:
@@ -231,6 +237,15 @@ class Bench:
             raise RuntimeError(runner.notes[-1])
 
         return lambda pixels: _tokens(runner(pixels))
+
+    def _streams(self, precision: str) -> Forward:
+        cores = torch.get_num_threads()
+        runner = Runner(spec_of(self.model, self.weights, precision), self.device, batch_size=self.batch_size)
+        threads = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+        list(threads.map(time.sleep, [0.1] * cores))  # starts every thread
+        torch.set_num_threads(cores)  # a thread's own number is also that of new threads
+
+        return lambda pixels: torch.cat([_tokens(each) for each in threads.map(runner, pixels.chunk(cores))])
 
     def _export(self, tower: nn.Module) -> Path:
         path = self.place / "tower.onnx"

@@ -31,9 +31,8 @@ def _attention_on_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tenso
     for first in range(0, batch, images):
         some = slice(first, first + images)
         queries, keys, values = (each[some].flatten(0, 1) for each in (q, k, v))
-        scores = torch.bmm(queries, keys.transpose(1, 2))
-        if scale != 1:
-            scores *= scale
+        # Not a product and then a multiplication, which would pass over all scores again.
+        scores = torch.baddbmm(q.new_empty(1, 1, 1), queries, keys.transpose(1, 2), beta=0, alpha=scale)
         if bias is not None:
             scores += bias
         x = torch.bmm(torch.softmax(scores, dim=-1), values)  # (images * heads, tokens, head width)
