@@ -8,7 +8,7 @@
 - inductor frozen: patchbank's tower with plain layers, under `torch.compile` with its weights frozen into the graph;
 - onnxruntime, openvino: open_clip's tower, exported by `torch.onnx.export` for this batch size;
 - patchbank, patchbank compiled: as `patchbank extract` runs it, and with `--compile on`;
-- patchbank streams: a batch cut into as many parts as there are cores, each computed by a thread of its own on one core.
+- patchbank streams: a batch cut into as many parts as there are cores, each computed by a thread on one core.
 
 patchbank gets uint8 pixels and normalises them within the time; the others get normalised pixels. Exporting, compiling
 and a first batch are not timed. Each one's tokens are compared with the original's in fp32. Variants that are not
