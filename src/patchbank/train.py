@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -168,7 +168,9 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         samples: list[Sample] = list(zip(tokens, map(self._target, keys), strict=True))
         if self._transform is not None:
             samples = [self._transform(*sample) for sample in samples]
-        return self._pooled(samples) if self._regions else samples
+        if self._regions and all(isinstance(target, HOITarget) for _, target in samples):
+            return self._pooled(samples)
+        return samples
 
     def __repr__(self) -> str:
         output = self.bank.manifest.outputs[self._output]
@@ -180,7 +182,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             f"from {self.bank.path}>"
         )
 
-    def _target(self, key: str) -> HOITarget | str:
+    def _target(self, key: str) -> Any:
         """The image's pairs with its size and transform from the bank; its key without pairs."""
         if self._pairs is None:
             return key
@@ -207,7 +209,8 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
 
     def _pooled(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples with the regions of their pairs, pooled at once."""
-        tokens, targets = collate(samples)
+        tokens, found = collate(samples)
+        targets = cast("list[HOITarget]", found)
         boxes, transforms = [], []
         for target in targets:
             of_kind = {HUMAN: target.boxes_h, OBJECT: target.boxes_o}
@@ -215,12 +218,12 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
                 of_kind[UNION] = union_boxes(target.boxes_h, target.boxes_o)
             boxes.append(torch.cat([of_kind[name] for name in self._regions]))
             transforms.append(target.transform or self.bank.transform(target.key))  # whose error says what to do
-        pooled = pool_regions(tokens, boxes, transforms, self._output_size).split([len(each) for each in boxes])
-        parts = [each.unflatten(0, (len(self._regions), -1)) for each in pooled]
-        return [
-            (row, replace(target, regions=dict(zip(self._regions, part, strict=True))))
-            for row, target, part in zip(tokens, targets, parts, strict=True)
-        ]
+        together = pool_regions(tokens, boxes, transforms, self._output_size)
+        pooled: list[Sample] = []
+        for row, target, features in zip(tokens, targets, torch.split(together, [*map(len, boxes)]), strict=True):
+            parts = features.view(len(self._regions), len(target), tokens.shape[-1])
+            pooled.append((row, replace(target, regions=dict(zip(self._regions, parts, strict=True)))))
+        return pooled
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[HOITarget | str]]:
@@ -242,8 +245,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A tensor in shared memory, as `default_collate` makes it: a data-loader worker sends it without a copy."""
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=dtype).set_(storage).resize_(tuple(shape))
 
 
 def horizontal_flip(patch_tokens: Tensor, target: HOITarget) -> Sample:
