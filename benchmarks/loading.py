@@ -8,6 +8,7 @@ Variants, each in the order of a seeded shuffle:
 - pickle.load: a Dataset that unpickles the original scripts' files, as EZ-HOI's reader does;
 - pickles, shards float16: `FeatureDataset` of such a bank, tokens as stored;
 - ... to float32: the same, tokens converted;
+- ... one by one: the same, each sample read, converted and stacked by itself instead of batch by batch;
 - ... regions: with ``human,object,union`` pooled.
 
 Workers are started before and stay; an epoch counts. All variants run in turn; the median round counts. Files are in
@@ -21,6 +22,7 @@ import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,24 @@ class Pickles(torch.utils.data.Dataset):  # type: ignore[type-arg]
         key = self.dataset.samples[index].key
         with open(self.directory / f"{key.split('.')[0]}_clip.pkl", "rb") as file:
             return pickle.load(file), self.pairs.target(key)
+
+
+class OneByOne(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """The samples of a FeatureDataset over shards, each read and converted by itself."""
+
+    def __init__(self, samples: FeatureDataset) -> None:
+        self.samples = samples
+        self.pairs = samples.dataset.pairs if samples.dataset else None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, HOITarget]:
+        assert self.pairs is not None
+        bank, key = self.samples.bank, self.samples.keys[index]
+        target = self.pairs.target(key)
+        target = replace(target, size=bank.size(key), transform=bank.transform(key))
+        return bank[key].float(), target
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -127,6 +147,7 @@ def _make(place: Path, images: int) -> dict[str, Any]:
         "pickles, regions": pickles(regions),
         "shards float16": shards(dtype=None),
         "shards float16, to float32": shards(),
+        "shards float16, to float32, one by one": OneByOne(shards()),
         "shards float16, regions": shards(regions, dtype=None),
         "shards float16, to float32, regions": shards(regions),
     }

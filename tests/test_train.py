@@ -111,6 +111,81 @@ def test_data_loaders(root: Path, dataset: Dataset, layout: str, method: str | N
         assert seen == [sample.key for sample in dataset.samples]
 
 
+def whole(tokens: torch.Tensor, samples: Any) -> bool:
+    """Whether a batch's tokens are the memory that its samples' lie in."""
+    return tokens.untyped_storage().data_ptr() == samples[0][0].untyped_storage().data_ptr()
+
+
+def test_collate_copies_only_what_is_not_a_whole_batch(root: Path, dataset: Dataset) -> None:
+    samples = FeatureDataset(root / "shards_hicodet_train", dataset).__getitems__([5, 0, 3])
+    tokens, targets = collate(samples)
+    assert whole(tokens, samples) and [target.key[-5] for target in targets] == ["6", "1", "4"]  # type: ignore[union-attr]
+    others = {
+        "turned": samples[::-1],
+        "some": samples[:2],
+        "twice": [samples[0], samples[0], samples[2]],
+        "fewer tokens": [(tokens[:5], target) for tokens, target in samples],
+        "transposed": [(tokens[:16, :16].T, target) for tokens, target in samples],
+        "other numbers": [(tokens.view(torch.int32), target) for tokens, target in samples],
+        "one changed": [(samples[0][0] + 1, samples[0][1]), *samples[1:]],
+        "last changed": [*samples[:2], (samples[2][0] * 2, samples[2][1])],
+    }
+    for name, each in others.items():
+        batch = collate(each)[0]
+        assert not whole(batch, samples), name
+        assert torch.equal(batch, torch.stack([tokens for tokens, _ in each])), name
+
+
+def keep(samples: Any) -> Any:
+    return [(tokens.clone(), target) for tokens, target in samples]
+
+
+class Doubled(FeatureDataset):
+    def __getitem__(self, index: int) -> Any:
+        tokens, target = super().__getitem__(index)
+        return 2 * tokens, target
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loaders_read_what_samples_are(root: Path, dataset: Dataset, layout: str, workers: int) -> None:
+    bank = root / f"{layout}_hicodet_train"
+    for made in (
+        FeatureDataset(bank),
+        FeatureDataset(bank, dataset, dtype=torch.bfloat16),
+        FeatureDataset(bank, dataset, "union", transform=RandomHorizontalFlip(1)),
+        FeatureDataset(bank, dataset, "human", transform=horizontal_flip, dtype=None),
+        Doubled(bank, dataset, "object"),  # whose own way to get a sample counts
+    ):
+        for function in (collate, keep):
+            seen = 0
+            for batch in DataLoader(made, 3, num_workers=workers, collate_fn=function):
+                for tokens, target in zip(*batch, strict=True) if function is collate else batch:
+                    alone, wanted = made[seen]
+                    assert tokens.dtype == alone.dtype and torch.equal(tokens, alone)
+                    if isinstance(wanted, str):
+                        assert target == wanted
+                    else:
+                        assert target.key == wanted.key and target.transform == wanted.transform
+                        assert torch.equal(target.boxes_h, wanted.boxes_h)
+                        assert target.regions.keys() == wanted.regions.keys()
+                        for name, features in wanted.regions.items():
+                            assert torch.allclose(target.regions[name], features, atol=1e-6)
+                    seen += 1
+            assert seen == len(made)
+
+
+def shares(samples: Any) -> tuple[bool, bool]:
+    tokens, _ = collate(samples)
+    return whole(tokens, samples), tokens.is_shared()
+
+
+def test_a_worker_reads_into_shared_memory(root: Path, dataset: Dataset) -> None:
+    made = FeatureDataset(root / "shards_hicodet_train", dataset, "union")
+    assert list(DataLoader(made, 3, num_workers=1, collate_fn=shares)) == [(True, True)] * 3
+    assert list(DataLoader(made, 3, collate_fn=shares)) == [(True, False)] * 3
+
+
 def test_ranks_share_the_images(root: Path, dataset: Dataset) -> None:
     samples = FeatureDataset(root / "shards_hicodet_train", dataset)
     seen: list[str] = []

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import default_collate, get_worker_info
 
 from patchbank.bank.reader import Bank, open_bank
 from patchbank.bank.regions import Regions
@@ -24,6 +25,7 @@ from patchbank.errors import ConfigError, DatasetError
 from patchbank.features import UNKNOWN
 from patchbank.pool import pool_regions
 from patchbank.regions import HUMAN, IMAGE, OBJECT, UNION, image_of, name_of, pair_name, region_key
+from patchbank.transform import ImageTransform
 
 REGIONS = (HUMAN, OBJECT, UNION)
 
@@ -97,9 +99,10 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         self._output = self.bank.grid_name(output) if names and not crops else self.bank.output_name(output)
         self._crops = Regions(self.bank, [self._output]) if crops else None
         self._transform = transform
-        self._dtype = dtype
+        self._dtype = self.bank.batch([], self._output, dtype=dtype).dtype
         self._output_size = output_size
         self._pairs: HOIAnnotations | None = None
+        self._transforms: dict[tuple[int, int], ImageTransform] = {}  # by the image's size, which many share
         self.dataset = dataset
         if (crops or names) and (dataset is None or not dataset.has_pairs):
             what = "crops" if crops else "regions"
@@ -143,22 +146,35 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
 
         Raises BankError if the image's size is unknown and there are regions to pool.
         """
-        key = self.keys[index]
+        return self._read([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Several samples, as a DataLoader asks for a batch's: their features are read at once.
+
+        Tokens are rows of one tensor, which stays in memory as long as any of them; `collate` gives it as it is.
+        """
+        if type(self).__getitem__ is not FeatureDataset.__getitem__:  # a subclass changes samples one by one
+            return [self[index] for index in indices]
+        return self._read(indices)
+
+    def _read(self, indices: Sequence[int]) -> list[Sample]:
+        keys = [self.keys[index] for index in indices]
         if self._crops is not None:
-            return self._read_crops(key, self._crops)
-        tokens = self.bank.output(key, self._output)
-        target = self._located(self._pairs.target(key)) if self._pairs is not None else key
-        if self._dtype is not None:
-            tokens = tokens.to(self._dtype)
+            return [self._read_crops(key, self._crops) for key in keys]
+        out = None
+        if get_worker_info() is not None and self._transform is None:
+            out = _shared((len(keys), *self.bank.manifest.outputs[self._output].shape), self._dtype)
+        tokens = self.bank.batch(keys, self._output, dtype=self._dtype, out=out)
+        samples: list[Sample] = list(zip(tokens, map(self._target, keys), strict=True))
         if self._transform is not None:
-            tokens, target = self._transform(tokens, target)
-        if isinstance(target, HOITarget) and self._regions:
-            target = self._pooled(tokens, target)
-        return tokens, target
+            samples = [self._transform(*sample) for sample in samples]
+        if self._regions and all(isinstance(target, HOITarget) for _, target in samples):
+            return self._pooled(samples)
+        return samples
 
     def __repr__(self) -> str:
         output = self.bank.manifest.outputs[self._output]
-        dtype = output.dtype if self._dtype is None else str(self._dtype).removeprefix("torch.")
+        dtype = str(self._dtype).removeprefix("torch.")
         regions = f", regions {', '.join(self._regions)}" if self._regions else ""
         of = self.dataset.title if self.dataset else "keys"
         return (
@@ -166,12 +182,16 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
             f"from {self.bank.path}>"
         )
 
-    def _located(self, target: HOITarget) -> HOITarget:
-        """The target with its size and transform from the bank."""
-        size = self._size(target.key) or target.size
+    def _target(self, key: str) -> Any:
+        """The image's pairs with its size and transform from the bank; its key without pairs."""
+        if self._pairs is None:
+            return key
+        size = self._size(key) or self._pairs.sizes.get(key)
         if size is None or self._crops is not None:
-            return replace(target, size=size)
-        return replace(target, size=size, transform=self.bank.manifest.transform(size))
+            return self._pairs.target(key, size)
+        if (transform := self._transforms.get(size)) is None:
+            transform = self._transforms[size] = self.bank.manifest.transform(size)
+        return self._pairs.target(key, size, transform)
 
     def _size(self, key: str) -> tuple[int, int] | None:
         return self.bank.size(key if self._crops is None else region_key(key, IMAGE))
@@ -181,27 +201,52 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         assert self._pairs is not None
         found, numbers = crops[key], list(self._pairs.numbers(key))
         features, pairs = found.features[self._output], found.pairs(self._output)
-        if self._dtype is not None:
-            features = features.to(self._dtype)
+        features = features.to(self._dtype)
         regions = {name: getattr(pairs, name)[numbers].to(features.dtype) for name in self._regions}
-        target = replace(self._located(self._pairs.target(key)), regions=regions)
+        target = replace(self._target(key), regions=regions)
         feature = features[found.names.index(IMAGE)].clone()
         return self._transform(feature, target) if self._transform is not None else (feature, target)
 
-    def _pooled(self, tokens: Tensor, target: HOITarget) -> HOITarget:
-        transform = target.transform or self.bank.transform(target.key)  # whose error says what to do
-        boxes = {"human": target.boxes_h, "object": target.boxes_o}
-        boxes["union"] = union_boxes(target.boxes_h, target.boxes_o)
-        together = torch.cat([boxes[name] for name in self._regions])
-        pooled = pool_regions(tokens, together, transform, self._output_size)
-        parts = pooled.view(len(self._regions), len(target), tokens.shape[-1])
-        return replace(target, regions=dict(zip(self._regions, parts, strict=True)))
+    def _pooled(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with the regions of their pairs, pooled at once."""
+        tokens, found = collate(samples)
+        targets = cast("list[HOITarget]", found)
+        boxes, transforms = [], []
+        for target in targets:
+            of_kind = {HUMAN: target.boxes_h, OBJECT: target.boxes_o}
+            if UNION in self._regions:
+                of_kind[UNION] = union_boxes(target.boxes_h, target.boxes_o)
+            boxes.append(torch.cat([of_kind[name] for name in self._regions]))
+            transforms.append(target.transform or self.bank.transform(target.key))  # whose error says what to do
+        together = pool_regions(tokens, boxes, transforms, self._output_size)
+        pooled: list[Sample] = []
+        for row, target, features in zip(tokens, targets, torch.split(together, [*map(len, boxes)]), strict=True):
+            parts = features.view(len(self._regions), len(target), tokens.shape[-1])
+            pooled.append((row, replace(target, regions=dict(zip(self._regions, parts, strict=True)))))
+        return pooled
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[HOITarget | str]]:
-    """Make a batch: tokens (B, N, D), of crops (B, D), and a list of B targets or keys. A DataLoader's `collate_fn`."""
-    tokens: Tensor = default_collate([tokens for tokens, _ in samples])  # in a worker, directly in shared memory
-    return tokens, [target for _, target in samples]
+    """Make a batch: tokens (B, N, D), of crops (B, D), and a list of B targets or keys. A DataLoader's `collate_fn`.
+
+    Tokens that are all rows of one tensor, in order, become that tensor without a copy.
+    """
+    rows = [tokens for tokens, _ in samples]
+    whole = rows[0]._base
+    if whole is None or len(whole) != len(rows) or not all(map(_same, rows, whole)):
+        whole = default_collate(rows)  # in a worker, directly in shared memory
+    return whole, [target for _, target in samples]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same view of the same memory."""
+    return one.is_set_to(other) and one.dtype == other.dtype
+
+
+def _shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor in shared memory, as `default_collate` makes it: a data-loader worker sends it without a copy."""
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=dtype).set_(storage).resize_(tuple(shape))
 
 
 def horizontal_flip(patch_tokens: Tensor, target: HOITarget) -> Sample:

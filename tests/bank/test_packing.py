@@ -42,7 +42,9 @@ def vit_b16(dtype: str) -> Manifest:
 def dequantise(numbers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     output = Output(shape=tuple(numbers.shape), dtype="int8", block=1)
     fields = {"x": numbers.view(torch.uint8).numpy(), "x.scale": scale.view(torch.uint8).numpy()}
-    return unpack(output, "x", fields, 1)[0]
+    out = torch.empty(1, *numbers.shape)
+    unpack(output, "x", fields, out)
+    return out[0]
 
 
 def both(tokens: torch.Tensor, cls: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -109,3 +109,35 @@ def test_a_shard_cut_short_under_a_reader(bank: Bank, tmp_path: Path) -> None:
     assert torch.equal(reader["photo_0000.jpg"], bank["photo_0000.jpg"])
     with pytest.raises(BankError, match="2,047 bytes came, not 2,048"):
         reader["photo_0003.jpg"]
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("stored", ["pickles", "float32", "float16", "bfloat16", "int8"])
+def test_a_batch_is_its_features(bank: Bank, tmp_path: Path, stored: str, mmap: bool) -> None:
+    layout = "ezhoi" if stored == "pickles" else "shards"
+    convert(bank, tmp_path / "bank", layout, "float32" if stored == "pickles" else stored, shard_size=5000)  # type: ignore[arg-type]
+    read = open_bank(tmp_path / "bank", mmap=mmap)
+    keys = list(read)
+    for chosen in (keys, [keys[each] for each in (3, 0, 1, 1, 2)], keys[2:3], []):
+        for name in read.manifest.outputs:
+            alone = [read.output(key, name) for key in chosen]
+            shape = (len(chosen), *read.manifest.outputs[name].shape)
+            batch = read.batch(chosen, name)
+            assert batch.dtype == read.output(keys[0], name).dtype and batch.is_contiguous()
+            assert torch.equal(batch, torch.stack(alone) if alone else batch.new_empty(shape))
+            for dtype in (torch.float32, torch.float16, torch.bfloat16):
+                assert read.batch(chosen, name, dtype=dtype).dtype == dtype
+                assert torch.equal(read.batch(chosen, name, dtype=dtype), batch.to(dtype))
+                out = torch.full((*shape[:-1], 2 * shape[-1]), 7.0, dtype=dtype)[..., ::2]  # not contiguous
+                assert read.batch(chosen, name, out=out) is out and torch.equal(out, batch.to(dtype))
+    read.batch(keys).zero_()
+    assert read[keys[0]].any()  # the batch was the caller's own
+
+
+def test_what_no_batch_is_made_of(bank: Bank) -> None:
+    with pytest.raises(KeyNotInBank, match=r"broken\.jpg' could not be extracted"):
+        bank.batch(["photo_0001.jpg", "broken.jpg"])
+    with pytest.raises(BankError, match="does not store the output 'cls'"):
+        bank.batch([], "cls")
+    with pytest.raises(ValueError, match=r"out must be \(1, 16, 32\), not \(2, 16, 32\)"):
+        bank.batch(["photo_0001.jpg"], out=torch.empty(2, 16, 32))

@@ -189,8 +189,8 @@ def test_rows_move_while_a_run_completes_the_bank(tmp_path: Path) -> None:
     bank = open_bank(tmp_path / "bank")  # rows 0 and 1, which become 1 and 3
     with BankWriter(tmp_path / "bank", made, keys) as writer:
         writer.add(features[::2], [])
-    assert torch.equal(bank.stack(keys[1::2]), torch.stack([each.outputs["cls"] for each in features[1::2]]))
-    assert bank.stack([]).shape == (0, 32)
+    assert torch.equal(bank.batch(keys[1::2]), torch.stack([each.outputs["cls"] for each in features[1::2]]))
+    assert bank.batch([]).shape == (0, 32)
 
 
 def test_a_detectors_boxes(tmp_path: Path) -> None:

@@ -123,15 +123,18 @@ def _finite(tensor: Tensor) -> bool:
     return not bool((_bits(tensor) & exponent == exponent).any())
 
 
-def unpack(output: Output, name: str, numbers: Mapping[str, NDArray[np.uint8]], count: int) -> Tensor:
-    """An output of `count` samples from its fields' bytes: (count, ...), in its stored dtype (int8: float32)."""
+def unpack(output: Output, name: str, numbers: Mapping[str, NDArray[np.uint8]], out: Tensor) -> None:
+    """Fill `out`, (count, ...) of any float dtype, with an output of `count` samples from its fields' bytes.
+
+    Numbers of int8 are multiplied by their scales in float32.
+    """
     import torch
 
-    value: Tensor = torch.from_numpy(numbers[name]).view(getattr(torch, output.dtype)).view(count, *output.shape)
+    value = torch.from_numpy(numbers[name]).view(getattr(torch, output.dtype)).view(out.shape)
     if output.dtype == "int8":
-        scale = torch.from_numpy(numbers[name + SCALE]).view(torch.float32).view(*value.shape[:-1], 1)
-        return value.float().mul_(scale)
-    return value
+        scale = torch.from_numpy(numbers[name + SCALE]).view(torch.float32).view(*out.shape[:-1], 1)
+        value = (out.copy_(value) if out.dtype == torch.float32 else value.float()).mul_(scale)
+    out.copy_(value)  # of a tensor to itself: nothing
 
 
 def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:

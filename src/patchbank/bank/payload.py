@@ -27,8 +27,10 @@ LARGEST_HEADER = 100_000_000  # bytes; the safetensors package's limit
 class Column(Protocol):
     """One field of a part's features."""
 
-    def __call__(self, row: int, count: int = 1) -> NDArray[np.uint8]:
-        """That of `count` features from a row on, (bytes,), in memory of its own; of pickles, of one alone.
+    def __call__(self, row: int, count: int = 1, into: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """That of `count` features from a row on, (bytes,); of pickles, of one alone.
+
+        It is read into `into`, or else is not to be changed: others share what is mapped.
 
         Raises BankError, and FileNotFoundError where the part is gone.
         """

@@ -143,7 +143,7 @@ class Pickles(Payload):
         """The one field, patch tokens."""
         return {GRID: partial(self._tokens, part)}
 
-    def _tokens(self, part: Part, row: int, count: int = 1) -> NDArray[np.uint8]:
+    def _tokens(self, part: Part, row: int, count: int = 1, into: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         import torch
 
         from patchbank.bank.unpickling import read_pickle
@@ -151,7 +151,7 @@ class Pickles(Payload):
         shape, dtype = part.manifest.shape, getattr(torch, part.manifest.dtype)
         path = f"{self.bank}/{pickle_name(part.features[row].key)}"  # no Path: making it takes longer than opening it
         try:
-            if (numbers := read_own(path, shape, dtype)) is not None:
+            if (numbers := read_own(path, shape, dtype, into)) is not None:
                 return numbers
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             raise _unreadable(Path(path), error) from error
@@ -162,7 +162,10 @@ class Pickles(Payload):
                 f"wrote it. {_AGAIN}"
             )
         found: NDArray[np.uint8] = tokens.contiguous().view(torch.uint8).numpy().reshape(-1)
-        return found
+        if into is None:
+            return found
+        into[:] = found
+        return into
 
     def present(self, entries: Mapping[str, Entry], manifest: Manifest) -> set[str]:
         """Keys whose files exist in full size."""

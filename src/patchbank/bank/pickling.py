@@ -136,8 +136,12 @@ def _legacy_preamble(storage: str, size: int) -> bytes:
     return stream.getvalue()
 
 
-def read_own(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> NDArray[np.uint8] | None:
+def read_own(
+    path: str, shape: tuple[int, ...], dtype: torch.dtype, into: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8] | None:
     """The numbers in a pickle that `to_pickle` wrote, as bytes, without unpickling; None if the file is anything else.
+
+    They are read into `into`, or else into an array of their own.
 
     Raises OSError where the file cannot be read.
     """
@@ -145,6 +149,6 @@ def read_own(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> NDArray[n
         if os.fstat(file.fileno()).st_size <= (size := math.prod(shape) * dtype.itemsize):
             return None  # before anything of that size is made
         head, tail = _frame(shape, _name(dtype))
-        numbers = np.empty(size, np.uint8)
+        numbers = np.empty(size, np.uint8) if into is None else into
         own = file.read(len(head)) == head and file.readinto(numbers.data) == size and file.read(len(tail) + 1) == tail
     return numbers if own else None

@@ -21,9 +21,16 @@ from patchbank.files import open_regular, write_whole
 
 
 def fetch(
-    storage: Storage, part: Part, field: Field, begin: int, cache: Path | None, row: int, count: int = 1
+    storage: Storage,
+    part: Part,
+    field: Field,
+    begin: int,
+    cache: Path | None,
+    row: int,
+    count: int = 1,
+    into: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """One field of `count` features of a shard, (bytes,) uint8.
+    """One field of `count` features of a shard, (bytes,) uint8: `into`, or else an array of its own.
 
     Args:
         begin: where the field begins in the shard, in bytes.
@@ -35,9 +42,11 @@ def fetch(
     checksums = [each.sha256 for each in part.features[row : row + count]]
     kept = [cache / each[:2] / f"{each}.{field.name}" if cache and each else None for each in checksums]
     known = [each and _cached(each, field.nbytes) for each in kept]
-    if all(known):
-        return np.frombuffer(bytearray(b"".join(each or b"" for each in known)), np.uint8)
     start, size = begin + row * field.nbytes, count * field.nbytes
+    numbers = np.empty(size, np.uint8) if into is None else into
+    if all(known):
+        numbers.data[:] = b"".join(each or b"" for each in known)
+        return numbers
     try:
         content = storage.read(part.path.name, start, start + size)
     except FileNotFoundError:
@@ -52,7 +61,8 @@ def fetch(
             with contextlib.suppress(OSError):  # a full cache is no error
                 place.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(place, one + hashlib.sha256(one).digest())
-    return np.frombuffer(bytearray(content), np.uint8)
+    numbers.data[:] = content
+    return numbers
 
 
 def _cached(path: Path, size: int) -> bytes | None:

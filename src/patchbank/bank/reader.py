@@ -8,9 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from patchbank.bank import reduction
 from patchbank.bank.index import Entry, Part, Row, failures_of, joined, rows_of
 from patchbank.bank.manifest import Manifest
@@ -28,6 +25,7 @@ from patchbank.regions import GRID_CUT, Region
 from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from patchbank.datasets import Dataset
@@ -178,26 +176,74 @@ class Bank(Mapping[str, "Tensor"]):
             KeyNotInBank: as ``bank[key]``.
             BankError: the bank does not store this output, or its file cannot be read.
         """
-        return self.stack([key], name)[0]
+        self._entry(key)
+        output = self.manifest.outputs[self.output_name(name)]
+        if output.dtype == "int8":
+            return self.batch([key], name)[0]
+        import torch
 
-    def stack(self, keys: Sequence[str], name: str | None = None) -> Tensor:
-        """An output of several samples, (K, ...), otherwise as `output`. Those that lie side by side are read at once.
+        out = torch.empty(output.shape, dtype=getattr(torch, output.dtype))
+        memory = out.view(torch.uint8).numpy().reshape(-1)
 
-        None is the main output. Raises what `output` does.
+        def read(state: _State) -> None:
+            number, row = self._row(state, key)
+            self._columns(state, number)[name](row, 1, memory)
+
+        self._in_attempts(read)
+        return out
+
+    def batch(
+        self,
+        keys: Sequence[str],
+        name: str | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        pin_memory: bool = False,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """An output of several samples, read and converted at once: for training, faster than a tensor a key.
+
+        Args:
+            keys: K, in any order; one may occur several times.
+            name: of the output; None is the main one.
+            dtype: of the result; None is the stored one (int8: float32).
+            pin_memory: whether the result lies in page-locked memory, from which ``.to("cuda", non_blocking=True)``
+                copies while the program goes on. Needs an accelerator.
+            out: a tensor (K, ...) to read into, instead of a new one.
+
+        Returns:
+            (K, ...) on the CPU, contiguous, in the order of the keys; the caller's own. Or `out`.
+
+        Raises what `output` does; ValueError if `out` has another shape.
         """
+        import torch
+
         for key in keys:
             self._entry(key)
         name = self.output_name(name)
         output = self.manifest.outputs[name]
-        names = (name, name + SCALE) if output.dtype == "int8" else (name,)
-        runs = self._in_attempts(lambda state: list(self._read(state, keys, names)))
-        parts = [unpack(output, name, numbers, count) for count, numbers in runs]
-        if len(parts) == 1:
-            return parts[0]
-        import torch
+        shape = (len(keys), *output.shape)
+        if out is None:
+            dtype = dtype or getattr(torch, "float32" if output.dtype == "int8" else output.dtype)
+            out = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
+        elif out.shape != shape:
+            raise ValueError(f"out must be {shape}, not {tuple(out.shape)}")
+        fields = (name, name + SCALE) if output.dtype == "int8" else (name,)
+        as_stored = len(fields) == 1 and out.dtype == getattr(torch, output.dtype) and out.is_contiguous()
+        memory = out.view(torch.uint8).numpy().reshape(len(keys), -1) if as_stored and keys else None
 
-        dtype = torch.float32 if output.dtype == "int8" else getattr(torch, output.dtype)
-        return torch.cat(parts) if parts else torch.empty(0, *output.shape, dtype=dtype)
+        def read(state: _State) -> None:
+            end = 0
+            for columns, row, count in self._runs(state, keys):
+                begin, end = end, end + count
+                if memory is not None:
+                    columns[name](row, count, memory[begin:end].reshape(-1))
+                else:
+                    numbers = {field: columns[field](row, count) for field in fields}
+                    unpack(output, name, numbers, out[begin:end])
+
+        self._in_attempts(read)
+        return out
 
     def cls(self, key: str) -> Tensor:
         """The [CLS] token's feature, (D,): `output` of ``cls``. Pickles hold patch tokens alone."""
@@ -366,16 +412,13 @@ class Bank(Mapping[str, "Tensor"]):
         """The size of all features' files together, in bytes."""
         return self._payload.bytes_on_disk(self._state.parts, self._entries)
 
-    def _read(
-        self, state: _State, keys: Sequence[str], fields: Sequence[str]
-    ) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]]]]:
-        """(how many, their fields) of features that follow each other in one part, for all keys in order."""
+    def _runs(self, state: _State, keys: Sequence[str]) -> Iterator[tuple[Mapping[str, Column], int, int]]:
+        """(a part's fields, row, count) of features that follow each other in that part, for all keys in order."""
         rows = [self._row(state, key) for key in keys]
         single = self._payload.layout == "ezhoi"
         begins = [n for n, row in enumerate(rows) if n == 0 or single or row != (rows[n - 1].part, rows[n - 1].row + 1)]
         for begin, end in pairwise([*begins, len(rows)]):
-            columns, row = self._columns(state, rows[begin].part), rows[begin].row
-            yield end - begin, {field: columns[field](row, end - begin) for field in fields}
+            yield self._columns(state, rows[begin].part), rows[begin].row, end - begin
 
     def _row(self, state: _State, key: str) -> Row:
         try:

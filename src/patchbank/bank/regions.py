@@ -172,7 +172,7 @@ class Regions(Mapping[str, RegionFeatures]):
             key=key,
             names=tuple(map(name_of, keys)),
             boxes=torch.from_numpy(boxes),
-            features={name: self.bank.stack(keys, name) for name in self.outputs},
+            features={name: self.bank.batch(keys, name) for name in self.outputs},
             labels=classes("label"),
             scores=torch.tensor(scores, dtype=torch.float32),
             visible=torch.tensor(visible, dtype=torch.float32),

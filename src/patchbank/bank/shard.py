@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from patchbank.bank.index import Entry, Part
 from patchbank.bank.manifest import Manifest
@@ -95,8 +97,16 @@ class Shards(Payload):
 
         def mapped(tensor: torch.Tensor) -> Column:
             numbers = tensor.reshape(len(part.features), math.prod(tensor.shape[1:])).view(torch.uint8).numpy()
-            # Copied by numpy: for so small a copy torch would wake its threads, which takes longer on busy cores.
-            return lambda row, count=1: numbers[row : row + count].reshape(-1).copy()
+
+            def read(row: int, count: int = 1, into: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+                found: NDArray[np.uint8] = numbers[row : row + count].reshape(-1)
+                if into is None:
+                    return found
+                # By numpy: for so small a copy torch would wake its threads, which takes longer on busy cores.
+                into[:] = found
+                return into
+
+            return read
 
         try:
             with safe_open(part.path, framework="pt") as file:

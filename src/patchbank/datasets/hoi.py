@@ -186,8 +186,10 @@ class HOIAnnotations:
         first = np.minimum(self.boxes_h[:, :2], self.boxes_o[:, :2])
         return np.concatenate([first, np.maximum(self.boxes_h[:, 2:], self.boxes_o[:, 2:])], axis=1)
 
-    def target(self, key: str) -> HOITarget:
-        """One image's pairs. Raises KeyError if it is not listed."""
+    def target(
+        self, key: str, size: tuple[int, int] | None = None, transform: ImageTransform | None = None
+    ) -> HOITarget:
+        """One image's pairs, with its size, of None the file's, and its transform. Raises KeyError if not listed."""
         import torch
 
         rows = self.rows[key]
@@ -196,7 +198,8 @@ class HOIAnnotations:
             for name in _COLUMNS
             if (column := getattr(self, name)) is not None
         }
-        return HOITarget(key=key, size=self.sizes.get(key), incomplete=self.incomplete.get(key, 0), **columns)
+        size, incomplete = size or self.sizes.get(key), self.incomplete.get(key, 0)
+        return HOITarget(key=key, size=size, incomplete=incomplete, transform=transform, **columns)
 
     def hoi_counts(self) -> NDArray[np.int64]:
         """(600,): the number of pairs of each hoi class. Raises DatasetError without hoi classes."""
