@@ -209,12 +209,12 @@ class Bank(Mapping[str, "Tensor"]):
             dtype: of the result; None is the stored one (int8: float32).
             pin_memory: whether the result lies in page-locked memory, from which ``.to("cuda", non_blocking=True)``
                 copies while the program goes on. Needs an accelerator.
-            out: a tensor (K, ...) to read into, instead of a new one.
+            out: a tensor (K, ...) on the CPU to read into, instead of a new one.
 
         Returns:
             (K, ...) on the CPU, contiguous, in the order of the keys; the caller's own. Or `out`.
 
-        Raises what `output` does; ValueError if `out` has another shape.
+        Raises what `output` does; ValueError if `out` has another shape or lies elsewhere.
         """
         import torch
 
@@ -226,8 +226,8 @@ class Bank(Mapping[str, "Tensor"]):
         if out is None:
             dtype = dtype or getattr(torch, "float32" if output.dtype == "int8" else output.dtype)
             out = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
-        elif out.shape != shape:
-            raise ValueError(f"out must be {shape}, not {tuple(out.shape)}")
+        elif out.shape != shape or out.device.type != "cpu":
+            raise ValueError(f"out must be {shape} on the CPU, not {tuple(out.shape)} on {out.device}")
         fields = (name, name + SCALE) if output.dtype == "int8" else (name,)
         as_stored = len(fields) == 1 and out.dtype == getattr(torch, output.dtype) and out.is_contiguous()
         memory = out.view(torch.uint8).numpy().reshape(len(keys), -1) if as_stored and keys else None
