@@ -19,11 +19,12 @@ from PIL import Image
 from tests.support import photograph
 
 import patchbank
+from benchmarks.tables import TABLES
 from benchmarks.tables import print_table as print_table
 from patchbank import ExtractConfig, encoders
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.payload import Feature
-from patchbank.bench.machine import machine
+from patchbank.bench.machine import facts
 from patchbank.datasets import Dataset
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.openai.registry import Model
@@ -47,6 +48,7 @@ HICO_SIZES = {
 }
 _SOURCES = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left")
 _T = TypeVar("_T")
+_SKIPPED: list[str] = []  # what this process has not measured, and why
 _VOCABULARY = 64  # the text tower is never run: a small one makes the file smaller
 
 
@@ -146,13 +148,14 @@ def batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
 
 
 def skipped(what: str, reason: BaseException | str) -> None:
-    """Print what is not measured, and why."""
+    """Print what is not measured, and why; the JSON line has it too."""
     if isinstance(reason, BaseException):
         while reason.__cause__ is not None:
             reason = reason.__cause__
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
         reason = f"{type(reason).__name__}: {lines[0] if lines else 'no reason given'}"
-    print(f"skipped: {what}: {reason[:160]}")
+    _SKIPPED.append(f"{what}: {reason[:160]}")
+    print(f"skipped: {_SKIPPED[-1]}")
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -166,12 +169,14 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def finish(benchmark: str, *packages: str, device: torch.device | None = None, **facts: Any) -> None:
-    """Print the JSON line at the end of a benchmark."""
+def finish(benchmark: str, *packages: str, device: torch.device | None = None, **found: Any) -> None:
+    """Print the JSON line at the end of a benchmark, with the tables that it printed and what it skipped."""
     head = {
         "benchmark": benchmark,
-        "machine": machine(device),
+        "machine": facts(device),
         "versions": versions(*packages),
         "weights": "untrained",
     }
-    print(json.dumps(head | facts))
+    print(json.dumps(head | found | {"tables": TABLES, "skipped": _SKIPPED}))
+    TABLES.clear()
+    _SKIPPED.clear()
