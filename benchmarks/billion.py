@@ -78,7 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for rows in tables.values():
         print_table(list(rows[0]), [list(row.values()) for row in rows])
-        print()
     head = {"benchmark": "billion", "machine": "none: computed", "weights": "none"}
     versions = {"python": platform.python_version(), "patchbank": patchbank.__version__}
     print(json.dumps(head | {"versions": versions, "options": vars(options)} | tables))

@@ -7,6 +7,8 @@ import json
 import platform
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from tests.support import photograph
+from tests.support import REPOSITORY, photograph
 
 import patchbank
 from benchmarks.tables import TABLES
@@ -55,6 +57,30 @@ _VOCABULARY = 64  # the text tower is never run: a small one makes the file smal
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A command line with a benchmark's docstring as its help."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def options_of(
+    description: str | None, arguments: Sequence[str] | None, file: bool = False, **defaults: Any
+) -> argparse.Namespace:
+    """The options of `parser`, one for each default.
+
+    A list is written ``a,b``; False is a switch; a type stands for an option without a default. With `file`, one must
+    be named.
+    """
+    command = parser(description)
+    if file:
+        command.add_argument("file", type=Path)
+    for name, default in defaults.items():
+        how: dict[str, Any] = {"default": default, "type": type(default), "help": f"default: {default}"}
+        if default is False:
+            how = {"action": "store_true"}
+        elif isinstance(default, type):
+            how = {"type": default}
+        elif isinstance(default, list):
+            how |= {"type": numbers if default and isinstance(default[0], int) else listed}
+            how |= {"help": f"default: {','.join(map(str, default)) or 'none'}"}
+        command.add_argument(f"--{name.replace('_', '-')}", **how)
+    return command.parse_args(arguments)
 
 
 def listed(text: str) -> list[str]:
@@ -115,6 +141,16 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def child(benchmark: str, *arguments: object) -> dict[str, Any]:
+    """Run a benchmark's step as a process of its own; returns the last line that it printed."""
+    command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{benchmark}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"This failed: {' '.join(command[3:])}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def alternate(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:

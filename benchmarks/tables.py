@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-TABLES: list[dict[str, Any]] = []  # title, heads, rows: what this process has printed
+TABLES: list[dict[str, Any]] = []  # heads and rows: what this process has printed
 
 
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table, and keep it."""
-    TABLES.append({"title": title, "heads": heads, "rows": rows})
+    TABLES.append({"heads": heads, "rows": rows})
     print(f"{markdown(TABLES[-1])}\n")
 
 
@@ -25,7 +25,7 @@ def markdown(table: dict[str, Any]) -> str:
         cells = [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
         lines.append(f"| {' | '.join(cells)} |")
     lines.insert(1, "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""]))
-    return "\n".join([*([f"{table['title']}:\n"] if table["title"] else []), *lines])
+    return "\n".join(lines)
 
 
 def _text(value: object) -> str:
