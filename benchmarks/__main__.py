@@ -46,6 +46,7 @@ BENCHMARKS = {
         "--model ViT-B/16,ViT-L/14@336px",
     ),
     "encoder": Sizes("--images 8 --rounds 2 --without 'inductor frozen'", "--images 24 --rounds 3", ""),
+    "curves": Sizes("--batch-sizes 1,8 --images 8 --rounds 1", "", "--batch-sizes 1,4,16,64,256 --images 512"),
     "families": Sizes("--batch-size 2 --rounds 1", "--batch-size 4 --rounds 3", "--batch-size 64"),
     "outputs": Sizes("--images 2 --rounds 1 --blocks 6", "--images 4 --rounds 3", "--images 64"),
     "crops": Sizes("--images 2 --rounds 1", "--images 6 --rounds 3"),
@@ -98,6 +99,8 @@ def _options(arguments: Sequence[str] | None) -> Any:
     able = [name for name, sizes in BENCHMARKS.items() if not options.device or sizes.device is not None]
     if wrong := [name for name in options.names if name not in able]:
         command.error(f"no such benchmark{' on a GPU' if options.device else ''}: {', '.join(wrong)}")
+    if options.device and not torch.cuda.is_available():
+        command.error("this torch finds no GPU")
     options.names = options.names or able
     return options
 
