@@ -6,8 +6,9 @@
 Random weights of the real size. "eager" is the library's ``forward_features`` of normalised pixels, all of it in the
 precision; patchbank gets uint8 pixels. "six blocks" are six blocks' patch tokens beside those of the last, in one pass.
 On the CPU, the processor's time is measured, which other programs disturb less than a clock's. Variants run in turn
-within one process; medians over the rounds count. Ends in one JSON line; `speedup` is eager over patchbank, and
-`six_blocks` that pass over the one for patch tokens alone.
+within one process; medians over the rounds count. The limit is what the model's matrix products alone take
+(`patchbank.bench.limit`): no speedup can be larger than the limit over eager. Ends in one JSON line; `speedup` is eager
+over patchbank, and `six_blocks` that pass over the one for patch tokens alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tests.support import relative_error
 
 from benchmarks.common import alternate, finish, listed, parser, print_table, seconds_of
 from patchbank import encoders
+from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
 from patchbank.config import ExtractConfig, Precision
 from patchbank.encoders.device import DTYPES, float32_products, resolve_device
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with torch.no_grad(), float32_products(precision):
                 results[f"{name} {precision}"] = measure(name, precision, device, options.batch_size, options.rounds)
     print_table(
-        ["", "eager", "patchbank", "six blocks", "speedup", "six blocks costs", "error"],
+        ["", "eager", "patchbank", "six blocks", "limit", "of the limit", "speedup", "six blocks costs", "error"],
         [[name, *each["images_per_second"].values(), *list(each.values())[1:]] for name, each in results.items()],
     )
     finish("families", "timm", device=device, rounds=options.rounds, batch_size=options.batch_size, results=results)
@@ -59,10 +61,13 @@ def measure(name: str, precision: Precision, device: torch.device, batch_size: i
     eager = timm.create_model(name).eval()
     state = eager.state_dict()
 
-    def encoder(*outputs: str) -> TimmEncoder:
-        config = ExtractConfig(model=f"timm/{name}", precision=precision, output=outputs)
-        spec = encoders.random(config)
+    def spec_of(*outputs: str) -> TimmSpec:
+        spec = encoders.random(ExtractConfig(model=f"timm/{name}", precision=precision, output=outputs))
         assert isinstance(spec, TimmSpec)
+        return spec
+
+    def encoder(*outputs: str) -> TimmEncoder:
+        spec = spec_of(*outputs)
         model = timm.create_model(name)
         model.load_state_dict(state)
         return TimmEncoder(spec, spec.made, model, device, batch_size)
@@ -85,8 +90,10 @@ def measure(name: str, precision: Precision, device: torch.device, batch_size: i
     for variant in variants.values():
         variant()
     seconds = alternate({name: partial(timed, variant, device) for name, variant in variants.items()}, rounds)
+    limit = product_rate(spec_of(GRID), precision, device, batch_size).images_per_second
     return {
-        "images_per_second": {name: batch_size / each for name, each in seconds.items()},
+        "images_per_second": {name: batch_size / each for name, each in seconds.items()} | {"limit": limit},
+        "of_the_limit": batch_size / seconds["patchbank"] / limit,
         "speedup": seconds["eager"] / seconds["patchbank"],
         "six_blocks": seconds["six blocks"] / seconds["patchbank"],
         "relative_error": error,

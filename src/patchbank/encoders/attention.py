@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SCORE_BYTES = 4 << 20  # of attention scores at a time: about a core's cache
+_SCORE_BYTES = 2 << 20  # of attention scores at a time: about a core's cache
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, bias: Tensor | None = None) -> Tensor:
