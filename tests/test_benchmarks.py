@@ -74,6 +74,13 @@ def test_end_to_end(run: Run, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_curves(run: Run) -> None:
+    sizes = ("--batch-sizes", "1,2", "--cores", "1", "--images", 2, "--rounds", 1)
+    result = run("curves", "--model", "timm/test_vit", "--precision", "fp32", *sizes)
+    assert result["batches"]["fp32"].keys() == {"1", "2"} and min(result["batches"]["fp32"].values()) > 0
+    assert result["cores"]["1"].keys() == {"encoder, fp32", "extract, fp32"}
+
+
 def test_outputs(run: Run) -> None:
     result = run("outputs", "--model", "tiny", "--precision", "fp32", "--images", 1, "--rounds", 1, "--blocks", 2)
     cost = result["results"]["fp32"]["cost"]
@@ -103,7 +110,7 @@ def test_families(run: Run) -> None:
     result = run("families", "--model", "test_vit", "--batch-size", 1, "--rounds", 1)
     for precision, bound in (("fp32", peers.EQUAL), ("bf16", peers.ROUNDED)):
         found = result["results"][f"test_vit {precision}"]
-        assert found["images_per_second"].keys() == {"eager", "patchbank", "six blocks"}
+        assert found["images_per_second"].keys() == {"eager", "patchbank", "six blocks", "limit"}
         assert found["relative_error"] < bound
 
 
