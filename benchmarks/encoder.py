@@ -9,9 +9,9 @@
 - onnxruntime, openvino: open_clip's tower, exported by `torch.onnx.export` for this batch size;
 - patchbank, patchbank compiled: as `patchbank extract` runs it, and with `--compile on`.
 
-patchbank gets uint8 pixels and normalises them within the time; the others get normalised pixels. Exporting, compiling
-and a first batch are not timed. Each one's tokens are compared with the original's in fp32. Variants that are not
-installed, or lack a precision, are left out with the reason.
+Images are 24 by default, and sixteen batches on CUDA. patchbank gets uint8 pixels and normalises them within the time;
+the others get normalised pixels. Exporting, compiling and a first batch are not timed. Each one's tokens are compared
+with the original's in fp32. Variants that are not installed, or lack a precision, are left out with the reason.
 
 A second table has the attention of one layer: patchbank's and torch's `scaled_dot_product_attention`.
 
@@ -41,8 +41,7 @@ from benchmarks.common import (
     alternate,
     finish,
     hico_photographs,
-    listed,
-    parser,
+    options_of,
     print_table,
     seconds_of,
     skipped,
@@ -65,15 +64,8 @@ Forward = Callable[[Tensor], Tensor]  # a batch to its (B, 1 + N, D) tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--model", type=listed, default=["ViT-B/16"])
-    command.add_argument("--precision", type=listed, default=["fp32", "bf16"])
-    command.add_argument("--device", default="cpu")
-    command.add_argument("--images", type=int, help="default: 24, and sixteen batches on CUDA")
-    command.add_argument("--batch-size", type=int, help="default: patchbank's")
-    command.add_argument("--rounds", type=int, default=5)
-    command.add_argument("--without", type=listed, default=[], help="variants to leave out")
-    options = command.parse_args(arguments)
+    model = {"model": ["ViT-B/16"], "precision": ["fp32", "bf16"], "device": "cpu"}
+    options = options_of(__doc__, arguments, **model, images=int, batch_size=int, rounds=5, without=[])
     keep_freed_memory()  # as the command line does
     options.device = resolve_device(options.device, "fp32")
     results: dict[str, Any] = {}
