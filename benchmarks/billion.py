@@ -4,8 +4,7 @@
 
 Bytes, shards, headers and requests are the code's own: shapes and dtypes of `patchbank.bank.packing`, headers of
 `patchbank.bank.shard`, listings of the writer. Seconds and memory of planning and opening are scaled from
-what `benchmarks.growth` measured at ten million keys. CPU-hours are those of two measured cores
-(docs/performance.md).
+what `benchmarks.growth` measured at ten million keys. CPU-hours are those of two measured cores (constants below).
 
 **Nothing was measured on a GPU.** Its speed is `--gpu-images-per-second`, or else an assumption: `--gpu-fraction`
 of `--gpu-tflops`, the manufacturer's peak (312 TFLOP/s in bfloat16 is the A100's), by the model's operations.
@@ -36,15 +35,15 @@ from patchbank.encoders.base import flops
 from patchbank.encoders.openai import OpenAISpec
 from patchbank.encoders.openai.registry import MODELS, Model, get_model
 
-# Of docs/performance.md, "What grows with the number of images": shards, ten million keys, by `benchmarks.growth`.
+# Shards, ten million keys, by `benchmarks.growth` on two cores of an Intel Xeon, torch 2.14.1, November 2026.
 _KEYS = 10_000_000
 OPEN_SECONDS, OPEN_MB = 53.6, 6_395  # to open, and the process that has opened
 AGAIN_MB = 8_476  # `extract` at its peak, on a complete bank
 PLAN_SECONDS, PLAN_KEY_BYTES = 17.9, 438  # the list and the plan; memory it holds a key
 UNIT_BYTES, UNIT_IMAGES = 31_985, 634  # as a worker gets it
 
-# Of docs/performance.md: patchbank to shards on two cores, fp32 and bf16 (`benchmarks.end_to_end`); milliseconds of one
-# core to decode an image, exact and fast (`benchmarks.decode`); features a second flushed (`benchmarks.write`).
+# Of two cores of an AMD EPYC (Zen 5), torch 2.15.0, November 2026: patchbank to shards, fp32 and bf16
+# (`benchmarks.end_to_end`); milliseconds of one core to decode an image, exact and fast (`benchmarks.decode`).
 CPU_IMAGES_PER_SECOND = {"ViT-B/16": (9.29, 16.3), "ViT-L/14@336px": (0.894, 1.69)}
 DECODE_MS = (3.33, 2.10)
 
@@ -78,7 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for rows in tables.values():
         print_table(list(rows[0]), [list(row.values()) for row in rows])
-        print()
     head = {"benchmark": "billion", "machine": "none: computed", "weights": "none"}
     versions = {"python": platform.python_version(), "patchbank": patchbank.__version__}
     print(json.dumps(head | {"versions": versions, "options": vars(options)} | tables))

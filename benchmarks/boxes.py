@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,20 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import finish, listed, parser, print_table
+from benchmarks.common import child, finish, options_of, print_table
 from benchmarks.growth_steps import FILES, _config, _memory, _names, _peak, prepare
-
-_REPOSITORY = Path(__file__).parents[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--images", type=int, default=100_000)
-    command.add_argument("--boxes", type=int, default=10, help="of an image")
-    command.add_argument("--formats", type=listed, default=list(_WRITERS))
-    command.add_argument("--directory", type=Path, help="where to write; default: the temporary directory")
-    command.add_argument("--step", help="one format, in this process: for this program's own use")
-    options = command.parse_args(arguments)
+    options = options_of(__doc__, arguments, images=100_000, boxes=10, formats=list(_WRITERS), directory=Path, step=str)
     if options.step:
         print(json.dumps(_step(options.directory, options.step, options.images)))
         return
@@ -50,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             (place / "images" / f"{directory:05}").symlink_to(place / "pictures")
         for each in options.formats:
             _WRITERS[each](place / each, options.images, options.boxes)
-            results[each] = _child(place, each, options.images)
+            results[each] = child("boxes", "--step", each, "--directory", place, "--images", options.images)
             (place / each).unlink()
     print_table(
         list(_COLUMNS), [[each, *(row[name] for name in list(_COLUMNS.values())[1:])] for each, row in results.items()]
@@ -69,13 +59,6 @@ _COLUMNS = {
     "peak MB": "peak_mb",
     "held, bytes a box": "held_bytes_a_box",
 }
-
-
-def _child(place: Path, name: str, images: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.boxes", "--step", name, "--directory", place, "--images", str(images)]
-    done = subprocess.run(command, cwd=_REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _step(place: Path, name: str, images: int) -> dict[str, float]:

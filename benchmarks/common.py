@@ -7,6 +7,8 @@ import json
 import platform
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -16,14 +18,15 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from tests.support import photograph
+from tests.support import REPOSITORY, photograph
 
 import patchbank
+from benchmarks.tables import TABLES
 from benchmarks.tables import print_table as print_table
 from patchbank import ExtractConfig, encoders
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.payload import Feature
-from patchbank.bench.machine import machine
+from patchbank.bench.machine import facts
 from patchbank.datasets import Dataset
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.openai.registry import Model
@@ -47,12 +50,37 @@ HICO_SIZES = {
 }
 _SOURCES = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left")
 _T = TypeVar("_T")
+_SKIPPED: list[str] = []  # what this process has not measured, and why
 _VOCABULARY = 64  # the text tower is never run: a small one makes the file smaller
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A command line with a benchmark's docstring as its help."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def options_of(
+    description: str | None, arguments: Sequence[str] | None, file: bool = False, **defaults: Any
+) -> argparse.Namespace:
+    """The options of `parser`, one for each default.
+
+    A list is written ``a,b``; False is a switch; a type stands for an option without a default. With `file`, one must
+    be named.
+    """
+    command = parser(description)
+    if file:
+        command.add_argument("file", type=Path)
+    for name, default in defaults.items():
+        how: dict[str, Any] = {"default": default, "type": type(default), "help": f"default: {default}"}
+        if default is False:
+            how = {"action": "store_true"}
+        elif isinstance(default, type):
+            how = {"type": default}
+        elif isinstance(default, list):
+            how |= {"type": numbers if default and isinstance(default[0], int) else listed}
+            how |= {"help": f"default: {','.join(map(str, default)) or 'none'}"}
+        command.add_argument(f"--{name.replace('_', '-')}", **how)
+    return command.parse_args(arguments)
 
 
 def listed(text: str) -> list[str]:
@@ -115,6 +143,16 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def child(benchmark: str, *arguments: object) -> dict[str, Any]:
+    """Run a benchmark's step as a process of its own; returns the last line that it printed."""
+    command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{benchmark}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"This failed: {' '.join(command[3:])}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def alternate(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """Call each variant once per round, in turn, so that a slow minute of the machine affects them all.
 
@@ -146,13 +184,14 @@ def batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
 
 
 def skipped(what: str, reason: BaseException | str) -> None:
-    """Print what is not measured, and why."""
+    """Print what is not measured, and why; the JSON line has it too."""
     if isinstance(reason, BaseException):
         while reason.__cause__ is not None:
             reason = reason.__cause__
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
         reason = f"{type(reason).__name__}: {lines[0] if lines else 'no reason given'}"
-    print(f"skipped: {what}: {reason[:160]}")
+    _SKIPPED.append(f"{what}: {reason[:160]}")
+    print(f"skipped: {_SKIPPED[-1]}")
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -166,12 +205,14 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def finish(benchmark: str, *packages: str, device: torch.device | None = None, **facts: Any) -> None:
-    """Print the JSON line at the end of a benchmark."""
+def finish(benchmark: str, *packages: str, device: torch.device | None = None, **found: Any) -> None:
+    """Print the JSON line at the end of a benchmark, with the tables that it printed and what it skipped."""
     head = {
         "benchmark": benchmark,
-        "machine": machine(device),
+        "machine": facts(device),
         "versions": versions(*packages),
         "weights": "untrained",
     }
-    print(json.dumps(head | facts))
+    print(json.dumps(head | found | {"tables": TABLES, "skipped": _SKIPPED}))
+    TABLES.clear()
+    _SKIPPED.clear()

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tests.support import photograph
 
-from benchmarks.common import feature, finish, manifest_of, numbers, parser, print_table, seconds_of, untrained
+from benchmarks.common import feature, finish, manifest_of, options_of, print_table, seconds_of, untrained
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.convert import convert
 from patchbank.bank.reader import Bank
@@ -33,13 +33,15 @@ PICTURES = (  # no two of one scene
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--model", default="ViT-B/16")
-    command.add_argument("--weights", type=Path)
-    command.add_argument("--images", type=int, default=len(PICTURES))
-    command.add_argument("--components", type=numbers, default=[32, 64, 128, 256])
-    command.add_argument("--random", type=int, default=2000, help="images of the bank of random features")
-    options = command.parse_args(arguments)
+    options = options_of(
+        __doc__,
+        arguments,
+        model="ViT-B/16",
+        weights=Path,
+        images=len(PICTURES),
+        components=[32, 64, 128, 256],
+        random=2000,
+    )
     rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
@@ -67,13 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "explained": reduced.manifest.reduction.explained,
                 "error": float(torch.stack(errors).square().mean().sqrt()),
             }
-    print(f"{options.model}, {'trained' if options.weights else 'untrained'}, {width} dimensions")
+    kind = "trained" if options.weights else "untrained"
     print_table(
-        ["components", "bytes an image", "explained variance", "RMS error of a similarity"],
+        [
+            f"components, of {width} of {options.model}, {kind}",
+            "bytes an image",
+            "explained variance",
+            "RMS error of a similarity",
+        ],
         [[name, round(row["bytes"]), f"{row['explained']:.1%}", row["error"]] for name, row in rows.items()],
     )
-    print("a bank of {bank_bytes:,} bytes: fitted in {seconds:.1f} s with {memory_bytes:,} bytes".format(**fitted))
-    kind = "trained" if options.weights else "untrained"
+    print_table(
+        ["fitted", "bank, MB", "s", "memory, MB"],
+        [[f"{options.random} images", fitted["bank_bytes"] / 1e6, fitted["seconds"], fitted["memory_bytes"] / 1e6]],
+    )
     finish("components", weights=kind, model=options.model, images=options.images, rows=rows, fit=fitted)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import alternate, finish, hico_photographs, parser, print_table, untrained
+from benchmarks.common import alternate, finish, hico_photographs, options_of, print_table, untrained
 from patchbank import ExtractConfig, load_dataset
 from patchbank.budget import keep_freed_memory
 from patchbank.datasets import Dataset
@@ -31,13 +31,7 @@ from patchbank.regions import Region, region_key
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--model", default="ViT-B/16")
-    command.add_argument("--precision", default="fp32")
-    command.add_argument("--images", type=int, default=16)
-    command.add_argument("--boxes", type=int, default=10)
-    command.add_argument("--rounds", type=int, default=3)
-    options = command.parse_args(arguments)
+    options = options_of(__doc__, arguments, model="ViT-B/16", precision="fp32", images=16, boxes=10, rounds=3)
     keep_freed_memory()  # as the command line does
     with tempfile.TemporaryDirectory(prefix="patchbank-") as directory:
         place = Path(directory)
@@ -70,9 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds = alternate({"encode": encode, "extract": whole}, options.rounds)
     rates = {name: 1 / each for name, each in seconds.items()}
     ratio = rates["extract"] / rates["encode"]
-    print(f"\n{options.model}, {options.precision}, {device}: {options.images} images with {options.boxes} boxes\n")
-    print_table(["stage", "boxes/s"], [[name, rate] for name, rate in rates.items()])
-    print(f"\nextract / encode: {ratio:.3f}")
+    print_table(
+        [f"{options.model}, {options.precision}: {options.images} images with {options.boxes} boxes", "boxes/s"],
+        [
+            ["the encoder alone", rates["encode"]],
+            ["a whole extraction", rates["extract"]],
+            ["... of the encoder's", ratio],
+        ],
+    )
     finish("crops", "torch", model=options.model, boxes_per_second=rates, ratio=ratio, rounds=options.rounds)
 
 

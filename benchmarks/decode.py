@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import alternate, finish, hico_photographs, numbers, parser, print_table, seconds_of
+from benchmarks.common import alternate, finish, hico_photographs, options_of, print_table, seconds_of
 from patchbank.budget import ByteBudget
 from patchbank.config import Decode
 from patchbank.datasets import Sample
@@ -51,12 +51,8 @@ _USUAL = 0.9  # of the wakings beside an idle thread
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--images", type=int, default=100)
-    command.add_argument("--rounds", type=int, default=5)
-    command.add_argument("--workers", type=numbers, default=sorted({1, 2, auto_workers()}))
-    command.add_argument("--input-size", type=int, default=224)
-    options = command.parse_args(arguments)
+    workers = sorted({1, 2, auto_workers()})
+    options = options_of(__doc__, arguments, images=100, rounds=5, workers=workers, input_size=224)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -77,11 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ["", "ms an image", "of the original's", "of it with Python's lock"],
         [[name, 1000 * each, each / seconds["original"], held[name]] for name, each in seconds.items()],
     )
-    print()
     print_table(["images/s", *rates], [[name, *(rate[name] for rate in rates.values())] for name in decoders])
-    print(
-        f"\nFast against exact: {differences['share']:.3%} of the values differ, by {differences['largest']} at most; "
-        f"{differences['pixels']:.3%} of the pixels."
+    print_table(
+        ["fast against exact", "values that differ", "by, at most", "pixels that differ"],
+        [["", f"{differences['share']:.2%}", differences["largest"], f"{differences['pixels']:.2%}"]],
     )
     finish(
         "decode",

@@ -17,7 +17,7 @@ from typing import get_args
 import torch
 from tests.support import photographs, relative_error
 
-from benchmarks.common import finish, parser, print_table, untrained
+from benchmarks.common import finish, options_of, print_table, untrained
 from patchbank import ExtractConfig, extract, load_dataset, open_bank
 from patchbank.bank.convert import convert
 from patchbank.config import StoredDtype
@@ -28,10 +28,7 @@ _IMAGES = 16
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--model", default="ViT-B/16")
-    command.add_argument("--trained", action="store_true")
-    options = command.parse_args(arguments)
+    options = options_of(__doc__, arguments, model="ViT-B/16", trained=False)
     name = trained.MODEL if options.trained else options.model
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as directory:

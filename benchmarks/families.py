@@ -22,7 +22,7 @@ import timm
 import torch
 from tests.support import relative_error
 
-from benchmarks.common import alternate, finish, listed, parser, print_table, seconds_of
+from benchmarks.common import alternate, finish, options_of, print_table, seconds_of
 from patchbank import encoders
 from patchbank.bench.limit import product_rate
 from patchbank.budget import keep_freed_memory
@@ -35,13 +35,9 @@ MODELS = ["vit_base_patch16_224", "vit_small_patch14_dinov2", "vit_base_patch16_
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--model", type=listed, default=MODELS)
-    command.add_argument("--precision", type=listed, default=["fp32", "bf16"])
-    command.add_argument("--device", default="cpu")
-    command.add_argument("--batch-size", type=int, default=4)
-    command.add_argument("--rounds", type=int, default=5)
-    options = command.parse_args(arguments)
+    options = options_of(
+        __doc__, arguments, model=MODELS, precision=["fp32", "bf16"], device="cpu", batch_size=4, rounds=5
+    )
     keep_freed_memory()  # as the command line does
     device = resolve_device(options.device, "fp32")
     results = {}

@@ -26,7 +26,7 @@ from tests.reference.original import Original
 from tests.support import every_kind, flat_pictures, relative_error
 from torch import Tensor
 
-from benchmarks.common import finish, parser, print_table, untrained
+from benchmarks.common import finish, options_of, print_table, untrained
 from patchbank import ExtractConfig, Runner, encoders
 from patchbank.config import Decode, Precision
 from patchbank.encoders import trained
@@ -41,12 +41,7 @@ Mode = Callable[[Image.Image], Tensor]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--model", default="ViT-B/16")
-    command.add_argument("--device", default="cpu")
-    command.add_argument("--without-compiled", action="store_true", help="leave the compiled encoder out")
-    command.add_argument("--trained", action="store_true", help="trained weights, against timm")
-    options = command.parse_args(arguments)
+    options = options_of(__doc__, arguments, model="ViT-B/16", device="cpu", without_compiled=False, trained=False)
     name = trained.MODEL if options.trained else options.model
     with tempfile.TemporaryDirectory() as directory:
         images = Path(directory, "images")
@@ -72,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 flat = [_flat(images / each, encode, original) for each in flat_pictures(images, side)]
             rows.append([mode, f"{statistics.median(each):.1e}", f"{max(each):.1e}", f"{least:.6f}"])
     print_table(["mode", "relative error, median", "largest", "least cosine of a token"], rows)
-    print()
     print_table(["picture", "fp32"], [[name, f"{errors['fp32'][name]:.1e}"] for name in names])
-    print()
     if flat:
         print_table(["flat picture", "fp32", "fp32 from float64", "the original from float64"], flat)
     finish(

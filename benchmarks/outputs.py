@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import alternate, finish, listed, parser, print_table, seconds_of
+from benchmarks.common import alternate, finish, options_of, print_table, seconds_of
 from patchbank import ExtractConfig, Runner, encoders
 from patchbank.budget import keep_freed_memory
 from patchbank.encoders.device import resolve_device
@@ -26,14 +26,9 @@ ONE = "patch_tokens"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--model", default="ViT-B/16")
-    command.add_argument("--precision", type=listed, default=["fp32", "bf16"])
-    command.add_argument("--device", default="cpu")
-    command.add_argument("--images", type=int, default=16)
-    command.add_argument("--blocks", type=int, default=6)
-    command.add_argument("--rounds", type=int, default=7)
-    options = command.parse_args(arguments)
+    options = options_of(
+        __doc__, arguments, model="ViT-B/16", precision=["fp32", "bf16"], device="cpu", images=16, blocks=6, rounds=7
+    )
     keep_freed_memory()  # as the command line does
     device = resolve_device(options.device, "fp32")
     threads = torch.get_num_threads()
@@ -53,9 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measures[name] = partial(_seconds, partial(runner, pixels.to(device)), device)
         seconds = alternate(measures, options.rounds)
         cost = {name: each / seconds[ONE] for name, each in seconds.items()}
-        print(f"\n{options.model}, {precision}, {device}\n")
         print_table(
-            ["outputs", "images/s", "time"],
+            [f"{options.model}, {precision}", "images/s", "time"],
             [[name, options.images / each, cost[name]] for name, each in seconds.items()],
         )
         results[precision] = {"images_per_second": {n: options.images / s for n, s in seconds.items()}, "cost": cost}

@@ -24,8 +24,7 @@ from benchmarks.common import (
     batches,
     finish,
     hico_photographs,
-    numbers,
-    parser,
+    options_of,
     print_table,
     seconds_of,
     skipped,
@@ -68,14 +67,16 @@ _OPEN_ALL = """async () => {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--keys", type=int, default=50_000)
-    command.add_argument("--samples", type=numbers, default=[24, 400])
-    command.add_argument("--model", default="ViT-B/16")
-    command.add_argument("--layout", default="shards")
-    command.add_argument("--dtype", default="float16")
-    command.add_argument("--directory", type=Path, help="where to write; default: the temporary directory")
-    options = command.parse_args(arguments)
+    options = options_of(
+        __doc__,
+        arguments,
+        keys=50_000,
+        samples=[24, 400],
+        model="ViT-B/16",
+        layout="shards",
+        dtype="float16",
+        directory=Path,
+    )
     MODELS[TINY.name] = TINY
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         bank, dataset = _make(Path(directory), options)

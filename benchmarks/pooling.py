@@ -13,18 +13,13 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.common import alternate, finish, parser, print_table, seconds_of
+from benchmarks.common import alternate, finish, options_of, print_table, seconds_of
 from patchbank import ExtractConfig, encoders, pool_regions
 from patchbank.features import GRID
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--boxes", type=int, default=10, help="of each image")
-    command.add_argument("--images", type=int, default=1)
-    command.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    command.add_argument("--rounds", type=int, default=200)
-    options = command.parse_args(arguments)
+    options = options_of(__doc__, arguments, boxes=10, images=1, device=torch.device("cpu"), rounds=200)
     spec, threads = encoders.random(ExtractConfig()), torch.get_num_threads()
     transforms = [replace(spec.input, resize="squash").transform((640, 480))] * options.images
     tokens = torch.randn(options.images, *spec.outputs[GRID].shape, device=options.device)

@@ -1,19 +1,31 @@
-"""Markdown tables. Imports nothing: a benchmark that only computes needs no torch."""
+"""Markdown tables, printed and kept for a benchmark's JSON line. Imports nothing: a benchmark that only computes needs
+no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+TABLES: list[dict[str, Any]] = []  # heads and rows: what this process has printed
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A Markdown table: the first column is left, the others right; floats have three significant digits."""
-    texts = [list(heads), *([_text(value) for value in row] for row in rows)]
+    """Print a table, and keep it."""
+    TABLES.append({"heads": heads, "rows": rows})
+    print(f"{markdown(TABLES[-1])}\n")
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """A table: the first column is left, the others right; floats have three significant digits."""
+    heads = list(table["heads"])
+    texts = [heads, *([_text(value) for value in row] for row in table["rows"])]
     widths = [max(len(row[column]) for row in texts) for column in range(len(heads))]
-    for number, row in enumerate(texts):
+    lines = []
+    for row in texts:
         cells = [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
-        print(f"| {' | '.join(cells)} |")
-        if number == 0:
-            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.insert(1, "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""]))
+    return "\n".join(lines)
 
 
 def _text(value: object) -> str:
@@ -21,6 +33,8 @@ def _text(value: object) -> str:
         return "-"
     if not isinstance(value, float):
         return f"{value:,}" if type(value) is int else str(value)
-    if value and abs(value) < 1e-3:
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
         return f"{value:.1e}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"

@@ -9,12 +9,11 @@ in one JSON line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.common import finish, parser, print_table
+from benchmarks.common import finish, options_of, print_table
 from patchbank import ExtractConfig, encoders, union_boxes
 from patchbank.datasets.hoi_files import read_hoi
 
@@ -22,10 +21,7 @@ _WHOLE = 1 - 1e-6
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("file", type=Path)
-    command.add_argument("--model", default="ViT-B/16")
-    options = command.parse_args(arguments)
+    options = options_of(__doc__, arguments, file=True, model="ViT-B/16")
     taken, pairs = encoders.random(ExtractConfig(model=options.model)).input, read_hoi(options.file)
     lost: list[float] = []
     visible: dict[str, list[torch.Tensor]] = {"human": [], "object": [], "union": []}
@@ -48,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         for name, each in ((name, torch.cat(parts)) for name, parts in visible.items())
     }
-    print(f"Of the images' area, {np.mean(lost):.1%} is cut off on average.\n")
     print_table(
-        ["of the pairs", *shares["union"]],
+        [f"of the pairs; of the images' area, {np.mean(lost):.1%} is cut off on average", *shares["union"]],
         [[name, *(f"{x:.1%}" for x in each.values())] for name, each in shares.items()],
     )
     finish("visible", model=options.model, images=len(lost), area_cut_off=float(np.mean(lost)), shares=shares)

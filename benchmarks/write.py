@@ -23,7 +23,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.common import alternate, batches, feature, finish, manifest_of, parser, print_table, seconds_of
+from benchmarks.common import alternate, batches, feature, finish, manifest_of, options_of, print_table, seconds_of
 from patchbank import ExtractConfig
 from patchbank.bank import writer as bank_writer
 from patchbank.bank.payload import Feature
@@ -40,12 +40,7 @@ Write = Callable[[Sequence[Feature], Path], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser(__doc__)
-    command.add_argument("--model", default="ViT-B/16")
-    command.add_argument("--images", type=int, default=512)
-    command.add_argument("--rounds", type=int, default=5)
-    command.add_argument("--directory", type=Path, help="where to write; default: the temporary directory")
-    options = command.parse_args(arguments)
+    options = options_of(__doc__, arguments, model="ViT-B/16", images=512, rounds=5, directory=Path)
     keep_freed_memory()  # as the command line does
     model = get_model(options.model)
     features = _features(model, options.images)
