@@ -141,14 +141,14 @@ def make_plan(
         check_same(out, existing, wanted, _options_of(existing, wanted))
         state = bank_state(place_of(out, config.overwrite), existing)
     manifest = existing or wanted
-    if layout == "ezhoi":
-        check_names([*(sample.key for sample in dataset.samples), *state.done], out)
     selected: Sequence[Sample] = dataset.samples
     if config.limit is not None:
         selected = selected[: _end_of(config.limit, dataset)]
     if dataset.part == WHOLE:
         selected = share_of(selected, config.partition, manifest)
     todo = without(selected, state.done)
+    if layout == "ezhoi" and todo and begun is not None:
+        check_names([*(sample.key for sample in dataset.samples), *state.done], out)
     return ExtractPlan(
         dataset=dataset,
         out=out,
