@@ -171,7 +171,7 @@ class Pickles(Payload):
         try:
             for key, entry in entries.items():  # in the index's order: files of one directory lie side by side
                 try:  # no Path: making it takes as long as the system call
-                    if entry.failure is None and os.stat(pickle_name(key), dir_fd=place).st_size == usual:  # noqa: PTH116
+                    if entry.failure is None and os.stat(pickle_name(key), dir_fd=place).st_size == usual:
                         keys.add(key)
                 except (OSError, ValueError):  # ValueError: a name that no file can have
                     continue
