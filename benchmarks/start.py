@@ -6,7 +6,7 @@ Real processes in turn, from the start of Python; the median of the rounds count
 
 - torch: ``import torch``, until it is there, and until that process has ended;
 - torch and file: the same, and the bytes of the weights' file read: what no command that computes can do without;
-- start: `patchbank extract folder` of one image into a new bank, until it says "1 image to do": the weights are checked,
+- start: `patchbank extract folder` of one image into a new bank, until it says "1 image to do": weights are checked,
   loaded and packed, the bank is open, and the first batch can be computed;
 - nothing: the same command on the bank that it has made, until that process has ended.
 
