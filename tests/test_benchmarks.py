@@ -167,6 +167,15 @@ def test_visible(run: Run, tmp_path: Path) -> None:
     assert result["shares"]["union"] == {"leaves the crop": 1, "wholly outside": 0}
 
 
+def test_start(run: Run, tmp_path: Path) -> None:
+    result = run("start", "--model", "tiny", "--rounds", 1, "--directory", tmp_path)
+    assert set(result["ratios"]) == {
+        f"{kind}, {way}" for kind in ("start", "nothing") for way in ("official", "--weights")
+    }
+    assert result["seconds"].keys() > result["ratios"].keys() == result["checks"].keys()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_growth(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "_HELPS", 1)
     result = run("growth", "--keys", 20, "--layouts", "shards", "--directory", tmp_path)

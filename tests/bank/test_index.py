@@ -23,6 +23,7 @@ from patchbank.bank.repair import repair
 from patchbank.bank.writer import BankWriter
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError
+from patchbank.files import all_plain, is_plain
 from tests.support import contents, parts_in, read_part, tiny_manifest
 
 MANIFEST = replace(tiny_manifest(), part_size=5)
@@ -177,3 +178,22 @@ def test_processes_that_write_and_merge_at_once_lose_nothing(tmp_path: Path) -> 
     with BankWriter(tmp_path / "bank", MANIFEST, keys):
         pass
     assert contents(tmp_path / "bank") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("sha256", ["A" * 64, "0" * 63, "0" * 63 + " ", "0" * 65])
+def test_checksums_have_one_form(tmp_path: Path, sha256: str) -> None:
+    write(tmp_path, [KEYS[0]])
+    found = read_part(parts_in(tmp_path)[0])
+    listed = (found.features[0]._replace(sha256=sha256),)
+    start, name = name_part(payload_of(tmp_path, "ezhoi"), replace(found, features=listed))
+    parts_in(tmp_path)[0].unlink()
+    (tmp_path / "index" / name).write_bytes(start)
+    with pytest.raises(BankError, match="checksums are not 64 hexadecimal digits"):
+        open_bank(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key", ["a.jpg", "a/b.jpg", "..a/.b", "a..", "", "/a", "a/", "a//b", ".", "a/./b", "..", "a/..", "../a", "a\0"]
+)
+def test_names_are_judged_together_as_they_are_alone(key: str) -> None:
+    assert all_plain(["x", key, "y"]) == all_plain([key]) == is_plain(key)

@@ -166,13 +166,24 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, tiny_weights: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_a_dry_run_needs_no_torch(tmp_path: Path, tiny_weights: Path) -> None:
+@pytest.mark.parametrize("layout", ["ezhoi", "shards"])
+@pytest.mark.parametrize(
+    ("before", "option", "said"),
+    [
+        (("--limit", 1), ("--dry-run",), "3 images, 1 done, 2 to do"),
+        ((), (), "0 features written (0 B), 3 already there"),
+    ],
+)
+def test_what_computes_nothing_needs_no_torch(
+    tmp_path: Path, tiny_weights: Path, layout: str, before: tuple[object, ...], option: tuple[str, ...], said: str
+) -> None:
     """For the official weights; here the tiny model's are."""
     hico_root(tmp_path, 3, splits=["test"])
     weights = tmp_path / "checkpoints/pretrained_CLIP/tiny.pt"
     weights.parent.mkdir(parents=True)
     weights.symlink_to(tiny_weights)
-    patchbank("extract", "hicodet", "--root", tmp_path, *tiny(tiny_weights), "--split", "test", "--limit", 1, check=0)
+    given = ("hicodet", "--root", tmp_path, "--split", "test", "--layout", layout)
+    patchbank("extract", *given, *tiny(tiny_weights), *before, check=0)
     official = replace(TINY, sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
     program = (
         "import sys\n"
@@ -182,10 +193,10 @@ def test_a_dry_run_needs_no_torch(tmp_path: Path, tiny_weights: Path) -> None:
         f"MODELS['tiny'] = {official!r}\n"
         "main()"
     )
-    arguments = ["extract", "hicodet", "--root", tmp_path, "--model", "tiny", "--split", "test", "--dry-run"]
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=REPOSITORY)
+    line = [sys.executable, "-c", program, "extract", *map(str, given), "--model", "tiny", *option]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
-    assert "3 images, 1 done, 2 to do" in done.stdout
+    assert said in done.stdout
 
 
 def test_a_dry_run_finds_that_nothing_can_be_written(tmp_path: Path, tiny_weights: Path) -> None:

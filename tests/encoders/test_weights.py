@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from patchbank import encoders
 from patchbank.config import ExtractConfig
-from patchbank.encoders.weights import first_wrong, opened
+from patchbank.encoders.weights import _sha256_of_version, first_wrong, opened, sha256_of_weights
 from patchbank.errors import WeightsError
 
 MODELS = ("ViT-B/32", "timm/vit_tiny_patch16_224", "open_clip/ViT-B-32")
@@ -52,3 +53,12 @@ def test_the_first_wrong_parameter() -> None:
     assert first_wrong(expected, {"a": (1,)}, "visual.") == "visual.b is missing"
     assert first_wrong(expected, {**expected, "a": (2,)}) == "a has the shape (2,), expected (1,)"
     assert first_wrong(expected, {**expected, "d": (), "c": ()}) == "it has 2 more parameters, such as c"
+
+
+def test_a_file_is_hashed_once_under_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state.pt").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)
+    before = _sha256_of_version.cache_info().misses
+    assert sha256_of_weights(Path("state.pt")) == sha256_of_weights(tmp_path / "state.pt")
+    assert sha256_of_weights(tmp_path / "state.pt") == hashlib.sha256(b"weights").hexdigest()
+    assert _sha256_of_version.cache_info().misses == before + 1

@@ -46,8 +46,8 @@ def pickle_name(key: str) -> str:
 
     The reader cuts a file name at its *first* dot. Directories in a key stay as they are.
     """
-    directory, slash, name = key.rpartition("/")
-    return f"{directory}{slash}{name.partition('.')[0]}{SUFFIX}"
+    dot = key.find(".", key.rfind("/") + 1)
+    return f"{key if dot < 0 else key[:dot]}{SUFFIX}"
 
 
 def check_names(keys: Iterable[str], bank: Path | None = None) -> None:
@@ -169,14 +169,17 @@ class Pickles(Payload):
 
     def present(self, entries: Mapping[str, Entry], manifest: Manifest) -> set[str]:
         """Keys whose files exist in full size."""
-        usual, place = file_bytes(manifest), str(self.bank)
-        keys: set[str] = set()
-        for key in super().present(entries, manifest):
-            try:  # no Path: making it takes as long as the system call
-                if os.stat(f"{place}/{pickle_name(key)}").st_size == usual:  # noqa: PTH116
-                    keys.add(key)
-            except (OSError, ValueError):  # ValueError: a name that no file can have
-                continue
+        usual, keys = file_bytes(manifest), set[str]()
+        place = os.open(self.bank, os.O_RDONLY)
+        try:
+            for key, entry in entries.items():  # in the index's order: files of one directory lie side by side
+                try:  # no Path: making it takes as long as the system call
+                    if entry.failure is None and os.stat(pickle_name(key), dir_fd=place).st_size == usual:
+                        keys.add(key)
+                except (OSError, ValueError):  # ValueError: a name that no file can have
+                    continue
+        finally:
+            os.close(place)
         return keys
 
     def file(self, part: Part, key: str) -> Path:

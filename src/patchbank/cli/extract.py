@@ -223,8 +223,9 @@ def run_jobs(
         from patchbank.extraction.devices import assume, decide
         from patchbank.extraction.plan import check_places, make_plan
 
-        # The same for every job: they differ in the model alone.
-        devices = assume(jobs[0][2]) if run.dry_run else decide(jobs[0][2])
+        # A cluster is asked once: jobs differ in the model alone. Of this machine, torch is asked if there is work.
+        config = jobs[0][2]
+        devices = assume(config) if run.dry_run else decide(config) if config.engine == "ray" else None
         plans = [make_plan(*job, devices) for job in jobs]
     if run.report and any(plan.manifest.main not in plan.manifest.grids for plan in plans):
         raise ConfigError("--report shows a grid of patches: add --output patch_tokens, or leave it out.")

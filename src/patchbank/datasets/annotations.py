@@ -34,9 +34,9 @@ def read_annotations(path: Path) -> Annotations:
     """Read an annotation file. Raises DatasetError if it is unreadable, not JSON, or of an unknown structure."""
     content = _read_json(path)
     if isinstance(content, list):
-        found, where = Annotations("hicodet", content, [_file_name(entry) for entry in content]), "entry"
+        found, where = Annotations("hicodet", content, _file_names(content)), "entry"
     elif isinstance(content, dict) and isinstance(entries := content.get("annotations"), list):
-        found, where = Annotations("vcoco", content, [_file_name(entry) for entry in entries]), "annotations entry"
+        found, where = Annotations("vcoco", content, _file_names(entries)), "annotations entry"
     elif isinstance(content, dict) and isinstance(names := content.get("filenames"), list):
         found, where = Annotations("upt", content, names), "filenames entry"
     else:
@@ -56,8 +56,11 @@ def read_file_names(path: Path) -> list[str]:
     return read_annotations(path).file_names
 
 
-def _file_name(entry: Any) -> Any:
-    return entry.get("file_name") if isinstance(entry, dict) else None
+def _file_names(entries: list[Any]) -> list[Any]:
+    try:
+        return [entry["file_name"] for entry in entries]
+    except (KeyError, TypeError):
+        return [entry.get("file_name") if isinstance(entry, dict) else None for entry in entries]
 
 
 def _read_json(path: Path) -> Any:

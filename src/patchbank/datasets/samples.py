@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 from patchbank.config import WHOLE, Partition
 from patchbank.datasets.sources import Directory, Source
 from patchbank.errors import DatasetError
-from patchbank.files import is_plain
+from patchbank.files import all_plain, is_plain
 from patchbank.notebook import facts
 from patchbank.regions import Region, image_of
 
@@ -252,10 +253,11 @@ def make_samples(names: Iterable[str], images: Path, source: Path) -> tuple[Samp
 
     Raises DatasetError as `checked`.
     """
-    directory = Directory(images)
-    return tuple(
-        Sample(checked(name, source), directory, position) for position, name in enumerate(dict.fromkeys(names))
-    )
+    unique = dict.fromkeys(names)
+    if not all_plain(unique):
+        for name in unique:
+            checked(name, source)
+    return tuple(map(Sample, unique, repeat(Directory(images)), count()))
 
 
 def checked(name: str, source: Path) -> str:

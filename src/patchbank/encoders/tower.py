@@ -19,6 +19,7 @@ float32, which costs nothing measurable and leaves two thirds of the error.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from math import isqrt
 from typing import Self, cast
 
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from patchbank.config import Activation, Precision
 from patchbank.encoders.attention import attention
 from patchbank.encoders.base import EncoderSpec
+from patchbank.encoders.clip_files import THREADS
 from patchbank.encoders.device import DTYPES
 from patchbank.encoders.packed import Linear
 from patchbank.encoders.variants import dense, gaussian
@@ -65,10 +67,13 @@ class Block(nn.Module):
                 p[f"{layer}.bias"] = p[f"{layer}.bias"].double() * p[gamma]
         width = p["attn.out_proj.bias"].numel()
         self.heads, self.scale = heads, (width // heads) ** -0.5
-        scale = torch.ones(3 * width, dtype=torch.float64)
-        scale[:width] = self.scale
+
+        def scaled(name: str) -> Tensor:
+            queries, rest = p[name][:width], p[name][width:]
+            return torch.cat([(queries.double() * self.scale).to(dtype), rest.to(dtype)])
+
         self.ln_1, self.ln_2 = Norm(p, "ln_1", dtype), Norm(p, "ln_2", dtype)
-        self.qkv = Linear(p["attn.in_proj_weight"] * scale[:, None], p["attn.in_proj_bias"] * scale, dtype)
+        self.qkv = Linear(scaled("attn.in_proj_weight"), scaled("attn.in_proj_bias"), dtype)
         self.out = Linear(p["attn.out_proj.weight"], p["attn.out_proj.bias"], dtype)
         quick = activation == "quickgelu"
         factor = _QUICK if quick else 1.0
@@ -152,7 +157,10 @@ class VisionTransformer(nn.Module):
         self.ln_post = Norm(parameters, "ln_post", dtype)
         depth = max(each.block for each in outputs.values())
         names = (f"transformer.resblocks.{layer}." for layer in range(depth))
-        self.blocks = nn.ModuleList(Block(parameters, name, heads, activation, dtype) for name in names)
+        with ThreadPoolExecutor(THREADS) as threads:
+            self.blocks = nn.ModuleList(
+                threads.map(lambda name: Block(parameters, name, heads, activation, dtype), names)
+            )
         self.proj = Linear(parameters["proj"].t(), None, dtype)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:

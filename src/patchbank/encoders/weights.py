@@ -8,18 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchbank.errors import WeightsError, printable
-from patchbank.files import LFS_POINTER, open_regular, sha256_of
+from patchbank.files import LFS_POINTER, open_regular, sha256_of_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 COUNT = "num_batches_tracked"  # how the names of a batch norm's counts end: whole numbers
+_PIECE = 32 << 20  # bytes
 _DTYPES = frozenset({"float32", "bfloat16", "float16", "float64"})
 
 
@@ -31,15 +32,19 @@ def sha256_of_weights(path: Path) -> str:
         raise WeightsError(f"There is no checkpoint {path}. Give --weights an existing file.")
     try:
         status = path.stat()
-        return _sha256_of_version(path, status.st_size, status.st_mtime_ns)
+        return _sha256_of_version(path.absolute(), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise WeightsError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
 
 
 @lru_cache(maxsize=16)
 def _sha256_of_version(path: Path, _size: int, _modified: int) -> str:
-    """Cached, since one run may plan several banks with the same large file."""
-    return sha256_of(path)
+    """Cached, since one run may plan several banks with the same large file.
+
+    In large pieces: after each, Python's lock may be with an import in another thread for a while.
+    """
+    with open_regular(path) as file:
+        return sha256_of_chunks(iter(partial(file.read, _PIECE), b""))
 
 
 def refuse_pointer(path: Path) -> None:
@@ -98,18 +103,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def as_float32(path: Path, name: str, value: Tensor) -> Tensor:
     """A parameter as float32. Raises WeightsError if it is quantised, or a number is not finite."""
-    import torch
 
     if (dtype := str(value.dtype).removeprefix("torch.")) not in _DTYPES:
         raise WeightsError(
             f"{path}: {name} holds {dtype} numbers. Use a checkpoint that is "
             "not quantised: in float32, bfloat16 or float16."
         )
-    if not value.is_meta and not torch.isfinite(value.float()).all():
+    made = value.float()
+    if not made.is_meta and not all_finite(made):
         raise WeightsError(
             f"{path} is damaged: {name} holds NaN or Inf, or a number too large for float32. Use another checkpoint."
         )
-    return value.float()
+    return made
+
+
+def all_finite(value: Tensor) -> bool:
+    """Whether all numbers are finite. One that is not makes their sum so: most tensors are read once."""
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 def first_wrong(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], prefix: str = "") -> str:

@@ -6,7 +6,6 @@ import os
 
 from patchbank.bank.manifest import Manifest
 from patchbank.config import ExtractConfig
-from patchbank.encoders.device import has_bfloat16
 
 _NEW = " (in a new bank)"  # an option that changes the features
 
@@ -20,6 +19,8 @@ def advise(bound: str | None, manifest: Manifest, config: ExtractConfig) -> str 
         return f"--decode fast{_NEW}" if config.decode == "exact" else "more cores, or --partition on several machines"
     if bound == "encode":
         if manifest.device == "cpu":
+            from patchbank.encoders.device import has_bfloat16
+
             slower = precision == "fp32" and has_bfloat16()
             return f"--precision bf16 where a relative error of 1e-2 will do{_NEW}, or a GPU" if slower else "a GPU"
         if precision in ("fp32", "tf32"):

@@ -62,10 +62,10 @@ def decide(config: ExtractConfig) -> Devices:
 
 
 def assume(config: ExtractConfig) -> Devices:
-    """Devices for a plan that is only printed: without torch, as far as the options ask for none that can be missing.
+    """Devices for a plan that computes nothing: without torch, as far as the options ask for none that can be missing.
 
     Raises ConfigError as `decide` does.
     """
     if config.engine == "local" and config.device in ("auto", "cpu") and config.precision in ("fp32", "bf16"):
-        return Devices(("cpu",))  # which devices they are decides nothing that is printed
+        return Devices(("cpu",))  # which devices they are decides nothing then
     return decide(config)

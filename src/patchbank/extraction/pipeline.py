@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from threading import Lock
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from patchbank.bank.manifest import Manifest
 from patchbank.bank.payload import Feature
@@ -28,10 +26,15 @@ from patchbank.config import ExtractConfig
 from patchbank.datasets import Sample
 from patchbank.datasets.samples import Decoded, Failure
 from patchbank.decoder_warnings import Warned, collected
-from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError
 from patchbank.extraction.advice import auto_workers
 from patchbank.preprocess import load_all
+
+if TYPE_CHECKING:  # a run that finds nothing to do needs no torch
+    import torch
+    from torch import Tensor
+
+    from patchbank.encoders.runner import Runner
 
 # Limits of the bytes in memory: pictures being decoded, decoded inputs that wait, features that wait.
 _DECODING_BYTES = 2 << 30
@@ -41,11 +44,11 @@ _WRITING_BATCHES = 64  # that wait to be written, however small: their objects t
 
 # Features stored as halves are rounded on the device, so that half the bytes are transferred. int8 scales are computed
 # from float32.
-_RECEIVED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_RECEIVED = ("float16", "bfloat16")
 _TOGETHER = 64  # regions of an image that are decoded at once: their inputs wait together
 _REQUESTS = 4  # decode threads per core, if reading waits for a network
 
-Outputs = dict[str, Tensor]
+Outputs = dict[str, "Tensor"]
 Found = Decoded | Failure
 Decode = Callable[[Sequence[Sample], ByteBudget], Sequence[Found]]  # the samples of one image
 Waiting = tuple[Sample, Callable[[], Found]]  # a sample, and a function that waits until it is decoded
@@ -154,8 +157,11 @@ def encode_into(
 
 def _received(bank: Manifest) -> torch.dtype:
     """The dtype to receive outputs in."""
+    import torch
+
     dtypes = {each.dtype for each in bank.outputs.values()}
-    return _RECEIVED.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32
+    same = dtypes.pop() if len(dtypes) == 1 else ""
+    return getattr(torch, same) if same in _RECEIVED else torch.float32
 
 
 def run(
@@ -258,6 +264,8 @@ def _ahead(batches: Iterable[list[Waiting]], ahead: int) -> Iterator[list[Waitin
 
 def _batch(images: Sequence[tuple[int, Decoded]], batch_size: int, input_size: tuple[int, int], pinned: bool) -> Tensor:
     """(batch_size, h, w, 3) uint8: each image in its slot."""
+    import torch
+
     pixels = torch.zeros(batch_size, *input_size, 3, dtype=torch.uint8, pin_memory=pinned)
     for slot, image in images:
         pixels.numpy()[slot] = image.pixels

@@ -9,8 +9,10 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from itertools import groupby, islice
 from pathlib import Path
+from threading import Thread
 
 from patchbank import encoders
 from patchbank.bank.manifest import Manifest, library_versions, stored_outputs
@@ -36,7 +38,7 @@ from patchbank.datasets.folder import passed_over_text
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.defaults import auto_batch_size, compiles
 from patchbank.errors import BankError, ConfigError, DatasetError
-from patchbank.extraction.devices import Devices, decide
+from patchbank.extraction.devices import Devices, assume, decide
 from patchbank.features import CLS, GRID, POOLED
 from patchbank.files import NEXT, live_scratches, nearest_existing
 from patchbank.locations import is_remote
@@ -110,7 +112,7 @@ def make_plan(
     """Determine what to do. Writes nothing; raises every PatchbankError that `extract` can foresee.
 
     Args:
-        devices: the devices that compute; None decides by the configuration.
+        devices: the devices that compute; None decides by the configuration, if there is anything to do.
         encoder: the encoder; None finds the configuration's model.
     """
     config = _for_regions(_for_part(dataset, config), dataset)
@@ -129,31 +131,38 @@ def make_plan(
     if layout == "ezhoi" and (others := [name for name in config.output if name != GRID]):
         raise ConfigError(f"--output {others[0]}: a pickle holds the {GRID} alone. Add --layout shards.")
     check_images(dataset)
-    devices = devices or decide(config)  # before the search for weights, which takes longer
+    lazy = devices is None and config.engine == "local"
+    devices = devices or assume(config)
+    state = BankState(set(), {}, [])
+    if existing is not None and not config.overwrite:
+        state = bank_state(out, existing)
+    unfinished = lazy and len(state.done) < len(dataset)
+    if unfinished:  # torch will be needed: it is imported while the weights' checksum is computed
+        Thread(target=import_module, args=["torch"]).start()
     # EZ-HOI's scripts round weights, as clip.load does.
     encoder = encoder or find_encoder(config, dataset.root, rounding=dataset.name in SPLITS)
+    devices = decide(config) if unfinished else devices
     wanted = describe(dataset, layout, config, devices, encoder)
-    state = BankState(set(), {}, [])
     if (existing := gone_on_with(existing, wanted, config.overwrite)) is not None:
         if not config.output:  # converted pickles hold patch tokens only
             outputs = {name: wanted.outputs[name] for name in existing.outputs if name in wanted.outputs}
             wanted = replace(wanted, outputs=outputs or wanted.outputs)
         check_same(out, existing, wanted, _options_of(existing, wanted))
-        state = bank_state(place_of(out, config.overwrite), existing)
+        state = bank_state(place_of(out, True), existing) if config.overwrite else state
     manifest = existing or wanted
-    if layout == "ezhoi":
-        check_names([*(sample.key for sample in dataset.samples), *state.done], out)
     selected: Sequence[Sample] = dataset.samples
     if config.limit is not None:
         selected = selected[: _end_of(config.limit, dataset)]
     if dataset.part == WHOLE:
         selected = share_of(selected, config.partition, manifest)
     todo = without(selected, state.done)
+    if layout == "ezhoi" and todo and begun is not None:
+        check_names([*(sample.key for sample in dataset.samples), *state.done], out)
     return ExtractPlan(
         dataset=dataset,
         out=out,
         config=config,
-        devices=devices,
+        devices=decide(config) if lazy and todo and not unfinished else devices,
         encoder=encoder,
         manifest=manifest,
         resumed=existing is not None,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from patchbank.bank.manifest import Manifest, library_versions
 from patchbank.bank.packing import samples_a_shard
@@ -21,16 +22,17 @@ from patchbank.decoder_warnings import Warned
 from patchbank.encoders import packages
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.base import Progress as DownloadProgress
-from patchbank.encoders.runner import Runner
 from patchbank.errors import DatasetError, with_options
-from patchbank.extraction import processes
 from patchbank.extraction.advice import advise
 from patchbank.extraction.pipeline import StageTimes, encode_into
 from patchbank.extraction.plan import ExtractPlan, check_places, describe_run, make_plan, without
 from patchbank.extraction.progress import Progress, reporting
-from patchbank.extraction.work import Outcome, Task, units_of
 from patchbank.features import UNKNOWN
 from patchbank.locations import locate
+
+if TYPE_CHECKING:
+    from patchbank.encoders.runner import Runner
+    from patchbank.extraction.work import Outcome
 
 _KINDS = 3  # of warnings in a note
 _ENOUGH = 4  # batches of a run that can say which stage bounds it
@@ -110,7 +112,9 @@ def extract(
     with reporting(progress) as reports:
         reports.stage("looking at weights and bank")
         plan = make_plan(dataset, locate(out), config or ExtractConfig(), encoder=encoder)
-        if len(plan.devices.names) > 1:
+        if plan.todo and len(plan.devices.names) > 1:
+            from patchbank.extraction import processes
+
             processes.require_importable()
         check_places([plan])
         if plan.todo and plan.encoder.weights is None:
@@ -131,6 +135,8 @@ def load_runner(plan: ExtractPlan, loaded: Runner | None = None, progress: Progr
     """
     if not plan.todo or plan.devices.shared:
         return None
+    from patchbank.encoders.runner import Runner
+
     batch_size, compiled = plan.manifest.batch_size, plan.manifest.compiled
     if loaded and (loaded.spec, loaded.batch_size, loaded.compiled) == (plan.encoder, batch_size, compiled):
         return loaded
@@ -249,6 +255,9 @@ def _share_out(
     plan: ExtractPlan, done: Callable[[Outcome], None], stop: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
     """Have other processes do the work."""
+    from patchbank.extraction import processes
+    from patchbank.extraction.work import Task, units_of
+
     units = units_of(plan, plan.devices.workers or len(plan.devices.names))
     task = Task(plan.place, plan.config, plan.encoder, plan.manifest, plan.devices)
     if plan.config.engine == "ray":

@@ -51,6 +51,8 @@ def spec(config: ExtractConfig, root: Path | None, *, rounding: bool) -> OpenAIS
     found = OpenAISpec(model, config.precision, checkpoint, checkpoints, rounding=rounding, request=config)
     if checkpoint is None or config.weights is None:
         return found  # official: QuickGELU, and exact in float16
+    if checkpoint.sha256 == model.sha256 and config.activation is None:
+        return found
     # Read now, to refuse a wrong file before the run begins.
     parameters = load_visual(model, checkpoint, rounding=rounding)
     halves = rounding or holds_halves(parameters)

@@ -9,6 +9,7 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from patchbank.config import Activation
 from patchbank.encoders.base import Progress
-from patchbank.encoders.clip_files import CONFIG, load_state, marked_by_openai, stated_beside
+from patchbank.encoders.clip_files import CONFIG, THREADS, load_state, marked_by_openai, stated_beside
 from patchbank.encoders.openai.registry import HEAD, MEAN, MODELS, STD, Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half
-from patchbank.encoders.weights import as_float32, first_wrong, refuse_pointer, sha256_of_weights
+from patchbank.encoders.weights import all_finite, as_float32, first_wrong, refuse_pointer, sha256_of_weights
 from patchbank.errors import WeightsError
 from patchbank.files import (
     fsync_directory,
@@ -200,7 +201,10 @@ def load_visual(model: Model, checkpoint: Checkpoint, *, rounding: bool) -> Mapp
     path = checkpoint.path
     visual = load_state(path, "visual.")
     _check_shapes(model, path, visual)
-    return {name: _float32(path, name, visual.pop(name), rounding) for name in list(visual)}
+    with ThreadPoolExecutor(THREADS) as threads:
+        names = list(visual)
+        values = list(threads.map(lambda name: _float32(path, name, visual.pop(name), rounding), names))
+    return dict(zip(names, values, strict=True))
 
 
 def holds_halves(parameters: Mapping[str, Tensor]) -> bool:
@@ -221,10 +225,10 @@ def _check_shapes(model: Model, path: Path, visual: dict[str, Tensor]) -> None:
 
 
 def _float32(path: Path, name: str, value: Tensor, rounding: bool) -> Tensor:
-    import torch
-
-    exact = as_float32(path, f"visual.{name}", value)
-    rounded = (value.half().float() if rounding and is_half(name) else exact).contiguous()
-    if not torch.isfinite(rounded).all():
+    exact = as_float32(path, f"visual.{name}", value).contiguous()
+    if not rounding or not is_half(name) or str(value.dtype) == "torch.float16":
+        return exact
+    rounded = value.half().float().contiguous()
+    if not all_finite(rounded):
         raise WeightsError(f"{path}: visual.{name} does not fit into float16. Leave out --round-weights.")
     return rounded
