@@ -185,3 +185,31 @@ def test_the_next_batch_is_begun_before_the_last_one_is_waited_for() -> None:
     watched.run([[(0, "1")], [(0, "2")], [(0, "3")]])
     assert happened == ["begun 0", "begun 1", "received 0", "begun 2", "received 1", "received 2"]
     assert watched.features == {"1": 1.0, "2": 2.0, "3": 3.0}
+
+
+def test_a_lanes_batch_ends_where_another_lane_is_beyond_it() -> None:
+    """One lane has two samples far apart; its first is written long before its second is decoded."""
+    written: list[tuple[str, str]] = []
+    decoded: list[int] = []
+
+    def lane(name: str, numbers: Sequence[int], batch_size: int) -> pipeline.Lane:
+        watched = Watched()
+
+        def add(features: Sequence[Feature], failures: Sequence[Failure]) -> Sequence[Failure]:
+            written.extend((name, feature.key) for feature in features)
+            return watched.add(features, failures)
+
+        todo = [sample(str(number), Path())._replace(position=number) for number in numbers]
+        return pipeline.Lane(todo, INPUT, batch_size, watched.submit, add, watched.added, deferred=False)
+
+    def decode(wanted: Sequence[pipeline.Wanted], budget: ByteBudget) -> Sequence[Decoded | Failure]:
+        decoded.append(wanted[0][1].position)
+        return Watched().decode(wanted, budget)
+
+    lanes = [lane("few", [1, 90], 4), lane("all", range(1, 100), 8)]
+    pipeline.run(lanes, decode, workers=1, stop=Event().is_set)
+    assert sorted(decoded) == list(range(1, 100))  # each once
+    assert [key for name, key in written if name == "all"] == [str(number) for number in range(1, 100)]
+    few = [index for index, (name, _) in enumerate(written) if name == "few"]
+    assert [written[index][1] for index in few] == ["1", "90"]
+    assert few[0] < 40 < 80 < few[1]
