@@ -168,9 +168,11 @@ def test_images_that_are_gone_end_the_run(configs: dict[str, ExtractConfig], tmp
     with pytest.raises(DatasetError, match="is gone"):
         carry_out(plans, progress=OnBatch(remove))
     (tmp_path / "away").rename(tmp_path / "images")
-    for name in configs:
-        assert 0 < len(open_bank(tmp_path / name)) < 40
-        assert not open_bank(tmp_path / name).failures
+    assert 0 < len(open_bank(tmp_path / "pickles")) < 40  # the first batch is this bank's
+    assert not open_bank(tmp_path / "pickles").failures
+    plans = planned(dataset, tmp_path, configs)
+    assert [plan.failed_before for plan in plans] == [0, 0, 0]
+    assert all(not each.failures and each.settled == 40 for each in carry_out(plans))
 
 
 # The command line: two models of HICO-DET's test split, in shards of three images and batches of two.
