@@ -92,6 +92,13 @@ def test_crops(run: Run) -> None:
     assert list(result["boxes_per_second"]) == ["encode", "extract"] and result["ratio"] > 0
 
 
+def test_two_models(run: Run) -> None:
+    result = run("two_models", "--models", "tiny,tiny", "--images", 3, "--rounds", 1)
+    for found in result["results"].values():
+        assert list(found) == ["one after the other", "together"]
+        assert all(seconds > 0 for each in found.values() for seconds in each.values())
+
+
 def test_encoder(run: Run) -> None:
     # Compiling takes half a minute.
     arguments = ("--images", 2, "--batch-size", 2, "--rounds", 1, "--without", "inductor frozen,patchbank compiled")

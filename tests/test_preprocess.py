@@ -28,7 +28,7 @@ from patchbank.datasets.samples import Decoded, Failure
 from patchbank.encoders.openai.registry import MEAN, STD
 from patchbank.errors import first_line
 from patchbank.features import Input
-from patchbank.preprocess import load, preprocess
+from patchbank.preprocess import load, load_all, preprocess
 from tests.support import REPOSITORY, every_kind, photograph, sample
 
 BUDGET = ByteBudget(1 << 30)
@@ -169,6 +169,29 @@ def test_what_cannot_be_read_becomes_a_failure_with_its_reason(tmp_path: Path) -
         assert first == second  # the index's bytes depend on it
         assert str(tmp_path) not in first.reason
         assert "0x" not in first.reason
+
+
+def test_several_inputs_of_one_picture_are_as_each_alone(tmp_path: Path) -> None:
+    """Of every kind of picture, in any order; what some inputs cannot take fails for these alone."""
+    Image.new("RGB", (40_000, 4)).save(tmp_path / "elongated.png")
+    inputs = [
+        *(CLIP, FAST, square(336)),
+        *(square(64, resize="pad", rgb="white"), square(48, resize="squash", rgb="first", interpolation="bilinear")),
+    ]
+    inputs.append(square(32, interpolation="none"))  # an error of one input, whatever the picture
+    for name in (*every_kind(tmp_path), "elongated.png", *broken_files(tmp_path)):
+        one = sample(name, tmp_path)
+        alone = {each: load(one, each, BUDGET) for each in inputs}
+        for order in (inputs, inputs[::-1]):
+            for each, [found] in load_all({each: [one] for each in order}, BUDGET).items():
+                expected = alone[each]
+                if isinstance(expected, Failure):
+                    assert found == expected
+                else:
+                    assert isinstance(found, Decoded) and found.size == expected.size, name
+                    assert np.array_equal(found.pixels, expected.pixels), name
+    assert isinstance(load(sample("elongated.png", tmp_path), CLIP, BUDGET), Failure)
+    assert isinstance(load(sample("elongated.png", tmp_path), inputs[-2], BUDGET), Decoded)
 
 
 def test_unreadable_for_want_of_permission(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ An image that cannot be read becomes a `Failure` with its reason; nothing replac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,33 +27,21 @@ _FAST = ("bicubic", "bilinear")  # torch's filters that look at as many pixels a
 
 def load(sample: Sample, wanted: Input, budget: ByteBudget) -> Decoded | Failure:
     """Decode one sample's image and bring the sample to the input's size. As `load_all`."""
-    return load_all([sample], wanted, budget)[0]
+    return load_all({wanted: [sample]}, budget)[wanted][0]
 
 
-def load_all(samples: Sequence[Sample], wanted: Input, budget: ByteBudget) -> list[Decoded | Failure]:
-    """Decode one image, and bring each of its samples to the input's size. Holds `budget` while pixels are large.
+def load_all(wanted: Mapping[Input, Sequence[Sample]], budget: ByteBudget) -> dict[Input, list[Decoded | Failure]]:
+    """Decode one image, and bring its samples to the size of each input. Holds `budget` while pixels are large.
 
     Raises DatasetError if the whole source of the images is gone.
     """
-    sample = samples[0]
+    sample = next(iter(wanted.values()))[0]
     try:
         with open_image(sample.source.content(sample)) as image:
-            size, regions = image.size, sample.region is not None
-            needed = [_pixels(each, size, wanted) for each in samples]
-            pixels = size[0] * size[1] + max(each for each in (0, *needed) if isinstance(each, int))
-            # The picture and its resized form, at four bytes a pixel, and as much again in decoder and resizer.
-            bytes_a_pixel = (
-                16 if _is_laid_over_white(image, wanted) else 12 if wanted.decoder == "fast" or regions else 8
-            )
-            with budget.reserve(bytes_a_pixel * pixels):
+            needed = {each: [_pixels(one, image.size, each) for one in samples] for each, samples in wanted.items()}
+            with budget.reserve(max(_bytes(image, sample, *each) for each in needed.items())):
                 try:
-                    whole = _rgb(image, wanted) if regions else image
-                    return [
-                        Decoded(each, preprocess(_cut_out(whole, each, wanted), wanted), size)
-                        if isinstance(found, int)
-                        else Failure(each.key, found)
-                        for each, found in zip(samples, needed, strict=True)
-                    ]
+                    return {each: _made(image, samples, each, needed[each]) for each, samples in wanted.items()}
                 finally:
                     image.close()  # frees the picture
     except FileNotFoundError:
@@ -65,7 +53,29 @@ def load_all(samples: Sequence[Sample], wanted: Input, budget: ByteBudget) -> li
         reason = error.strerror or first_line(error)
     except Exception as error:  # of a name that no file has, or a library that reads the source
         reason = f"{type(error).__name__}: {first_line(error)}"
-    return [Failure(each.key, reason) for each in samples]
+    if len(wanted) > 1:  # one input may refuse what another takes
+        return {each: load_all({each: samples}, budget)[each] for each, samples in wanted.items()}
+    return {each: [Failure(one.key, reason) for one in samples] for each, samples in wanted.items()}
+
+
+def _bytes(image: Image.Image, sample: Sample, wanted: Input, needed: Sequence[int | str]) -> int:
+    """Of the picture and its resized form, at four bytes a pixel, and as much again in decoder and resizer."""
+    less = wanted.decoder != "fast" and sample.region is None
+    a_pixel = 16 if _is_laid_over_white(image, wanted) else 8 if less else 12
+    return a_pixel * (image.size[0] * image.size[1] + max(each for each in (0, *needed) if isinstance(each, int)))
+
+
+def _made(
+    image: Image.Image, samples: Sequence[Sample], wanted: Input, needed: Sequence[int | str]
+) -> list[Decoded | Failure]:
+    """The samples of an opened image; a text in `needed` is why there are no pixels."""
+    whole = image if samples[0].region is None else _rgb(image, wanted)
+    return [
+        Decoded(each, preprocess(_cut_out(whole, each, wanted), wanted), image.size)
+        if isinstance(found, int)
+        else Failure(each.key, found)
+        for each, found in zip(samples, needed, strict=True)
+    ]
 
 
 def _pixels(sample: Sample, size: tuple[int, int], wanted: Input) -> int | str:

@@ -304,8 +304,8 @@ def test_an_encoder_is_loaded_again_for_another_batch_size(tmp_path: Path, tiny_
     dataset = load_dataset("folder", tmp_path / "images")
     plans = [make_plan(dataset, tmp_path / str(size), replace(tiny_config, batch_size=size)) for size in (2, 2, 4)]
     first = load_runner(plans[0])
-    assert load_runner(plans[1], first) is first
-    assert load_runner(plans[2], first) is not first
+    assert load_runner(plans[1], [first]) is first
+    assert load_runner(plans[2], [first]) is not first
 
 
 def test_compiling_is_decided_by_all_images_of_the_run(

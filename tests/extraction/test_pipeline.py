@@ -13,18 +13,18 @@ import torch
 
 from patchbank.bank.payload import Feature
 from patchbank.budget import ByteBudget
-from patchbank.datasets import Sample
 from patchbank.datasets.samples import Decoded, Failure
 from patchbank.extraction import pipeline
-from patchbank.features import CLS, GRID
+from patchbank.features import CLS, GRID, Input
 from patchbank.regions import Region
 from tests.support import sample
 
 SIZE = (4, 6)  # (h, w)
+INPUT = Input(size=SIZE, patch=2, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 class Watched:
-    """Stages that log their samples. Sample "n" is a picture of brightness n; names with an x fail."""
+    """A lane that logs its samples. Sample "n" is a picture of brightness n; names with an x fail."""
 
     def __init__(self, seconds_to_commit: float = 0.0) -> None:
         self.batches: list[list[int]] = []
@@ -34,7 +34,8 @@ class Watched:
         self.decoded = self.waiting = self.most_waiting = self.most_ahead = 0
         self._seconds, self._lock = seconds_to_commit, Lock()
 
-    def decode(self, samples: Sequence[Sample], _: ByteBudget) -> Sequence[Decoded | Failure]:
+    def decode(self, wanted: Sequence[pipeline.Wanted], _: ByteBudget) -> Sequence[Decoded | Failure]:
+        samples = [each for _, each in wanted]
         with self._lock:
             self.decoded += len(samples)
             self.most_ahead = max(self.most_ahead, self.decoded - 4 * len(self.batches))
@@ -74,14 +75,14 @@ class Watched:
         deferred: bool = True,
         regions: bool = False,
     ) -> None:
-        stages = pipeline.Stages(self.decode, self.submit, self.add, self.added, deferred=deferred)
         region = Region() if regions else None
         samples = [
             sample(key, Path())._replace(position=4 * number + slot, region=region)
             for number, batch in enumerate(batches)
             for slot, key in batch
         ]
-        pipeline.run(samples, stages, batch_size=4, input_size=SIZE, workers=2, stop=(stop or Event()).is_set)
+        lane = pipeline.Lane(samples, INPUT, 4, self.submit, self.add, self.added, deferred=deferred)
+        pipeline.run([lane], self.decode, workers=2, stop=(stop or Event()).is_set)
 
 
 def test_every_image_is_in_its_slot_and_no_other_slot_is_filled() -> None:
@@ -184,3 +185,31 @@ def test_the_next_batch_is_begun_before_the_last_one_is_waited_for() -> None:
     watched.run([[(0, "1")], [(0, "2")], [(0, "3")]])
     assert happened == ["begun 0", "begun 1", "received 0", "begun 2", "received 1", "received 2"]
     assert watched.features == {"1": 1.0, "2": 2.0, "3": 3.0}
+
+
+def test_a_lanes_batch_ends_where_another_lane_is_beyond_it() -> None:
+    """One lane has two samples far apart; its first is written long before its second is decoded."""
+    written: list[tuple[str, str]] = []
+    decoded: list[int] = []
+
+    def lane(name: str, numbers: Sequence[int], batch_size: int) -> pipeline.Lane:
+        watched = Watched()
+
+        def add(features: Sequence[Feature], failures: Sequence[Failure]) -> Sequence[Failure]:
+            written.extend((name, feature.key) for feature in features)
+            return watched.add(features, failures)
+
+        todo = [sample(str(number), Path())._replace(position=number) for number in numbers]
+        return pipeline.Lane(todo, INPUT, batch_size, watched.submit, add, watched.added, deferred=False)
+
+    def decode(wanted: Sequence[pipeline.Wanted], budget: ByteBudget) -> Sequence[Decoded | Failure]:
+        decoded.append(wanted[0][1].position)
+        return Watched().decode(wanted, budget)
+
+    lanes = [lane("few", [1, 90], 4), lane("all", range(1, 100), 8)]
+    pipeline.run(lanes, decode, workers=1, stop=Event().is_set)
+    assert sorted(decoded) == list(range(1, 100))  # each once
+    assert [key for name, key in written if name == "all"] == [str(number) for number in range(1, 100)]
+    few = [index for index, (name, _) in enumerate(written) if name == "few"]
+    assert [written[index][1] for index in few] == ["1", "90"]
+    assert few[0] < 40 < 80 < few[1]

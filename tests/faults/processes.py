@@ -27,6 +27,7 @@ import torch
 
 from patchbank.bank.writer import BankWriter
 from patchbank.cli import main
+from patchbank.encoders import FAMILIES
 from patchbank.encoders.openai.registry import MODELS
 from tests.support import REPOSITORY, TINY
 
@@ -109,6 +110,7 @@ def _run(given: _Given) -> None:
         os.dup2(descriptor, standard)
     torch.set_num_threads(1)  # several run at once, and the model is tiny
     MODELS[TINY.name] = TINY
+    FAMILIES["toy"] = "tests.toy_family"
     sys.argv = ["patchbank", *given.arguments]
     main()
 

@@ -120,9 +120,9 @@ def run(dataset: Dataset, config: ExtractConfig, place: Path, now: Callable[[str
     decoding = max(each.rate for each in measures if each.what.startswith(config.decode))
     count = max(size, int(min(rate, decoding) * stages.SECONDS))
     chosen = replace(config, batch_size=size, limit=min(count, len(dataset)))
-    whole, times = stages.end_to_end(dataset, spec, chosen, place)
+    whole, bound = stages.end_to_end(dataset, spec, chosen, place)
     measures.append(whole)
-    return Report(machine(device), spec.name, limits, measures, times.bound, options)
+    return Report(machine(device), spec.name, limits, measures, bound, options)
 
 
 def _precisions(device: torch.device) -> list[Precision]:

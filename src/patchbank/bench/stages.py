@@ -26,7 +26,6 @@ from patchbank.datasets.samples import Decoded
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.runner import Runner
 from patchbank.errors import PatchbankError
-from patchbank.extraction.pipeline import StageTimes
 from patchbank.extraction.plan import make_plan
 from patchbank.extraction.run import execute, load_runner
 from patchbank.features import GRID
@@ -118,8 +117,8 @@ def write_and_read(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, p
             yield Measure("read", f"{layout}, {dtype}, at random", len(keys) / seconds)
 
 
-def end_to_end(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, place: Path) -> tuple[Measure, StageTimes]:
-    """A real extraction with random weights, and the seconds spent waiting for each stage."""
+def end_to_end(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, place: Path) -> tuple[Measure, str | None]:
+    """A real extraction with random weights, and the stage that bounds it."""
     with TemporaryDirectory(dir=place, prefix=".patchbank-bench-") as directory:
         plan = make_plan(dataset, Path(directory, "bank"), config, encoder=spec)
         runner = load_runner(plan)
@@ -127,7 +126,7 @@ def end_to_end(dataset: Dataset, spec: EncoderSpec, config: ExtractConfig, place
             runner(torch.zeros(runner.batch_size, *spec.input.size, 3, dtype=torch.uint8))
         summary = execute(plan, runner)
     what = f"{config.precision}, {config.decode}, {plan.manifest.layout}, {config.dtype}"
-    return Measure("end to end", what, summary.images_per_second), summary.times
+    return Measure("end to end", what, summary.images_per_second), summary.bound
 
 
 def _read(bank: Bank, keys: list[str]) -> None:

@@ -12,7 +12,7 @@ from rich.panel import Panel
 
 from patchbank.cli import report
 from patchbank.cli.console import plain_table, say, stderr, stdout
-from patchbank.cli.extract import name_bank
+from patchbank.cli.extract import name_banks
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import StopOnSignal
 from patchbank.config import ExtractConfig
@@ -111,7 +111,7 @@ def demo(
     activity = Activity()
     for plan, *later in (plans[number:] for number in range(len(plans))):
         with activity:
-            name_bank(activity, plan, later, len(plans))
+            name_banks(activity, [plan], later, len(plans))
             # Not `load_runner`: an interrupted demo may have left nothing to do, and the check needs it.
             runner = runner or Runner(
                 *(plan.encoder, plan.devices.first), batch_size=plan.manifest.batch_size, stage=activity.stage

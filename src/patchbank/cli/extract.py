@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,7 @@ from patchbank.show.names import page_beside
 
 if TYPE_CHECKING:
     from patchbank.datasets import Dataset
+    from patchbank.encoders.runner import Runner
     from patchbank.extraction.plan import ExtractPlan
     from patchbank.extraction.run import ExtractSummary
 
@@ -207,7 +209,7 @@ def run_jobs(
     run: RunOptions,
     report: Callable[[list[dict[str, Any]]], Any] = lambda summaries: summaries,
 ) -> None:
-    """Plan every bank, then make one after the other. Raises typer.Exit with the command's code.
+    """Plan every bank, then make those of each dataset together. Raises typer.Exit with the command's code.
 
     Args:
         load: lists the images: each bank's dataset, its place, its configuration.
@@ -237,44 +239,55 @@ def run_jobs(
     if run.dry_run:
         raise typer.Exit(0)
 
-    # All weights before the first feature; then model by model, so that each is loaded once.
+    # All weights before the first feature.
     with activity:
-        from patchbank.extraction.run import execute, load_runner, obtain_weights
+        from patchbank.extraction.run import execute_all, load_runners, obtain_weights
 
         plans = [
             obtain_weights(plan, activity.counter(f"downloading {plan.encoder.name}", bytes=True)) for plan in plans
         ]
-    order = list(dict.fromkeys(plan.encoder.name for plan in plans))
-    plans.sort(key=lambda plan: order.index(plan.encoder.name))
-    summaries: list[ExtractSummary] = []
-    runner, signals = None, StopOnSignal()
-    for plan, *later in (plans[number:] for number in range(len(plans))):
+    done: list[tuple[ExtractPlan, ExtractSummary]] = []
+    runners: list[Runner | None] = []
+    signals, passes = StopOnSignal(), _passes(plans, together=not any(plan.devices.shared for plan in plans))
+    while passes and signals.exit_code is None:
+        now, *later = passes
+        rest = list(chain.from_iterable(later))
         with activity:
-            name_bank(activity, plan, later, len(plans))
-            runner = load_runner(plan, runner, activity) or runner
+            name_banks(activity, now, rest, len(plans))
+            if (found := load_runners(now, runners, activity)) is None:
+                runners, passes = [], _passes([*now, *rest], together=False)
+                continue
+            runners = found
             with signals:
-                summary = execute(
-                    plan, runner if plan.todo else None, progress=activity, stop=signals.stop, say=show_note
-                )
-        summaries.append(summary)
+                summaries = execute_all(now, runners, progress=activity, stop=signals.stop, say=show_note)
+        passes = later
+        done += zip(now, summaries, strict=True)
         if not run.json:
-            show_summary(plan, summary)
-        if signals.exit_code is not None:
-            break
+            for each in zip(now, summaries, strict=True):
+                show_summary(*each)
     if run.json:
-        show_json(report([_summary_dict(*pair) for pair in zip(plans, summaries, strict=False)]))
+        show_json(report([_summary_dict(*each) for each in done]))
     if run.report and signals.exit_code is None:
         _write_pages(plans, json=run.json)
-    signals.end(1 if any(summary.failures for summary in summaries) else 0)
+    signals.end(1 if any(summary.failures for _, summary in done) else 0)
 
 
-def name_bank(activity: Activity, plan: "ExtractPlan", later: Sequence["ExtractPlan"], count: int) -> None:
-    """Have an activity say which of `count` banks is made, and know the work of it and of those that follow."""
-    which = f"bank {count - len(later)} of {count}, " if count > 1 else ""
-    cost, *costs = (flops(each.encoder) or 1 for each in (plan, *later))
-    rest = sum(cost * len(each.todo) for cost, each in zip(costs, later, strict=True))
-    title = f"{which}{plan.dataset.title}, {plan.encoder.name}"
-    activity.bank(title, len(plan.todo), cost, rest, plan.manifest.noun)
+def _passes(plans: Sequence["ExtractPlan"], *, together: bool) -> list[list["ExtractPlan"]]:
+    """The plans of each pass over images: all of a dataset `together`; else one, in an order that loads models once."""
+    if together:
+        return [list(each) for _, each in groupby(plans, lambda plan: id(plan.dataset))]
+    models = list(dict.fromkeys(plan.encoder.name for plan in plans))
+    return [[plan] for plan in sorted(plans, key=lambda plan: models.index(plan.encoder.name))]
+
+
+def name_banks(activity: Activity, plans: Sequence["ExtractPlan"], later: Sequence["ExtractPlan"], count: int) -> None:
+    """Have an activity say which of `count` banks are made, and know the work of them and of those that follow."""
+    last, todo = count - len(later), sum(len(plan.todo) for plan in plans)
+    which = f"bank {last}" if len(plans) == 1 else f"banks {last - len(plans) + 1}-{last}"
+    title = f"{plans[0].dataset.title}, {', '.join(plan.encoder.name for plan in plans)}"
+    work, rest = (sum((flops(plan.encoder) or 1) * len(plan.todo) for plan in each) for each in (plans, later))
+    what = plans[0].manifest.noun if len(plans) == 1 else "feature"
+    activity.bank(f"{which} of {count}, {title}" if count > 1 else title, todo, work / max(todo, 1), rest, what)
 
 
 def _write_pages(plans: list["ExtractPlan"], *, json: bool) -> None:
@@ -349,7 +362,7 @@ def show_summary(plan: "ExtractPlan", summary: "ExtractSummary") -> None:
     elif plan.config.partition != WHOLE:
         say(f"  {what} is complete: {count_text(done, 'feature')}")
     if summary.advice:
-        say_prose(f"  {summary.times.bound}-bound; faster with {summary.advice}")
+        say_prose(f"  {summary.bound}-bound; faster with {summary.advice}")
     show_failures("failed", summary.failures, f": patchbank info {summary.bank} --failures")
 
 
@@ -368,5 +381,4 @@ def _summary_dict(plan: "ExtractPlan", summary: "ExtractSummary") -> dict[str, A
         **_identity(plan),
         **{name: value for name, value in asdict(summary).items() if name != "bank"},
         "images_per_second": summary.images_per_second,
-        "bound": summary.times.bound,
     }

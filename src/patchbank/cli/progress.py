@@ -91,13 +91,13 @@ class Activity(Progress):
         self._end_count()
 
     def bank(self, title: str, todo: int, cost: float, later: float, what: str = "image") -> None:
-        """The stages and counts that follow are of a bank.
+        """The stages and counts that follow are of a bank, or of several that are made together.
 
         Args:
-            todo: how many of its images are to do.
+            todo: how many images are to do.
             cost: of one of them, in any unit.
-            later: the cost of all images of the banks after it.
-            what: it has features of, ``image`` or ``region``.
+            later: the cost of all images of the banks that follow.
+            what: is counted: ``image`` or ``region``; ``feature`` of several banks.
         """
         self._title, self._what, self._todo, self._cost, self._later = title, what, todo, cost, later
 

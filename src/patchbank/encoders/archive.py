@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from torch import Tensor
@@ -73,7 +72,7 @@ class Archive:
         return {name: view.size for name, view in self._views.items()}
 
     def get_tensor(self, name: str) -> Tensor:
-        """A tensor on the CPU with its own dtype, shape and strides. Several threads may call it.
+        """A tensor on the CPU with its own dtype, shape and strides; tensors of one storage share memory.
 
         Raises WeightsError if its numbers are damaged.
         """
@@ -94,12 +93,10 @@ class Archive:
 
     def _open_legacy(self) -> tuple[dict[str, View], Callable[[Storage], Tensor]]:
         value, places = read_legacy(self._file, _names)
-        alone = Lock()  # `zipfile` has its own
 
         def read(storage: Storage) -> Tensor:
-            with alone:
-                self._file.seek(places[storage.key])
-                return numbers_of(self._file, storage)
+            self._file.seek(places[storage.key])
+            return numbers_of(self._file, storage)
 
         return _state_dict(value), read
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +18,6 @@ from patchbank.files import parse_json, read_regular
 if TYPE_CHECKING:
     from torch import Tensor
 
-THREADS = 4  # that read, convert and fold parameters
 VISUAL = "visual."  # how the names of an image tower's parameters begin
 CONFIG = "open_clip_config.json"  # beside the weights in open_clip's repositories on the Hugging Face hub
 # Tensors of OpenAI's archives that are not parameters. No other exporter writes them.
@@ -83,9 +81,7 @@ def load_state(path: Path, part: str = "", without: str = "none") -> dict[str, T
         begin = _prefix(path, names)
         left_out, begin = begin + without, begin + part
         found = [name for name in names if name.startswith(begin) and not name.startswith(left_out)]
-        with ThreadPoolExecutor(THREADS) as threads:
-            values = list(threads.map(tensor, found))
-        loaded = {name.removeprefix(begin): value for name, value in zip(found, values, strict=True)}
+        loaded = {name.removeprefix(begin): tensor(name) for name in found}
     if part and not loaded:
         raise WeightsError(
             f"{path} holds no CLIP image tower: no parameter's name begins with '{part}' "

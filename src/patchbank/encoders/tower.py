@@ -19,7 +19,6 @@ float32, which costs nothing measurable and leaves two thirds of the error.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from math import isqrt
 from typing import Self, cast
 
@@ -30,7 +29,6 @@ from torch import Tensor, nn
 from patchbank.config import Activation, Precision
 from patchbank.encoders.attention import attention
 from patchbank.encoders.base import EncoderSpec
-from patchbank.encoders.clip_files import THREADS
 from patchbank.encoders.device import DTYPES
 from patchbank.encoders.packed import Linear
 from patchbank.encoders.variants import dense, gaussian
@@ -157,10 +155,7 @@ class VisionTransformer(nn.Module):
         self.ln_post = Norm(parameters, "ln_post", dtype)
         depth = max(each.block for each in outputs.values())
         names = (f"transformer.resblocks.{layer}." for layer in range(depth))
-        with ThreadPoolExecutor(THREADS) as threads:
-            self.blocks = nn.ModuleList(
-                threads.map(lambda name: Block(parameters, name, heads, activation, dtype), names)
-            )
+        self.blocks = nn.ModuleList(Block(parameters, name, heads, activation, dtype) for name in names)
         self.proj = Linear(parameters["proj"].t(), None, dtype)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -9,12 +9,14 @@ kernels treat the rows of a product differently.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby, islice
+from heapq import merge
+from itertools import groupby, islice, repeat
+from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ from patchbank.datasets.samples import Decoded, Failure
 from patchbank.decoder_warnings import Warned, collected
 from patchbank.errors import DatasetError
 from patchbank.extraction.advice import auto_workers
+from patchbank.features import Input
 from patchbank.preprocess import load_all
 
 if TYPE_CHECKING:  # a run that finds nothing to do needs no torch
@@ -50,8 +53,6 @@ _REQUESTS = 4  # decode threads per core, if reading waits for a network
 
 Outputs = dict[str, "Tensor"]
 Found = Decoded | Failure
-Decode = Callable[[Sequence[Sample], ByteBudget], Sequence[Found]]  # the samples of one image
-Waiting = tuple[Sample, Callable[[], Found]]  # a sample, and a function that waits until it is decoded
 
 
 @dataclass
@@ -68,20 +69,25 @@ class StageTimes:
         self.encode += other.encode
         self.write += other.write
 
-    @property
-    def bound(self) -> str | None:
-        """The stage that the others wait for: ``decode``, ``encode`` or ``write``; None if the run did nothing."""
-        if not (self.decode or self.encode or self.write):
-            return None
-        return max(("decode", "encode", "write"), key=lambda stage: float(getattr(self, stage)))
+
+def bound_of(lanes: Sequence[StageTimes]) -> str | None:
+    """The stage that the others wait for: ``decode``, ``encode`` or ``write``; None if nothing was done."""
+    seconds = {
+        "decode": max(each.decode for each in lanes),  # all wait for it at once
+        "encode": sum(each.encode for each in lanes),
+        "write": sum(each.write for each in lanes),
+    }
+    return max(seconds, key=seconds.__getitem__) if any(seconds.values()) else None
 
 
-@dataclass(frozen=True)
-class Stages:
-    """The stages that the pipeline connects.
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """One bank's way through the pipeline: its samples, its encoder, its writer.
 
     Attributes:
-        decode: turns samples of one image into their pixels or failures; called from many threads at once.
+        todo: the samples, in the dataset's order.
+        input: what an image becomes for the encoder.
+        batch_size: samples of a forward pass.
         submit: starts the forward pass of (B, h, w, 3) uint8, and returns a function that waits for the outputs, name
             -> (B, ...) on the CPU. Called from one thread.
         add: gives features and failures to the bank, in the images' order; called from one thread. Returns the failures
@@ -89,70 +95,54 @@ class Stages:
         added: called after each `add`, at once and from its thread: the number of features, and all failures.
         pinned: whether to put pixels into page-locked memory, from which CUDA copies while it computes.
         deferred: whether `submit` returns before the batch is computed: then one more is begun before this is received.
+        times: filled by a run; those for decoding are waited for all its lanes.
+        warned: filled by a run with the decoders' warnings about these samples' images.
     """
 
-    decode: Decode
+    todo: Sequence[Sample]
+    input: Input
+    batch_size: int
     submit: Callable[[Tensor], Callable[[], Outputs]]
     add: Callable[[Sequence[Feature], Sequence[Failure]], Sequence[Failure]]
     added: Callable[[int, Sequence[Failure]], None]
     pinned: bool = False
     deferred: bool = True
+    times: StageTimes = field(default_factory=StageTimes)
+    warned: Warned = field(default_factory=Warned)
+
+    def batch_of(self, sample: Sample) -> int:
+        """The number of the batch that a sample belongs to."""
+        return sample.position // self.batch_size
 
 
-def encode_into(
-    bank: BankWriter,
-    runner: Runner,
-    todo: Sequence[Sample],
-    config: ExtractConfig,
-    *,
-    added: Callable[[int, Sequence[Failure]], None],
-    stop: Callable[[], bool],
-    warned: Warned,
-) -> tuple[StageTimes, list[str], DatasetError | None]:
-    """Read and encode images, and give them to a bank, in order; `warned` gets the decoders' warnings.
+Wanted = tuple[Lane, Sample]
+Decode = Callable[[Sequence[Wanted], ByteBudget], Sequence[Found]]  # the samples of one image
+Waiting = tuple[Sample, Callable[[], Found]]  # a sample, and a function that waits until it is decoded
+Batch = tuple[Lane, list[Waiting]]
 
-    Returns:
-        Seconds waited for each stage; notes for the user; and the error that ended the run if the images are gone, for
-        the caller to raise after committing the features before it.
-    """
-    gone: list[DatasetError] = []
-    wanted = bank.manifest.input
-    one_at_a_time = Lock()
 
-    def decode(samples: Sequence[Sample], budget: ByteBudget) -> Sequence[Found]:
-        try:
-            with collected() as said:
-                results = load_all(samples, wanted, budget)
-        except DatasetError as error:
-            gone.append(error)
-            return [Failure(each.key, str(error)) for each in samples]  # never stored: the run stops before this batch
-        if said and any(isinstance(each, Decoded) for each in results):
-            with one_at_a_time:
-                warned.add(samples[0].image, said)
-        return results
-
-    stages = Stages(
-        decode=decode,
+def lane_of(
+    bank: BankWriter, runner: Runner, todo: Sequence[Sample], added: Callable[[int, Sequence[Failure]], None]
+) -> Lane:
+    """The lane that fills a bank with an encoder's features of samples."""
+    cuda = runner.device.type == "cuda"
+    return Lane(
+        todo=todo,
+        input=bank.manifest.input,
+        batch_size=bank.manifest.batch_size,
         submit=partial(runner.submit, dtype=_received(bank.manifest)),
         add=bank.add,
         added=added,
-        pinned=runner.device.type == "cuda",
-        deferred=runner.device.type == "cuda",
+        pinned=cuda,
+        deferred=cuda,
     )
-    workers = config.workers or auto_workers() * (_REQUESTS if any(each.source.remote for each in todo[:1]) else 1)
-    batch_size = bank.manifest.batch_size
-    times = run(
-        todo,
-        stages,
-        batch_size=batch_size,
-        input_size=wanted.size,
-        workers=workers,
-        stop=lambda: bool(gone) or stop(),
-    )
-    notes = list(runner.notes)
-    if bank.manifest.compiled and not runner.compiled:
-        notes.append("The bank was begun compiled: the last bits of these features may differ.")
-    return times, notes, gone[0] if gone else None
+
+
+def notes_of(bank: BankWriter, runner: Runner) -> list[str]:
+    """What a user should know about how features were computed for a bank, one sentence each."""
+    changed = bank.manifest.compiled and not runner.compiled
+    more = ["The bank was begun compiled: the last bits of these features may differ."] if changed else []
+    return [*runner.notes, *more]
 
 
 def _received(bank: Manifest) -> torch.dtype:
@@ -164,109 +154,147 @@ def _received(bank: Manifest) -> torch.dtype:
     return getattr(torch, same) if same in _RECEIVED else torch.float32
 
 
-def run(
-    todo: Iterable[Sample],
-    stages: Stages,
-    *,
-    batch_size: int,
-    input_size: tuple[int, int],
-    workers: int,
-    stop: Callable[[], bool],
-) -> StageTimes:
-    """Encode samples and give them to the bank, in order. Stops after the batches in progress when `stop` is true.
+def encode(lanes: Sequence[Lane], config: ExtractConfig, stop: Callable[[], bool]) -> DatasetError | None:
+    """Read the images of one dataset's samples, each once for all lanes, encode them, and give them to the banks.
+
+    Returns:
+        The error that ended the run if the images are gone, for the caller to raise after committing the features
+        before it.
+    """
+    gone: list[DatasetError] = []
+    one_at_a_time = Lock()
+
+    def decode(samples: Sequence[Wanted], budget: ByteBudget) -> Sequence[Found]:
+        wanted: dict[Input, list[Sample]] = defaultdict(list)
+        for lane, sample in samples:
+            wanted[lane.input].append(sample)
+        try:
+            with collected() as said:
+                found = {each: iter(results) for each, results in load_all(wanted, budget).items()}
+        except DatasetError as error:
+            gone.append(error)
+            # Never stored: the run stops before this batch.
+            return [Failure(sample.key, str(error)) for _, sample in samples]
+        results = [next(found[lane.input]) for lane, _ in samples]
+        read = {lane for (lane, _), each in zip(samples, results, strict=True) if isinstance(each, Decoded)}
+        if said:
+            with one_at_a_time:
+                for lane in read:
+                    lane.warned.add(samples[0][1].image, said)
+        return results
+
+    remote = any(each.source.remote for lane in lanes for each in lane.todo[:1])
+    workers = config.workers or auto_workers() * (_REQUESTS if remote else 1)
+    run(lanes, decode, workers=workers, stop=lambda: bool(gone) or stop())
+    return gone[0] if gone else None
+
+
+def run(lanes: Sequence[Lane], decode: Decode, *, workers: int, stop: Callable[[], bool]) -> None:
+    """Encode the lanes' samples and give them to their banks, in order. Stops after the batches in progress.
 
     Raises what `submit` and `add` raise; what was committed before stays.
-    """
-    times = StageTimes()
-    decoding, writing = ByteBudget(_DECODING_BYTES), ByteBudget(_WRITING_BYTES)
-    image_bytes = input_size[0] * input_size[1] * 3
-    ahead = max(1, min(_WAITING_BYTES // (batch_size * image_bytes), 1 + -(-2 * workers // batch_size)))
 
+    Args:
+        decode: turns samples of one image into their pixels or failures; called from many threads at once.
+    """
+    decoding, writing = ByteBudget(_DECODING_BYTES), ByteBudget(_WRITING_BYTES)
     decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     writer = ThreadPoolExecutor(1, thread_name_prefix="write")
-    begun: deque[tuple[Sequence[tuple[int, Decoded]], list[Failure], Callable[[], Outputs]]] = deque()
-    additions: deque[Future[None]] = deque()
+    begun: deque[tuple[Lane, Sequence[tuple[int, Decoded]], list[Failure], Callable[[], Outputs]]] = deque()
+    additions: deque[tuple[Lane, Future[None]]] = deque()
 
-    def add(features: list[Feature], failures: list[Failure], held: int) -> None:
+    def ahead(lane: Lane) -> int:
+        most = _WAITING_BYTES // len(lanes) // (lane.batch_size * prod(lane.input.size) * 3)
+        return max(1, min(most, 1 + -(-2 * workers // lane.batch_size)))
+
+    def add(lane: Lane, features: list[Feature], failures: list[Failure], held: int) -> None:
         try:
-            refused = stages.add(features, failures)
+            refused = lane.add(features, failures)
         finally:
             writing.release(held)
-        stages.added(len(features) - len(refused), [*failures, *refused])
+        lane.added(len(features) - len(refused), [*failures, *refused])
 
-    def finish(images: Sequence[tuple[int, Decoded]], failures: list[Failure], wait: Callable[[], Outputs]) -> None:
+    def finish(
+        lane: Lane, images: Sequence[tuple[int, Decoded]], failures: list[Failure], wait: Callable[[], Outputs]
+    ) -> None:
         """Give a batch's features to the writer when they are computed."""
         began = time.perf_counter()
         features = _features(images, wait())
-        times.encode += (encoded := time.perf_counter()) - began
+        lane.times.encode += (encoded := time.perf_counter()) - began
         held = writing.acquire(sum(feature.nbytes for feature in features))
-        additions.append(writer.submit(add, features, failures, held))
-        while additions and (additions[0].done() or len(additions) > _WRITING_BATCHES):
-            additions.popleft().result()
-        times.write += time.perf_counter() - encoded
+        additions.append((lane, writer.submit(add, lane, features, failures, held)))
+        while additions and (additions[0][1].done() or len(additions) > _WRITING_BATCHES):
+            additions.popleft()[1].result()
+        lane.times.write += time.perf_counter() - encoded
 
     try:
-        for batch in _ahead(_batches(_decoding(todo, stages.decode, decoders, decoding), batch_size), ahead):
+        for lane, batch in _ahead(_batches(_decoding(lanes, decode, decoders, decoding)), ahead):
             began = time.perf_counter()
             results = [wait() for _, wait in batch]
-            times.decode += (decoded := time.perf_counter()) - began
+            decoded = time.perf_counter()
+            for each in lanes:
+                each.times.decode += decoded - began
             if stop():
                 break
-            images = [(each.sample.position % batch_size, each) for each in results if isinstance(each, Decoded)]
+            images = [(each.sample.position % lane.batch_size, each) for each in results if isinstance(each, Decoded)]
             failures = [result for result in results if isinstance(result, Failure)]
-            wait = stages.submit(_batch(images, batch_size, input_size, stages.pinned)) if images else dict
-            times.encode += time.perf_counter() - decoded
-            begun.append((images, failures, wait))
-            if len(begun) > stages.deferred:  # compute this batch while receiving the one before
+            wait = lane.submit(_batch(images, lane)) if images else dict
+            lane.times.encode += time.perf_counter() - decoded
+            begun.append((lane, images, failures, wait))
+            if len(begun) > lane.deferred:  # compute this batch while receiving the one before
                 finish(*begun.popleft())
         while begun:
             finish(*begun.popleft())
-
-        began = time.perf_counter()
-        while additions:
-            additions.popleft().result()
-        times.write += time.perf_counter() - began
+        for lane, addition in additions:
+            began = time.perf_counter()
+            addition.result()
+            lane.times.write += time.perf_counter() - began
     finally:
         decoders.shutdown(wait=True, cancel_futures=True)
         writer.shutdown(wait=True, cancel_futures=True)
-    return times
 
 
 def _decoding(
-    todo: Iterable[Sample], decode: Decode, decoders: ThreadPoolExecutor, budget: ByteBudget
-) -> Iterator[Waiting]:
-    """Samples that are being decoded, an image once for all its regions that follow each other."""
-    for _, same in groupby(todo, lambda sample: sample if sample.region is None else (sample.source, sample.image)):
+    lanes: Sequence[Lane], decode: Decode, decoders: ThreadPoolExecutor, budget: ByteBudget
+) -> Iterator[tuple[Lane, Waiting]]:
+    """Samples that are being decoded: an image once for all lanes, and for all its regions that follow each other."""
+    wanted = merge(*(zip(repeat(lane), lane.todo) for lane in lanes), key=lambda each: each[1].position)
+    for _, same in groupby(wanted, lambda each: (each[1].source, each[1].image)):
         while samples := tuple(islice(same, _TOGETHER)):
             future = decoders.submit(decode, samples, budget)
-            yield from ((sample, partial(_result, future, row)) for row, sample in enumerate(samples))
+            yield from ((lane, (sample, partial(_result, future, row))) for row, (lane, sample) in enumerate(samples))
 
 
 def _result(future: Future[Sequence[Found]], row: int) -> Found:
     return future.result()[row]
 
 
-def _batches(waiting: Iterable[Waiting], batch_size: int) -> Iterator[list[Waiting]]:
-    """The batches: a sample belongs to batch ``position // batch_size``, slot ``position % batch_size``."""
-    for _, together in groupby(waiting, lambda each: each[0].position // batch_size):
-        yield list(together)
+def _batches(waiting: Iterable[tuple[Lane, Waiting]]) -> Iterator[Batch]:
+    """The lanes' batches. One ends where a sample of any lane lies beyond it: a lane may have long gaps."""
+    begun: dict[Lane, list[Waiting]] = {}
+    for lane, each in waiting:
+        for other, batch in list(begun.items()):
+            if other.batch_of(batch[0][0]) != other.batch_of(each[0]):
+                yield other, begun.pop(other)
+        begun.setdefault(lane, []).append(each)
+    yield from begun.items()
 
 
-def _ahead(batches: Iterable[list[Waiting]], ahead: int) -> Iterator[list[Waiting]]:
-    """Batches in order; `ahead` more are being decoded."""
-    begun: deque[list[Waiting]] = deque()
+def _ahead(batches: Iterable[Batch], ahead: Callable[[Lane], int]) -> Iterator[Batch]:
+    """Batches in order; `ahead` more of each lane are being decoded."""
+    begun: deque[Batch] = deque()
     for batch in batches:
         begun.append(batch)
-        if len(begun) > ahead:
+        while sum(lane is batch[0] for lane, _ in begun) > ahead(batch[0]):
             yield begun.popleft()
     yield from begun
 
 
-def _batch(images: Sequence[tuple[int, Decoded]], batch_size: int, input_size: tuple[int, int], pinned: bool) -> Tensor:
+def _batch(images: Sequence[tuple[int, Decoded]], lane: Lane) -> Tensor:
     """(batch_size, h, w, 3) uint8: each image in its slot."""
     import torch
 
-    pixels = torch.zeros(batch_size, *input_size, 3, dtype=torch.uint8, pin_memory=pinned)
+    pixels = torch.zeros(lane.batch_size, *lane.input.size, 3, dtype=torch.uint8, pin_memory=lane.pinned)
     for slot, image in images:
         pixels.numpy()[slot] = image.pixels
     return pixels

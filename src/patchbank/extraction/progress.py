@@ -22,10 +22,10 @@ class Progress:
         """The run begins something: ``loading weights``, ``compiling``, ..."""
 
     def start(self, total: int) -> None:
-        """The run begins to extract `total` images: those of its plan that have no feature."""
+        """The run begins to extract `total` images: those of its plan that have no feature, or of several plans."""
 
     def advance(self, written: int, failed: Sequence[Failure]) -> None:
-        """The bank has taken a batch: the number of features, and the failures, since the last call.
+        """A bank has taken a batch: the number of features, and the failures, since the last call.
 
         They are durable when the run ends, and most of them earlier: a pickle at once, a shard when it is whole.
         """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,9 +23,9 @@ from patchbank.decoder_warnings import Warned
 from patchbank.encoders import packages
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.base import Progress as DownloadProgress
-from patchbank.errors import DatasetError, with_options
+from patchbank.errors import with_options
 from patchbank.extraction.advice import advise
-from patchbank.extraction.pipeline import StageTimes, encode_into
+from patchbank.extraction.pipeline import StageTimes, bound_of, encode, lane_of, notes_of
 from patchbank.extraction.plan import ExtractPlan, check_places, describe_run, make_plan, without
 from patchbank.extraction.progress import Progress, reporting
 from patchbank.features import UNKNOWN
@@ -53,9 +54,10 @@ class ExtractSummary:
         settled: how many of the bank's images have a feature or a failure now, from any run.
         failed: how many of these have a failure.
         listed: how many images the bank is for; if only a part of the dataset was loaded, that part's.
-        seconds: the duration, without loading the model.
+        seconds: the duration, without loading the model; of all banks that were made together.
         bytes_written: of features.
-        times: seconds spent waiting for each stage.
+        times: seconds spent waiting for each stage. Those for decoding are of all banks that were made together.
+        bound: the stage that bounds the run: ``decode``, ``encode`` or ``write``; None if it did nothing.
         advice: how to make the stage that bounds the run faster; None if the run was too short to say.
         notes: what a user should know about this run, one sentence each.
         warnings: of the decoders about images that were read all the same, each kind in a line.
@@ -72,6 +74,7 @@ class ExtractSummary:
     seconds: float
     bytes_written: int
     times: StageTimes
+    bound: str | None
     advice: str | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -128,19 +131,37 @@ def obtain_weights(plan: ExtractPlan, progress: DownloadProgress | None = None) 
     return replace(plan, encoder=plan.encoder.obtain(progress)) if plan.todo else plan
 
 
-def load_runner(plan: ExtractPlan, loaded: Runner | None = None, progress: Progress = _SILENT) -> Runner | None:
+def load_runner(plan: ExtractPlan, loaded: Iterable[Runner | None] = (), progress: Progress = _SILENT) -> Runner | None:
     """The encoder that a plan needs in this process; None if there is nothing to do, or other processes do it.
 
-    Returns `loaded`, the encoder of an earlier plan, if it is the same. Raises WeightsError.
+    Returns one of `loaded`, the encoders of earlier plans, if it is the same. Raises WeightsError.
     """
     if not plan.todo or plan.devices.shared:
         return None
     from patchbank.encoders.runner import Runner
 
     batch_size, compiled = plan.manifest.batch_size, plan.manifest.compiled
-    if loaded and (loaded.spec, loaded.batch_size, loaded.compiled) == (plan.encoder, batch_size, compiled):
-        return loaded
+    for each in filter(None, loaded):
+        if (each.spec, each.batch_size, each.compiled) == (plan.encoder, batch_size, compiled):
+            return each
     return Runner(plan.encoder, plan.devices.first, batch_size=batch_size, compiled=compiled, stage=progress.stage)
+
+
+def load_runners(
+    plans: Sequence[ExtractPlan], loaded: Iterable[Runner | None] = (), progress: Progress = _SILENT
+) -> list[Runner | None] | None:
+    """The encoders of plans that are carried out together; None if a GPU's memory does not hold all of them."""
+    if not any(plan.todo for plan in plans):
+        return [None] * len(plans)
+    from torch import OutOfMemoryError
+
+    loaded = list(loaded)
+    try:
+        return [load_runner(plan, loaded, progress) for plan in plans]
+    except OutOfMemoryError:
+        if len(plans) == 1 and not any(loaded):
+            raise
+        return None
 
 
 def execute(
@@ -151,75 +172,134 @@ def execute(
     stop: Event | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ExtractSummary:
-    """Carry out a plan, with the encoder from `load_runner`.
+    """Carry out one plan: see `execute_all`."""
+    [summary] = execute_all([plan], [runner], progress=progress, stop=stop, say=say)
+    return summary
+
+
+def execute_all(
+    plans: Sequence[ExtractPlan],
+    runners: Sequence[Runner | None],
+    *,
+    progress: Progress = _SILENT,
+    stop: Event | None = None,
+    say: Callable[[str], None] | None = None,
+) -> list[ExtractSummary]:
+    """Carry out plans of one dataset together, with their encoders from `load_runner`: each image is decoded once.
 
     Args:
         say: called with messages for the user during the run.
 
-    Raises BankError if the bank cannot be written, DatasetError if the images are gone; what was committed stays.
+    Raises BankError if a bank cannot be written, DatasetError if the images are gone; what was committed stays.
     """
     stop = stop or Event()
     began, date = time.perf_counter(), datetime.now(UTC)
-    failures: dict[str, str] = {}
-    written, helpers_bytes = 0, 0
-    times, notes, warned = StageTimes(), list[str](), Warned()
-    gone: DatasetError | None = None
-
-    def added(count: int, failed: Sequence[Failure]) -> None:
-        nonlocal written
-        written += count
-        failures.update(failed)
-        progress.advance(count, failed)
-
-    def done(outcome: Outcome) -> None:
-        nonlocal helpers_bytes
-        helpers_bytes += outcome.bytes_written
-        times.add(outcome.times)
-        notes.extend(note for note in outcome.notes if note not in notes)
-        warned.merge(outcome.warned)
-        added(outcome.images, outcome.failures)
-
-    positions = {sample.key: sample.position for sample in plan.dataset.samples}
-    wanted = plan.manifest if plan.resumed or runner is None else replace(plan.manifest, compiled=runner.compiled)
-    progress.stage("opening the bank")
-    overwrite, about = plan.config.overwrite, describe_run(plan.config)
-    with BankWriter(plan.out, wanted, positions, overwrite=overwrite, known=plan.state, about=about) as bank:
-        manifest = bank.manifest
-        todo = without(plan.selected, bank.done)
-        progress.start(len(todo))
-        if runner is not None:
-            times, notes, gone = encode_into(
-                bank, runner, todo, plan.config, added=added, stop=stop.is_set, warned=warned
-            )
-        elif todo and plan.devices.shared:
-            current = replace(plan, manifest=manifest, todo=todo, state=bank.state)
-            _share_out(current, done, stop.is_set, say or (lambda _: None))
-            bank.sweep()
-        progress.stage("finishing the bank")
+    positions = {sample.key: sample.position for sample in plans[0].dataset.samples}
+    progress.stage("opening the bank" if len(plans) == 1 else "opening the banks")
+    with ExitStack() as stack:
+        jobs = [_Job(*each, positions, stack, progress) for each in zip(plans, runners, strict=True)]
+        progress.start(sum(len(job.todo) for job in jobs))
+        gone = encode([job.lane for job in jobs if job.lane], plans[0].config, stop.is_set)
+        for job in jobs:
+            job.share_out(stop.is_set, say or (lambda _: None))
+        progress.stage("finishing the bank" if len(plans) == 1 else "finishing the banks")
     if gone:
         raise gone
-    advice = advise(times.bound, manifest, plan.config) if written >= _ENOUGH * manifest.batch_size else None
-    summary = ExtractSummary(
-        bank=plan.out,
-        images=written,
-        already_done=len(plan.selected) - len(todo),
-        failures={**plan.dataset.damaged, **failures},
-        remaining=len(todo) - written - len(failures),
-        settled=bank.settled,
-        failed=bank.failed,
-        listed=len(positions),
-        seconds=time.perf_counter() - began,
-        bytes_written=bank.bytes_written + helpers_bytes,
-        times=times,
-        advice=advice and with_options(advice),
-        notes=list(map(with_options, bank.notes + notes + _notes(plan, manifest, bool(todo)))) + _about(warned),
-        warnings=warned.lines(),
-    )
-    if todo:
-        _note_run(plan, summary, date)
-    if overwrite and not summary.remaining and (kept := bank.replace({sample.key for sample in plan.selected})):
-        summary.failures[str(plan.out)] = f"not replaced: {kept}"
-    return summary
+    seconds, bound = time.perf_counter() - began, bound_of([job.times for job in jobs])
+    return [job.end(date, seconds, bound) for job in jobs]
+
+
+class _Job:
+    """A plan that is carried out.
+
+    Attributes:
+        todo: its samples without a feature.
+        lane: that of its samples; None if there are none, or other processes do them.
+        times: seconds waited for each stage.
+    """
+
+    def __init__(
+        self,
+        plan: ExtractPlan,
+        runner: Runner | None,
+        positions: Mapping[str, int],
+        stack: ExitStack,
+        progress: Progress,
+    ) -> None:
+        """Open the bank until `stack` ends."""
+        wanted = plan.manifest if plan.resumed or runner is None else replace(plan.manifest, compiled=runner.compiled)
+        overwrite, about = plan.config.overwrite, describe_run(plan.config)
+        self._bank = stack.enter_context(
+            BankWriter(plan.out, wanted, positions, overwrite=overwrite, known=plan.state, about=about)
+        )
+        self._plan, self._runner, self._listed, self._progress = plan, runner, len(positions), progress
+        self._failures: dict[str, str] = {}
+        self._written, self._helpers_bytes, self._notes = 0, 0, list[str]()
+        self.todo = without(plan.selected, self._bank.done)
+        self.lane = lane_of(self._bank, runner, self.todo, self._added) if runner and self.todo else None
+        self.times = self.lane.times if self.lane else StageTimes()
+        self._warned = self.lane.warned if self.lane else Warned()
+
+    def share_out(self, stop: Callable[[], bool], say: Callable[[str], None]) -> None:
+        """If the plan is for several devices or a cluster, have other processes do the work."""
+        if self._runner or not (self.todo and self._plan.devices.shared):
+            return
+        from patchbank.extraction import processes
+        from patchbank.extraction.work import Task, units_of
+
+        plan = replace(self._plan, manifest=self._bank.manifest, todo=self.todo, state=self._bank.state)
+        units = units_of(plan, plan.devices.workers or len(plan.devices.names))
+        task = Task(plan.place, plan.config, plan.encoder, plan.manifest, plan.devices)
+        if plan.config.engine == "ray":
+            from patchbank.extraction import ray  # its package is an extra
+
+            ray.run(task, units, self._done, stop, say)
+        else:
+            processes.run(task, units, self._done, stop)
+        self._bank.sweep()
+
+    def _added(self, count: int, failed: Sequence[Failure]) -> None:
+        self._written += count
+        self._failures.update(failed)
+        self._progress.advance(count, failed)
+
+    def _done(self, outcome: Outcome) -> None:
+        self._helpers_bytes += outcome.bytes_written
+        self.times.add(outcome.times)
+        self._notes.extend(note for note in outcome.notes if note not in self._notes)
+        self._warned.merge(outcome.warned)
+        self._added(outcome.images, outcome.failures)
+
+    def end(self, began: datetime, seconds: float, bound: str | None) -> ExtractSummary:
+        """When the bank is closed: log the run, and put a bank that overwrites another in its place."""
+        plan, bank, manifest = self._plan, self._bank, self._bank.manifest
+        if self.lane and self._runner:
+            self._notes += notes_of(bank, self._runner)
+        advice = advise(bound, manifest, plan.config) if self._written >= _ENOUGH * manifest.batch_size else None
+        notes = bank.notes + self._notes + _notes(plan, manifest, bool(self.todo))
+        summary = ExtractSummary(
+            bank=plan.out,
+            images=self._written,
+            already_done=len(plan.selected) - len(self.todo),
+            failures={**plan.dataset.damaged, **self._failures},
+            remaining=len(self.todo) - self._written - len(self._failures),
+            settled=bank.settled,
+            failed=bank.failed,
+            listed=self._listed,
+            seconds=seconds,
+            bytes_written=bank.bytes_written + self._helpers_bytes,
+            times=self.times,
+            bound=bound,
+            advice=advice and with_options(advice),
+            notes=list(map(with_options, notes)) + _about(self._warned),
+            warnings=self._warned.lines(),
+        )
+        if self.todo:
+            _note_run(plan, summary, began)
+        keys = {sample.key for sample in plan.selected} if plan.config.overwrite and not summary.remaining else None
+        if keys is not None and (kept := bank.replace(keys)):
+            summary.failures[str(plan.out)] = f"not replaced: {kept}"
+        return summary
 
 
 def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> None:
@@ -234,7 +314,7 @@ def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> No
         remaining=summary.remaining,
         bytes_written=summary.bytes_written,
         waited={stage: round(seconds, 3) for stage, seconds in asdict(summary.times).items()},
-        bound=summary.times.bound,
+        bound=summary.bound,
         device=plan.config.device if plan.devices.shared else plan.devices.names[0],
         engine=plan.config.engine,
         partition=str(plan.config.partition),
@@ -249,23 +329,6 @@ def _note_run(plan: ExtractPlan, summary: ExtractSummary, began: datetime) -> No
         write_run(plan.place, run)
     except OSError as error:
         summary.notes.append(f"The run log in {plan.out / RUNS} could not be written: {error.strerror or error}.")
-
-
-def _share_out(
-    plan: ExtractPlan, done: Callable[[Outcome], None], stop: Callable[[], bool], say: Callable[[str], None]
-) -> None:
-    """Have other processes do the work."""
-    from patchbank.extraction import processes
-    from patchbank.extraction.work import Task, units_of
-
-    units = units_of(plan, plan.devices.workers or len(plan.devices.names))
-    task = Task(plan.place, plan.config, plan.encoder, plan.manifest, plan.devices)
-    if plan.config.engine == "ray":
-        from patchbank.extraction import ray  # its package is an extra
-
-        ray.run(task, units, done, stop, say)
-    else:
-        processes.run(task, units, done, stop)
 
 
 def _about(warned: Warned) -> list[str]:

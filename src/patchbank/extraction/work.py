@@ -22,7 +22,7 @@ from patchbank.decoder_warnings import Warned
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.runner import Runner
 from patchbank.extraction.devices import Devices
-from patchbank.extraction.pipeline import StageTimes, encode_into
+from patchbank.extraction.pipeline import StageTimes, encode, lane_of, notes_of
 from patchbank.extraction.plan import ExtractPlan
 
 # Images per unit, at most, about. A worker waits for the disk after each unit; if it dies, its unit is done again.
@@ -131,7 +131,6 @@ class Worker:
         Raises BankError if the bank cannot be opened or written, and DatasetError if the images are gone.
         """
         failures: list[Failure] = []
-        warned = Warned()
 
         def added(_: int, failed: Sequence[Failure]) -> None:
             failures.extend(failed)
@@ -139,13 +138,19 @@ class Worker:
         bank = self._bank
         images, size = bank.features_committed, bank.bytes_written
         bank.expect({sample.key: sample.position for sample in unit.samples}, unit.known)
-        times, notes, gone = encode_into(
-            bank, self._runner, unit.todo, self._task.config, added=added, stop=stop, warned=warned
-        )
+        lane = lane_of(bank, self._runner, unit.todo, added)
+        gone = encode([lane], self._task.config, stop)
         bank.commit()
         if gone:
             raise gone
-        return Outcome(bank.features_committed - images, failures, bank.bytes_written - size, times, notes, warned)
+        return Outcome(
+            images=bank.features_committed - images,
+            failures=failures,
+            bytes_written=bank.bytes_written - size,
+            times=lane.times,
+            notes=notes_of(bank, self._runner),
+            warned=lane.warned,
+        )
 
     def close(self) -> None:
         """Close the bank."""

@@ -9,7 +9,6 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from patchbank.config import Activation
 from patchbank.encoders.base import Progress
-from patchbank.encoders.clip_files import CONFIG, THREADS, load_state, marked_by_openai, stated_beside
+from patchbank.encoders.clip_files import CONFIG, load_state, marked_by_openai, stated_beside
 from patchbank.encoders.openai.registry import HEAD, MEAN, MODELS, STD, Model
 from patchbank.encoders.openai.shapes import expected_shapes, is_half
 from patchbank.encoders.weights import all_finite, as_float32, first_wrong, refuse_pointer, sha256_of_weights
@@ -201,10 +200,7 @@ def load_visual(model: Model, checkpoint: Checkpoint, *, rounding: bool) -> Mapp
     path = checkpoint.path
     visual = load_state(path, "visual.")
     _check_shapes(model, path, visual)
-    with ThreadPoolExecutor(THREADS) as threads:
-        names = list(visual)
-        values = list(threads.map(lambda name: _float32(path, name, visual.pop(name), rounding), names))
-    return dict(zip(names, values, strict=True))
+    return {name: _float32(path, name, visual.pop(name), rounding) for name in list(visual)}
 
 
 def holds_halves(parameters: Mapping[str, Tensor]) -> bool:
