@@ -51,6 +51,7 @@ BENCHMARKS = {
     "outputs": Sizes("--images 2 --rounds 1 --blocks 6", "--images 4 --rounds 3", "--images 64"),
     "crops": Sizes("--images 2 --rounds 1", "--images 6 --rounds 3"),
     "boxes": Sizes("--images 10000", "--images 100000"),
+    "two_models": Sizes("--images 24 --rounds 1", "--images 48 --rounds 3"),
     "decode": Sizes("--images 24 --rounds 2", "--images 60 --rounds 3"),
     "read": Sizes("--images 500 --reads 500 --rounds 3", ""),
     "loading": Sizes("--images 400 --workers 0,2 --rounds 1", ""),
@@ -59,6 +60,7 @@ BENCHMARKS = {
     "dtypes": Sizes("", ""),
     "components": Sizes("--images 4 --random 500", ""),
     "fidelity": Sizes("--without-compiled", "", ""),
+    "start": Sizes("--rounds 2", "--rounds 5"),
     "growth": Sizes("--keys 1000,10000", "--keys 1000,10000,100000,1000000"),
     "page": Sizes("--keys 500 --samples 24", "--keys 5000"),
 }

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from patchbank import ExtractConfig
+from patchbank.encoders import device as device_module
 from patchbank.extraction import advice
 from tests.support import tiny_manifest
 
@@ -41,7 +42,7 @@ def test_advice(
     ],
 )
 def test_a_slow_encoder(monkeypatch: pytest.MonkeyPatch, device: str, precision: str, has: bool, advised: str) -> None:
-    monkeypatch.setattr(advice, "has_bfloat16", lambda: has)
+    monkeypatch.setattr(device_module, "has_bfloat16", lambda: has)
     manifest = tiny_manifest()
     manifest = replace(manifest, device=device, identity={**manifest.identity, "precision": precision})
     found = advice.advise("encode", manifest, ExtractConfig(model="tiny"))

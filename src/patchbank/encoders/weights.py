@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COUNT = "num_batches_tracked"  # how the names of a batch norm's counts end: whole numbers
-_PIECE = 32 << 20  # bytes
+_PIECE = 16 << 20  # bytes
 _DTYPES = frozenset({"float32", "bfloat16", "float16", "float64"})
 
 
@@ -43,8 +43,9 @@ def _sha256_of_version(path: Path, _size: int, _modified: int) -> str:
 
     In large pieces: after each, Python's lock may be with an import in another thread for a while.
     """
+    piece = memoryview(bytearray(_PIECE))
     with open_regular(path) as file:
-        return sha256_of_chunks(iter(partial(file.read, _PIECE), b""))
+        return sha256_of_chunks(piece[:count] for count in iter(partial(file.readinto, piece), 0))
 
 
 def refuse_pointer(path: Path) -> None:
