@@ -42,10 +42,15 @@ class Sizes(NamedTuple):
 BENCHMARKS = {
     "end_to_end": Sizes(
         "--images 16 --original-images 4 --rounds 1",
-        "--model ViT-B/16,ViT-L/14@336px --images 48 --original-images 8 --rounds 2",
+        "--model ViT-B/16,ViT-L/14@336px --images 16 --original-images 4 --rounds 1 "
+        "--without 'original batched,original cloned,transformers,patchbank fast'",
         "--model ViT-B/16,ViT-L/14@336px",
     ),
-    "encoder": Sizes("--images 8 --rounds 2 --without 'inductor frozen'", "--images 24 --rounds 3", ""),
+    "encoder": Sizes(
+        "--images 8 --rounds 2 --without 'inductor frozen'",
+        "--model ViT-B/16,ViT-L/14@336px --images 16 --rounds 2 --without 'original single,transformers,inductor frozen'",
+        "--model ViT-B/16,ViT-L/14@336px",
+    ),
     "curves": Sizes("--batch-sizes 1,8 --images 8 --rounds 1", "", "--batch-sizes 1,4,16,64,256 --images 512"),
     "families": Sizes("--batch-size 2 --rounds 1", "--batch-size 4 --rounds 3", "--batch-size 64"),
     "outputs": Sizes("--images 2 --rounds 1 --blocks 6", "--images 4 --rounds 3", "--images 64"),
@@ -61,7 +66,7 @@ BENCHMARKS = {
     "components": Sizes("--images 4 --random 500", ""),
     "fidelity": Sizes("--without-compiled", "", ""),
     "start": Sizes("--rounds 2", "--rounds 5"),
-    "growth": Sizes("--keys 1000,10000", "--keys 1000,10000,100000,1000000"),
+    "growth": Sizes("--keys 1000,10000", "--keys 1000,10000,1000000"),
     "page": Sizes("--keys 500 --samples 24", "--keys 5000"),
 }
 

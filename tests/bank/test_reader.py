@@ -139,5 +139,5 @@ def test_what_no_batch_is_made_of(bank: Bank) -> None:
         bank.batch(["photo_0001.jpg", "broken.jpg"])
     with pytest.raises(BankError, match="does not store the output 'cls'"):
         bank.batch([], "cls")
-    with pytest.raises(ValueError, match=r"out must be \(1, 16, 32\), not \(2, 16, 32\)"):
+    with pytest.raises(ValueError, match=r"out must be \(1, 16, 32\) on the CPU, not \(2, 16, 32\)"):
         bank.batch(["photo_0001.jpg"], out=torch.empty(2, 16, 32))

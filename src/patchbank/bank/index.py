@@ -245,7 +245,7 @@ def read_document(text: bytes | str, path: Path) -> tuple[Manifest, int, tuple[E
         raise ValueError("its columns differ in length")
     # All at once: msgspec's patterns take longer than all else here.
     if not {64}.issuperset(map(len, columns.sha256)) or "".join(columns.sha256).encode().translate(None, _DIGITS):
-        raise ValueError("its checksums are not 64 hexadecimal digits each")
+        raise ValueError("its sha256 are not 64 hexadecimal digits each")
     features = tuple(map(Entry, columns.keys, columns.sizes, columns.sha256, repeat(None), revisions, regions))
     failures = tuple(Entry(each.key, failure=each.failure, revision=each.revision) for each in document.failures)
     keys = [*columns.keys, *(each.key for each in failures)]

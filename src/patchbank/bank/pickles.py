@@ -169,12 +169,14 @@ class Pickles(Payload):
 
     def present(self, entries: Mapping[str, Entry], manifest: Manifest) -> set[str]:
         """Keys whose files exist in full size."""
-        usual, keys = file_bytes(manifest), set[str]()
+        usual, keys, stat = file_bytes(manifest), set[str](), os.stat
+        stored = [key for key, entry in entries.items() if entry.failure is None]
         place = os.open(self.bank, os.O_RDONLY)
         try:
-            for key, entry in entries.items():  # in the index's order: files of one directory lie side by side
+            # In the index's order: files of one directory lie side by side.
+            for key, name in zip(stored, map(pickle_name, stored), strict=True):
                 try:  # no Path: making it takes as long as the system call
-                    if entry.failure is None and os.stat(pickle_name(key), dir_fd=place).st_size == usual:
+                    if stat(name, dir_fd=place).st_size == usual:
                         keys.add(key)
                 except (OSError, ValueError):  # ValueError: a name that no file can have
                     continue

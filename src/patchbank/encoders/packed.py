@@ -1,7 +1,7 @@
 """A linear layer fused with its activation or residual: on the CPU by oneDNN, with weights packed once.
 
-torch multiplies float32 on the CPU with MKL, which uses less than half of what AMD's cores can do, and packs the
-weights at every call. oneDNN's kernels are fast on any processor, and take packed weights, an activation and a
+torch multiplies float32 on the CPU with MKL, which uses less than half of what some of AMD's cores can do, and packs
+the weights at every call. oneDNN's kernels are fast on any processor, and take packed weights, an activation and a
 residual. `torch.compile` reaches them too, after half a minute, but in float32 goes to MKL again.
 """
 
