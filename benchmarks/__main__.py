@@ -48,7 +48,8 @@ BENCHMARKS = {
     ),
     "encoder": Sizes(
         "--images 8 --rounds 2 --without 'inductor frozen'",
-        "--model ViT-B/16,ViT-L/14@336px --images 16 --rounds 2 --without 'original single,transformers,inductor frozen'",
+        "--model ViT-B/16,ViT-L/14@336px --images 16 --rounds 2 "
+        "--without 'original single,transformers,inductor frozen'",
         "--model ViT-B/16,ViT-L/14@336px",
     ),
     "curves": Sizes("--batch-sizes 1,8 --images 8 --rounds 1", "", "--batch-sizes 1,4,16,64,256 --images 512"),
