@@ -305,3 +305,26 @@ def test_fast_decoding_fails_where_exact_decoding_does(tmp_path: Path) -> None:
         exact = load(sample(name, tmp_path), CLIP, BUDGET)
         assert load(sample(name, tmp_path), FAST, BUDGET) == exact
         assert isinstance(exact, Failure)
+
+
+def test_pixels_do_not_depend_on_the_inputs_made_before(tmp_path: Path) -> None:
+    """A PNG whose transparency follows its pixels: Pillow knows of it when they are read."""
+    stream = io.BytesIO()
+    photograph("chelsea").quantize(8).save(stream, "PNG")
+    content, kind = stream.getvalue(), b"tRNS" + bytes([0, 0, 0, 0, 255, 255, 255, 255])
+    end = content.rindex(b"IEND") - 4
+    chunk = struct.pack(">I", 8) + kind + struct.pack(">I", zlib.crc32(kind))
+    (tmp_path / "late.png").write_bytes(content[:end] + chunk + content[end:])
+    late, inputs = sample("late.png", tmp_path), [square(32, rgb=each) for each in ("last", "white", "first")]
+    for order in (inputs, inputs[::-1]):
+        together = load_all({each: [late] for each in order}, BUDGET)
+        for each in inputs:
+            [found], alone = together[each], load(late, each, BUDGET)
+            assert isinstance(found, Decoded) and isinstance(alone, Decoded)
+            assert np.array_equal(found.pixels, alone.pixels), each.rgb
+
+
+def test_an_input_may_be_stated_in_lists() -> None:
+    assert hash(Input(size=[32, 48], patch=16, mean=[0, 0, 0], std=[1, 1, 1])) == hash(  # type: ignore[arg-type]
+        Input(size=(32, 48), patch=16, mean=(0, 0, 0), std=(1, 1, 1))
+    )

@@ -41,6 +41,10 @@ class BankError(PatchbankError):
     """A bank that cannot be opened, continued or written."""
 
 
+class TogetherTooLargeError(PatchbankError):
+    """A GPU's memory does not hold several models at once: make their banks one after the other."""
+
+
 class KeyNotInBank(BankError, KeyError):
     """The bank holds no feature for this key: it was never listed, or its extraction failed."""
 

@@ -62,6 +62,11 @@ class Input:
     pool: int = 1
     cut: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("size", "mean", "std", "cover"):  # lists would have no hash
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+
     @property
     def cell(self) -> int:
         """The side of a token's square in pixels: a patch's, or of several that are pooled."""

@@ -41,7 +41,8 @@ def load_all(wanted: Mapping[Input, Sequence[Sample]], budget: ByteBudget) -> di
             needed = {each: [_pixels(one, image.size, each) for one in samples] for each, samples in wanted.items()}
             with budget.reserve(max(_bytes(image, sample, *each) for each in needed.items())):
                 try:
-                    return {each: _made(image, samples, each, needed[each]) for each, samples in wanted.items()}
+                    image.load()  # before all else: a picture's mode and transparency are known only then
+                    return {each: _tried(image, samples, each, needed[each]) for each, samples in wanted.items()}
                 finally:
                     image.close()  # frees the picture
     except FileNotFoundError:
@@ -50,11 +51,9 @@ def load_all(wanted: Mapping[Input, Sequence[Sample]], budget: ByteBudget) -> di
     except OSError as error:
         if error.errno is not None:  # the system's, not the image's
             sample.source.require()
-        reason = error.strerror or first_line(error)
+        reason = _reason(error)
     except Exception as error:  # of a name that no file has, or a library that reads the source
-        reason = f"{type(error).__name__}: {first_line(error)}"
-    if len(wanted) > 1:  # one input may refuse what another takes
-        return {each: load_all({each: samples}, budget)[each] for each, samples in wanted.items()}
+        reason = _reason(error)
     return {each: [Failure(one.key, reason) for one in samples] for each, samples in wanted.items()}
 
 
@@ -63,6 +62,22 @@ def _bytes(image: Image.Image, sample: Sample, wanted: Input, needed: Sequence[i
     less = wanted.decoder != "fast" and sample.region is None
     a_pixel = 16 if _is_laid_over_white(image, wanted) else 8 if less else 12
     return a_pixel * (image.size[0] * image.size[1] + max(each for each in (0, *needed) if isinstance(each, int)))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _tried(
+    image: Image.Image, samples: Sequence[Sample], wanted: Input, needed: Sequence[int | str]
+) -> list[Decoded | Failure]:
+    """The samples for one input, which may refuse what another takes."""
+    try:
+        return _made(image, samples, wanted, needed)
+    except Exception as error:
+        return [Failure(each.key, _reason(error)) for each in samples]
 
 
 def _made(

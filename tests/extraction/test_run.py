@@ -32,6 +32,7 @@ from tests.support import (
     TINY,
     TINY_VOCABULARY,
     OnBatch,
+    SecondLook,
     contents,
     hico_root,
     no_leftovers,
@@ -293,6 +294,20 @@ def test_names_that_share_a_pickle_stop_the_run(tiny_config: ExtractConfig, tmp_
     with pytest.raises(BankError, match=r"'a\.b\.jpg' and 'a\.c\.jpg' would share one pickle, a_clip\.pkl"):
         extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
     assert not (tmp_path / "bank").exists()
+
+
+def test_names_that_share_a_pickle_with_an_interrupted_replacement_stop_the_run(
+    tiny_config: ExtractConfig, tmp_path: Path
+) -> None:
+    """Else the bank would list the first names with the second ones' pickles."""
+    photographs(tmp_path / "images", 12)
+    config = replace(tiny_config, overwrite=True)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config, stop=SecondLook())
+    for path in list((tmp_path / "images").iterdir()):
+        path.rename(path.with_suffix(".jpeg"))
+    with pytest.raises(BankError, match="would share one pickle"):
+        extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", config)
 
 
 def test_a_name_that_no_pickle_can_have_stops_the_run(tiny_config: ExtractConfig, tmp_path: Path) -> None:

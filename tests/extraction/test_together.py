@@ -20,7 +20,7 @@ from patchbank.datasets.sources import Directory
 from patchbank.errors import BankError, DatasetError
 from patchbank.extraction.plan import ExtractPlan, make_plan
 from patchbank.extraction.progress import Progress
-from patchbank.extraction.run import ExtractSummary, execute_all, load_runner
+from patchbank.extraction.run import ExtractSummary, _memory, execute_all, load_runner, passes
 from tests import toy_family
 from tests.faults.processes import Calls, Run, run
 from tests.support import (
@@ -140,7 +140,7 @@ def test_a_stop_commits_every_bank(
 def test_a_bank_that_fails_ends_the_run(
     dataset: Dataset, configs: dict[str, ExtractConfig], expected: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    """What was committed of the others stays."""
+    """What the others have is committed, shards that are not full too."""
 
     def spoil(*_: object) -> None:
         if (bank := tmp_path / "toy").is_dir():
@@ -151,6 +151,7 @@ def test_a_bank_that_fails_ends_the_run(
         carry_out(planned(dataset, tmp_path, configs), progress=OnBatch(spoil))
     kept = contents(tmp_path / "pickles").items() & expected["pickles"].items()
     assert any(name.endswith("_clip.pkl") for name, _ in kept)
+    assert len(open_bank(tmp_path / "shards")) and no_leftovers(tmp_path / "shards")
     (tmp_path / "toy").unlink()
     carry_out(planned(dataset, tmp_path, configs))
     assert made(tmp_path, configs) == expected
@@ -261,6 +262,36 @@ def test_models_that_do_not_fit_into_memory_together(
     assert loaded == ["toy/small", "toy/other"] * 2
     assert all_contents(tmp_path) == alone
     assert "bank 4 of 4, hicodet test, toy/other: 11 images to do" in done.stderr
+
+
+def test_models_that_a_pass_has_no_memory_for_together(
+    root: Path, alone: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are not halved, which could change numbers: the banks are made one after the other."""
+    sizes: list[int] = []
+    call = toy_family.Toy.forward
+
+    def one(self: toy_family.Toy, *others: Any) -> Any:
+        sizes.append(len(others[0]))
+        if len(sizes) == 3:
+            raise torch.OutOfMemoryError
+        return call(self, *others)
+
+    monkeypatch.setattr(toy_family.Toy, "forward", one)
+    done = patchbank(*line(root, tmp_path, *BOTH), check=1)
+    assert all_contents(tmp_path) == alone
+    assert "one image of" not in done.stderr and "images at a time" not in done.stderr + done.stdout
+    assert "bank 4 of 4, hicodet test, toy/other: 11 images to do" in done.stderr
+
+
+def test_a_pass_takes_as_many_models_as_memory_holds(
+    dataset: Dataset, configs: dict[str, ExtractConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = planned(dataset, tmp_path, configs)
+    assert passes(plans) == [plans]
+    assert passes(plans, together=False) == [[plans[0]], [plans[1]], [plans[2]]]
+    monkeypatch.setattr("os.sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 2 * min(map(_memory, plans)))
+    assert passes(plans) == [[plan] for plan in plans]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

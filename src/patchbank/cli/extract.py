@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +31,7 @@ from patchbank.cli.signals import StopOnSignal
 from patchbank.config import WHOLE, ExtractConfig, option
 from patchbank.encoders import EZHOI_MODELS
 from patchbank.encoders.base import flops
-from patchbank.errors import ConfigError
+from patchbank.errors import ConfigError, TogetherTooLargeError
 from patchbank.files import bytes_text, free_bytes
 from patchbank.listing import ListingOptions
 from patchbank.locations import is_remote, locate
@@ -241,26 +241,28 @@ def run_jobs(
 
     # All weights before the first feature.
     with activity:
-        from patchbank.extraction.run import execute_all, load_runners, obtain_weights
+        from patchbank.extraction.run import execute_all, load_runners, obtain_weights, passes
 
         plans = [
             obtain_weights(plan, activity.counter(f"downloading {plan.encoder.name}", bytes=True)) for plan in plans
         ]
     done: list[tuple[ExtractPlan, ExtractSummary]] = []
     runners: list[Runner | None] = []
-    signals, passes = StopOnSignal(), _passes(plans, together=not any(plan.devices.shared for plan in plans))
-    while passes and signals.exit_code is None:
-        now, *later = passes
+    signals, groups = StopOnSignal(), passes(plans)
+    while groups and signals.exit_code is None:
+        now, *later = groups
         rest = list(chain.from_iterable(later))
         with activity:
             name_banks(activity, now, rest, len(plans))
-            if (found := load_runners(now, runners, activity)) is None:
-                runners, passes = [], _passes([*now, *rest], together=False)
+            try:
+                load_runners(now, runners, activity)
+                with signals:
+                    summaries = execute_all(now, runners, progress=activity, stop=signals.stop, say=show_note)
+            except TogetherTooLargeError:  # what was committed stays
+                runners.clear()
+                groups = passes([*now, *rest], together=False)
                 continue
-            runners = found
-            with signals:
-                summaries = execute_all(now, runners, progress=activity, stop=signals.stop, say=show_note)
-        passes = later
+        groups = later
         done += zip(now, summaries, strict=True)
         if not run.json:
             for each in zip(now, summaries, strict=True):
@@ -270,14 +272,6 @@ def run_jobs(
     if run.report and signals.exit_code is None:
         _write_pages(plans, json=run.json)
     signals.end(1 if any(summary.failures for _, summary in done) else 0)
-
-
-def _passes(plans: Sequence["ExtractPlan"], *, together: bool) -> list[list["ExtractPlan"]]:
-    """The plans of each pass over images: all of a dataset `together`; else one, in an order that loads models once."""
-    if together:
-        return [list(each) for _, each in groupby(plans, lambda plan: id(plan.dataset))]
-    models = list(dict.fromkeys(plan.encoder.name for plan in plans))
-    return [[plan] for plan in sorted(plans, key=lambda plan: models.index(plan.encoder.name))]
 
 
 def name_banks(activity: Activity, plans: Sequence["ExtractPlan"], later: Sequence["ExtractPlan"], count: int) -> None:

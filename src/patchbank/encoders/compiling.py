@@ -14,10 +14,13 @@ from torch import Tensor
 Forward = Callable[[Tensor], dict[str, Tensor]]
 
 
-def compile_forward(forward: Forward, pixels: Tensor) -> tuple[Forward | None, list[str]]:
+def compile_forward(
+    forward: Forward, pixels: Tensor, raises: type[Exception] | tuple[()] = ()
+) -> tuple[Forward | None, list[str]]:
     """Compile an encoder and run it once, on a batch of the shape that it will get.
 
-    Returns the compiled encoder, or None and a note of one sentence that says why it could not be compiled.
+    Returns the compiled encoder, or None and a note of one sentence that says why it could not be compiled. With
+    `raises`, an error of this kind is raised instead.
     """
     # fullgraph: raise instead of silently running a part uncompiled. dynamic=False: compile for this shape, whatever
     # was compiled before in this process, so that the numbers do not depend on it.
@@ -26,6 +29,8 @@ def compile_forward(forward: Forward, pixels: Tensor) -> tuple[Forward | None, l
     try:
         with _quiet(), torch.no_grad():
             compiled(pixels)
+    except raises:
+        raise
     except Exception as error:  # from torch, the C++ compiler or the driver
         return None, [f"The encoder could not be compiled ({_reason(error)}); it runs uncompiled."]
     return compiled, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from patchbank.encoders.base import Encoder, EncoderSpec
 from patchbank.encoders.compiling import Forward, compile_forward
 from patchbank.encoders.defaults import auto_batch_size
 from patchbank.encoders.device import check_memory, float32_products, has_bfloat16, resolve_device
-from patchbank.errors import PatchbankError
+from patchbank.errors import PatchbankError, TogetherTooLargeError
 from patchbank.features import is_grid
 from patchbank.preprocess import preprocess
 
@@ -35,6 +35,8 @@ class Runner:
         device: where it computes.
         batch_size: samples per forward pass that it is tuned for; it takes any number.
         largest_batch: samples that it passes at once; halved when the device's memory does not hold them.
+        alone: whether no other encoder shares the device. If one does, too little memory is an error, and no reason to
+            halve batches or not to compile: its numbers must not depend on the other.
         notes: what a user should know about how it computes, one sentence each.
     """
 
@@ -45,11 +47,13 @@ class Runner:
         *,
         batch_size: int | None = None,
         compiled: bool = False,
+        alone: bool = True,
         stage: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Load an encoder; `stage` is called with what begins.
 
-        Raises WeightsError, and ConfigError if a batch needs more memory than this machine has.
+        Raises WeightsError; ConfigError if a batch needs more memory than this machine has; and TogetherTooLargeError,
+        as a call does, if it is not alone and the device's memory does not hold all.
         """
         self.spec = spec
         self.device = device
@@ -57,11 +61,13 @@ class Runner:
         if device.type == "cpu":
             check_memory(spec, self.batch_size)
         self.largest_batch = self.batch_size
+        self.alone = alone
         self.notes: list[str] = []
         self._copies: torch.cuda.Stream | None = None
         self._precision = spec.identity.get("precision", "")
         stage("loading and packing weights" if device.type == "cpu" else "loading weights")
-        self.encoder: Encoder = spec.load(device, self.batch_size)
+        with self._together():
+            self.encoder: Encoder = spec.load(device, self.batch_size)
         self._compiled: Forward | None = None  # for batches of exactly `batch_size`
         if self._precision == "bf16" and device.type == "cpu" and not has_bfloat16():
             self.notes.append(
@@ -71,8 +77,9 @@ class Runner:
         if compiled:
             stage("compiling")
             blank = torch.zeros(self.batch_size, *spec.input.size, 3, dtype=torch.uint8, device=device)
-            with float32_products(self._precision):
-                self._compiled, notes = compile_forward(self.encoder, blank)
+            with self._together(), float32_products(self._precision):
+                raised = () if alone else torch.OutOfMemoryError
+                self._compiled, notes = compile_forward(self.encoder, blank, raised)
             self.notes += notes
 
     @property
@@ -107,7 +114,7 @@ class Runner:
         done: list[dict[str, Tensor]] = []
         while len(pixels):
             part = pixels[: self.largest_batch]
-            with contextlib.suppress(torch.OutOfMemoryError):
+            with contextlib.suppress(torch.OutOfMemoryError), self._together():
                 done.append(self._pass(part))
                 pixels = pixels[len(part) :]
                 continue
@@ -165,6 +172,16 @@ class Runner:
             return value
         rows, columns = made.grid
         return value.view(len(value), rows, side, columns, side, -1).mean((2, 4)).flatten(1, 2)
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Raise TogetherTooLargeError where the memory ends, if other encoders share it."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            if self.alone:
+                raise
+            raise TogetherTooLargeError(f"{self.device} has too little memory for several models at once.") from error
 
     def _halve(self, failed: int) -> None:
         """Halve the largest batch after `failed` samples ran out of memory. Raises PatchbankError if that was one."""

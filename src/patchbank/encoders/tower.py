@@ -68,7 +68,7 @@ class Block(nn.Module):
 
         def scaled(name: str) -> Tensor:
             queries, rest = p[name][:width], p[name][width:]
-            return torch.cat([queries.double().mul_(self.scale).to(dtype), rest.to(dtype)])
+            return torch.cat([_double(queries).mul_(self.scale).to(dtype), rest.to(dtype)])
 
         self.ln_1, self.ln_2 = Norm(p, "ln_1", dtype), Norm(p, "ln_2", dtype)
         self.qkv = Linear(scaled("attn.in_proj_weight"), scaled("attn.in_proj_bias"), dtype)
@@ -76,12 +76,12 @@ class Block(nn.Module):
         quick = activation == "quickgelu"
         factor = _QUICK if quick else 1.0
         self.fc = Linear(
-            p["mlp.c_fc.weight"].double().mul_(factor),
+            _double(p["mlp.c_fc.weight"]).mul_(factor),
             p["mlp.c_fc.bias"].double() * factor,
             dtype,
             activation="silu" if quick else "gelu",
         )
-        self.proj = Linear(p["mlp.c_proj.weight"].double().div_(factor), p["mlp.c_proj.bias"], dtype)
+        self.proj = Linear(_double(p["mlp.c_proj.weight"]).div_(factor), p["mlp.c_proj.bias"], dtype)
 
     def attended(self, x: Tensor) -> Tensor:
         """x (B, T, width) float32 -> (3, B, heads, T, head width): queries, times `scale`, keys and values."""
@@ -96,6 +96,11 @@ class Block(nn.Module):
         x = self.out(mixed, x)
         out: Tensor = self.proj(self.fc(self.ln_2(x)), x)
         return out
+
+
+def _double(parameter: Tensor) -> Tensor:
+    """A copy in float64."""
+    return parameter.to(torch.float64, copy=True)
 
 
 def positions_at(positions: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -80,7 +80,7 @@ def bound_of(lanes: Sequence[StageTimes]) -> str | None:
     return max(seconds, key=seconds.__getitem__) if any(seconds.values()) else None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Lane:
     """One bank's way through the pipeline: its samples, its encoder, its writer.
 
@@ -95,6 +95,7 @@ class Lane:
         added: called after each `add`, at once and from its thread: the number of features, and all failures.
         pinned: whether to put pixels into page-locked memory, from which CUDA copies while it computes.
         deferred: whether `submit` returns before the batch is computed: then one more is begun before this is received.
+        failed: set by a run whose features or failures this bank could not take.
         times: filled by a run; those for decoding are waited for all its lanes.
         warned: filled by a run with the decoders' warnings about these samples' images.
     """
@@ -107,6 +108,7 @@ class Lane:
     added: Callable[[int, Sequence[Failure]], None]
     pinned: bool = False
     deferred: bool = True
+    failed: bool = False
     times: StageTimes = field(default_factory=StageTimes)
     warned: Warned = field(default_factory=Warned)
 
@@ -210,6 +212,9 @@ def run(lanes: Sequence[Lane], decode: Decode, *, workers: int, stop: Callable[[
     def add(lane: Lane, features: list[Feature], failures: list[Failure], held: int) -> None:
         try:
             refused = lane.add(features, failures)
+        except BaseException:
+            lane.failed = True
+            raise
         finally:
             writing.release(held)
         lane.added(len(features) - len(refused), [*failures, *refused])

@@ -7,6 +7,7 @@ import os
 import platform
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -138,7 +139,7 @@ def make_plan(
         state = bank_state(out, existing)
     unfinished = lazy and len(state.done) < len(dataset)
     if unfinished:  # torch will be needed: it is imported while the weights' checksum is computed
-        Thread(target=import_module, args=["torch"]).start()
+        Thread(target=_import_torch, daemon=True).start()
     # EZ-HOI's scripts round weights, as clip.load does.
     encoder = encoder or find_encoder(config, dataset.root, rounding=dataset.name in SPLITS)
     devices = decide(config) if unfinished else devices
@@ -156,7 +157,7 @@ def make_plan(
     if dataset.part == WHOLE:
         selected = share_of(selected, config.partition, manifest)
     todo = without(selected, state.done)
-    if layout == "ezhoi" and todo and begun is not None:
+    if layout == "ezhoi" and todo and (begun or state.done):
         check_names([*(sample.key for sample in dataset.samples), *state.done], out)
     return ExtractPlan(
         dataset=dataset,
@@ -177,6 +178,11 @@ def make_plan(
             *filter(None, [passed_over_text(dataset), _unfinished(out, config)]),
         ),
     )
+
+
+def _import_torch() -> None:
+    with suppress(Exception):  # this process imports it later, and says why it cannot
+        import_module("torch")
 
 
 def without(samples: Sequence[Sample], done: Collection[str]) -> Sequence[Sample]:

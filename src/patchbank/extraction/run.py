@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -9,13 +10,14 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from patchbank.bank.manifest import Manifest, library_versions
 from patchbank.bank.packing import samples_a_shard
 from patchbank.bank.runs import DIRECTORY as RUNS
 from patchbank.bank.runs import Run, relative, seal, write_run
-from patchbank.bank.writer import BankWriter
+from patchbank.bank.writer import BankWriter, disk_bytes
 from patchbank.config import WHOLE, ExtractConfig
 from patchbank.datasets import Dataset
 from patchbank.datasets.samples import Failure
@@ -23,7 +25,7 @@ from patchbank.decoder_warnings import Warned
 from patchbank.encoders import packages
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.base import Progress as DownloadProgress
-from patchbank.errors import with_options
+from patchbank.errors import PatchbankError, with_options
 from patchbank.extraction.advice import advise
 from patchbank.extraction.pipeline import StageTimes, bound_of, encode, lane_of, notes_of
 from patchbank.extraction.plan import ExtractPlan, check_places, describe_run, make_plan, without
@@ -131,10 +133,17 @@ def obtain_weights(plan: ExtractPlan, progress: DownloadProgress | None = None) 
     return replace(plan, encoder=plan.encoder.obtain(progress)) if plan.todo else plan
 
 
-def load_runner(plan: ExtractPlan, loaded: Iterable[Runner | None] = (), progress: Progress = _SILENT) -> Runner | None:
+def load_runner(
+    plan: ExtractPlan,
+    loaded: Iterable[Runner | None] = (),
+    progress: Progress = _SILENT,
+    *,
+    alone: bool = True,
+) -> Runner | None:
     """The encoder that a plan needs in this process; None if there is nothing to do, or other processes do it.
 
-    Returns one of `loaded`, the encoders of earlier plans, if it is the same. Raises WeightsError.
+    Returns one of `loaded`, the encoders of earlier plans, if it is the same; `alone` as in `Runner`. Raises
+    WeightsError, and TogetherTooLargeError.
     """
     if not plan.todo or plan.devices.shared:
         return None
@@ -143,25 +152,58 @@ def load_runner(plan: ExtractPlan, loaded: Iterable[Runner | None] = (), progres
     batch_size, compiled = plan.manifest.batch_size, plan.manifest.compiled
     for each in filter(None, loaded):
         if (each.spec, each.batch_size, each.compiled) == (plan.encoder, batch_size, compiled):
+            each.alone = alone
             return each
-    return Runner(plan.encoder, plan.devices.first, batch_size=batch_size, compiled=compiled, stage=progress.stage)
+    return Runner(
+        plan.encoder,
+        plan.devices.first,
+        batch_size=batch_size,
+        compiled=compiled,
+        alone=alone,
+        stage=progress.stage,
+    )
 
 
 def load_runners(
-    plans: Sequence[ExtractPlan], loaded: Iterable[Runner | None] = (), progress: Progress = _SILENT
-) -> list[Runner | None] | None:
-    """The encoders of plans that are carried out together; None if a GPU's memory does not hold all of them."""
-    if not any(plan.todo for plan in plans):
-        return [None] * len(plans)
-    from torch import OutOfMemoryError
+    plans: Sequence[ExtractPlan], loaded: list[Runner | None], progress: Progress = _SILENT
+) -> list[Runner | None]:
+    """The encoders of plans that are carried out together. `loaded` gets them in the place of earlier plans'.
 
-    loaded = list(loaded)
-    try:
-        return [load_runner(plan, loaded, progress) for plan in plans]
-    except OutOfMemoryError:
-        if len(plans) == 1 and not any(loaded):
-            raise
-        return None
+    Raises WeightsError, and TogetherTooLargeError.
+    """
+    wanted = [plan.encoder for plan in plans if plan.todo]
+    loaded[:] = [each for each in loaded if each and each.spec in wanted]  # others leave room
+    alone = len(wanted) < 2
+    loaded[:] = [load_runner(plan, loaded, progress, alone=alone) for plan in plans]
+    return loaded
+
+
+def passes(plans: Sequence[ExtractPlan], *, together: bool = True) -> list[list[ExtractPlan]]:
+    """The plans of each pass over images: those of a dataset, as far as the CPU's memory holds them at once.
+
+    If not `together`, or if other processes do the work, one plan a pass, in an order that loads each model once.
+    """
+    if not together or any(plan.devices.shared for plan in plans):
+        models = list(dict.fromkeys(plan.encoder.name for plan in plans))
+        return [[plan] for plan in sorted(plans, key=lambda plan: models.index(plan.encoder.name))]
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    found: list[list[ExtractPlan]] = []
+    for plan in plans:
+        same = bool(found) and found[-1][0].dataset is plan.dataset
+        if same and (plan.devices.kind != "cpu" or sum(map(_memory, [*found[-1], plan])) <= room):
+            found[-1].append(plan)
+        else:
+            found.append([plan])
+    return found
+
+
+def _memory(plan: ExtractPlan) -> int:
+    """About the bytes that a plan takes on the CPU: of weights, a batch, and the shard that is being filled."""
+    if not plan.todo:
+        return 0
+    manifest, encoder = plan.manifest, plan.encoder
+    weights = sum(4 * each.times * each.inner * each.columns for each in encoder.products if each.kind == "linear")
+    return weights + manifest.batch_size * encoder.sample_bytes + disk_bytes(manifest.atom, manifest)
 
 
 def execute(
@@ -229,9 +271,9 @@ class _Job:
         """Open the bank until `stack` ends."""
         wanted = plan.manifest if plan.resumed or runner is None else replace(plan.manifest, compiled=runner.compiled)
         overwrite, about = plan.config.overwrite, describe_run(plan.config)
-        self._bank = stack.enter_context(
-            BankWriter(plan.out, wanted, positions, overwrite=overwrite, known=plan.state, about=about)
-        )
+        bank = BankWriter(plan.out, wanted, positions, overwrite=overwrite, known=plan.state, about=about)
+        self._bank = bank.__enter__()
+        stack.push(self._close)
         self._plan, self._runner, self._listed, self._progress = plan, runner, len(positions), progress
         self._failures: dict[str, str] = {}
         self._written, self._helpers_bytes, self._notes = 0, 0, list[str]()
@@ -239,6 +281,14 @@ class _Job:
         self.lane = lane_of(self._bank, runner, self.todo, self._added) if runner and self.todo else None
         self.times = self.lane.times if self.lane else StageTimes()
         self._warned = self.lane.warned if self.lane else Warned()
+
+    def _close(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the bank. An error of another one keeps nothing of this one from being committed."""
+        if isinstance(error, PatchbankError) and self.lane and not self.lane.failed:
+            kind = error = traceback = None
+        self._bank.__exit__(kind, error, traceback)
 
     def share_out(self, stop: Callable[[], bool], say: Callable[[str], None]) -> None:
         """If the plan is for several devices or a cluster, have other processes do the work."""
