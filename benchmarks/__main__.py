@@ -146,7 +146,7 @@ def _run(name: str, arguments: str) -> dict[str, Any]:
             printed, errors = process.communicate(timeout=_LIMIT)
         except subprocess.TimeoutExpired:
             return found | {"seconds": float(_LIMIT), "failed": "it took longer than an hour"}
-        finally:  # Ctrl-C too: its workers and browsers would run beside the next benchmark
+        finally:  # Ctrl-C too. A browser, in a group of its own, ends with its driver
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     found["seconds"] = time.perf_counter() - began
