@@ -13,11 +13,14 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,18 +134,28 @@ def _run(name: str, arguments: str) -> dict[str, Any]:
     """A benchmark's part of the record."""
     found: dict[str, Any] = {"date": records.today(), "arguments": arguments}
     command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}", *shlex.split(arguments)]
+    for number in (signal.SIGTERM, signal.SIGHUP):  # which end this process alone
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     began = time.perf_counter()
-    try:
-        done = subprocess.run(command, cwd=_DIRECTORY.parent, capture_output=True, text=True, timeout=_LIMIT)
-    except subprocess.TimeoutExpired:
-        return found | {"seconds": float(_LIMIT), "failed": "it took longer than an hour"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=_DIRECTORY.parent, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            printed, errors = process.communicate(timeout=_LIMIT)
+        except subprocess.TimeoutExpired:
+            return found | {"seconds": float(_LIMIT), "failed": "it took longer than an hour"}
+        finally:  # Ctrl-C too. A browser, in a group of its own, ends with its driver
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     found["seconds"] = time.perf_counter() - began
-    if done.returncode:
-        last = (done.stderr.strip() or "no reason given").splitlines()[-1]
+    if process.returncode:
+        last = (errors.strip() or "no reason given").splitlines()[-1]
         missing = last.startswith("ModuleNotFoundError")
-        reason = f"signal {-done.returncode}" if done.returncode < 0 else last
+        reason = f"signal {-process.returncode}" if process.returncode < 0 else last
         return found | {"skipped" if missing else "failed": reason}
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(printed.splitlines()[-1])
     return found | {"result": {key: value for key, value in result.items() if key not in ("benchmark", "machine")}}
 
 

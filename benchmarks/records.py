@@ -13,6 +13,13 @@ from patchbank.bench.machine import words
 
 RESULTS = Path(__file__).parent / "results"
 
+# Quoted, with its spaces; or as far as spaces, quotes, brackets and a sentence's punctuation. `images/s` is none.
+_PATH = re.compile(
+    r"""(?<=(["'`]))(?:/|~[\w.-]*/|\w+://)(?:(?!\1).)+(?=\1)"""
+    r"""|(?:\w+:/|(?<![\w.)\]]))(?:~[\w.-]*)?/+(?=[^\s/])[^\s"'`,;<>()\[\]{}]*[^\s"'`,;<>()\[\]{}.:]"""
+    r"""|(?<!\w)~[A-Za-z_][\w-]*"""
+)
+
 
 def load(path: Path) -> dict[str, Any]:
     """A record: its machine, and by name each benchmark's date, arguments, seconds, and its JSON line as `result`, or
@@ -22,7 +29,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def save(record: dict[str, Any], path: Path) -> None:
-    """Write a record, and its tables beside it; five significant digits, and no paths, which could name their owner."""
+    """Write a record, and its tables beside it: five significant digits; PATH for paths and URLs, they name people."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_public(record), indent=1)
     flat = re.sub(r"\[[^]\[{}]*\]", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text)  # a row on a line
@@ -32,11 +39,11 @@ def save(record: dict[str, Any], path: Path) -> None:
 
 def _public(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _public(each) for name, each in value.items()}
+        return {_public(name): _public(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_public(each) for each in value]
     if isinstance(value, str):
-        return re.sub(r"(?<![\w.])(?:/[\w.@+-]+)+/", "", value)
+        return _PATH.sub("PATH", value)
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 

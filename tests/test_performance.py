@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +58,68 @@ def test_a_page_without_records_says_how_to_make_one() -> None:
 def test_records_name_no_paths() -> None:
     for path in records.RESULTS.glob("*.json"):
         assert not re.findall(r"\"[^\"]*(?:/home|/root|/tmp|/usr|/work)\b[^\"]*\"", path.read_text())
+
+
+def test_paths_and_urls_are_replaced_whole(tmp_path: Path) -> None:
+    for text, public in {
+        "/home/alice": "PATH",
+        "~/secret/x and ~alice": "PATH and PATH",
+        "--directory=/data/a@b/c --weights ~bob/w.pt": "--directory=PATH --weights PATH",
+        "[Errno 2] No such file: '/home/a b/c d'": "[Errno 2] No such file: 'PATH'",
+        "FileNotFoundError: /srv/x.json: gone, and (/tmp/y).": "FileNotFoundError: PATH: gone, and (PATH).",
+        "s3://alice/bank, file:///home/alice": "PATH, PATH",
+        "/é/ü:/usr/lib": "PATH",
+    }.items():
+        assert records._public({text: [text]}) == {public: [public]}
+    names = "ViT-B/16,ViT-L/14@336px: images/s, timm/vit_small.dino, a / b, ~5 ms, 1/2 MB/s, 'GFLOP/s', ../x"
+    assert records._public(names) == names
+    for path in records.RESULTS.glob("*.json"):
+        assert records._public(records.load(path)) == records.load(path)
+    records.save({"/home/alice": 1} | next(iter(RECORDS.values())), tmp_path / "r.json")
+    assert "alice" not in (tmp_path / "r.json").read_text()
+
+
+STUCK = """
+import signal, subprocess, sys
+program = "import sys, time; print('begun', flush=True); time.sleep(20); print('survived')"
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open(sys.argv[1], "w") as fifo:
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=fifo)
+child.wait()
+"""
+RUNNER = """
+import sys
+from pathlib import Path
+from benchmarks import __main__ as runner
+runner._DIRECTORY = Path(sys.argv[1])
+runner._LIMIT = float(sys.argv[3])
+print(runner._run("stuck", sys.argv[2])["failed"])
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, None])
+def test_nothing_of_a_benchmark_survives_its_end(tmp_path: Path, end: signal.Signals | None) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/stuck.py").write_text(STUCK)
+    os.mkfifo(fifo := tmp_path / "fifo")
+    limit, said = 1000 if end else 2, b""
+    while b"begun" not in said:  # a limit that ends it before is doubled
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(reader, True)
+        command = [sys.executable, "-c", RUNNER, tmp_path / "benchmarks", fifo, str(limit)]
+        runs = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY, text=True)
+        with runs, open(reader, "rb") as read:
+            if end:
+                select.select([read], [], [])
+                runs.send_signal(end)
+            printed, _ = runs.communicate()
+            said = read.read()  # to its end: until nobody is there to write
+        limit *= 2
+    assert said == b"begun\n"
+    if end:
+        assert runs.returncode in (-end, 128 + end)
+    else:
+        assert printed == "it took longer than an hour\n"
 
 
 def test_it_runs_as_a_program_and_writes_both_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from patchbank import (
     Dataset,
@@ -184,6 +184,58 @@ def test_a_worker_reads_into_shared_memory(root: Path, dataset: Dataset) -> None
     made = FeatureDataset(root / "shards_hicodet_train", dataset, "union")
     assert list(DataLoader(made, 3, num_workers=1, collate_fn=shares)) == [(True, True)] * 3
     assert list(DataLoader(made, 3, collate_fn=shares)) == [(True, False)] * 3
+
+
+class Cached(FeatureDataset):
+    """One that reads samples by themselves, as does user code that keeps them."""
+
+    def __getitems__(self, indices: Any) -> Any:
+        return [self[index] for index in indices]
+
+
+def test_a_sample_read_by_itself_holds_no_file_open(root: Path, dataset: Dataset) -> None:
+    made = Cached(root / "shards_hicodet_train", dataset, "union")
+    assert list(DataLoader(made, 3, num_workers=1, collate_fn=lambda batch: [row.is_shared() for row, _ in batch])) == [
+        [False] * 3,
+        [False] * 3,
+        [False],
+    ]
+
+
+def test_regions_are_of_the_samples_that_have_pairs(root: Path, dataset: Dataset) -> None:
+    def some(tokens: Any, target: Any) -> Any:
+        number = int(target.key[-5])
+        if number == 3:
+            return horizontal_flip(tokens.double(), target)
+        return (tokens, target) if number % 2 else ({"tokens": tokens}, target.key)
+
+    bank = open_bank(root / "shards_hicodet_train")
+    plain = FeatureDataset(bank, dataset, "union")
+    made = FeatureDataset(bank, dataset, "union", transform=some)
+    assert plain.__getitems__([]) == made.__getitems__([]) == []
+    for number, (tokens, target) in enumerate(made.__getitems__(range(len(made))), 1):  # type: ignore[arg-type]
+        row, wanted = plain[number - 1]
+        if number % 2:
+            assert target.regions["union"].dtype == tokens.dtype == (torch.float64 if number == 3 else torch.float32)
+            if number != 3:
+                assert torch.allclose(target.regions["union"], wanted.regions["union"], atol=1e-6)
+        else:
+            assert target == wanted.key and torch.equal(tokens["tokens"], row)
+
+
+def test_collate_takes_what_default_collate_takes() -> None:
+    base = torch.arange(6.0).view(2, 3)
+    for rows in (
+        [base[0].numpy(), base[1].numpy()],
+        [{"a": base[0]}, {"a": base[1]}],
+        [torch.tensor(1.0).expand(3), torch.tensor(2.0).expand(3)],
+        [1.5, 2.5],
+    ):
+        made = collate([(row, "key") for row in rows])  # type: ignore[misc]
+        expected = default_collate(rows)
+        assert made[1] == ["key", "key"] and type(made[0]) is type(expected)
+        one, other = (each["a"] if isinstance(each, dict) else each for each in (made[0], expected))
+        assert torch.equal(one, other)
 
 
 def test_ranks_share_the_images(root: Path, dataset: Dataset) -> None:

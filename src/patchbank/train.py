@@ -40,6 +40,10 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
 
     A DataLoader over pairs needs ``collate_fn=patchbank.collate``, since images differ in their number of pairs.
 
+    A DataLoader reads whole batches by ``__getitems__``; the ``__getitem__`` of a subclass is called all the same. Of a
+    wrapper that passes attributes on (``__getattr__``) it finds this class's ``__getitems__``, and never calls the
+    wrapper's ``__getitem__``: define ``__getitems__`` there too, or pass `transform` instead.
+
     Attributes:
         bank: of the features.
         dataset: the images; None without one.
@@ -155,21 +159,29 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
         """
         if type(self).__getitem__ is not FeatureDataset.__getitem__:  # a subclass changes samples one by one
             return [self[index] for index in indices]
-        return self._read(indices)
+        return self._read(indices, shared=get_worker_info() is not None and self._transform is None)
 
-    def _read(self, indices: Sequence[int]) -> list[Sample]:
+    def _read(self, indices: Sequence[int], *, shared: bool = False) -> list[Sample]:
+        """The samples; on request in shared memory, of which each read is a file that is open while its tokens live."""
         keys = [self.keys[index] for index in indices]
         if self._crops is not None:
             return [self._read_crops(key, self._crops) for key in keys]
         out = None
-        if get_worker_info() is not None and self._transform is None:
+        if shared:
             out = _shared((len(keys), *self.bank.manifest.outputs[self._output].shape), self._dtype)
         tokens = self.bank.batch(keys, self._output, dtype=self._dtype, out=out)
         samples: list[Sample] = list(zip(tokens, map(self._target, keys), strict=True))
         if self._transform is not None:
             samples = [self._transform(*sample) for sample in samples]
-        if self._regions and all(isinstance(target, HOITarget) for _, target in samples):
-            return self._pooled(samples)
+        alike: dict[object, list[int]] = {}  # what is pooled together: a transform may give others, or no pairs
+        for number, (row, target) in enumerate(samples):
+            if self._regions and isinstance(target, HOITarget):
+                kind = row.shape, row.dtype, target.transform and target.transform.grid
+                alike.setdefault(kind, []).append(number)
+        for numbers in alike.values():
+            pooled = self._pooled([samples[number] for number in numbers])
+            for number, sample in zip(numbers, pooled, strict=True):
+                samples[number] = sample
         return samples
 
     def __repr__(self) -> str:
@@ -229,18 +241,19 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
 def collate(samples: Sequence[Sample]) -> tuple[Tensor, list[HOITarget | str]]:
     """Make a batch: tokens (B, N, D), of crops (B, D), and a list of B targets or keys. A DataLoader's `collate_fn`.
 
-    Tokens that are all rows of one tensor, in order, become that tensor without a copy.
+    Tokens that are all rows of one tensor, in order, become that tensor without a copy. What a transform gives instead
+    of tokens becomes what torch's `default_collate` makes of it.
     """
-    rows = [tokens for tokens, _ in samples]
-    whole = rows[0]._base
-    if whole is None or len(whole) != len(rows) or not all(map(_same, rows, whole)):
+    rows: list[Any] = [tokens for tokens, _ in samples]
+    whole = rows[0]._base if isinstance(rows[0], Tensor) else None
+    if whole is None or whole.shape[:1] != (len(rows),) or not all(map(_same, rows, whole)):
         whole = default_collate(rows)  # in a worker, directly in shared memory
     return whole, [target for _, target in samples]
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same view of the same memory."""
-    return one.is_set_to(other) and one.dtype == other.dtype
+def _same(one: Any, other: Tensor) -> bool:
+    """Whether the one is a tensor too, and the same view of the same memory."""
+    return type(one) is type(other) and one.is_set_to(other) and one.dtype == other.dtype
 
 
 def _shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

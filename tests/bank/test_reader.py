@@ -139,5 +139,26 @@ def test_what_no_batch_is_made_of(bank: Bank) -> None:
         bank.batch(["photo_0001.jpg", "broken.jpg"])
     with pytest.raises(BankError, match="does not store the output 'cls'"):
         bank.batch([], "cls")
-    with pytest.raises(ValueError, match=r"out must be \(1, 16, 32\) on the CPU, not \(2, 16, 32\)"):
+    with pytest.raises(ValueError, match=r"out must be \(1, 16, 32\) on the CPU, .* not \(2, 16, 32\)"):
         bank.batch(["photo_0001.jpg"], out=torch.empty(2, 16, 32))
+    wide, mixed = torch.empty(2, 16, 32), torch.empty(2, 16, 32, dtype=torch.float64)
+    for out, dtype in (
+        (wide.long(), None),
+        (wide, torch.float16),
+        (mixed, torch.float32),
+        (wide[:1].expand(2, 16, 32), None),
+        (torch.empty(2 * 16 * 32).as_strided((2, 16, 32), (511, 32, 1)), None),
+        (wide.to("meta"), None),
+    ):
+        with pytest.raises(ValueError, match=r"^out must be \(2, 16, 32\) on the CPU, of (a floating dtype|torch\.)"):
+            bank.batch(["photo_0001.jpg", "photo_0002.jpg"], out=out, dtype=dtype)
+    turned = torch.empty(32, 2, 16).permute(1, 2, 0)
+    assert bank.batch(["photo_0001.jpg", "photo_0002.jpg"], out=turned, dtype=torch.float32) is turned
+    with pytest.raises(ValueError, match=r"dtype cannot be torch\.int64"):
+        bank.batch(["photo_0001.jpg"], dtype=torch.int64)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator")
+def test_memory_is_page_locked_for_accelerators(bank: Bank) -> None:
+    with pytest.raises(ValueError, match="needs an accelerator"):
+        bank.batch(["photo_0001.jpg"], pin_memory=True)

@@ -82,6 +82,16 @@ def _no_bank(directory: Path) -> str:
     return f"{directory} is not a bank: it holds neither shards nor an index.{inside * bool(found)}"
 
 
+def _writable(out: Tensor) -> bool:
+    """Whether a tensor takes features: it is floating, and no two of its numbers share memory."""
+    end = 1
+    for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
+        if size > 1 and stride < end:
+            return False
+        end += stride * (size - 1)
+    return out.is_floating_point()
+
+
 class _State(NamedTuple):
     """What a reader knows of a bank at one time. Replaced as a whole, so that threads never see half of it."""
 
@@ -206,15 +216,16 @@ class Bank(Mapping[str, "Tensor"]):
         Args:
             keys: K, in any order; one may occur several times.
             name: of the output; None is the main one.
-            dtype: of the result; None is the stored one (int8: float32).
-            pin_memory: whether the result lies in page-locked memory, from which ``.to("cuda", non_blocking=True)``
+            dtype: of the result, a floating one; None is that of `out`, or the stored one (int8: float32).
+            pin_memory: whether a new result lies in page-locked memory, from which ``.to("cuda", non_blocking=True)``
                 copies while the program goes on. Needs an accelerator.
-            out: a tensor (K, ...) on the CPU to read into, instead of a new one.
+            out: a floating tensor (K, ...) on the CPU to read into, instead of a new one.
 
         Returns:
             (K, ...) on the CPU, contiguous, in the order of the keys; the caller's own. Or `out`.
 
-        Raises what `output` does; ValueError if `out` has another shape or lies elsewhere.
+        Raises what `output` does; ValueError if `out` has another shape or dtype, lies elsewhere or overlaps itself, as
+        expanded tensors do; or `dtype` is not floating; or memory is to be page-locked without an accelerator.
         """
         import torch
 
@@ -223,11 +234,18 @@ class Bank(Mapping[str, "Tensor"]):
         name = self.output_name(name)
         output = self.manifest.outputs[name]
         shape = (len(keys), *output.shape)
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"features are floating numbers: dtype cannot be {dtype}")
         if out is None:
+            if pin_memory and not getattr(torch, "accelerator", torch.cuda).is_available():  # torch 2.5: CUDA alone
+                raise ValueError("pin_memory=True needs an accelerator, and torch finds none: leave it out")
             dtype = dtype or getattr(torch, "float32" if output.dtype == "int8" else output.dtype)
             out = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
-        elif out.shape != shape or out.device.type != "cpu":
-            raise ValueError(f"out must be {shape} on the CPU, not {tuple(out.shape)} on {out.device}")
+        elif out.shape != shape or out.device.type != "cpu" or out.dtype != (dtype or out.dtype) or not _writable(out):
+            raise ValueError(
+                f"out must be {shape} on the CPU, of {dtype or 'a floating dtype'}, each number in memory of its own; "
+                f"not {tuple(out.shape)} on {out.device}, of {out.dtype}, with strides {out.stride()}"
+            )
         fields = (name, name + SCALE) if output.dtype == "int8" else (name,)
         as_stored = len(fields) == 1 and out.dtype == getattr(torch, output.dtype) and out.is_contiguous()
         memory = out.view(torch.uint8).numpy().reshape(len(keys), -1) if as_stored and keys else None
