@@ -51,11 +51,15 @@ BENCHMARKS = {
     ),
     "encoder": Sizes(
         "--images 8 --rounds 2 --without 'inductor frozen'",
-        "--model ViT-B/16,ViT-L/14@336px --images 16 --rounds 2 "
+        "--model ViT-B/16,ViT-L/14@336px --images 8 --rounds 2 "
         "--without 'original single,transformers,inductor frozen'",
         "--model ViT-B/16,ViT-L/14@336px",
     ),
-    "curves": Sizes("--batch-sizes 1,8 --images 8 --rounds 1", "", "--batch-sizes 1,4,16,64,256 --images 512"),
+    "curves": Sizes(
+        "--batch-sizes 1,8 --images 8 --rounds 1",
+        "--batch-sizes 1,2,4,8,16 --images 16 --rounds 2",
+        "--batch-sizes 1,4,16,64,256 --images 512",
+    ),
     "families": Sizes("--batch-size 2 --rounds 1", "--batch-size 4 --rounds 3", "--batch-size 64"),
     "outputs": Sizes("--images 2 --rounds 1 --blocks 6", "--images 4 --rounds 3", "--images 64"),
     "crops": Sizes("--images 2 --rounds 1", "--images 6 --rounds 3"),
