@@ -9,6 +9,7 @@ docs/images, before you commit them.
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,13 +41,18 @@ _STYLE = {
 Lines = Mapping[str, Mapping[Any, float]]  # name -> x -> y
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page and the pictures."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(
+        arguments
+    )
     every = read()
     (DOCS / "performance.md").write_text(page(every))
+    print(DOCS / "performance.md")
     for name, record in every.items():
         if picture := draw(record):
             (DOCS / "images" / f"{name}.svg").write_text(picture)
+            print(DOCS / "images" / f"{name}.svg")
 
 
 def read() -> dict[str, dict[str, Any]]:
