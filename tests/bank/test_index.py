@@ -188,7 +188,7 @@ def test_checksums_have_one_form(tmp_path: Path, sha256: str) -> None:
     start, name = name_part(payload_of(tmp_path, "ezhoi"), replace(found, features=listed))
     parts_in(tmp_path)[0].unlink()
     (tmp_path / "index" / name).write_bytes(start)
-    with pytest.raises(BankError, match="checksums are not 64 hexadecimal digits"):
+    with pytest.raises(BankError, match="sha256 are not 64 hexadecimal digits"):
         open_bank(tmp_path)
 
 
