@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-
-import msgspec
 
 from patchbank.errors import DatasetError
 from patchbank.files import parse_json, read_regular
@@ -56,16 +53,7 @@ def read_annotations(path: Path) -> Annotations:
 
 def read_file_names(path: Path) -> list[str]:
     """The ``file_name`` of every listed image. Raises as `read_annotations`."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # another structure, or wrong: read as a whole
-        if names := [entry.file_name for entry in parse_json(read_regular(path), list[_Named])]:
-            return names
     return read_annotations(path).file_names
-
-
-class _Named(msgspec.Struct, gc=False):
-    """HICO-DET's entry, without what takes most of the time to read."""
-
-    file_name: str
 
 
 def _file_names(entries: list[Any]) -> list[Any]:
