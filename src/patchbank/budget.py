@@ -1,15 +1,21 @@
-"""Memory: a limit in bytes that threads share; freed memory; garbage collection."""
+"""Memory: how much there is; a limit in bytes that threads share; freed memory; garbage collection."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+import os
 import sys
 import threading
 from collections.abc import Iterator
 
 _LARGE = 8 << 20  # bytes of a block from which on it is worth returning to the system
+
+
+def machine_memory() -> int:
+    """This machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class ByteBudget:

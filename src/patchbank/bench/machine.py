@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from patchbank.budget import machine_memory
 from patchbank.extraction.advice import cores
 
 
@@ -24,7 +24,7 @@ def facts(device: torch.device | None = None) -> dict[str, Any]:
         "family_and_model": families,
         "bfloat16": flags,
         "cores": cores(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "memory_gb": round(machine_memory() / 1e9),
         "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
     }
 

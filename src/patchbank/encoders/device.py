@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from patchbank.budget import machine_memory
 from patchbank.config import Precision
 from patchbank.encoders.base import EncoderSpec
 from patchbank.encoders.defaults import auto_batch_size, check_precision
@@ -65,7 +65,7 @@ def resolve_device(device: str, precision: Precision) -> torch.device:
 def check_memory(spec: EncoderSpec, batch_size: int) -> None:
     """Raise ConfigError if a batch would not fit into this machine's memory."""
     needed, (h, w), usual = batch_size * spec.sample_bytes, spec.input.size, auto_batch_size(spec.input.patches, "cpu")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = machine_memory()
     if needed > memory:
         option, advice = f"--input-size {h}x{w}", "Choose a smaller one, or a smaller --batch-size."
         if batch_size > usual:

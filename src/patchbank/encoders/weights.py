@@ -104,7 +104,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def as_float32(path: Path, name: str, value: Tensor) -> Tensor:
     """A parameter as float32. Raises WeightsError if it is quantised, or a number is not finite."""
-
     if (dtype := str(value.dtype).removeprefix("torch.")) not in _DTYPES:
         raise WeightsError(
             f"{path}: {name} holds {dtype} numbers. Use a checkpoint that is "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from patchbank.bank.packing import samples_a_shard
 from patchbank.bank.runs import DIRECTORY as RUNS
 from patchbank.bank.runs import Run, relative, seal, write_run
 from patchbank.bank.writer import BankWriter, disk_bytes
+from patchbank.budget import machine_memory
 from patchbank.config import WHOLE, ExtractConfig
 from patchbank.datasets import Dataset
 from patchbank.datasets.samples import Failure
@@ -186,7 +186,7 @@ def passes(plans: Sequence[ExtractPlan], *, together: bool = True) -> list[list[
     if not together or any(plan.devices.shared for plan in plans):
         models = list(dict.fromkeys(plan.encoder.name for plan in plans))
         return [[plan] for plan in sorted(plans, key=lambda plan: models.index(plan.encoder.name))]
-    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    room = machine_memory() // 2
     found: list[list[ExtractPlan]] = []
     for plan in plans:
         same = bool(found) and found[-1][0].dataset is plan.dataset
