@@ -81,7 +81,7 @@ def test_paths_and_urls_are_replaced_whole(tmp_path: Path) -> None:
 
 STUCK = """
 import signal, subprocess, sys
-program = "import sys, time; print('begun', flush=True); time.sleep(20); print('survived')"
+program = "import os, time; os.write(1, b'begun\\n'); time.sleep(20); print('survived')"  # whole, or not at all
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with open(sys.argv[1], "w") as fifo:
     child = subprocess.Popen([sys.executable, "-c", program], stdout=fifo)

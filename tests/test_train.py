@@ -264,6 +264,10 @@ def test_a_bank_of_another_split_is_refused(root: Path, dataset: Dataset) -> Non
         FeatureDataset(root / "ezhoi_vcoco_val", dataset)
     with pytest.raises(BankError, match="no bank"):
         FeatureDataset(root / "nowhere", dataset)
+    with pytest.raises(TypeError, match=r"what load_dataset returns, not 'annotations\.json'"):
+        FeatureDataset(root / "shards_hicodet_train", "annotations.json")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="slice"):
+        FeatureDataset(root / "shards_hicodet_train")[:2]  # type: ignore[index]
     with pytest.raises(ConfigError, match="no region 'humans'"):
         FeatureDataset(root / "shards_hicodet_train", dataset, "humans")
     with pytest.raises(ConfigError, match="missing is raise or skip, not 'ignore'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,10 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
                 that is no grid; or crops are to be read of a bank of images.
             ConfigError: a region does not exist, or there are no annotated pairs for it; or the bank holds crops and
                 images are asked for; or crops are to be flipped.
+            TypeError: `dataset` is a path or a name.
         """
+        if dataset is not None and not isinstance(dataset, Dataset):
+            raise TypeError(f"dataset is what load_dataset returns, not {dataset!r}")
         self.bank = bank if isinstance(bank, Bank) else open_bank(bank)
         names = [name.strip() for name in (regions.split(",") if isinstance(regions, str) else regions or ())]
         if missing not in ("raise", "skip"):
@@ -163,7 +167,7 @@ class FeatureDataset(torch.utils.data.Dataset[Sample]):
 
     def _read(self, indices: Sequence[int], *, shared: bool = False) -> list[Sample]:
         """The samples; on request in shared memory, of which each read is a file that is open while its tokens live."""
-        keys = [self.keys[index] for index in indices]
+        keys = [self.keys[operator.index(index)] for index in indices]
         if self._crops is not None:
             return [self._read_crops(key, self._crops) for key in keys]
         out = None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -156,6 +157,11 @@ def test_what_no_batch_is_made_of(bank: Bank) -> None:
     assert bank.batch(["photo_0001.jpg", "photo_0002.jpg"], out=turned, dtype=torch.float32) is turned
     with pytest.raises(ValueError, match=r"dtype cannot be torch\.int64"):
         bank.batch(["photo_0001.jpg"], dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"keys are several: batch\(\['photo_0001.jpg'\]\)"):
+        bank.batch("photo_0001.jpg")
+    with pytest.raises(TypeError, match=r"not ndarray: torch\.from_numpy makes one"):
+        bank.batch(["photo_0001.jpg"], out=np.empty((1, 16, 32), np.float32))  # type: ignore[arg-type]
+    assert torch.equal(bank.batch(key for key in ["photo_0001.jpg"]), bank.batch(["photo_0001.jpg"]))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator")

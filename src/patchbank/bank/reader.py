@@ -204,7 +204,7 @@ class Bank(Mapping[str, "Tensor"]):
 
     def batch(
         self,
-        keys: Sequence[str],
+        keys: Iterable[str],
         name: str | None = None,
         *,
         dtype: torch.dtype | None = None,
@@ -225,10 +225,16 @@ class Bank(Mapping[str, "Tensor"]):
             (K, ...) on the CPU, contiguous, in the order of the keys; the caller's own. Or `out`.
 
         Raises what `output` does; ValueError if `out` has another shape or dtype, lies elsewhere or overlaps itself, as
-        expanded tensors do; or `dtype` is not floating; or memory is to be page-locked without an accelerator.
+        expanded tensors do; or `dtype` is not floating; or memory is to be page-locked without an accelerator. TypeError
+        if `keys` is one string, or `out` no tensor.
         """
         import torch
 
+        if isinstance(keys, str):
+            raise TypeError(f"keys are several: batch([{keys!r}]), or output({keys!r}) for one")
+        if out is not None and not isinstance(out, torch.Tensor):
+            raise TypeError(f"out is a tensor, not {type(out).__qualname__}: torch.from_numpy makes one of an array")
+        keys = list(keys)
         for key in keys:
             self._entry(key)
         name = self.output_name(name)
