@@ -2,7 +2,7 @@
 
     python -m benchmarks                     all of them, at sizes for ten minutes on two cores
     python -m benchmarks encoder loading     these
-    python -m benchmarks --full --out benchmarks/results/NAME.json     the sizes of docs/performance.md, for an hour
+    python -m benchmarks --full --out benchmarks/results/NAME.json     the sizes of docs/why/performance.md, for an hour
 
 A record that exists keeps its other benchmarks. One that fails costs no other: its reason is recorded, and the exit
 code is 1; one whose package is missing is skipped. `python -m benchmarks.performance` makes the docs of the records.

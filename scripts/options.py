@@ -1,4 +1,4 @@
-"""Print docs/options.md, made of the program's own options: `python scripts/options.py > docs/options.md`."""
+"""Print the page of commands: `python scripts/options.py > docs/reference/commands.md`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from patchbank.cli.application import app
 
 HEAD = """# Options
 
-Made by `python scripts/options.py > docs/options.md`; `patchbank COMMAND --help` prints the same.
+Made by `python scripts/options.py > docs/reference/commands.md`; `patchbank COMMAND --help` prints the same.
 
 In Python, the options under Model, Bank, Machine and Several machines, `--limit` and `--overwrite` are the fields of
 `ExtractConfig`: `--batch-size 8` is `ExtractConfig(batch_size=8)`."""
 
 
 def page() -> str:
-    """The text of docs/options.md."""
+    """The text of docs/reference/commands.md."""
     commands = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     extract = commands.pop("extract").commands
     panels: dict[str, list[str]] = {}  # heading -> rows of extract's commands

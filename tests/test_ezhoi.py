@@ -1,4 +1,4 @@
-"""docs/ezhoi.md: a reader with EZ-HOI's behaviour, on pickles unchanged and on shards with three lines changed."""
+"""docs/guides/ezhoi.md: a reader with EZ-HOI's behaviour, on pickles and, with three lines changed, on shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from patchbank.config import Layout
 from patchbank.datasets.example import write_sample
 from tests.support import REPOSITORY, patchbank, relative_error
 
-PAGE = (REPOSITORY / "docs/ezhoi.md").read_text()
+PAGE = (REPOSITORY / "docs/guides/ezhoi.md").read_text()
 
 
 class Reader(nn.Module):
@@ -60,7 +60,7 @@ class ReaderOfShards(Reader):
 
 
 def _lines() -> list[str]:
-    """The three lines that docs/ezhoi.md changes."""
+    """The three lines that docs/guides/ezhoi.md changes."""
     (snippet,) = (text for text in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "open_bank" in text)
     lines: list[str] = [line for line in snippet.splitlines() if line]
     assert len(lines) == 3

@@ -1,4 +1,4 @@
-"""Imports run one way, as docs/architecture.md lists the rooms."""
+"""Imports run one way, as docs/why/architecture.md lists the rooms."""
 
 from __future__ import annotations
 

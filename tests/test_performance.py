@@ -22,7 +22,7 @@ RECORDS = performance.read()
 
 
 def test_the_page_is_made_of_the_records() -> None:
-    assert (performance.DOCS / "performance.md").read_text() == performance.page(RECORDS), (
+    assert (performance.DOCS / "why/performance.md").read_text() == performance.page(RECORDS), (
         "python -m benchmarks.performance"
     )
 
@@ -51,7 +51,7 @@ def test_figures_of_other_pages_are_the_records() -> None:
 
 def test_a_page_without_records_says_how_to_make_one() -> None:
     page = performance.page({})
-    assert page.count("No record of this yet") > 10 and "](images/" not in page
+    assert page.count("No record of this yet") > 10 and "](../images/" not in page
     assert "`python -m benchmarks encoder --full` makes one" in page and "python -m benchmarks --device cuda" in page
 
 

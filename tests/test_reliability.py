@@ -1,4 +1,4 @@
-"""docs/reliability.md names tests that are there."""
+"""docs/why/reliability.md names tests that are there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import REPOSITORY
 
-ROWS = re.findall(r"`(tests/[\w/]+\.py)::(\w+)", (REPOSITORY / "docs/reliability.md").read_text())
+ROWS = re.findall(r"`(tests/[\w/]+\.py)::(\w+)", (REPOSITORY / "docs/why/reliability.md").read_text())
 
 
 @pytest.mark.parametrize(("path", "name"), ROWS)

@@ -1,4 +1,4 @@
-"""docs/scaling.md and what it points at: the job script, the clusters' files, the commands, the computed tables."""
+"""docs/guides/scaling.md and what it names: the job script, the clusters' files, the commands, the computed tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from patchbank.encoders.openai.registry import MODELS
 from tests.support import REPOSITORY, TINY, no_leftovers, photographs
 
 EXAMPLES = REPOSITORY / "examples"
-PAGE = (REPOSITORY / "docs/scaling.md").read_text()
+PAGE = (REPOSITORY / "docs/guides/scaling.md").read_text()
 SLURM = EXAMPLES / "slurm.sh"
 
 
@@ -147,4 +147,4 @@ def test_the_tables_of_the_page_are_the_scripts(
     tables = [line for line in printed if line.startswith("|") and not line.startswith("|-")]
     assert len(tables) > 15
     for line in tables:
-        assert cells(line) in page, f"docs/scaling.md lacks, of `python -m benchmarks.billion`: {line}"
+        assert cells(line) in page, f"docs/guides/scaling.md lacks, of `python -m benchmarks.billion`: {line}"

@@ -291,7 +291,7 @@ def test_the_commands_take_its_name(
 
 
 def test_the_page_of_architecture_shows_it() -> None:
-    page = (REPOSITORY / "docs/architecture.md").read_text()
+    page = (REPOSITORY / "docs/why/architecture.md").read_text()
     shown = re.search(r"### A new family.*?```python\n(.*?)```", page, flags=re.DOTALL)
     assert shown
     assert set(shown[1].splitlines()) <= set((REPOSITORY / "tests/toy_family.py").read_text().splitlines())

@@ -1,7 +1,7 @@
 """The configuration of a run: `ExtractConfig`. Each option is one field, with its default, its help and its limits.
 
-The command line, its help, docs/options.md and the errors are made from these fields: nothing is stated twice.
-Nothing here imports torch: ``patchbank --help`` stays fast.
+The command line, its help, docs/reference/commands.md and the errors are made from these fields: nothing is stated
+twice. Nothing here imports torch: ``patchbank --help`` stays fast.
 """
 
 import dataclasses
@@ -322,7 +322,7 @@ class ExtractConfig:
     workers: int | None = option(
         None, "Decode threads.", _MACHINE, default_text="one per core, at most 16", minimum=1, maximum=1024
     )
-    engine: Engine = option("local", "local (this machine) or ray (a Ray cluster, docs/scaling.md).", _CLUSTER)
+    engine: Engine = option("local", "local (this machine) or ray (a Ray cluster, docs/guides/scaling.md).", _CLUSTER)
     ray_address: str = option(
         "auto", "auto (this machine's cluster), local (this machine alone) or HOST:PORT.", _CLUSTER, metavar="ADDRESS"
     )

@@ -196,7 +196,7 @@ def test_golden_bytes() -> None:
     ],
 )
 def test_golden_files(tmp_path: Path, dtype: str, name: str, sha256: str) -> None:
-    """A whole shard of each dtype, as docs/bank-format.md describes it."""
+    """A whole shard of each dtype, as docs/reference/bank-format.md describes it."""
     every = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.1, -3.0], [0.0, 0.0, 0.0]])
     with BankWriter(tmp_path, small(dtype, 3), ["a.jpg", "b.jpg", "c.jpg"]) as bank:
         bank.add(

@@ -1,4 +1,4 @@
-"""The README and docs/options.md say what the program does: its options, its commands, its Python."""
+"""The README and docs/reference/commands.md say what the program does: its options, its commands, its Python."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from patchbank.files import sha256_of
 from tests.support import REPOSITORY, patchbank
 
 README = (REPOSITORY / "README.md").read_text()
-OPTIONS = (REPOSITORY / "docs/options.md").read_text()
+OPTIONS = (REPOSITORY / "docs/reference/commands.md").read_text()
 
 
 def options(command: str) -> dict[str, object]:
@@ -39,8 +39,8 @@ def options(command: str) -> dict[str, object]:
 def test_the_page_of_options_is_the_programs() -> None:
     done = subprocess.run([sys.executable, REPOSITORY / "scripts/options.py"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == OPTIONS, "python scripts/options.py > docs/options.md"
-    assert "(docs/options.md)" in README
+    assert done.stdout == OPTIONS, "python scripts/options.py > docs/reference/commands.md"
+    assert "(docs/reference/commands.md)" in README
 
 
 @pytest.mark.parametrize("command", ["hicodet", "vcoco", "folder", "tar", "parquet"])

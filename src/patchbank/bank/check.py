@@ -35,7 +35,7 @@ _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _STOCK = 511  # the features' width if EZ-HOI's script runs with the stock `clip` package
 
 # How far a fresh extraction may be from what is stored, as ||a - b|| / ||b||: the error of each precision and each
-# stored dtype (docs/fidelity.md), with room for another machine.
+# stored dtype (docs/why/fidelity.md), with room for another machine.
 _PRECISION = {"fp32": 2e-5, "tf32": 5e-3, "fp16": 1e-2, "bf16": 3e-2}
 _STORED = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3, "int8": 3e-2}
 _IMPORTED = 2e-2

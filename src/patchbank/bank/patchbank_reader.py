@@ -12,7 +12,7 @@
     bank.failures  # {key: reason}
 
 `patchbank reader > patchbank_reader.py` writes this file. Threads and data-loader workers may share a bank, and nothing
-that it names is executed. docs/bank-format.md of patchbank describes the format.
+that it names is executed. docs/reference/bank-format.md of patchbank describes the format.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Bank(Mapping):  # type: ignore[type-arg]  # of str and Tensor; Python 3.8 
 
     Attributes:
         path: its directory.
-        manifest: what it is, as docs/bank-format.md lists it.
+        manifest: what it is, as docs/reference/bank-format.md lists it.
         failures: key -> reason, of images that could not be extracted.
     """
 

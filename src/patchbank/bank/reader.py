@@ -225,8 +225,8 @@ class Bank(Mapping[str, "Tensor"]):
             (K, ...) on the CPU, contiguous, in the order of the keys; the caller's own. Or `out`.
 
         Raises what `output` does; ValueError if `out` has another shape or dtype, lies elsewhere or overlaps itself, as
-        expanded tensors do; or `dtype` is not floating; or memory is to be page-locked without an accelerator. TypeError
-        if `keys` is one string, or `out` no tensor.
+        expanded tensors do; or `dtype` is not floating; or memory is to be page-locked without an accelerator.
+        TypeError if `keys` is one string, or `out` no tensor.
         """
         import torch
 
@@ -413,7 +413,7 @@ class Bank(Mapping[str, "Tensor"]):
             )
 
     def sha256(self, key: str) -> str:
-        """The SHA-256 that the index lists for the key's feature (docs/bank-format.md). Raises KeyNotInBank."""
+        """The SHA-256 of the key's feature, by the index (docs/reference/bank-format.md). Raises KeyNotInBank."""
         return self._entry(key).sha256 or ""
 
     def checksum(self, key: str) -> str:

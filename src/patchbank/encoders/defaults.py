@@ -22,7 +22,7 @@ def compiles(choice: Compile, spec: EncoderSpec, images: int, kind: str) -> bool
     """Whether to compile the encoder for a bank of this many images.
 
     ``auto`` never compiles on the CPU: packed layers (`encoders.packed`) are faster than compiled ones there
-    (docs/performance.md).
+    (docs/why/performance.md).
     """
     if choice == "auto":
         return kind == "cuda" and images * flops(spec) > _WORTH_ON_CUDA
