@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pytest
@@ -38,15 +39,28 @@ def test_the_pictures_are_made_of_the_records() -> None:
 
 
 def test_figures_of_other_pages_are_the_records() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
+    readme, first = ((REPOSITORY / name).read_text() for name in ("README.md", "docs/start/first-bank.md"))
+    assert any(_speeds(record) in readme for record in RECORDS.values()), [*map(_speeds, RECORDS.values())]
     for record in RECORDS.values():
         if found := record["benchmarks"].get("dtypes", {}).get("result"):
             assert found["model"] == "ViT-B/16"
             for dtype, row in found["dtypes"].items():
-                (size,) = re.findall(rf"^\| .*`{dtype}`.* \| (\d+) kB", readme, re.MULTILINE)
+                (size,) = re.findall(rf"^\| .*`{dtype}`.* \| (\d+) kB", first, re.MULTILINE)
                 # 402 kB are the pickle's, the index included.
                 assert int(size) == pytest.approx(row["bytes"] / 1e3, abs=2)
-                assert dtype == "float32" or f"{row['tokens']:.1e}".replace("e-0", "e-") in readme
+                error = f"{row['tokens']:.1e}".replace("e-0", "e-")
+                assert dtype == "float32" or error in first
+                assert dtype not in ("float16", "int8") or (f"{size} kB in `{dtype}`" in readme and error in readme)
+
+
+def _speeds(record: dict[str, Any]) -> str:
+    """The README's table of them."""
+    rows = []
+    for name, found in record["benchmarks"]["end_to_end"]["result"]["results"].items():
+        rates = [found["images_per_second"][each] for each in ("original", "open_clip", "patchbank")]
+        first, second, own, limit = (f"{rate:#.3g}" for rate in (*rates, found["limit_images_per_second"]))
+        rows.append(f"| {name.replace(' ', ', ')} | {first} | {second} | **{own}** | {limit} |")
+    return "\n".join(rows)
 
 
 def test_a_page_without_records_says_how_to_make_one() -> None:
