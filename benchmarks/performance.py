@@ -105,7 +105,7 @@ def _panels(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Lines]]:
     """(title, what is across, lines) of what a record has."""
     if curves := found.get("curves"):
         yield f"Encoder, {curves['model']}, images/s", "images in a batch", _by_number(curves["batches"])
-        yield "The same, and extraction, images/s", "cores", _by_number(_turned(curves["cores"]))
+        yield "Encoder and extraction, images/s", "cores", _by_number(_turned(curves["cores"]))
     if decode := found.get("decode"):
         rates = decode["images_per_second"]
         threads = {name.split()[0]: each for name, each in rates.items() if name.endswith("threads")}
@@ -142,13 +142,20 @@ def _panel(axes: Axes, title: str, across: str, lines: Lines) -> None:
         axes.grid(visible=False)
         axes.margins(x=0.15)
         return
+    colours = {kind: _COLOURS[at] for at, kind in enumerate(dict.fromkeys(_kind(name) for name in lines))}
     for name, values in lines.items():
-        axes.plot(list(values), list(values.values()), label=name)
+        style = "--" if name.startswith("extract,") else "-"
+        axes.plot(list(values), list(values.values()), linestyle=style, color=colours[_kind(name)], label=name)
     every = sorted({x for values in lines.values() for x in values})
     _scale(axes, every)
     axes.set_xlabel(across)
     axes.set_ylim(0, 1.35 * max(max(values.values()) for values in lines.values()))  # room for the legend
     axes.legend(loc="upper left", ncols=2, columnspacing=1, handlelength=1.4)
+
+
+def _kind(name: str) -> str:
+    """What lines of one colour share: ``fp32`` of ``encoder, fp32`` and ``extract, fp32``."""
+    return name.rpartition(", ")[2]
 
 
 def _scale(axes: Axes, every: Sequence[int]) -> None:
