@@ -361,7 +361,10 @@ def _as_in_a_process(line: list[str], tiny: bool, directory: Path) -> Iterator[t
 
 def parse_line(line: str) -> None:
     """Parse a line of shell with `patchbank ...` as the program does, without running it."""
-    words = shlex.split(line[line.index("patchbank ") :].rstrip("'").replace("BUCKET", "bucket"), comments=True)[1:]
+    text = line[line.index("patchbank ") :].partition(" > ")[0].replace("BUCKET", "bucket")
+    if text.count("'") % 2:  # it is quoted for another program
+        text = text.rpartition("'")[0]
+    words = shlex.split(text, comments=True)[1:]
     command: Any = get_command(app)
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
