@@ -9,7 +9,7 @@ import typer
 
 from patchbank.cli.application import app
 
-HEAD = """# Options
+HEAD = """# Commands and options
 
 Made by `python scripts/options.py > docs/reference/commands.md`; `patchbank COMMAND --help` prints the same.
 
@@ -30,7 +30,8 @@ def page() -> str:
                 panels.setdefault(option.rich_help_panel or "Run", []).append(row)
             having.setdefault(row, []).append(f"`{name}`")
     parts = [HEAD, f"## `patchbank extract {' | '.join(extract)}`", examples(extract.values())]
-    parts.append("\n".join(f"- `{name}`: {command.help}" for name, command in extract.items()))
+    helps = {name: command.help.replace("\n\n", "\n\n    ") for name, command in extract.items()}
+    parts.append("\n".join(f"- `{name}`: {each}" for name, each in helps.items()))
     for panel, rows in panels.items():
         few = {row: f"{', '.join(having[row])} only" for row in rows if len(having[row]) < len(extract)}
         parts += [f"### {panel}", table(f"{row[:-2]} ({few[row]}) |" if row in few else row for row in rows)]

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Event
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -27,11 +29,13 @@ from PIL import Image
 from rich.console import Console
 from skimage import data
 from torch import Tensor
+from typer.main import get_command
 
 from patchbank.bank import parts
 from patchbank.bank.index import Part
 from patchbank.bank.manifest import Manifest
 from patchbank.cli import console, main
+from patchbank.cli.application import app
 from patchbank.config import Activation, ExtractConfig
 from patchbank.datasets import Dataset, Sample
 from patchbank.datasets.samples import Failure
@@ -282,8 +286,10 @@ def unprivileged() -> list[str]:
 Done = subprocess.CompletedProcess[str]
 
 
-def patchbank(*arguments: object, tiny: bool = True, check: int | None = None, **options: object) -> Done:
-    """Run `patchbank ...` within this process; with `check`, assert that it exits with that code.
+def patchbank(
+    *arguments: object, tiny: bool = True, check: int | None = None, directory: Path = REPOSITORY, **options: object
+) -> Done:
+    """Run `patchbank ...` within this process, in a directory; with `check`, assert that it exits with that code.
 
     It prints what a process prints whose output is a pipe. A warning is an error, and an exception that the program
     does not expect is raised. With options of a process, such as `env`, it is one: see `patchbank_process`.
@@ -291,7 +297,7 @@ def patchbank(*arguments: object, tiny: bool = True, check: int | None = None, *
     if options:  # libraries read some variables once, as they are imported
         return patchbank_process(*arguments, tiny=tiny, check=check, **options)
     line = command(*arguments, tiny=tiny)
-    with _as_in_a_process(line, tiny) as (stdout, stderr):
+    with _as_in_a_process(line, tiny, directory) as (stdout, stderr):
         try:
             main()
             code = 0
@@ -331,12 +337,12 @@ class _Pipe(io.TextIOWrapper):
 
 
 @contextlib.contextmanager
-def _as_in_a_process(line: list[str], tiny: bool) -> Iterator[tuple[_Pipe, _Pipe]]:
+def _as_in_a_process(line: list[str], tiny: bool, directory: Path) -> Iterator[tuple[_Pipe, _Pipe]]:
     """Directory, arguments, streams and models as a fresh process finds them; what the program changes is undone."""
     streams = _Pipe(), _Pipe()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.chdir(REPOSITORY))
+        stack.enter_context(contextlib.chdir(directory))
         stack.enter_context(mock.patch.dict(os.environ, COLUMNS="80"))  # no terminal's width
         stack.enter_context(mock.patch.dict(MODELS))
         stack.enter_context(
@@ -351,6 +357,18 @@ def _as_in_a_process(line: list[str], tiny: bool) -> Iterator[tuple[_Pipe, _Pipe
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+def parse_line(line: str) -> None:
+    """Parse a line of shell with `patchbank ...` as the program does, without running it."""
+    text = line[line.index("patchbank ") :].partition(" > ")[0].replace("BUCKET", "bucket")
+    if text.count("'") % 2:  # it is quoted for another program
+        text = text.rpartition("'")[0]
+    words = shlex.split(text, comments=True)[1:]
+    command: Any = get_command(app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context(command.name, words)
 
 
 def contents(directory: Path) -> dict[str, str]:

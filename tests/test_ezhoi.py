@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchbank import ExtractConfig, FeatureDataset, extract, load_dataset
+from patchbank import ExtractConfig, extract, load_dataset
 from patchbank.config import Layout
 from patchbank.datasets.example import write_sample
 from tests.support import REPOSITORY, patchbank, relative_error
@@ -88,16 +88,3 @@ def test_ez_hois_reader_on_both_layouts(
         assert torch.equal(halves, changed(targets))  # dividing in place changed nothing in the bank
     assert unchanged.shape == (5, 16, 64)
     assert 0 < relative_error(halves, unchanged) < 1e-3
-
-
-def test_the_loop_of_the_page_runs(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_sample(tmp_path / "EZ-HOI")
-    bank = tmp_path / "EZ-HOI/hicodet_shards/clipbase_img_hicodet_train_float16"
-    config = ExtractConfig(model="tiny", weights=tiny_weights, layout="shards", resize="squash", dtype="float16")
-    extract(load_dataset("hicodet", tmp_path / "EZ-HOI", "train"), bank, config)
-    (snippet,) = (text for text in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "FeatureDataset" in text)
-    names: dict[str, Any] = {}
-    exec(snippet.replace("num_workers=4", "num_workers=0"), names)
-    assert names["patch_tokens"].shape == (4, 16, 32)
-    assert isinstance(names["samples"], FeatureDataset)

@@ -41,7 +41,7 @@ def room(module: str) -> str:
 
 
 def listed() -> list[str]:
-    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    text = (REPOSITORY / "docs/why/architecture.md").read_text()
     tree = text.split("src/patchbank/\n")[1].split("```")[0]
     return [name.removesuffix(".py") for name in re.findall(r"^  (\w+)(?:\.py|/) ", tree, re.MULTILINE)]
 

@@ -1,4 +1,4 @@
-"""docs/guides/scaling.md and what it names: the job script, the clusters' files, the commands, the computed tables."""
+"""What docs/guides/scaling.md names: the job script, the clusters' files; and the tables of docs/why/billion.md."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from benchmarks import billion
 
 from patchbank import open_bank
-from patchbank.cli.application import app
 from patchbank.encoders.openai.registry import MODELS
-from tests.support import REPOSITORY, TINY, no_leftovers, photographs
+from tests.support import REPOSITORY, TINY, no_leftovers, parse_line, photographs
 
 EXAMPLES = REPOSITORY / "examples"
-PAGE = (REPOSITORY / "docs/guides/scaling.md").read_text()
+PAGE = (REPOSITORY / "docs/why/billion.md").read_text()
 SLURM = EXAMPLES / "slurm.sh"
 
 
@@ -102,32 +100,14 @@ def test_the_ray_job_asks_for_what_it_uses() -> None:
         f"--num-workers {group['maxReplicas']} --workers {containers[1]['resources']['limits']['cpu']}"
         in (job["spec"]["entrypoint"])
     )
-    check(job["spec"]["entrypoint"])
-
-
-def check(text: str) -> None:
-    """Parse a line of `patchbank extract ...` as the program does, without running it."""
-    words = shlex.split(text[text.index("patchbank extract ") :].rstrip("'"), comments=True)
-    extract = typer.main.get_command(app).commands["extract"]  # type: ignore[attr-defined]
-    assert words[2] in {*extract.commands, "tar", "parquet"}, text
-    if (command := extract.commands.get(words[2])) is None:
-        return
-    command.make_context(words[2], [word.replace("BUCKET", "bucket") for word in words[3:]], resilient_parsing=False)
-
-
-def test_the_commands_of_the_page_are_commands() -> None:
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-    commands = [line for line in lines if "patchbank extract " in line]
-    assert len(commands) >= 8
-    for line in commands:
-        check(line)
+    parse_line(job["spec"]["entrypoint"])
 
 
 def test_the_commands_of_the_job_script_are_commands() -> None:
     lines = [line for line in SLURM.read_text().splitlines() if "sbatch " in line]
     assert len(lines) == 3
     for line in lines:
-        check(f"patchbank extract {line.partition('slurm.sh ')[2]}")
+        parse_line(f"patchbank extract {line.partition('slurm.sh ')[2]}")
 
 
 def test_the_tables_of_the_page_are_the_scripts(
@@ -147,4 +127,4 @@ def test_the_tables_of_the_page_are_the_scripts(
     tables = [line for line in printed if line.startswith("|") and not line.startswith("|-")]
     assert len(tables) > 15
     for line in tables:
-        assert cells(line) in page, f"docs/guides/scaling.md lacks, of `python -m benchmarks.billion`: {line}"
+        assert cells(line) in page, f"docs/why/billion.md lacks, of `python -m benchmarks.billion`: {line}"

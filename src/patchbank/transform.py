@@ -24,7 +24,8 @@ class ImageTransform:
     """How one image of `width` x `height` pixels becomes an input of `input_size` pixels.
 
     Attributes:
-        width, height: the original image's size in pixels, as Pillow opens it (no EXIF rotation).
+        width: of the original image in pixels, as Pillow opens it (no EXIF rotation).
+        height: likewise.
         mode: ``center-crop``: resized to cover the input, then its centre. ``squash``: both sides to the input's.
             ``pad``: resized to fit into the input, centred, the rest in the mean colour.
         input_size: (h, w) of the encoder's input in pixels.
@@ -120,7 +121,8 @@ class ImageTransform:
     def points_to_input(self, points: Any) -> Any:
         """Points (..., 2), (x, y), or boxes (..., 4), xyxy, in original pixels to the input in pixels.
 
-        Nothing is clipped: what is cropped is outside the input.
+        Nothing is clipped: what is cropped is outside the input. `boxes_to_input` is another name of it, as
+        `boxes_to_grid`, `boxes_from_input` and `boxes_from_grid` are of the three below.
         """
         points = _floats(points)
         return points * _like(points, self.scale) + _like(points, self.offset)
@@ -141,7 +143,6 @@ class ImageTransform:
         """The inverse of `points_to_grid`."""
         return self.points_from_input(_floats(points) * self.patch_size)
 
-    # A box is two points.
     boxes_to_input, boxes_from_input = points_to_input, points_from_input
     boxes_to_grid, boxes_from_grid = points_to_grid, points_from_grid
 

@@ -22,7 +22,7 @@ from patchbank.cli import demo
 from patchbank.encoders import trained
 from tests.support import REPOSITORY, Done, patchbank, patchbank_process
 
-README = (REPOSITORY / "README.md").read_text()
+DOCS = REPOSITORY / "docs"
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,10 @@ def test_an_example_without_its_extra_says_what_to_install() -> None:
 
 
 @full_size
-def test_the_readmes_python_on_training_runs_on_it(demonstrated: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_on_training_runs_on_it(demonstrated: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(demonstrated.root.parent)
-    section = README.split("## Train on it")[1].split("\n## ")[0]
     names: dict[str, Any] = {}
-    for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+    for snippet in re.findall(r"```python\n(.*?)```", (DOCS / "guides/training.md").read_text(), re.DOTALL):
         exec(snippet, names)
     assert names["patch_tokens"].shape == (2, *demonstrated.shape)
     assert names["similarity"].argmax() == 0
@@ -184,9 +183,8 @@ def test_trained_weights_are_known_and_found_where_pip_left_them(demonstrated: D
 
 
 @full_size
-def test_the_commands_that_it_and_the_readme_propose_run_on_it(demonstrated: Demo) -> None:
-    section = README.split("## See the features")[1].split("\n## ")[0]
-    shell = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[0].replace('pip install -e ".[show,text]"', "")
+def test_the_commands_that_it_and_the_first_page_propose_run_on_it(demonstrated: Demo) -> None:
+    shell = re.findall(r"```sh\n(.*?)```", (DOCS / "start/first-page.md").read_text(), re.DOTALL)[1]
     proposed = re.findall(r"^(?:Next:| {5}) (patchbank .*)$", demonstrated.done.stdout, re.MULTILINE)
     assert len(proposed) == 2
     module = f"patchbank() {{ '{sys.executable}' -W error -m patchbank \"$@\"; }}\n"

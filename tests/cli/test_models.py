@@ -135,7 +135,7 @@ def test_a_reader_that_has_read_enough_ends_it() -> None:
 
 @pytest.mark.full
 def test_the_page_of_models_has_what_the_command_says() -> None:
-    page = (REPOSITORY / "docs/guides/models.md").read_text()
+    page = (REPOSITORY / "docs/reference/models.md").read_text()
     shown = re.findall(r"^\| `(.+?)` \| (.*) \|$", page.split("## Tested models")[1], flags=re.MULTILINE)
     assert {name for name, _ in shown} >= {*OPENAI, *known("transformers")}
     for name, row in shown:

@@ -1,25 +1,18 @@
-"""The README and docs/reference/commands.md say what the program does: its options, its commands, its Python."""
+"""The README and docs/reference/commands.md say what the program does: its options, its commands."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 
 from patchbank.cli.application import app
 from patchbank.config import ExtractConfig
-from patchbank.datasets.example import write_sample
-from patchbank.encoders.openai.registry import MODELS
-from patchbank.files import sha256_of
-from tests.support import REPOSITORY, patchbank
+from tests.support import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 OPTIONS = (REPOSITORY / "docs/reference/commands.md").read_text()
@@ -82,24 +75,3 @@ def test_every_extra_that_is_named_is_there_and_every_extra_is_named() -> None:
                 for names in re.findall(r'(?:patchbank|"\.|`)\[([a-z0-9,-]+)\]', path.read_text()):
                     named |= {*names.split(",")}
     assert named == extras.keys()
-
-
-def test_its_python_runs_in_its_order(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the demo's root, with a tiny model in the place of ViT-B/16."""
-    monkeypatch.chdir(tmp_path)
-    checkpoints = Path("patchbank-demo/checkpoints/pretrained_CLIP")
-    write_sample(Path("patchbank-demo"))
-    checkpoints.mkdir(parents=True)
-    official = replace(MODELS["tiny"], name="ViT-B/16", bank_prefix="clipbase", sha256=sha256_of(tiny_weights))
-    shutil.copy(tiny_weights, checkpoints / official.file_name)
-    monkeypatch.setitem(MODELS, "ViT-B/16", official)
-    root = tmp_path / "patchbank-demo"
-    patchbank("extract", "hicodet", "--root", root, "--split", "train", "--model", "ViT-B/16", check=0)
-    banks = root / "hicodet_pkl_files"
-    (banks / "clipbase_img_hicodet_train").rename(banks / "demo_img_hicodet_train")
-    names: dict[str, Any] = {}
-    snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(snippets) >= 3
-    for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), names)
-    assert names["summary"].images == 7 and names["target"].regions["union"].shape[1] == 32

@@ -57,7 +57,8 @@ class RegionFeatures:
         labels: (K,) int64, the class of what is in it, of annotated pairs one of COCO's 80; -1 if there is none.
         scores: (K,) float32, a detector's; NaN if there is none.
         visible: (K,) float32, the visible fraction of each box: the part that the encoder saw, 0 to 1.
-        verbs, hois: (K,) int64, the classes of a pair, of its union; -1 elsewhere.
+        verbs: (K,) int64, a pair's class, of its union; -1 elsewhere.
+        hois: (K,) int64, likewise.
         size: (width, height) of the image in pixels.
         failures: name -> reason, of regions that could not be extracted.
     """

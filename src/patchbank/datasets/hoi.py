@@ -38,7 +38,8 @@ class HOITarget:
 
     Attributes:
         key: the image's.
-        boxes_h, boxes_o: (K, 4) float32, the human's and the object's box, xyxy in original pixels, 0-based.
+        boxes_h: (K, 4) float32, the human's box, xyxy in original pixels, 0-based.
+        boxes_o: (K, 4) float32, likewise, the object's box.
         object: (K,) int64, the object's class among COCO's 80; `HOIClasses.objects` names them.
         verb: (K,) int64, HICO-DET's verbs or V-COCO's actions; `HOIClasses.verbs` names them.
         hoi: (K,) int64, HICO-DET's class of verb and object together; None if the file does not define it.
