@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -77,8 +78,7 @@ class Hub:
         if what == "resolve" and self.gated:
             refusal = refusal or self.gated
         if refusal or revision not in known:
-            code = "RevisionNotFound" if what != "resolve" or self.repo.count("/") > 1 else "RepoNotFound"
-            self._refuse(request, refusal or (404, code))
+            self._refuse(request, refusal or (404, "RevisionNotFound"))
             return
         files = known[revision]
         if what == "revision":
@@ -94,7 +94,8 @@ class Hub:
         elif what == "tree":
             begin = inner and f"{inner}/"
             inside = [each for each in files if each.startswith(begin)]
-            self._say(request, _tree(files, begin)) if inside else self._refuse(request, (404, "EntryNotFound"))
+            listed = _tree(files, begin, "recursive=true" in request.path.lower())
+            self._say(request, listed) if inside else self._refuse(request, (404, "EntryNotFound"))
         elif inner not in files:
             self._refuse(request, (404, "EntryNotFound"))
         else:
@@ -146,16 +147,16 @@ class Hub:
 _FACTS = {"private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
 
 
-def _tree(files: Mapping[str, bytes], begin: str) -> list[dict[str, Any]]:
-    """The entries of a directory, which ends with a slash; of the root if it is empty."""
-    inside = [name.removeprefix(begin) for name in files if name.startswith(begin)]
-    directories = sorted({name.partition("/")[0] for name in inside if "/" in name})
-    found = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": begin + name} for name in directories]
-    for name in sorted(each for each in inside if "/" not in each):
+def _tree(files: Mapping[str, bytes], begin: str, recursive: bool) -> list[dict[str, Any]]:
+    """The entries of a directory, which ends with a slash, or of the root; of all its directories if recursive."""
+    inside = sorted(name.removeprefix(begin) for name in files if name.startswith(begin))
+    parents = {str(each) for name in inside for each in PurePosixPath(name).parents[:-1]}
+    found = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": begin + name} for name in sorted(parents)]
+    for name in inside:
         content = files[begin + name]
         lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
         found.append({"type": "file", "oid": "0" * 40, "size": len(content), "path": begin + name, "lfs": lfs})
-    return found
+    return [each for each in found if recursive or "/" not in str(each["path"]).removeprefix(begin)]
 
 
 @contextmanager
@@ -180,7 +181,7 @@ def hub_server(**options: Any) -> Iterator[Hub]:
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler(answer)) for answer in (made.answer, made.send)]
     for server in servers:
         server.daemon_threads = True
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     made.url, made.other = (f"http://127.0.0.1:{server.server_port}" for server in servers)
     try:
         yield made

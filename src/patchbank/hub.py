@@ -18,7 +18,11 @@ from patchbank.errors import ConfigError, first_line
 
 SCHEME = "hf"
 INSTEAD = ", or download the repository (`hf download`) and open that directory."
-_URL = re.compile(r"hf://((?:datasets/|spaces/)?[^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?((?:/.*)?)", re.DOTALL)
+_URL = re.compile(
+    r"hf://((?:datasets/|spaces/)?(?!datasets/|spaces/|buckets/)[^/@]+/[^/@]+)"  # buckets have no commits
+    r"(?:@(refs/[^/]+/[^/]+|[^/]+))?((?:/.*)?)",
+    re.DOTALL,
+)
 _here = local()  # .asking: whether this thread is in `asking`
 
 
@@ -27,22 +31,18 @@ def pinned(url: str) -> str:
 
     One request. Raises ConfigError if there is no such repository or revision, or it cannot be asked for.
     """
-    if (match := _URL.fullmatch(url)) is None or url.startswith("hf://buckets/"):
+    if (match := _URL.fullmatch(url)) is None:
         raise ConfigError(
             f"{url} names no repository: hf://datasets/ORG/NAME/BANK, or hf://datasets/ORG/NAME@REVISION/BANK."
         )
     repo, revision, path = match.groups()
     kind, _, name = ("models/" * (repo.count("/") == 1) + repo).partition("/")
     with asking():
-        import huggingface_hub
+        from huggingface_hub import HfApi, constants
 
+        asked, limit = revision and unquote(revision), constants.HF_HUB_ETAG_TIMEOUT
         try:
-            info = huggingface_hub.HfApi().repo_info(
-                name,
-                revision=revision and unquote(revision),
-                repo_type=kind[:-1],
-                timeout=huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT,
-            )
+            info = HfApi().repo_info(name, revision=asked, repo_type=kind[:-1], timeout=limit)
         except Exception as error:  # the hub's own, and those of one of two HTTP libraries
             raise ConfigError(f"{url}: {reason(error, repo, INSTEAD)}") from error
     return f"hf://{repo}@{info.sha}{path}"

@@ -23,7 +23,8 @@ from patchbank.datasets.samples import Failure
 from patchbank.encoders import licence_of
 from patchbank.encoders.openai.registry import MODELS
 from patchbank.features import CLS, GRID, UNKNOWN
-from patchbank.show.card import ERRORS, card_of, code
+from patchbank.show.card import ERRORS, card_of
+from patchbank.show.names import plain
 from tests.support import REPOSITORY, pairs_root, patchbank, photographs, tiny_manifest
 
 HOSTILE = [
@@ -31,7 +32,7 @@ HOSTILE = [
     "![x](javascript:alert(1))<script>alert(2)</script>.jpg",
     "` <img src=x onerror=alert(3)> `",
     "---\nlicense: mit\n---\n# heading\n```\n\"'}}{{ 7 * 7 }}{% raw %}",
-    "\x1b[31mred\u202etxt \\` &lt; *b* _i_ $x$ https://evil.example ![]",
+    "\x1b[31mred\u202etxt \\` &lt; *b* _i_ $x$ www.evil.example a@b.c ![]",
 ]
 
 
@@ -107,7 +108,7 @@ def test_what_it_says(images: Path, tiny_config: ExtractConfig, tmp_path: Path) 
     card, made = (bank / "README.md").read_text(), open_bank(bank)
     assert front_matter(card) == {
         "license": "unknown",
-        "pretty_name": "folder: features of tiny",
+        "pretty_name": "name: features of tiny",
         "size_categories": ["n<1K"],
         "task_categories": ["image-feature-extraction"],
         "tags": ["patchbank", "patch-features"],
@@ -115,17 +116,17 @@ def test_what_it_says(images: Path, tiny_config: ExtractConfig, tmp_path: Path) 
     }
     assert "open_bank('hf://datasets/org/name')" in card and "`hf://datasets/org/name@COMMIT`" in card
     for words in (
-        "- `patch_tokens`: (16, 32) `float16`, block 2, `ln_post`, `proj`\n- `cls`: (32,) `float16`, block 2",
+        "- `cls`: (32,) `float16`, block 2, `ln_post`, `proj`\n- `patch_tokens`: (16, 32) `float16`, block 2,",
         "4 rows of 4: token i is row i // 4, column i % 4.",
         f"The greatest relative error measured for `float16`: {ERRORS['float16']}",
-        f"- `weights`: `{made.manifest.identity['weights']}`",
+        f"- `weights`: `{made.manifest.identity['weights']}`, `SHA-256`\n",
         "The weights are random numbers",
         "32 x 32 pixels (height x width), patches of 8",
         "`center-crop`, `bicubic`, decoder `exact`",
         "- Failed: 1.\n  - `broken.jpg`: `the file is empty`\n",
     ):
         assert words in card, card
-    assert len(re.findall("to be filled in", card, re.IGNORECASE)) == 3
+    assert len(re.findall("to be filled in", card, re.IGNORECASE)) == 2
     assert "secret-place" not in card and str(tmp_path) not in card and "\n\n\n" not in card
     done = patchbank("card", bank, check=2)
     assert "README.md exists: --overwrite replaces it" in done.stderr
@@ -156,7 +157,7 @@ def test_texts_in_data_are_texts(tmp_path: Path) -> None:
         _, front, body = card.split("---\n", 2)
         data = front_matter(card)
         assert data["license"] == text and len(front.splitlines()) == 6
-        assert data["pretty_name"].count(code(text).strip("`").strip()) == 3
+        assert data["pretty_name"] == f"name: features of {plain(text)}"
         own = markdown.parse(
             card_of(made_bank(tmp_path / f"own-{number}", ["a"]), tmp_path, "org/name").split("---\n", 2)[2]
         )
@@ -204,7 +205,7 @@ def test_other_banks(images: Path, tiny_config: ExtractConfig, tmp_path: Path) -
     assert "`patch_tokens`, `cls`: 3 of 32 principal components" in reduced and "relative error" not in reduced
     convert(open_bank(tmp_path / "pooled"), tmp_path / "half", "shards", "float16", shard_size=10_000)
     convert(open_bank(tmp_path / "half"), tmp_path / "single", "shards", "float32", shard_size=10_000)
-    assert "They were rounded before, to `float16`." in card_of(open_bank(tmp_path / "single"), tmp_path)
+    assert "The numbers were rounded before, to `float16`." in card_of(open_bank(tmp_path / "single"), tmp_path)
 
     unknown = {"family": UNKNOWN, "model": "ViT-B/16", "weights": UNKNOWN}
     imported = card_of(made_bank(tmp_path / "imported", ["a"], identity=unknown, imported="from pickles"), tmp_path)
@@ -216,13 +217,13 @@ def test_other_banks(images: Path, tiny_config: ExtractConfig, tmp_path: Path) -
 
 def test_licences_are_those_that_somebody_states() -> None:
     assert "model-card.md" in licence_of({"model": "ViT-B/16", "weights": MODELS["ViT-B/16"].sha256})
-    assert licence_of({"model": "ViT-B/16", "weights": "0" * 64}) == ""
+    assert licence_of({"model": "ViT-B/16", "weights": "1" * 64}) == ""
     timm = pytest.importorskip("timm")
     name = "vit_base_patch16_dinov3.lvd1689m"
     stated = timm.models.get_pretrained_cfg(name).license
-    assert licence_of({"model": f"timm/{name}", "weights": "0" * 64}).startswith(f"{stated}, as timm")
+    assert licence_of({"model": f"timm/{name}", "weights": "1" * 64}).startswith(f"{stated}, as timm")
     for model in ("timm/vit_base_patch16_dinov3", "timm/no_such.model", "open_clip/ViT-B-16:openai", "?"):
-        assert licence_of({"model": model, "weights": "0" * 64}) == ""
+        assert licence_of({"model": model, "weights": "1" * 64}) == ""
     assert licence_of({"model": f"timm/{name}", "weights": UNKNOWN}) == ""
 
 

@@ -32,7 +32,7 @@ def card(
         "The card, at the root of what is uploaded: the bank's directory, or one around it.",
         metavar="FILE",
         short="-o",
-        default_text="README.md in the bank, of a URL here",
+        default_text="README.md in the bank; for a URL, in this directory",
         parse=as_path,
     ),
     repo: str | None = option(

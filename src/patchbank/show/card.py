@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from patchbank import __version__
 from patchbank.bank.packing import SCALE
 from patchbank.bank.runs import read_runs
-from patchbank.encoders import licence_of
+from patchbank.encoders import known_weights, licence_of
 from patchbank.errors import BankError
 from patchbank.files import bytes_text
 from patchbank.locations import is_remote, of_hub
@@ -50,19 +50,25 @@ def card_of(bank: Bank, root: Path, repo: str = "", licence: str = "") -> str:
         raise BankError(f"{bank.path} holds no feature: there is nothing to describe.")
     made, inner = bank.manifest, _inside(bank.path, root)
     at = {revision: f"hf://datasets/{repo}{revision}/{inner}".rstrip("/") for revision in ("", "@COMMIT")}
+    name = bank.path.name.partition("@")[0] if is_remote(bank.path) else bank.path.resolve().name
     readable = bool(repo) and made.layout == "shards"
-    address = str(bank.path) if of_hub(bank.path) else at[""] if readable else inner or bank.path.resolve().name
+    address = str(bank.path) if of_hub(bank.path) else at[""] if readable else inner or name
+    title = repo.partition("/")[2] or name
+    if made.dataset in _TITLES and (made.split or "all").isalpha():
+        title = Markup(f"{_TITLES[made.dataset]} {made.split or ''}".strip())
     untrained = weights_of(made, read_runs(bank.path))[0] == "untrained"
     file = bank.file(key)
     context = {
         "address": address,
         "bank": bank,
+        "dataset": f"{made.dataset} {made.split}" if made.split else made.dataset,
         "error": ERRORS if made.reduction is None else {},
         "failures": list(islice(bank.failures.items(), _FAILURES)),
         "file": file.name if is_remote(file) else file.relative_to(bank.path).as_posix(),
         "grid": made.main if made.main in made.grids else next(iter(made.grids), None),
         "images": len({*map(image_of, bank)}) if made.input.cut else len(bank),
         "key": key,
+        "known": _known(made),
         "licence": licence,
         "made": made,
         "main": made.outputs[made.main],
@@ -70,10 +76,10 @@ def card_of(bank: Bank, root: Path, repo: str = "", licence: str = "") -> str:
         "repo": repo,
         "scale": SCALE,
         "size": Markup(bytes_text(bank.bytes_on_disk())),
-        "title": Markup(_title(made)) if made.dataset in _TITLES else _title(made),
+        "title": title,
         "untrained": untrained,
         "version": Markup(__version__),
-        "weights_licence": "" if untrained else Markup(licence_of(made.identity)),
+        "weights_licence": Markup(licence_of(made.identity)),
     }
     environment = Environment(
         loader=PackageLoader("patchbank.show"),
@@ -90,7 +96,7 @@ def card_of(bank: Bank, root: Path, repo: str = "", licence: str = "") -> str:
         "several": lambda texts: Markup(", ".join(map(code, texts))),
     }
     page: str = environment.get_template("card.md").render(context)
-    return _front_matter(bank, licence) + page
+    return _front_matter(bank, title, licence) + page
 
 
 def code(text: object) -> str:
@@ -101,16 +107,18 @@ def code(text: object) -> str:
     return f"{ticks}{space}{shown}{space}{ticks}"
 
 
-def _title(made: Manifest) -> str:
-    return plain(_TITLES.get(made.dataset, made.dataset) + (f" {made.split}" if made.split else ""))
+def _known(made: Manifest) -> str:
+    """What the text of the weights is, for people."""
+    name, weights = known_weights(made.identity), made.identity.get("weights", "")
+    return ", ".join(filter(None, ["SHA-256" * bool(re.fullmatch("[0-9a-f]{64}", weights)), name]))
 
 
-def _front_matter(bank: Bank, licence: str) -> str:
+def _front_matter(bank: Bank, title: str, licence: str) -> str:
     """The metadata that the hub reads: YAML, of which JSON is a part."""
     made = bank.manifest
     values = {
         "license": licence or "unknown",
-        "pretty_name": f"{_title(made)}: features of {plain(made.model)}",
+        "pretty_name": f"{plain(title)}: features of {plain(made.model)}",
         "source_datasets": _SOURCES.get(made.dataset),
         "size_categories": [_SIZES[min(max(len(str(len(bank))) - 3, 0), len(_SIZES) - 1)]],
         "task_categories": ["image-feature-extraction"],
