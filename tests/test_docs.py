@@ -51,6 +51,8 @@ NOT_RUN = {
     "torchrun": "needs several processes' weights; --partition has its own tests",
     "ray ": "needs a cluster",
     "s3://": "needs a bucket",
+    "hf://": "needs a repository: tests/remote/test_hub.py has one",
+    "hf ": "needs a repository",
     "aws ": "needs a bucket",
     "bank = open_bank(directory)": "lines of EZ-HOI's own module: tests/test_ezhoi.py runs them in one like it",
     "class Toy": "an excerpt of tests/toy_family.py",

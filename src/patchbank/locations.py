@@ -3,6 +3,8 @@
 A remote location is a `upath.UPath`, which has `pathlib.Path`'s methods and is annotated as one; `is_remote`
 distinguishes them. The store's own library finds the credentials (environment, configuration files, the machine's
 role). A URL must have none, so that none can get into a log or a bank.
+
+A repository of the Hugging Face hub (``hf://datasets/ORG/NAME/BANK``) is read alone, at the commit that `locate` finds.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from pathlib import Path, PurePath
 from typing import Any, TypeGuard, cast
 from urllib.parse import unquote
 
+from patchbank import hub
 from patchbank.errors import ConfigError, first_line, install
 from patchbank.files import open_regular
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # scheme -> the extra with its library
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", hub.SCHEME: "hf"}  # scheme -> the extra with its library
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
 _QUERY = re.compile(r"\?[^/?]*=")
 _ACCOUNT = re.compile(r"[a-z0-9$-]+@[a-z0-9.-]+")  # a container and its account, in Azure's URLs
@@ -27,11 +30,14 @@ _AZURE = {"abfs", "abfss", "az"}
 def locate(text: str | PurePath) -> Path:
     """A path, or a URL such as ``s3://bucket/bank``, ``gs://...``, ``memory://...``; ``file://`` is a path.
 
-    Raises ConfigError if the store is unknown, its library is not installed, or the URL may contain credentials.
+    ``hf://`` is asked for the commit of its branch or tag, which the location then names.
+
+    Raises ConfigError if the store is unknown, its library is not installed, the URL may contain credentials, or the
+    hub does not give the commit.
     """
-    if not isinstance(text, str):
+    if not isinstance(text, str) and not of_hub(text):
         return cast(Path, text).expanduser() if isinstance(text, PurePath) else text
-    if not text:
+    if not (text := str(text)):
         raise ConfigError("A path is empty. Was a variable of the shell not set?")
     if "::" in text and "://" in text:
         raise ConfigError("A URL must not chain file systems (::): what follows may contain credentials.")
@@ -59,13 +65,29 @@ def locate(text: str | PurePath) -> Path:
         get_filesystem_class(scheme)
         from upath import UPath
     except ValueError:
-        raise ConfigError(f"{text}: {scheme}:// is unknown. Use s3://, gs://, or a path.") from None
+        raise ConfigError(f"{text}: {scheme}:// is unknown. Use s3://, gs://, hf://, or a path.") from None
     except ImportError as error:
         how = f"pip install universal-pathlib, and the store's fsspec package ({error})"
         if scheme in _EXTRAS:
             how = install(_EXTRAS[scheme])
         raise ConfigError(f"{text} needs further packages: {how}") from None
-    return cast(Path, UPath(f"{scheme}://{rest}".rstrip("/")))
+    url = f"{scheme}://{rest}".rstrip("/")
+    return cast(Path, UPath(hub.pinned(url) if scheme == hub.SCHEME else url))
+
+
+def locate_new(text: str | PurePath) -> Path:
+    """The same, of what is to be written. Raises ConfigError for the hub too, which is read alone."""
+    if of_hub(text):
+        raise ConfigError(
+            f"{text} cannot be written to: write to a directory, and upload it with `hf upload ORG/NAME DIRECTORY "
+            "--repo-type dataset`, or `hf upload-large-folder` of huggingface_hub 1 (docs/guides/sharing.md)."
+        )
+    return locate(text)
+
+
+def of_hub(location: str | PurePath) -> bool:
+    """Whether it is a place on the Hugging Face hub."""
+    return str(location)[: len(hub.SCHEME) + 3].lower() == f"{hub.SCHEME}://"
 
 
 def is_place(value: object) -> TypeGuard[str | Path]:
@@ -100,6 +122,13 @@ def remote_errors(location: Path) -> Iterator[None]:
     """
     if not is_remote(location):
         yield
+        return
+    if of_hub(location):
+        try:
+            with hub.asking():
+                yield
+        except Exception as error:
+            raise hub.as_os_error(error, str(location)) from error
         return
     try:
         yield

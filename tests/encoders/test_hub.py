@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
+from tests.hub import COMMIT, Hub, hub_server
+
 pytest.importorskip("huggingface_hub")
 
-REPO, NAMES, COMMIT = "org/name", ("model.safetensors", "pytorch_model.bin"), "1" * 40
+REPO, NAMES = "org/name", ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 
@@ -40,103 +37,19 @@ print(json.dumps(result))
 """
 
 
-@dataclass
-class Hub:
-    """A server that answers as the hub does: facts of a file at /resolve/, its bytes from another host.
-
-    Attributes:
-        files: of the repository.
-        content: what is sent instead of a file; the announced SHA-256 and size are those of `files`.
-        refusal: a status and its X-Error-Code, instead of every answer.
-        later: the same, of every request but the first.
-        cuts: how many downloads end half way.
-        asked: every request: method, path, Range and Authorization.
-    """
-
-    files: dict[str, bytes] = field(default_factory=lambda: {NAMES[0]: WEIGHTS})
-    content: bytes | None = None
-    commit: str | None = COMMIT
-    refusal: tuple[int, str] | None = None
-    later: tuple[int, str] | None = None
-    cuts: int = 0
-    asked: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
-    url: str = ""
-    other: str = ""
-
-    def resolve(self, request: BaseHTTPRequestHandler) -> None:
-        found = re.fullmatch(rf"/{REPO}/resolve/(main|v1|{self.commit})/(.+)", request.path)
-        refusal = self.refusal or (self.later if len(self.asked) > 1 else None)
-        if refusal is None and not (found and found[2] in self.files):
-            refusal = 404, "EntryNotFound" if found else "RepoNotFound"
-        if refusal:
-            request.send_response(refusal[0])
-            request.send_header("X-Error-Code", refusal[1])
-            request.send_header("X-HF-Warning", "login; You are not logged in.")
-            request.send_header("Content-Length", "0")
-        else:
-            assert found
-            file = self.files[found[2]]
-            request.send_response(302)
-            request.send_header("Location", f"{self.other}/bytes/{found[2]}")
-            if self.commit:
-                request.send_header("X-Repo-Commit", self.commit)
-            request.send_header("X-Linked-Etag", f'"{hashlib.sha256(file).hexdigest()}"')
-            request.send_header("X-Linked-Size", str(len(file)))
-            request.send_header("Content-Length", "0")
-        request.end_headers()
-
-    def send(self, request: BaseHTTPRequestHandler) -> None:
-        content = self.content or self.files[request.path.removeprefix("/bytes/")]
-        start = int(re.findall(r"\d+", request.headers.get("Range") or "0")[0])
-        request.send_response(206 if start else 200)
-        if start:
-            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        request.send_header("Content-Length", str(len(content) - start))
-        request.end_headers()
-        end = None
-        if self.cuts:
-            self.cuts -= 1
-            end = start + (len(content) - start) // 2
-            request.close_connection = True
-        request.wfile.write(content[start:end])
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    made = Hub()
-
-    def handler(answer: Any) -> type:
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                made.asked.append((self.command, self.path, self.headers["Range"], self.headers["Authorization"]))
-                answer(self)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_: object) -> None: ...
-
-        return Handler
-
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler(answer)) for answer in (made.resolve, made.send)]
-    for server in servers:
-        Thread(target=server.serve_forever, daemon=True).start()
-    made.url, made.other = (f"http://127.0.0.1:{server.server_port}" for server in servers)
-    yield made
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with hub_server(files={NAMES[0]: WEIGHTS}) as made:
+        yield made
 
 
 def client(
     home: Path, hub: Hub, *, fetch: bool = True, revision: str | None = None, **environment: str
 ) -> dict[str, Any]:
     """What a process finds that knows the hub; nothing but its answer may reach the terminal."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", CLIENT, json.dumps((NAMES, revision, fetch))],
-        env=kept | {"HF_HOME": str(home), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"} | environment,
+        env=hub.environment(HF_HOME=str(home), **environment),
         capture_output=True,
         text=True,
         timeout=120,

@@ -19,6 +19,7 @@ from patchbank.bank.reduction import Reducer
 from patchbank.config import PAGE_IMAGES
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import CLS
+from patchbank.files import sha256_of_chunks
 from patchbank.locations import is_remote, locate
 from patchbank.notebook import facts
 from patchbank.regions import GRID_CUT, Region
@@ -42,8 +43,10 @@ def open_bank(path: str | Path, *, cache: str | Path | None = None, mmap: bool =
     """Open a bank for reading, whatever its layout.
 
     Args:
-        path: its directory, or its URL in an object store (``s3://bucket/bank``).
-        cache: a local directory that keeps features from an object store; None keeps none, unless the environment
+        path: its directory, or its URL in an object store (``s3://bucket/bank``) or on the Hugging Face hub
+            (``hf://datasets/ORG/NAME/BANK``, or ``.../NAME@REVISION/BANK``). On the hub a branch becomes a commit now,
+            which `Bank.path` names, and which is read ever after.
+        cache: a local directory that keeps features from a URL; None keeps none, unless the environment
             variable ``PATCHBANK_CACHE`` names one. It grows to what was read, and may be deleted.
         mmap: whether to map shards into memory. A process ends with SIGBUS when a mapped file is cut short or its
             network disk fails; with False each read opens the file, and raises BankError.
@@ -54,7 +57,8 @@ def open_bank(path: str | Path, *, cache: str | Path | None = None, mmap: bool =
 
     Raises:
         BankError: there is no bank, or it is damaged or of a later format.
-        ConfigError: it is a URL of a store whose library is not installed.
+        ConfigError: it is a URL of a store whose library is not installed, or of a repository or revision that the hub
+            does not have, or does not give.
     """
     cache = cache or os.environ.get("PATCHBANK_CACHE") or None
     return Bank(locate(path), None if cache is None else Path(cache).expanduser(), mmap=mmap)
@@ -62,7 +66,7 @@ def open_bank(path: str | Path, *, cache: str | Path | None = None, mmap: bool =
 
 def _no_bank(directory: Path) -> str:
     if is_remote(directory):
-        return f"There is no bank {directory}: it holds no shard."
+        return f"There is no bank {directory}: it holds no shard. A bank of pickles has to be downloaded first."
     if not directory.exists():
         return f"There is no bank {directory}."
     if not directory.is_dir():
@@ -431,6 +435,14 @@ class Bank(Mapping[str, "Tensor"]):
         self._entry(key)
         state = self._state
         return self._payload.file(state.parts[state.rows[key].part], key)
+
+    @property
+    def digest(self) -> str:
+        """One checksum of the bank: the SHA-256 of the names of its index's parts, sorted, a line each.
+
+        A name contains the hash of what its part says, which contains the SHA-256 of each feature.
+        """
+        return sha256_of_chunks(f"{part.path.name}\n".encode() for part in self._state.parts)
 
     def bytes_on_disk(self) -> int:
         """The size of all features' files together, in bytes."""

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from patchbank.files import (
     damaged_name,
@@ -27,7 +27,7 @@ from patchbank.files import (
     remove_abandoned,
     scratch_directory,
 )
-from patchbank.locations import filesystem, is_remote, remotely
+from patchbank.locations import filesystem, is_remote, of_hub, remotely
 
 _HEADER = 1 << 18  # bytes, in which most headers lie: a second request costs more than reading too much
 _REQUESTS = 16  # at once
@@ -125,6 +125,13 @@ class ObjectStorage(Storage):
     Scratch directories lie on the machine that writes, and other runs do not see them.
     """
 
+    reading: ClassVar[dict[str, Any]] = {}  # options of `cat_file`
+
+    @staticmethod
+    def refresh(files: Any) -> None:
+        """Forget what was there: others write here too."""
+        files.invalidate_cache()
+
     @contextlib.contextmanager
     def scratch(self, about: str = "") -> Iterator[Path]:
         probe = f".patchbank-{uuid.uuid4().hex}"
@@ -151,7 +158,7 @@ class ObjectStorage(Storage):
     def names(self) -> list[str]:
 
         def listed(files: Any, path: str) -> list[str]:
-            files.invalidate_cache()  # others write here too
+            self.refresh(files)
             return [entry.rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False)]
 
         try:
@@ -163,15 +170,15 @@ class ObjectStorage(Storage):
     def head(self, name: str) -> tuple[bytes, int]:
 
         def start(files: Any, path: str) -> tuple[bytes, int]:
-            files.invalidate_cache()
+            self.refresh(files)
             size = int(files.size(path))
-            return files.cat_file(path, start=0, end=min(size, _HEADER)), size
+            return files.cat_file(path, start=0, end=min(size, _HEADER), **self.reading), size
 
         found: tuple[bytes, int] = self._ask(start, name)
         return found
 
     def read(self, name: str, start: int, stop: int) -> bytes:
-        found: bytes = self._ask(lambda files, path: files.cat_file(path, start=start, end=stop), name)
+        found: bytes = self._ask(lambda files, path: files.cat_file(path, start=start, end=stop, **self.reading), name)
         return found
 
     def commit(self, temporary: Path, name: str) -> None:
@@ -179,7 +186,7 @@ class ObjectStorage(Storage):
 
         def put(files: Any, path: str) -> None:
             files.put_file(str(temporary), path)
-            files.invalidate_cache()
+            self.refresh(files)
             if (arrived := int(files.size(path))) != size:
                 files.rm_file(path)
                 raise OSError(f"{arrived:,} of {size:,} bytes arrived")
@@ -214,6 +221,18 @@ class ObjectStorage(Storage):
             return list(threads.map(function, names))
 
 
+class HubStorage(ObjectStorage):
+    """A directory of a repository of the Hugging Face hub, at a commit: it never changes, and is read alone."""
+
+    reading: ClassVar[dict[str, Any]] = {"cache_type": "none"}  # else the hub's file system reads megabytes ahead
+
+    @staticmethod
+    def refresh(files: Any) -> None:
+        pass
+
+
 def storage_of(directory: Path) -> Storage:
     """The place at a path or URL."""
-    return ObjectStorage(directory) if is_remote(directory) else Storage(directory)
+    if not is_remote(directory):
+        return Storage(directory)
+    return HubStorage(directory) if of_hub(directory) else ObjectStorage(directory)

@@ -13,6 +13,7 @@ import patchbank
 from patchbank.cli import (
     bench,
     boxes,
+    card,
     convert,
     demo,
     doctor,
@@ -49,7 +50,7 @@ for _command in (pairs.pairs, boxes.boxes, regions.regions):
 app.add_typer(extract.app, name="extract")
 for _command in (
     *(info.info, show.show, report.report, stats.stats),
-    *(verify.verify, repair.repair, convert.convert, import_.import_),
+    *(verify.verify, repair.repair, convert.convert, import_.import_, card.card),
     *(models.models, reader.reader, doctor.doctor, bench.bench, demo.demo),
 ):
     add_command(app, _command.__name__.strip("_"), _command, _command.__doc__)

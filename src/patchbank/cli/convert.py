@@ -24,7 +24,7 @@ from patchbank.cli.signals import StopOnSignal, interruptible
 from patchbank.config import ExtractConfig, Layout, StoredDtype, option
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
-from patchbank.locations import locate
+from patchbank.locations import locate, locate_new
 
 if TYPE_CHECKING:
     from patchbank.bank.ada_cm import Written
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def convert(
     source: Annotated[Path, typer.Argument(parser=locate, metavar="SRC", help="Bank directory or URL.")],
     target: Annotated[
-        Path, typer.Argument(parser=locate, metavar="DST", help="New bank's directory or URL; or a file.")
+        Path, typer.Argument(parser=locate_new, metavar="DST", help="New bank's directory or URL; or a file.")
     ],
     *,
     layout: Layout | Literal["ada-cm"] | None = options.like(

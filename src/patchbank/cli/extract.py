@@ -34,7 +34,7 @@ from patchbank.encoders.base import flops
 from patchbank.errors import ConfigError, TogetherTooLargeError
 from patchbank.files import bytes_text, free_bytes
 from patchbank.listing import ListingOptions
-from patchbank.locations import is_remote, locate
+from patchbank.locations import is_remote, locate, locate_new
 from patchbank.show.names import page_beside
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ app = typer.Typer(
 )
 
 _DATA = "Data"
-OUT = option(..., "Bank directory or URL (s3://...).", _DATA, metavar="BANK", parse=locate)
+OUT = option(..., "Bank directory or URL (s3://...).", _DATA, metavar="BANK", parse=locate_new)
 _PREFIX = option(False, "Begin keys with their file's name, less the extension.", _DATA)
 
 
@@ -85,7 +85,12 @@ def _register(dataset: str, title: str, splits: tuple[str, str]) -> None:
         asked: ListingOptions,
         split: list[str] | None = option(None, each, _DATA, default_text="both", values=names),
         out: Path | None = option(
-            None, "Directory or URL (s3://...) of the banks.", _DATA, metavar="DIR", default_text=where, parse=locate
+            None,
+            "Directory or URL (s3://...) of the banks.",
+            _DATA,
+            metavar="DIR",
+            default_text=where,
+            parse=locate_new,
         ),
         run: RunOptions,
         config: ExtractConfig,

@@ -29,7 +29,7 @@ from patchbank.config import ExtractConfig, Layout, as_path, option
 from patchbank.errors import BankError, ConfigError, PatchbankError
 from patchbank.features import GRID, UNKNOWN, Input, Output
 from patchbank.listing import Listing, ListingOptions, find_listing, options_needed
-from patchbank.locations import locate
+from patchbank.locations import locate_new
 
 if TYPE_CHECKING:
     from patchbank.bank.check import Report, SizeOf
@@ -49,7 +49,7 @@ def import_(
     source: Annotated[
         Path, typer.Argument(parser=as_path, metavar="PICKLES", help="Directory of pickles, or ADA-CM's file.")
     ],
-    target: Annotated[Path, typer.Argument(parser=locate, metavar="BANK", help="New bank's directory or URL.")],
+    target: Annotated[Path, typer.Argument(parser=locate_new, metavar="BANK", help="New bank's directory or URL.")],
     *,
     model: str = options.like("model", ..., values=options.MODEL_VALUES),
     asked: ListingOptions,

@@ -100,6 +100,7 @@ def _facts(bank: Bank) -> dict[str, Any]:
         "shape": manifest.shape,
         "features": len(bank),
         "bytes": bank.bytes_on_disk(),
+        "checksum": bank.digest,
         "failures": bank.failures,
     }
 
@@ -121,6 +122,7 @@ def _show(bank: Bank, *, all_failures: bool) -> None:
         add(f"  {name}", output_text(output))
     add("failures", f"{len(bank.failures):,}")
     add("size", f"{bytes_text(bank.bytes_on_disk())}, layout {manifest.layout}")
+    add("checksum", bank.digest)
     if manifest.imported:
         add("imported", manifest.imported)
     kind, weights = weights_of(manifest, read_runs(bank.path))

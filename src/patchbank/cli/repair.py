@@ -19,7 +19,7 @@ from patchbank.cli.verify import show_findings
 from patchbank.config import ExtractConfig, option
 from patchbank.errors import BankError, ConfigError
 from patchbank.listing import Listing, ListingOptions, find_listing, options_needed
-from patchbank.locations import is_remote
+from patchbank.locations import is_remote, of_hub
 
 if TYPE_CHECKING:
     from patchbank.bank.repair import Repaired
@@ -46,6 +46,10 @@ def repair(
         from patchbank.extraction.plan import make_plan
         from patchbank.extraction.recompute import config_of, spec_of
 
+        if of_hub(bank):
+            raise ConfigError(
+                f"{bank}: repair works on directories. Repair the bank that was uploaded, and upload it again."
+            )
         if is_remote(bank):
             raise ConfigError(
                 f"{bank}: repair works on directories. In an object store, delete the shards that `patchbank verify` "

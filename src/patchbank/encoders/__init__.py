@@ -8,7 +8,8 @@ A model's name selects its family, a module with these functions:
 - ``names()``: the names that it can list, with its prefix and without a network; quick, but for its library's import.
   Raises ConfigError if that is missing;
 - ``PACKAGES``: the distributions whose code computes its models, if there are any;
-- ``describe(name)``: one of them as a `Description`; None if it is no vision transformer.
+- ``describe(name)``: one of them as a `Description`; None if it is no vision transformer;
+- ``licence(name)``: what its library states of the licence of the weights, if it states any.
 
 Families other than OpenAI's are imported on demand; the modules import their library within functions.
 """
@@ -28,7 +29,7 @@ from patchbank.encoders.base import Description, EncoderSpec
 from patchbank.encoders.hub import OR_GIVE
 from patchbank.encoders.openai.registry import MODELS, Model, get_model
 from patchbank.errors import ConfigError, WeightsError, install
-from patchbank.features import Identity
+from patchbank.features import UNKNOWN, Identity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -194,6 +195,29 @@ def known_weights(identity: Identity) -> str | None:
         return f"{trained.NAME} ({trained.WHEEL.replace('==', ' ')})"
     publisher = official_weights(identity)
     return publisher and f"{publisher} weights"
+
+
+def licence_of(identity: Identity) -> str:
+    """What is stated of the licence of a model's weights, for people; empty where patchbank does not know it."""
+    from patchbank.encoders import trained
+
+    if identity.get("weights") == UNKNOWN:
+        return ""
+    if official_weights(identity):
+        return (
+            "OpenAI publishes CLIP's code under MIT (https://github.com/openai/CLIP/blob/main/LICENSE), and says in a "
+            "model card what the weights are for (https://github.com/openai/CLIP/blob/main/model-card.md)"
+        )
+    if identity.get("weights") == trained.SHA256:
+        return f"{trained.LICENCE}, that of {trained.WHEEL}"
+    family = FAMILIES.get((model := identity.get("model", "")).partition("/")[0])
+    try:
+        stated: str = (
+            import_module(family).licence(model) if family and hasattr(import_module(family), "licence") else ""
+        )
+    except ConfigError:  # its package is not installed, or does not know the model
+        return ""
+    return stated
 
 
 def _refuse_openais(config: ExtractConfig) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from patchbank.encoders.base import Progress
 from patchbank.encoders.quiet import quiet
 from patchbank.encoders.weights import sha256_of_weights
-from patchbank.errors import WeightsError, first_line, install
+from patchbank.errors import WeightsError, install
+from patchbank.hub import reason
 
 OR_GIVE = ", or give --weights."  # how messages end that are of weights and not of names
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -166,8 +167,7 @@ def _hub(repo: str, *names: str) -> Iterator[Any]:
         except WeightsError:
             raise
         except Exception as error:  # the hub's own, and those of one of three HTTP libraries, and of xet
-            reason = _reason(repo, names, _cause(error, hub.errors), hub.constants, hub.errors)
-            raise WeightsError(reason) from error
+            raise WeightsError(_reason(repo, names, _cause(error, hub.errors), hub)) from error
 
 
 def _cause(error: BaseException, errors: Any) -> BaseException:
@@ -177,24 +177,10 @@ def _cause(error: BaseException, errors: Any) -> BaseException:
     return error
 
 
-def _reason(repo: str, names: Sequence[str], error: BaseException, constants: Any, errors: Any) -> str:
+def _reason(repo: str, names: Sequence[str], error: BaseException, hub: Any) -> str:
     """What went wrong, and what to do, in one line."""
-    host = constants.ENDPOINT
-    if isinstance(error, errors.GatedRepoError):
-        return (
-            f"{repo} is gated: accept its licence at {host}/{repo}, and set HF_TOKEN to a token of that account"
-            + OR_GIVE
+    if isinstance(error, hub.errors.OfflineModeIsEnabled):
+        return f"The cache {hub.constants.HF_HUB_CACHE} has no {' or '.join(names)} of {repo}, and " + reason(
+            error, repo, OR_GIVE
         )
-    refused = isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403)
-    if refused or isinstance(error, errors.RepositoryNotFoundError):
-        return f"{host} has no {repo}, or it is private: check the name, or set HF_TOKEN to a token that may read it."
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo} has no such revision at {host}: see {host}/{repo}/tree/main."
-    if isinstance(error, errors.HFValidationError):
-        return f"{repo!r} is no name of a repository: give ORG/NAME."
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return (
-            f"The cache {constants.HF_HUB_CACHE} has no {' or '.join(names)} of {repo}, and the hub is offline "
-            "(HF_HUB_OFFLINE is set): unset it" + OR_GIVE
-        )
-    return f"{repo} could not be fetched from {host} ({first_line(error)}): check the network" + OR_GIVE
+    return reason(error, repo, OR_GIVE)

@@ -77,6 +77,13 @@ def describe(name: str) -> Description | None:
         return None
 
 
+def licence(name: str) -> str:
+    """What timm states of the licence of a tag's weights; empty without a tag. Raises ConfigError as `random` does."""
+    with _quiet() as timm:
+        stated = _pretrained(timm, name.removeprefix(PREFIX)).license if "." in name else ""
+        return f"{stated}, as timm {timm.__version__} states it" if stated else ""
+
+
 class TimmSpec(FilesSpec):
     """One of timm's models; its name has the tag, unless the weights are a file of the user's."""
 

@@ -31,7 +31,7 @@ from patchbank.extraction.pipeline import StageTimes, bound_of, encode, lane_of,
 from patchbank.extraction.plan import ExtractPlan, check_places, describe_run, make_plan, without
 from patchbank.extraction.progress import Progress, reporting
 from patchbank.features import UNKNOWN
-from patchbank.locations import locate
+from patchbank.locations import locate_new
 
 if TYPE_CHECKING:
     from patchbank.encoders.runner import Runner
@@ -116,7 +116,7 @@ def extract(
     """
     with reporting(progress) as reports:
         reports.stage("looking at weights and bank")
-        plan = make_plan(dataset, locate(out), config or ExtractConfig(), encoder=encoder)
+        plan = make_plan(dataset, locate_new(out), config or ExtractConfig(), encoder=encoder)
         if plan.todo and len(plan.devices.names) > 1:
             from patchbank.extraction import processes
 
