@@ -21,6 +21,7 @@ from patchbank.regions import parse_cut
 Precision = Literal["fp32", "bf16", "fp16", "tf32"]
 StoredDtype = Literal["float32", "float16", "bfloat16", "int8"]
 Layout = Literal["ezhoi", "shards"]
+ExportFormat = Literal["hdf5", "parquet", "webdataset", "npy"]
 ResizeMode = Literal["center-crop", "squash", "pad"]
 Rounding = Literal["nearest", "down"]
 Decode = Literal["exact", "fast"]

@@ -85,6 +85,13 @@ def write_and_sync(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
         os.fsync(file.fileno())
 
 
+def sync_file(path: Path) -> int:
+    """Flush a written file to the disk; returns its size in bytes."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, but do not flush it to the disk. Raises OSError."""
     temporary = path.with_name(f".{uuid.uuid4().hex}")
@@ -259,5 +266,22 @@ def whole_file(target: Path) -> Iterator[Path]:
             place = scratch / f"written{target.suffix}"
             yield place
             place.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
+
+
+@contextlib.contextmanager
+def whole_directory(target: Path) -> Iterator[Path]:
+    """A temporary directory to write to; at the end it takes the place of the target. Raises OSError."""
+    target = target.resolve()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_directory(target.parent) as scratch:
+            (place := scratch / "written").mkdir()
+            yield place
+            fsync_directory(place)
+            if target.exists():  # a kill between these two leaves neither
+                target.rename(scratch / "replaced")
+            place.rename(target)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(target)) from error

@@ -92,7 +92,7 @@ def convert(
             components; the target shares the source's directory or is another bank, the disk is too small, or two keys
             would share a pickle.
     """
-    _refuse_shared(source.path, target)
+    refuse_shared(source.path, target)
     dtype = dtype or ("float32" if layout == "ezhoi" else source.manifest.dtype)
     check_dtype(layout, dtype)
     made = source.manifest
@@ -180,7 +180,7 @@ def import_pickles(
         BankError: there is no usable pickle, or none of a listed image; a file cannot be read at the moment; or as
             `convert`.
     """
-    _refuse_shared(source, target)
+    refuse_shared(source, target)
     if find_payload(source) is not None:
         raise BankError(f"{source} is a bank of patchbank already. `patchbank convert` makes another of it.")
     report = verify(source, listed, progress, expected=wanted.shape)
@@ -242,7 +242,8 @@ def _nothing_usable(report: Report, wanted: Manifest, models: Sequence[str], fir
     return f"{text} {f'{first.name}: {first.reason}. ' if first else ''}`patchbank verify {report.bank}` names all."
 
 
-def _refuse_shared(source: Path, target: Path) -> None:
+def refuse_shared(source: Path, target: Path) -> None:
+    """Raise BankError if a target lies in the source's directory, or around it."""
     if _within(target, source) or _within(source, target):
         raise BankError(
             f"{target} is the source itself, or in it, or around it. Give the new bank a directory of its own."

@@ -1,7 +1,8 @@
-"""``patchbank convert SRC DST``: another layout, another stored dtype."""
+"""``patchbank convert SRC DST``: another layout, another stored dtype, or files for other programs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -21,7 +22,7 @@ from patchbank.cli.console import (
 )
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import StopOnSignal, interruptible
-from patchbank.config import ExtractConfig, Layout, StoredDtype, option
+from patchbank.config import ExportFormat, ExtractConfig, Layout, StoredDtype, option
 from patchbank.errors import ConfigError
 from patchbank.files import bytes_text
 from patchbank.locations import locate, locate_new
@@ -29,6 +30,7 @@ from patchbank.locations import locate, locate_new
 if TYPE_CHECKING:
     from patchbank.bank.ada_cm import Written
     from patchbank.bank.convert import Converted
+    from patchbank.bank.export import Exported
     from patchbank.bank.reader import Bank
 
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 def convert(
     source: Annotated[Path, typer.Argument(parser=locate, metavar="SRC", help="Bank directory or URL.")],
     target: Annotated[
-        Path, typer.Argument(parser=locate_new, metavar="DST", help="New bank's directory or URL; or a file.")
+        Path, typer.Argument(parser=locate_new, metavar="DST", help="New bank's directory or URL; or what --to writes.")
     ],
     *,
     layout: Layout | Literal["ada-cm"] | None = options.like(
@@ -45,6 +47,12 @@ def convert(
         "SRC's; shards with --pca",
         help="Files of the bank: ezhoi (one pickle per image, as EZ-HOI reads them) or shards (safetensors); or "
         "ada-cm, ADA-CM's one pickle of annotated pairs.",
+    ),
+    to: ExportFormat | None = option(
+        None,
+        "Write files for other programs, and no bank: hdf5 (one file), or a directory of parquet, webdataset (tars) or "
+        "npy.",
+        metavar="FORMAT",
     ),
     dtype: StoredDtype | None = options.like("dtype", None, "SRC's; float32 for ezhoi, as EZ-HOI reads"),
     output: list[str] | None = option(None, "Output to keep; repeatable.", metavar="NAME", default_text="all"),
@@ -65,6 +73,9 @@ def convert(
     With --layout ada-cm, DST is one file of a bank of pairs, in float16: written whole or not at all. Pairs that lack a
     feature are left out; they are listed, and the exit code is 1, as of an unfinished bank.
 
+    With --to, DST is a file or a directory for h5py, pyarrow, webdataset or numpy, one row a sample, in float32 or
+    float16: written whole or not at all. docs/guides/exporting.md says what is in it.
+
     patchbank convert BANK NEW --layout shards --dtype float16
     """
     with busy("looking at the bank"):
@@ -72,6 +83,11 @@ def convert(
         from patchbank.bank.reader import open_bank
 
         bank = open_bank(source)
+    if to is not None:
+        for name, value in {"--layout": layout, "--pca": pca}.items():
+            if value is not None:
+                raise ConfigError(f"{name} makes a bank, and --to files for other programs: make the bank first.")
+        _export(bank, target, to, dtype, output or (), config, json=json)
     if layout == "ada-cm":
         given = {"--dtype": dtype, "--output": output, "--pca": pca}
         if wrong := [name for name, value in given.items() if value is not None]:
@@ -95,6 +111,44 @@ def convert(
         )
     show_json(converted_dict(done)) if json else show_converted(done)
     signals.end(1 if done.damaged or done.refused or done.kept else 0)
+
+
+def _export(
+    bank: Bank,
+    target: Path,
+    to: ExportFormat,
+    dtype: StoredDtype | None,
+    outputs: Sequence[str],
+    config: ExtractConfig,
+    *,
+    json: bool,
+) -> NoReturn:
+    from patchbank.bank.export import export
+
+    with interruptible("nothing was written."), Activity() as activity:
+        done = export(
+            bank,
+            target,
+            to,
+            dtype,
+            shard_size=config.shard_size,
+            outputs=outputs,
+            overwrite=config.overwrite,
+            progress=activity.counter(f"exporting {bank.path.name}", bank.manifest.noun),
+        )
+    show_json({**asdict(done), "place": str(done.place)}) if json else _show_exported(done)
+    raise typer.Exit(1 if done.left_out else 0)
+
+
+def _show_exported(done: Exported) -> None:
+    shapes = " and ".join(f"{name} {shape}" for name, shape in done.outputs.items())
+    show_facts(
+        done.place,
+        f"{count_text(done.features, 'sample')} written ({bytes_text(done.bytes_written)}): {shapes} in {done.dtype}",
+        count_text(done.files, "file"),
+        f"{count_text(done.failures, 'failure')} listed" if done.failures else "",
+    )
+    show_failures("left out", done.left_out, ": --json names them all")
 
 
 def _write_pairs(bank: Bank, target: Path, *, overwrite: bool, json: bool) -> NoReturn:
