@@ -16,6 +16,7 @@ _REASONS = 3  # of failures
 _SIDE = 260  # pixels: the longer side of a drawing
 _HATCH = 7  # pixels from line to line
 _LEFT = 'style="text-align: left; vertical-align: top"'
+_TABLE = 'style="margin: 0 0 0.5em"'
 _BESIDE = 'style="display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start"'
 # As in figures; they differ for the colour-blind, and show on white and on black.
 COLOURS = {"human": "#0072B2", "object": "#D55E00"}
@@ -29,7 +30,7 @@ def shown(title: str, *parts: str) -> str:
 def facts(values: Mapping[str, object]) -> str:
     """A table of names and values; empty values are left out, and a list has a line for each."""
     rows = (f"<tr><th {_LEFT}>{_text(name)}</th>{_cell(value)}</tr>" for name, value in values.items() if value)
-    return f"<table><tbody>{''.join(rows)}</tbody></table>"
+    return f"<table {_TABLE}><tbody>{''.join(rows)}</tbody></table>"
 
 
 def table(header: Sequence[str], rows: Sequence[Iterable[object]]) -> str:
@@ -38,7 +39,7 @@ def table(header: Sequence[str], rows: Sequence[Iterable[object]]) -> str:
     head = "".join(f"<th {_LEFT}>{mark}{_text(name)}</th>" for mark, name in zip(marks, header, strict=True))
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows[:_ROWS])
     more = f'<tr><td colspan="{len(header)}">and {len(rows) - _ROWS:,} more</td></tr>' if len(rows) > _ROWS else ""
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}{more}</tbody></table>"
+    return f"<table {_TABLE}><thead><tr>{head}</tr></thead><tbody>{body}{more}</tbody></table>"
 
 
 def failed(failures: Mapping[str, str]) -> list[str]:

@@ -65,7 +65,8 @@ class HOITarget:
 
     def __repr__(self) -> str:
         regions = f", regions {', '.join(self.regions)}" if self.regions else ""
-        return f"<HOITarget {self.key}: {len(self)} pair{'' if len(self) == 1 else 's'}, {self.size}{regions}>"
+        size = f", {self.size[0]} x {self.size[1]} pixels" if self.size else ""
+        return f"<HOITarget {self.key}: {len(self)} pair{'' if len(self) == 1 else 's'}{size}{regions}>"
 
     def _repr_html_(self) -> str:
         boxes = {"human": self.boxes_h.tolist(), "object": self.boxes_o.tolist()}
