@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from importlib import import_module
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def _in_notebook(tqdm: Any) -> Any:
 
     It has the notebook's colours, and is saved as it was last.
     """
-    from IPython.display import display
+    display: Any = import_module("IPython.display").display  # it has no types
 
     class InNotebook(tqdm):  # type: ignore[misc]
         def __init__(self, **options: Any) -> None:
