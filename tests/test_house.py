@@ -55,7 +55,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 def test_only_the_door_of_the_encoders_and_the_demo_know_a_family() -> None:
     family = "patchbank.encoders.openai"
     knowing = {name for name, found in IMPORTS.items() if any(f"{each}.".startswith(f"{family}.") for each in found)}
-    assert {name for name in knowing if not name.startswith(family)} == {"patchbank.encoders", "patchbank.cli.demo"}
+    assert {name for name in knowing if not name.startswith(family)} == {"patchbank.encoders", "patchbank.demo"}
 
 
 def test_a_bank_knows_neither_encoders_nor_decoders() -> None:

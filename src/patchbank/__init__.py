@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from patchbank.datasets import load_dataset as load_dataset
     from patchbank.datasets.boxes import load_boxes as load_boxes
     from patchbank.datasets.hoi import HOITarget as HOITarget
+    from patchbank.demo import prepare_demo as prepare_demo
     from patchbank.encoders.runner import Runner as Runner
     from patchbank.encoders.runner import load_encoder as load_encoder
     from patchbank.errors import PatchbankError as PatchbankError
@@ -49,6 +50,7 @@ _NAMES = {
     "datasets": ["Dataset", "Sample", "load_dataset"],
     "datasets.boxes": ["load_boxes"],
     "datasets.hoi": ["HOITarget"],
+    "demo": ["prepare_demo"],
     "encoders.runner": ["Runner", "load_encoder"],
     "errors": ["PatchbankError"],
     "extraction.run": ["ExtractSummary", "extract"],

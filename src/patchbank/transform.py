@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchbank.config import ResizeMode, Rounding
-from patchbank.notebook import facts, geometry
+from patchbank.notebook import facts, geometry, shown
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class ImageTransform:
             "grid": f"{self.grid[0]} rows, {self.grid[1]} columns",
             "seen": seen,
         }
-        return facts("ImageTransform", values) + geometry(self)
+        return shown("ImageTransform", facts(values), geometry(self))
 
 
 def _shown(first: float, last: float, cells: int) -> NDArray[np.bool_]:

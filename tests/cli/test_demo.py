@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from patchbank import FeatureDataset, load_dataset, open_bank
+from patchbank import FeatureDataset, demo, load_dataset, open_bank
 from patchbank.bank import removal
-from patchbank.cli import demo
 from patchbank.encoders import trained
 from tests.support import REPOSITORY, Done, patchbank, patchbank_process
 

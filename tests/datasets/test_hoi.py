@@ -149,7 +149,7 @@ def test_a_target_is_the_callers_own_and_moves_as_a_whole(tmp_path: Path) -> Non
     target = pairs.target("a.jpg")
     target.boxes_h.zero_()
     assert pairs.target("a.jpg").boxes_h.sum() > 0
-    assert repr(target) == "<HOITarget a.jpg: 1 pair, (640, 480)>"
+    assert repr(target) == "<HOITarget a.jpg: 1 pair, 640 x 480 pixels>"
     moved = target.to("meta")
     assert moved.boxes_h.device.type == moved.verb.device.type == "meta"
     assert moved.hoi is not None and moved.hoi.device.type == "meta"

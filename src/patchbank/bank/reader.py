@@ -16,12 +16,13 @@ from patchbank.bank.parts import find_payload, read_parts
 from patchbank.bank.payload import Column
 from patchbank.bank.pickles import pickles_in
 from patchbank.bank.reduction import Reducer
+from patchbank.bank.runs import read_runs
 from patchbank.config import PAGE_IMAGES
 from patchbank.errors import BankError, KeyNotInBank
 from patchbank.features import CLS
-from patchbank.files import sha256_of_chunks
+from patchbank.files import bytes_text, sha256_of_chunks
 from patchbank.locations import is_remote, locate
-from patchbank.notebook import facts
+from patchbank.notebook import facts, failed, shown
 from patchbank.regions import GRID_CUT, Region
 from patchbank.transform import ImageTransform
 
@@ -501,16 +502,18 @@ class Bank(Mapping[str, "Tensor"]):
         return f"<Bank {self.path}: {len(self)} x {outputs}, {self.manifest.model}, {len(self.failures)} failed>"
 
     def _repr_html_(self) -> str:
+        from patchbank.bank.writer import disk_bytes
+
         made = self.manifest
-        outputs = (f"{name} {tuple(each.shape)} {each.dtype}" for name, each in made.outputs.items())
+        h, w = made.input.size
         values = {
-            "features": f"{len(self):,}, such as {next(iter(self))}" if self._entries else "none",
-            "failed images": f"{len(self.failures):,}",
-            "outputs": ", ".join(outputs),
-            "grid": f"{made.grid[0]} rows, {made.grid[1]} columns",
+            "features": f"{len(self):,} of {made.title}, such as {next(iter(self))}" if self._entries else "none",
+            "failed": failed(self.failures),
+            "outputs": [f"{name} {each.shape} {each.dtype}" for name, each in made.outputs.items()],
             "reduced": made.reduction and f"{made.reduction}, {made.reduction.explained:.1%} of the variance",
+            "input": f"{h}x{w} (height x width), {made.input.resize}, grid {made.grid[0]} x {made.grid[1]}",
             "model": made.model,
-            "dataset": made.title,
-            "layout": made.layout,
+            "weights": any(run.untrained for run in read_runs(self.path)) and "UNTRAINED: the numbers mean nothing",
+            "on disk": f"about {bytes_text(disk_bytes(len(self), made))}, layout {made.layout}",
         }
-        return facts(f"Bank {self.path}", values)
+        return shown(f"Bank {self.path}", facts(values))

