@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ def visit(browser: Any) -> Iterator[Visit]:
             "request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or said.append(request.url)
         )
         tab.goto(path.as_uri())
-        until(tab, "window.patchbank && window.patchbank.values")
+        until(tab, "window.patchbank")
         return tab
 
     yield opened
@@ -67,29 +68,59 @@ def page(annotated: tuple[Bank, Dataset], tmp_path_factory: pytest.TempPathFacto
     return path, write_report(annotated[0], path, annotated[1]).error + 1e-5
 
 
-def shown(tab: Any, key: str) -> Any:
-    """Open one of the gallery's images."""
-    tab.locator("#thumbnails button", has_text=key).click()
-    until(tab, f"window.patchbank.image === {key!r}")
-    return tab.evaluate("window.patchbank")
+def shown(tab: Any, key: str, side: str = "left") -> None:
+    """Show one of the sample's images in the pair."""
+    tab.locator(f"#{side} select").select_option(label=key)
 
 
 @contextmanager
 def redrawn(tab: Any) -> Iterator[None]:
-    """Wait for another map than the one that is shown."""
-    tab.evaluate("window.before = window.patchbank")
+    """Wait for the maps of another query."""
+    tab.evaluate("window.before = window.patchbank.asked")
     yield
-    until(tab, "window.patchbank !== window.before")
+    until(tab, "window.patchbank.asked !== window.before")
 
 
-def at(tab: Any, bank: Bank, key: str, token: int) -> tuple[float, float]:
-    """A patch's centre on the canvas, in CSS pixels."""
-    tab.locator("#image").scroll_into_view_if_needed()
-    area = tab.locator("#image").bounding_box()
-    transform = bank.transform(key)
-    columns = transform.grid[1]
-    x, y = transform.points_from_grid([token % columns + 0.5, token // columns + 0.5])
-    return area["width"] * x / transform.width, area["height"] * y / transform.height
+def at(tab: Any, bank: Bank, key: str, token: int, shot: str) -> dict[str, float]:
+    """A patch's centre on a picture of a whole image, in CSS pixels."""
+    tab.locator(shot).scroll_into_view_if_needed()
+    area, transform = tab.locator(shot).bounding_box(), bank.transform(key)
+    x, y = transform.points_from_grid([token % 4 + 0.5, token // 4 + 0.5])
+    return {"x": float(area["width"] * x / transform.width), "y": float(area["height"] * y / transform.height)}
+
+
+def hover(tab: Any, bank: Bank, key: str, token: int, shot: str = "#left .photo") -> Any:
+    """Point at a patch; returns what the page then says."""
+    place = at(tab, bank, key, token, shot)
+    with redrawn(tab):
+        tab.locator(shot).hover(position=place)
+    return tab.evaluate("window.patchbank")
+
+
+def click(tab: Any, bank: Bank, key: str, token: int, shot: str = "#left .photo") -> Any:
+    """Click a patch; returns what the page then says."""
+    hover(tab, bank, key, token, shot)
+    with redrawn(tab):
+        tab.locator(shot).click(position=at(tab, bank, key, token, shot))
+    return tab.evaluate("window.patchbank")
+
+
+def map_of(tab: Any, shot: str) -> np.ndarray:
+    """(N, 4) from 0 to 1: the colours of a map's patches."""
+    canvas = f"document.querySelector({json.dumps(shot + ' canvas')})"
+    content = base64.b64decode(tab.evaluate(f"{canvas}.toDataURL()").partition(",")[2])
+    return np.asarray(Image.open(BytesIO(content)).convert("RGBA"), np.float32).reshape(-1, 4) / 255
+
+
+def inferno(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(N, 3): colours between both ends of a scale, as the page has them."""
+    stops = colormaps["inferno"](np.linspace(0, 1, 17))[:, :3]
+    places = ((values - low) / (high - low)).clip(0, 1) * 16
+    return np.stack([np.interp(places, range(17), stops[:, each]) for each in range(3)], axis=1)
+
+
+def text_of(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\u2212")
 
 
 def test_the_map_is_what_numpy_computes(
@@ -101,13 +132,80 @@ def test_the_map_is_what_numpy_computes(
         shown(tab, key)
         tokens = bank[key].numpy()
         for token in (0, 5, 15):
-            x, y = at(tab, bank, key, token)
-            with redrawn(tab):
-                tab.locator("#image").hover(position={"x": x, "y": y})
-            found = tab.evaluate("window.patchbank")
-            assert (found["image"], found["token"], found["chosen"]) == (key, token, [])
+            found = hover(tab, bank, key, token)
+            assert (found["image"], found["token"], found["chosen"], found["held"]) == (key, token, [], False)
             assert np.abs(np.array(found["values"]) - similarities(tokens, tokens[token])).max() <= error
             assert f"row {token // 4}, column {token % 4} (x " in tab.inner_text("#readout")
+
+
+@pytest.mark.parametrize("release", ["Escape", "click", "button"])
+def test_a_held_patch_lights_its_matches_in_every_image(
+    release: str, annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit
+) -> None:
+    """In both large images and in all tiles, on the scale of the patch's own image; released, components come back."""
+    bank, (path, error) = annotated[0], page
+    keys = list(bank)
+    tab = visit(path)
+    components = Common.of(bank, bank.manifest.main, keys).components
+    shown(tab, keys[2])
+    shown(tab, keys[5], "right")
+    places = {f"#all li:nth-child({number}) .map": key for number, key in enumerate(keys, 1)}
+    places |= {f"#first li:nth-child({number}) .map": key for number, key in enumerate(keys[:6], 1)}
+    places |= {"#left .map": keys[2], "#right .map": keys[5]}
+
+    def components_are_shown() -> None:
+        for place, key in places.items():
+            assert np.abs(map_of(tab, place)[:, :3] - components.colours(bank[key].numpy())).max() < 0.01, place
+
+    components_are_shown()
+    click(tab, bank, keys[2], 5)
+    hover(tab, bank, keys[5], 3, "#right .photo")  # what is held stays
+    until(tab, f"Object.keys(window.patchbank.best).length === {len(keys)}")
+    found = tab.evaluate("window.patchbank")
+    assert (found["image"], found["token"], found["held"]) == (keys[2], 5, True)
+    assert found["reading"] == [keys[5], 3]
+    query = unit(bank[keys[2]].numpy()[5])
+    own = unit(bank[keys[2]].numpy()) @ query
+    for place, key in places.items():
+        values = unit(bank[key].numpy()) @ query
+        expected = inferno(values, own.min(), own.max())
+        assert np.abs(map_of(tab, place)[:, :3] - expected).max() < 0.03 + 8 * error, place
+        assert values[found["best"][key]] >= values.max() - 4 * error
+    beside = (unit(bank[keys[5]].numpy()) @ query).max()
+    assert tab.inner_text("#right .value") in {text_of(beside + each) for each in (-error, 0, error)}
+    assert " at row 0, column 3 (x " in tab.inner_text("#readout") and "held" in tab.inner_text("#readout")
+    if release == "button":
+        tab.locator("#release").click()
+    elif release == "click":
+        click(tab, bank, keys[2], 5)
+    else:
+        tab.keyboard.press("Escape")
+    until(tab, "!window.patchbank.held")
+    tab.mouse.move(0, 0)
+    until(tab, "!window.patchbank.image")
+    components_are_shown()
+
+
+def test_tiles_answer_and_open(annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit) -> None:
+    """A tile is asked like a large image. A click holds its patch and opens it; the next ones open beside it."""
+    bank, keys = annotated[0], list(annotated[0])
+    tab = visit(page[0])
+    found = hover(tab, bank, keys[3], 6, "#first li:nth-child(4) .photo")
+    assert (found["image"], found["token"], found["held"]) == (keys[3], 6, False)
+    tab.mouse.move(0, 0)
+    until(tab, "!window.patchbank.image")  # and let go
+    found = click(tab, bank, keys[3], 9, "#first li:nth-child(4) .map")
+    assert (found["image"], found["token"], found["held"]) == (keys[3], 9, True)
+    hover(tab, bank, keys[7], 2, "#all li:nth-child(8) .photo")
+    tab.mouse.down()
+    tab.mouse.up()
+    until(tab, "document.querySelector('#right select').value === '7'")
+    found = tab.evaluate("window.patchbank")
+    assert (found["image"], found["token"], found["held"]) == (keys[3], 9, True)
+    sides = [tab.locator(f"#{side} select").input_value() for side in ("left", "right")]
+    assert sides == ["3", "7"]
+    shown(tab, keys[7])  # each image is on one side: they change places
+    assert [tab.locator(f"#{side} select").input_value() for side in ("left", "right")] == ["7", "3"]
 
 
 def test_the_nearest_patches_of_other_images_are_shown_and_lead_there(
@@ -117,53 +215,49 @@ def test_the_nearest_patches_of_other_images_are_shown_and_lead_there(
     key = list(bank)[2]
     tab = visit(path)
     shown(tab, key)
-    x, y = at(tab, bank, key, 5)
-    tab.locator("#image").hover(position={"x": x, "y": y})
-    until(tab, "window.patchbank.token === 5 && window.patchbank.nearest")
+    click(tab, bank, key, 5)
+    until(tab, "window.patchbank.held && window.patchbank.nearest")
     found = tab.evaluate("window.patchbank.nearest")
     assert [each["value"] for each in found] == sorted((each["value"] for each in found), reverse=True)
     assert sorted(each["image"] for each in found) == sorted(set(bank) - {key})
     for each in found:
         values = unit(bank[each["image"]].numpy()) @ unit(bank[key].numpy()[5])
         assert abs(each["value"] - values.max()) <= 2 * error and values[each["token"]] >= values.max() - 4 * error
-    tab.locator("#nearest button").first.click()
-    until(tab, f"window.patchbank.image === {json.dumps(found[0]['image'])}")
-    until(tab, f"window.patchbank.token === {found[0]['token']}")
-    assert tab.is_checked("#fixed")
+    tab.locator("#nearest button").first.focus()
+    tab.keyboard.press("Enter")
+    until(tab, "window.patchbank.reading")
+    now = tab.evaluate("window.patchbank")
+    assert (now["image"], now["token"], now["reading"]) == (key, 5, [found[0]["image"], found[0]["token"]])
+    assert tab.evaluate("document.querySelector('#right .shot') === document.activeElement")
+    assert tab.locator("#right option:checked").inner_text() == found[0]["image"]
 
 
 def test_patches_are_drawn_where_they_lie_in_the_colours_of_their_values(
     annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit
 ) -> None:
-    """Of the map, the colours between both ends of the scale; of the components, those of all images."""
+    """Of the map, the colours between both ends of the scale; at rest, the components of all images."""
     bank = annotated[0]
     key = list(bank)[1]  # a broad image: the patches lie in its middle
     transform = bank.transform(key)
     assert transform.width > transform.height
     tab = visit(page[0])
     shown(tab, key)
-    x, y = at(tab, bank, key, 6)
-    with redrawn(tab):
-        tab.locator("#image").hover(position={"x": x, "y": y})
-    values = np.array(tab.evaluate("window.patchbank.values"))
-    tab.mouse.move(0, 0)
-    cividis = colormaps["cividis"](np.linspace(0, 1, 13))[:, :3]
-    places = (values - values.min()) / (values.max() - values.min()) * 12
-    expected = np.stack([np.interp(places, range(13), cividis[:, each]) for each in range(3)], axis=1)
-    of_components = Common.of(bank, bank.manifest.main, list(bank)).components.colours(bank[key].numpy())
-    for canvas, colours in (("map", expected), ("components", of_components)):
-        tab.locator(f"#{canvas}").scroll_into_view_if_needed()
-        pixels = np.asarray(Image.open(BytesIO(tab.locator(f"#{canvas}").screenshot())).convert("RGB")) / 255
+    expected = Common.of(bank, bank.manifest.main, list(bank)).components.colours(bank[key].numpy())
+    for asked in (False, True):
+        if asked:
+            values = np.array(hover(tab, bank, key, 6)["values"])
+            expected = inferno(values, values.min(), values.max())
+            assert tab.inner_text("#low") == text_of(values.min()) and tab.inner_text("#high") == "1.00"
+        pixels = np.asarray(Image.open(BytesIO(tab.locator("#left .map").screenshot())).convert("RGB")) / 255
         scale = pixels.shape[1] / transform.width
         for token in range(16):
             x, y = scale * transform.points_from_grid([token % 4 + 0.5, token // 4 + 0.5])
-            assert np.abs(pixels[int(y), int(x)] - colours[token]).max() < 0.03, (canvas, token)
+            assert np.abs(pixels[int(y), int(x)] - expected[token]).max() < 0.04, (asked, token)
         beside = pixels[int(scale * transform.height / 2), int(scale * transform.visible[0] / 2)]
         assert beside.min() > 0.5  # what the model did not see is faint
-    assert tab.inner_text("#low") == f"{values.min():.2f}".replace("-", "\u2212")
-    assert tab.inner_text("#high") == "1.00"
     ramp = np.asarray(Image.open(BytesIO(tab.locator("#ramp").screenshot())).convert("RGB")) / 255
-    assert np.abs(ramp[5, 3] - cividis[0]).max() < 0.05 and np.abs(ramp[5, -4] - cividis[-1]).max() < 0.05
+    ends = inferno(np.array([0.0, 1.0]), 0, 1)
+    assert np.abs(ramp[5, 3] - ends[0]).max() < 0.1 and np.abs(ramp[5, -4] - ends[1]).max() < 0.1
 
 
 @pytest.mark.parametrize("resize", ["center-crop", "squash", "pad"])
@@ -188,14 +282,14 @@ def test_boxes_of_any_geometry(
     bank = open_bank(tmp_path / "bank")
     error = write_report(bank, tmp_path / "page.html", dataset).error
     tab = visit(tmp_path / "page.html")
-    assert tab.locator("#dimmed").is_visible() == (resize == "center-crop")
+    assert ("dimmed part" in tab.inner_text("#left .notes")) == (resize == "center-crop")
     tokens, transform, target = (
         bank["photo_0000.jpg"],
         bank.transform("photo_0000.jpg"),
         dataset.target("photo_0000.jpg"),
     )
     for button, box in zip(
-        ("#boxes .human", "#boxes .object", "#relations button"),
+        ("#left .boxes .human", "#left .boxes .object", "#left .boxes .union"),
         torch.cat([target.boxes_h, target.boxes_o, union_boxes(target.boxes_h, target.boxes_o)]),
         strict=True,
     ):
@@ -208,28 +302,33 @@ def test_boxes_of_any_geometry(
         assert ("% visible)" in tab.inner_text("#readout")) == (seen < 0.995)
         if seen < 0.995:
             assert f"({max(1, round(100 * seen))}% visible)" in tab.inner_text("#readout")
-        tab.locator("#image").press("Escape")
+        with redrawn(tab):
+            tab.keyboard.press("Escape")
     # Padding has no colour in the map, and does not count in its range.
+    with redrawn(tab):
+        tab.locator("#left .photo").press("Home")
     valid = transform.valid.flatten()
     values = np.array(tab.evaluate("window.patchbank.values"))[valid]
-    assert tab.inner_text("#low") == f"{values.min():.2f}".replace("-", "\u2212")
-    pixels = np.asarray(Image.open(BytesIO(tab.locator("#map").screenshot())).convert("RGB")).astype(int)
-    x1, y1, x2, y2 = limits = _limits(transform)
-    for token in range(16):
+    assert tab.inner_text("#low") == text_of(values.min())
+    assert ((map_of(tab, "#left .map")[:, 3] > 0) == valid).all()
+    pixels = np.asarray(Image.open(BytesIO(tab.locator("#left .map").screenshot())).convert("RGB")) / 255
+    expected = inferno(np.array(tab.evaluate("window.patchbank.values")), values.min(), values.max())
+    x1, y1, x2, y2 = _limits(transform)
+    for token in np.flatnonzero(valid):
         x, y = transform.points_from_grid([token % 4 + 0.5, token // 4 + 0.5])
         column, row = pixels.shape[1] * (x - x1) / (x2 - x1), pixels.shape[0] * (y - y1) / (y2 - y1)
-        shade = pixels[int(row), int(column)]
-        assert (abs(shade - 255).max() > 8) == valid[token], (token, shade, limits)
+        if 4 < row < len(pixels) - 4 and 4 < column < pixels.shape[1] - 4:  # of a patch that is half padding, an edge
+            assert np.abs(pixels[int(row), int(column)] - expected[token]).max() < 0.05, token
     # The keyboard stays among the patches that show the image.
     rows, columns = (np.flatnonzero(transform.valid.any(axis)) for axis in (1, 0))
     for press, ends in (("Home", columns[0]), ("End", columns[-1])):
-        tab.locator("#image").press(press)
+        tab.locator("#left .photo").press(press)
         until(tab, f"window.patchbank.token % 4 === {ends}")
     for _ in range(5):
-        tab.locator("#image").press("ArrowDown")
+        tab.locator("#left .photo").press("ArrowDown")
     until(tab, f"window.patchbank.token === {4 * rows[-1] + columns[-1]}")
     for _ in range(2):
-        tab.locator("#image").press("ArrowRight")
+        tab.locator("#left .photo").press("ArrowRight")
     assert tab.evaluate("window.patchbank.token") == 4 * rows[-1] + columns[-1]
 
 
@@ -253,7 +352,7 @@ def test_the_policy_is_in_force(kept: bool, page: tuple[Path, float], browser: A
         address = f"http://127.0.0.1:{server.server_port}"
         tab = browser.new_page()
         tab.goto((tmp_path / "page.html").as_uri())
-        until(tab, "window.patchbank && window.patchbank.values")
+        until(tab, "window.patchbank")
         tab.evaluate(
             """(address) => {
             const script = document.createElement("script");
@@ -284,7 +383,7 @@ def test_boxes_and_their_union_are_pooled_as_the_library_does(
     target, tokens = dataset.target(key), bank[key]
     tab = visit(path)
     shown(tab, key)
-    human, thing = tab.locator("#boxes .human").first, tab.locator("#boxes .object").first
+    human, thing = (tab.locator(f"#left .boxes .{kind}").first for kind in ("human", "object"))
 
     def expected(box: torch.Tensor) -> np.ndarray:
         pooled = pool_regions(tokens, box[None], bank.transform(key))[0]
@@ -304,7 +403,7 @@ def test_boxes_and_their_union_are_pooled_as_the_library_does(
     with redrawn(tab):
         thing.click()
     assert tab.evaluate("window.patchbank.chosen") == [0]
-    pair = tab.locator("#relations button").first
+    pair = tab.locator("#left .boxes .union").first
     assert pair.inner_text() == "human 1, race, motorcycle 2"
     with redrawn(tab):
         pair.click()
@@ -312,148 +411,101 @@ def test_boxes_and_their_union_are_pooled_as_the_library_does(
     assert [each.get_attribute("aria-pressed") for each in (human, thing, pair)] == ["true"] * 3
 
 
-def test_boxes_are_chosen_in_the_image(annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit) -> None:
+def test_boxes_are_outlined_where_they_lie(
+    annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit
+) -> None:
+    """While their button is pointed at or has the focus, and while they are chosen; then their union too."""
     bank, dataset = annotated
     key = next(key for key in bank if len(dataset.target(key)))
-    transform, target = bank.transform(key), dataset.target(key)
     tab = visit(page[0])
     shown(tab, key)
-    tab.locator("#image").scroll_into_view_if_needed()
-    area = tab.locator("#image").bounding_box()
-    x1, y1, x2, y2 = (target.boxes_o[0].numpy() * area["width"] / transform.width).tolist()
-    for place, chosen in (
-        ((x2, (y1 + y2) / 2), [1]),
-        ((4, 8), [1, 0]),
-        (((x1 + x2) / 2, y2), [0]),
-    ):  # an edge; a number
-        with redrawn(tab):
-            tab.locator("#image").click(position={"x": place[0], "y": place[1]})
-        assert tab.evaluate("window.patchbank.chosen") == chosen
-    tab.locator("#show-boxes").uncheck()  # what is not seen cannot be chosen: a patch is
+    outline = tab.locator("#left .photo .box")
+    assert outline.count() == 0
+    tab.locator("#left .boxes .object").first.hover()
+    until(tab, "document.querySelector('#left .photo .object')")
+    area, box = tab.locator("#left .photo").bounding_box(), outline.bounding_box()
+    corner = [box["x"] - area["x"], box["y"] - area["y"]]
+    found = np.array([*corner, corner[0] + box["width"], corner[1] + box["height"]])
+    expected = dataset.target(key).boxes_o[0].numpy() * area["width"] / bank.transform(key).width
+    assert np.abs(found - expected).max() < 1
     with redrawn(tab):
-        tab.locator("#image").click(position={"x": (x1 + x2) / 2, "y": y2})
-    assert tab.evaluate("window.patchbank.chosen") == [] and tab.locator("#fixed").is_checked()
+        tab.locator("#left .boxes .union").first.click()
+    tab.locator("#left .boxes .union").first.blur()
+    tab.mouse.move(0, 0)
+    until(tab, "document.querySelectorAll('#left .photo .box').length === 3")
 
 
 def test_the_keyboard_and_a_finger_reach_everything(
     annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit
 ) -> None:
     bank = annotated[0]
-    key = next(iter(bank))
+    keys = list(bank)
     tab = visit(page[0], 390, has_touch=True)
     assert tab.locator("#runs td:last-child").last.bounding_box()["width"] > 300  # it scrolls, and stays low
     tab.locator("#query").focus()
     for _ in range(2):
         tab.keyboard.press("Tab")
-    tab.keyboard.press("Enter")  # the second image: its name gets the focus
-    assert tab.evaluate("document.activeElement.id") == "name"
-    tab.locator("#image").focus()
-    token = tab.evaluate("window.patchbank.token")
-    assert token == 10  # in the middle of 4 x 4
+    tab.keyboard.press("Enter")  # the second image: its middle patch is held, and it gets the focus
+    assert tab.evaluate("document.activeElement === document.querySelector('#left .shot')")
+    until(tab, "window.patchbank.held")
+    found = tab.evaluate("window.patchbank")
+    assert (found["token"], found["image"]) == (10, keys[1])  # in the middle of 4 x 4
+    with redrawn(tab):
+        tab.keyboard.press("Enter")
+    assert not tab.evaluate("window.patchbank.held")
+    token = 10
     for press, step in (("ArrowRight", 1), ("ArrowUp", -4), ("ArrowUp", -4), ("ArrowDown", 4), ("ArrowLeft", -1)):
         with redrawn(tab):
             tab.keyboard.press(press)
         token += step
         assert tab.evaluate("window.patchbank.token") == token
-    tab.keyboard.press("Enter")
-    assert tab.locator("#fixed").is_checked()
-    held = tab.evaluate("window.patchbank")
     with redrawn(tab):
-        tab.keyboard.press(
-            "ArrowRight" if held["token"] % 4 < 3 else "ArrowLeft"
-        )  # what is held stays, and is read out
+        tab.keyboard.press("Enter")
+    assert tab.evaluate("window.patchbank.held") and tab.locator("#release").is_visible()
+    with redrawn(tab):
+        tab.keyboard.press("ArrowRight")  # what is held stays, and is read out
     found = tab.evaluate("window.patchbank")
-    assert found["token"] == held["token"] and abs(found["reading"] - held["token"]) == 1
-    assert tab.inner_text("#readout").startswith(
-        f"{found['values'][found['reading']]:.2f} at row".replace("-", "\u2212")
-    )
-    tab.keyboard.press("Escape")
-    assert not tab.locator("#fixed").is_checked()
-    shown(tab, key)
-    x, y = at(tab, bank, key, 9)
-    area = tab.locator("#image").bounding_box()
+    assert found["token"] == token and found["reading"] == [keys[1], token + 1]
+    assert tab.inner_text("#readout").startswith(f"{text_of(found['values'][token + 1])} at row")
     with redrawn(tab):
-        tab.touchscreen.tap(area["x"] + x, area["y"] + y)
-    assert tab.evaluate("window.patchbank.token") == 9
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390  # nothing is cut at a phone's width
-
-
-def test_many_boxes_have_their_numbers_in_the_image(
-    annotated: tuple[Bank, Dataset], tmp_path: Path, visit: Visit
-) -> None:
-    """Forty boxes of one place, and one outside: each number is clicked where it stands; none lies on another."""
-    bank, dataset = annotated
-    entries = json.loads(dataset.annotations.read_text())
-    key = entries[1]["file_name"]
-    width, height = bank.size(key)
-    boxes = [[width - 30 - each / 8, height - 20 - each / 8, width - 1, height - 1] for each in range(40)]
-    boxes[-1] = [width + 5, 3, width + 20, 30]
-    entries[1]["annotations"] = [{"bbox": box, "category_id": 1 + each % 2} for each, box in enumerate(boxes)]
-    entries[1]["hoi_annotation"] = [
-        {"subject_id": each, "object_id": each + 1, "category_id": 77} for each in range(0, 40, 2)
-    ]
-    write_json(tmp_path / "list.json", entries)
-    crowded = replace(dataset, annotations=tmp_path / "list.json")
-    write_report(bank, tmp_path / "page.html", crowded)
-    for screen in (1200, 390):
-        tab = visit(tmp_path / "page.html", screen)
-        shown(tab, key)
-        found = tab.evaluate(
-            """() => {
-            const canvas = document.getElementById("image"), area = canvas.getBoundingClientRect(), found = new Set();
-            for (let y = 4; y < area.height; y += 6)
-                for (let x = 4; x < area.width; x += 6) {
-                    const event = { clientX: area.left + x, clientY: area.top + y, pointerType: "mouse" };
-                    canvas.dispatchEvent(new PointerEvent("pointermove", event));
-                    if (canvas.style.cursor === "pointer") found.add(canvas.title);
-                }
-            return [...found];
-        }"""
-        )
-        assert len(found) == 39, (screen, found)  # all but the one outside
-
-
-def test_a_finger_reads_what_is_held(annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit) -> None:
-    bank = annotated[0]
-    key = list(bank)[2]
-    tab = visit(page[0], 390, has_touch=True)
-    shown(tab, key)
-    tab.locator("#fixed").check()
-    held = tab.evaluate("window.patchbank.token")
-    x, y = at(tab, bank, key, 3)
-    area = tab.locator("#image").bounding_box()
-    with redrawn(tab):
-        tab.touchscreen.tap(area["x"] + x, area["y"] + y)
-    found = tab.evaluate("window.patchbank")
-    assert (found["token"], found["reading"]) == (held, 3) and tab.locator("#fixed").is_checked()
-
-
-def test_what_is_held_stays_while_the_pointer_reads_others(
-    annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit
-) -> None:
-    bank = annotated[0]
-    key = list(bank)[2]
-    tab = visit(page[0])
-    shown(tab, key)
-    for token, click in ((5, True), (11, False), (6, False)):
-        x, y = at(tab, bank, key, token)
+        tab.keyboard.press("Escape")
+    assert tab.locator("#release").is_hidden()
+    for shot, token, key in (("#left .photo", 9, keys[1]), ("#first li:nth-child(4) .photo", 6, keys[3])):
+        place, area = at(tab, bank, key, token, shot), tab.locator(shot).bounding_box()
         with redrawn(tab):
-            (tab.locator("#image").click if click else tab.locator("#image").hover)(position={"x": x, "y": y})
+            tab.touchscreen.tap(area["x"] + place["x"], area["y"] + place["y"])
         found = tab.evaluate("window.patchbank")
-        assert found["token"] == 5 and (click or found["reading"] == token)
-    assert tab.inner_text("#readout").startswith(f"{found['values'][6]:.2f} at row 1, column 2 ".replace("-", "\u2212"))
-    x, y = at(tab, bank, key, 5)
-    tab.locator("#image").click(position={"x": x, "y": y})  # once more lets go
-    assert not tab.locator("#fixed").is_checked()
-    x, y = at(tab, bank, key, 9)
-    with redrawn(tab):
-        tab.locator("#image").hover(position={"x": x, "y": y})
-    assert tab.evaluate("window.patchbank.token") == 9
+        assert (found["image"], found["token"], found["held"]) == (key, token, True)
+        with redrawn(tab):
+            tab.locator("#release").tap()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_first_screen_is_whole_and_nothing_is_cut(
+    width: int, scheme: str, annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit
+) -> None:
+    """What the bank is, and six images with their components, without scrolling; no part wider than the screen."""
+    tab = visit(page[0], width, color_scheme=scheme)
+    for place in ("h1", ".numbers", "#first li:nth-child(6) .map"):
+        area = tab.locator(place).bounding_box()
+        assert area["y"] + area["height"] <= (844 if width == 390 else 800), place
+    assert tab.locator("#first li").count() == 6
+    click(tab, annotated[0], next(iter(annotated[0])), 5)
+    until(tab, "window.patchbank.nearest")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    wider = """() => [...document.querySelectorAll("body *")].filter((each) => {
+        const area = each.getBoundingClientRect();
+        return area.right > innerWidth + 1 && !each.closest(".wide, .sheet, .unseen");
+    }).map((each) => each.outerHTML.slice(0, 80))"""
+    assert tab.evaluate(wider) == []
+    paper = tab.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (int(paper.strip("rgb()").split(",")[0]) > 128) == (scheme == "light")
 
 
 def test_the_search_filters(annotated: tuple[Bank, Dataset], page: tuple[Path, float], visit: Visit) -> None:
     tab = visit(page[0])
-    buttons = tab.locator("#thumbnails li:visible")
+    buttons = tab.locator("#all li:visible")
     assert buttons.count() == 10
     tab.fill("#query", "0007")
     assert buttons.count() == 1 and "1 of 10" in tab.inner_text("#found")
@@ -465,39 +517,25 @@ def test_the_search_filters(annotated: tuple[Bank, Dataset], page: tuple[Path, f
     assert buttons.count() == 0 and "0 of 10" in tab.inner_text("#found")
     tab.fill("#query", "0003")
     tab.keyboard.press("Enter")
-    assert tab.evaluate("document.activeElement.id") == "name" and "0003" in tab.inner_text("#name")
+    assert tab.evaluate("document.activeElement === document.querySelector('#left .shot')")
+    assert "0003" in tab.locator("#left option:checked").inner_text()
 
 
 def test_hostile_names_are_shown_and_not_run(hostile: tuple[Bank, Dataset], tmp_path: Path, visit: Visit) -> None:
     write_report(hostile[0], tmp_path / "page.html", hostile[1])
     tab = visit(tmp_path / "page.html")
-    names = tab.locator("#thumbnails .name").all_inner_texts()
+    names = tab.locator("#left option").all_inner_texts()
     assert len(names) == len(HOSTILE)
     assert HOSTILE[0] in names and HOSTILE[2] in names and HOSTILE[3] in names
     assert "\\u202egpj.exe\\x07.jpg" in names  # what cannot be seen, and would turn the text round, is spelt out
     for number in range(len(names)):
+        tab.locator("#all button .photo").nth(number).click()
+        until(tab, "window.patchbank.held && window.patchbank.nearest")
         with redrawn(tab):
-            tab.locator("#thumbnails button").nth(number).click()
+            tab.keyboard.press("Escape")
     assert tab.evaluate("window.hacked") is None
     assert "<b>broken<" in tab.inner_text("#failures") or tab.locator("#failures details").count() == 1
-    assert tab.locator("main img, main svg[onload], main b").count() == len(names)  # the thumbnails alone
-
-
-def test_colours_and_pictures_are_drawn(page: tuple[Path, float], visit: Visit) -> None:
-    """A map has many colours, and other ones as principal components; the picture is the image's."""
-    tab = visit(page[0])
-
-    def colours(id: str) -> int:
-        picture = Image.open(BytesIO(tab.locator(f"#{id}").screenshot()))
-        return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
-
-    assert colours("image") > 200
-    assert colours("map") > 10 and colours("components") > 10
-    assert "of the variance" in tab.inner_text("#shares")
-    before = tab.locator("#map").screenshot()
-    with redrawn(tab):
-        tab.get_by_label("maps over the image").check()
-    assert tab.locator("#map").screenshot() != before and colours("map") > 100
+    assert tab.locator("main svg[onload], main img:not([src^='data:image/jpeg']), main b:not(.value)").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -517,18 +555,18 @@ def test_no_serious_fault_of_accessibility(
         assert serious == []
 
 
-def test_many_images_open_and_answer(annotated: tuple[Bank, Dataset], tmp_path: Path, visit: Visit) -> None:
-    """A link opens an image, also after a reload."""
-    write_report(annotated[0], tmp_path / "page.html", annotated[1])
-    tab = visit(tmp_path / "page.html")
+def test_a_link_opens_an_image(page: tuple[Path, float], visit: Visit) -> None:
+    """Also after a reload."""
+    tab = visit(page[0])
     tab.evaluate("location.hash = 'image-4'")
-    until(tab, "document.activeElement.id === 'name'")
-    assert tab.inner_text("#name") == tab.locator("#image-4 .name").inner_text()
-    tab.locator("#thumbnails button").nth(2).click()
+    until(tab, "document.activeElement === document.querySelector('#left .shot')")
+    assert tab.locator("#left select").input_value() == "4"
+    tab.locator("#all button").nth(2).focus()
+    tab.keyboard.press("Enter")
     assert tab.evaluate("location.hash") == "#image-2"
     tab.reload()
-    until(tab, "window.patchbank && window.patchbank.values")
-    assert tab.inner_text("#name") == tab.locator("#image-2 .name").inner_text()
+    until(tab, "window.patchbank")
+    assert tab.locator("#left select").input_value() == "2"
 
 
 def test_an_image_of_numbers_that_are_none_says_so(tmp_path: Path, visit: Visit) -> None:
@@ -540,15 +578,16 @@ def test_an_image_of_numbers_that_are_none_says_so(tmp_path: Path, visit: Visit)
     write_report(open_bank(tmp_path / "bank"), tmp_path / "page.html")
     tab = visit(tmp_path / "page.html")
     assert "1 of 10 images has an invalid feature" in tab.inner_text("header")
-    with redrawn(tab):
-        tab.locator(".outliers a").click()
-    assert tab.inner_text("#name") == "03.jpg"
-    assert tab.inner_text("#readout") == "This image has no similarities."
-    assert "not finite" in tab.inner_text("#notes") and tab.locator("#help").is_hidden()
-    before = tab.evaluate("window.patchbank.token")
-    tab.locator("#image").press("ArrowRight")
-    tab.locator("#image").click()
-    assert tab.evaluate("window.patchbank.token") == before
+    tab.locator(".outliers a").click()
+    assert tab.locator("#left option:checked").inner_text() == "03.jpg"
+    assert "not finite" in tab.inner_text("#left .notes")
+    tab.locator("#left .shot").press("ArrowRight")
+    tab.locator("#left .shot").click()
+    tab.wait_for_timeout(100)
+    assert not tab.evaluate("window.patchbank.image")
+    tab.locator("#right .shot").click()  # the others answer; that image has no map
+    until(tab, "window.patchbank.nearest")
+    assert len(tab.evaluate("window.patchbank.nearest")) == 8
 
 
 def test_a_link_to_what_stands_out_works_again_and_again(tmp_path: Path, visit: Visit) -> None:
@@ -558,6 +597,7 @@ def test_a_link_to_what_stands_out_works_again_and_again(tmp_path: Path, visit: 
     tab = visit(tmp_path / "page.html")
     for _ in range(2):
         tab.locator(".outliers a").click()
-        assert tab.inner_text("#name") == "99.jpg"
-        tab.locator("#thumbnails button").first.click()
-        assert tab.inner_text("#name") == "00.jpg"
+        assert tab.locator("#left option:checked").inner_text() == "99.jpg"
+        tab.locator("#all button").first.click()
+        assert tab.locator("#left option:checked").inner_text() == "00.jpg"
+        tab.keyboard.press("Escape")

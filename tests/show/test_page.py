@@ -73,7 +73,9 @@ def test_a_page_says_what_the_bank_is(annotated: tuple[Bank, Dataset], tmp_path:
     written = write_report(bank, tmp_path / "page.html", dataset, sample=4)
     text = text_of(tmp_path / "page.html")
     for words in (
-        "10 images, tiny, hicodet train",
+        "patch_tokens of 10 images, hicodet train, by tiny.",
+        "patches an image 4 x 4",
+        "checks passed 4 of 4",
         "Untrained weights.",
         "4 of 10 images",
         "10 of the 10 images",

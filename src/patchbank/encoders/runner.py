@@ -221,7 +221,7 @@ class _Threads:
         torch.set_num_threads(cores)  # a thread begins with what any thread set for itself last
 
     def __call__(self, encoder: Encoder, pixels: Tensor) -> dict[str, Tensor]:
-        parts = list(self._pool.map(torch.no_grad()(encoder), pixels.split(self._size)))
+        parts = list(self._pool.map(torch.no_grad()(encoder), torch.split(pixels, self._size)))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

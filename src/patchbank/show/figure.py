@@ -26,22 +26,22 @@ _STYLES: dict[str, tuple[str, Any]] = {
     "union": ("#CC79A7", (0, (3, 2))),
     "box": ("#009E73", (0, (1, 1))),
 }
-_COLOURS = "cividis"  # for similarities: its lightness is even, in grey and for the colour-blind too
+_COLOURS = "inferno"  # for similarities, as in pages: its lightness is even, in grey and for the colour-blind too
 # The later fonts draw the characters that the first one lacks, if they are installed.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Arabic", "Noto Emoji")
 _TEXT: dict[Any, Any] = {
-    "axes.titlesize": 10,
-    "axes.labelsize": 8.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 9,
-    "legend.title_fontsize": 8.5,
-    "figure.titlesize": 12,
-    "figure.titleweight": "bold",
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
+    "figure.titlesize": 10,
     "text.parse_math": False,
 }
 _LEAST = 0.01  # the smallest range of similarities that the colours span: less is rounding, not a pattern
-_SIDE, _BROAD, _TALLEST = 3.7, 5.3, 6.3  # inches: the width of a panel and of a broad one, and the greatest height
+# Inches: the width of a panel and of a broad one, and the greatest height. A figure is legible in 600 pixels.
+_SIDE, _BROAD, _TALLEST = 2.35, 3.5, 4.0
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,12 @@ def _drawn(picture: Picture) -> Figure:
     titles = [title, _draw_components(panels[1], picture)]
     titles += [_draw_map(panel, picture, each) for panel, each in zip(panels[2:], picture.maps, strict=False)]
     for number, title in enumerate(titles):
-        panels[number].set_title(_wrapped(title, side, 10))
-        panels[number].set(xlabel="x, pixels", ylabel="" if number % columns else "y, pixels", aspect="auto")
-    figure.suptitle(_wrapped(picture.title, columns * side, 13, end=True))  # a file's name is at the end
-    footnote = _wrapped(picture.footnote, columns * side, 8.5)
+        panels[number].set_title(_wrapped(title, side, 9))
+        panels[number].set(aspect="auto")
+        if number:  # the first one's pixels are theirs
+            panels[number].set(xticks=[], yticks=[])
+    figure.suptitle(_wrapped(picture.title, columns * side, 10, end=True))  # a file's name is at the end
+    footnote = _wrapped(picture.footnote, columns * side, 8)
     legend = figure.legend(
         handles=handles, title=footnote, loc="outside lower center", ncols=max(1, len(handles)), frameon=False
     )
@@ -179,15 +181,14 @@ def _frame(transform: ImageTransform) -> XYXY:
 
 
 def _limits(transform: ImageTransform, *, whole: bool = False) -> XYXY:
-    """Image and input together, xyxy; of a long image only the part near the input, unless `whole`."""
+    """The image, xyxy; of a long one only the part near the input, unless `whole`."""
     x1, y1, x2, y2 = _frame(transform)
     across, down = (np.inf, np.inf) if whole else (x2 - x1, y2 - y1)
-    width, height = transform.width, transform.height
     return (
-        min(x1, max(0.0, x1 - across)),
-        min(y1, max(0.0, y1 - down)),
-        max(x2, min(width, x2 + across)),
-        max(y2, min(height, y2 + down)),
+        max(0.0, x1 - across),
+        max(0.0, y1 - down),
+        min(transform.width, x2 + across),
+        min(transform.height, y2 + down),
     )
 
 
@@ -211,28 +212,19 @@ def _draw_image(panel: Axes, picture: Picture) -> tuple[str, list[Any]]:
     from matplotlib.lines import Line2D
 
     transform = picture.transform
-    image, frame, visible = (0.0, 0.0, transform.width, transform.height), _frame(transform), transform.visible
+    image, visible = (0.0, 0.0, transform.width, transform.height), transform.visible
     if picture.image is not None:
         panel.imshow(np.asarray(picture.image.convert("RGB")), extent=(0, transform.width, transform.height, 0))
     _set_view(panel, transform, whole=True)
-    x1, y1, x2, y2 = frame
-    rows, columns = transform.grid
-    for colour, linewidth, alpha in (("black", 0.7, 0.35), ("white", 0.35, 0.8)):
-        style: dict[str, Any] = {"colors": colour, "linewidth": linewidth, "alpha": alpha}
-        panel.vlines(np.linspace(x1, x2, columns + 1), y1, y2, **style)
-        panel.hlines(np.linspace(y1, y2, rows + 1), x1, x2, **style)
     handles: list[Any] = []
     if not np.allclose(image, visible):
         handles.append(panel.add_patch(_ring(image, visible, color="black", alpha=0.6, linewidth=0, label="not seen")))
-    if not np.allclose(frame, visible):
-        style = {"facecolor": "0.88", "edgecolor": "0.6", "hatch": "////", "linewidth": 0, "zorder": 0.5}
-        handles.append(panel.add_patch(_ring(frame, visible, label="padding", **style)))
     for box in dict.fromkeys(picture.boxes):  # pairs share some
         _outline(panel, box)
     for kind in dict.fromkeys(box.kind for box in picture.boxes):
         colour, dashes = _STYLES[kind]
         handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8, label=kind))
-    return "What the model saw" if picture.image else "What the model saw (image not available)", handles
+    return "Image" if picture.image else "Image (not available)", handles
 
 
 def _draw_components(panel: Axes, picture: Picture) -> str:
@@ -242,9 +234,9 @@ def _draw_components(panel: Axes, picture: Picture) -> str:
     valid = np.isfinite(colours[:, :1])
     pixels = np.concatenate([np.where(valid, colours, 0), valid], axis=1).reshape(*transform.grid, 4)
     _draw_patches(panel, pixels, picture)
-    shown = ", ".join(f"{share:.0%}" for share in shares) + " of the variance over the patches"
-    note = shown if shares.any() else "no components: all tokens are nearly equal"
-    return f"Principal components 1, 2, 3 as red, green, blue\n{note}"
+    if not shares.any():
+        return "No principal components:\nall tokens are nearly equal"
+    return f"Principal components (RGB)\n{', '.join(f'{share:.0%}' for share in shares)} of the variance"
 
 
 def _draw_map(panel: Axes, picture: Picture, each: Map) -> str:

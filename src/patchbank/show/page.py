@@ -112,6 +112,7 @@ def write_report(
         "name": bank.path.name if is_remote(bank.path) else bank.path.resolve().name,
         "made": bank.manifest,
         "output": name,
+        "numbers": _numbers(bank, name, checks),
         "facts": _facts(bank, runs),
         "failures": list(bank.failures.items())[:_FAILURES],
         "reasons": reasons,
@@ -133,7 +134,7 @@ def write_report(
         "error": error,
         "typical_error": typical,
         "box_error": of_boxes,
-        "weights": weights_of(bank.manifest, runs)[0],
+        "weights": weights_of(bank.manifest, runs),
         "annotated": any("pairs" in image for image in images.values()),
         "version": __version__,
     }
@@ -206,6 +207,19 @@ def _file(name: str) -> str:
 def _digest(text: str) -> str:
     """A hash for the Content-Security-Policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _numbers(bank: Bank, output: str, checks: Sequence[statistics.Check]) -> list[tuple[str, str, str]]:
+    """The first screen's: number, name, and the section that says more."""
+    shown, (rows, columns) = bank.manifest.outputs[output], bank.manifest.grid
+    return [
+        (f"{len(bank):,}", "images", ""),
+        (f"{rows} x {columns}", "patches an image", ""),
+        (f"{shown.shape[1]:,} {shown.dtype}", "values a patch", ""),
+        (bytes_text(bank.bytes_on_disk()), "on disk", "facts"),
+        (f"{sum(check.state == 'good' for check in checks)} of {len(checks)}", "checks passed", "checks"),
+        (f"{len(bank.failures):,}", "failed images", "failures"),
+    ]
 
 
 def _facts(bank: Bank, runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -38,7 +38,7 @@ from patchbank.transform import ImageTransform
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DPI = 150
+_DPI = 200
 _COMPARED = 20_000  # largest number of keys searched for the closest match: a second
 _LONGEST = 6000  # pixels a side; a figure needs no more
 _TOUCH = 1e-6  # visible fraction of a box that only touches the visible part of the image
@@ -152,15 +152,14 @@ def show_features(
         notes.append(f"the image is not available: add --image FILE{naming and f', or{naming}'}.")
     made = bank.manifest
     of = f", {name}" if name != GRID else ""
-    facts = f"{made.model}{of}, {made.input.resize}, grid {made.grid[0]} x {made.grid[1]}"
     picture = Picture(
-        title=plain(key),
+        title=f"{plain(key)}\n{plain(made.model)}{of}, {made.grid[0]} x {made.grid[1]} patches",
         tokens=array,
         transform=transform,
         image=drawn,
         boxes=[*kept, *wanted],
         maps=maps,
-        footnote=f"{facts}, {weights_of(made, read_runs(bank.path))[1]}",
+        footnote=f"{made.input.resize}, {weights_of(made, read_runs(bank.path))[1]}",
     )
     notes = list(map(with_options, notes))
     with _missing_characters(notes):
@@ -244,7 +243,7 @@ def at_point(tokens: Floats, transform: ImageTransform, point: Sequence[float]) 
     rows, columns = transform.grid
     column, row = (int(each) for each in transform.points_to_grid([x, y]))
     row, column = min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)
-    title = f"Similarity to the patch at {x:.0f}, {y:.0f}\n(row {row}, column {column}, from 0)"
+    title = f"Similarity to the patch at\n{x:.0f}, {y:.0f} (row {row}, column {column})"
     return Map(title, similarities(tokens, tokens[row * columns + column]), point=(x, y))
 
 

@@ -1,41 +1,35 @@
 "use strict";
 (() => {
-  const images = JSON.parse(document.getElementById("data").textContent);
-  if (!images.length) return;
   const $ = (id) => document.getElementById(id);
+  const images = JSON.parse($("data").textContent);
+  if (!images.length) return;
 
-  // cividis at even steps (Nuñez, Anderton and Renslow 2018): its lightness is even, in grey and for the colour-blind too.
-  const CIVIDIS = [
-    [0, 34, 78], [0, 48, 111], [39, 63, 108], [60, 77, 110], [82, 92, 109], [102, 105, 112], [121, 119, 119], [140, 135, 121],
-    [162, 151, 119], [184, 168, 112], [207, 186, 99], [230, 205, 80], [254, 232, 56],
+  // inferno at even steps (Smith and van der Walt 2015): as even in grey and to the colour-blind; what is alike is bright.
+  const INFERNO = [
+    [0, 0, 4], [11, 7, 36], [33, 12, 74], [61, 9, 101], [87, 16, 110], [113, 25, 110], [138, 34, 106], [163, 44, 97], [188, 55, 84],
+    [210, 70, 68], [228, 90, 49], [241, 115, 29], [249, 142, 9], [252, 172, 17], [249, 203, 53], [242, 234, 105], [252, 255, 164],
   ];
-  // Okabe and Ito's, as in the figures of `patchbank show`.
-  const STYLES = { human: "#0072b2", object: "#d55e00", union: "#cc79a7" };
   const BINS = 7; // a side of a box, as the library's pool_regions has them
-  const TAG = 18; // CSS pixels a side of a box's number
   const LEAST = 0.01; // the smallest range that the colours span: less is rounding
-  const NEAR = 4; // CSS pixels: a point this near is on a box's outline
-  const CROWD = 8; // with more boxes, only their numbers can be clicked
-  const NEAREST = 8; // other images shown
+  const FIRST = 6; // images of the first screen
+  const NEAREST = 8, AROUND = 6; // other images whose nearest patch is shown, with what is around it in patches
   const SEARCHED = 64e6; // bytes of tokens in which the nearest are looked for
   const WAIT = 60; // milliseconds that the pointer rests before they are
-  const CROP = 144, AROUND = 6; // pixels a side of one, and what it shows in patches
 
   // Numbers.
 
-  function colour(share) {
-    const place = Math.min(Math.max(share, 0), 1) * (CIVIDIS.length - 1);
-    const low = Math.min(Math.floor(place), CIVIDIS.length - 2);
-    return CIVIDIS[low].map((value, index) => Math.round(value + (CIVIDIS[low + 1][index] - value) * (place - low)));
-  }
+  const word = ([red, green, blue]) => (0xff000000 | (blue << 16) | (green << 8) | red) >>> 0; // a pixel of a canvas
+  const colours = Uint32Array.from({ length: 256 }, (_, index) => {
+    const place = (index / 255) * (INFERNO.length - 1), low = Math.min(Math.floor(place), INFERNO.length - 2);
+    return word(INFERNO[low].map((value, each) => Math.round(value + (INFERNO[low + 1][each] - value) * (place - low))));
+  });
 
   const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-  const opened = new Map(); // an image -> its tokens: levels component by component, their inverse lengths, and norms
-
-  function unpacked(image) {
-    if (!opened.has(image)) opened.set(image, unpack(image));
-    return opened.get(image);
+  /** An image's tokens: levels component by component, their inverse lengths, and norms. Undefined until they are unpacked. */
+  function tokensOf(image) {
+    if (image.levels) image.unpacking ??= unpack(image).then((tokens) => ((image.tokens = tokens), ask({})));
+    return image.tokens;
   }
 
   async function unpack(image) {
@@ -82,10 +76,14 @@
     return weights;
   }
 
+  /** The part of an image that the model saw: xyxy in original pixels. */
+  function visible({ frame: [x1, y1, x2, y2], size: [width, height] }) {
+    return [Math.max(x1, 0), Math.max(y1, 0), Math.min(x2, width), Math.min(y2, height)];
+  }
+
   /** The patches' weights when tokens are pooled in the visible part of a box of original pixels. */
   function boxWeights(image, box) {
-    const [x1, y1, x2, y2] = image.frame, [rows, columns] = image.grid, [width, height] = image.size;
-    const seen = [Math.max(x1, 0), Math.max(y1, 0), Math.min(x2, width), Math.min(y2, height)];
+    const [x1, y1, x2, y2] = image.frame, [rows, columns] = image.grid, seen = visible(image);
     const clip = (value, side) => Math.min(Math.max(value, seen[side]), seen[side + 2]);
     const toColumn = (x) => ((clip(x, 0) - x1) / (x2 - x1)) * columns, toRow = (y) => ((clip(y, 1) - y1) / (y2 - y1)) * rows;
     const across = sampleWeights(toColumn(box[0]), toColumn(box[2]), columns);
@@ -93,491 +91,395 @@
     return Float64Array.from({ length: rows * columns }, (_, token) => down[Math.floor(token / columns)] * across[token % columns]);
   }
 
-  const union = (boxes) => [0, 1, 2, 3].map((side) => (side < 2 ? Math.min : Math.max)(...boxes.map((each) => each.box[side])));
-
-  // The shown image, the query (a patch, or boxes), and the patch to read out while the query is held.
-
-  const state = { image: null, tokens: null, element: null, token: 0, reading: null, chosen: [], held: false, serial: 0, timer: 0 };
-  const isFixed = () => state.held || state.chosen.length > 0;
-
-  function cell(token, image = state.image) {
-    const [x1, y1, x2, y2] = image.frame, [rows, columns] = image.grid;
-    const [width, height] = [(x2 - x1) / columns, (y2 - y1) / rows];
-    return [x1 + (token % columns) * width, y1 + Math.floor(token / columns) * height, width, height];
+  /** The visible fraction of a box. */
+  function visibleFraction(image, [x1, y1, x2, y2]) {
+    const [left, top, right, bottom] = visible(image);
+    const across = Math.min(x2, right) - Math.max(x1, left), down = Math.min(y2, bottom) - Math.max(y1, top);
+    return (Math.max(across, 0) * Math.max(down, 0)) / ((x2 - x1) * (y2 - y1) || 1);
   }
 
-  function isValid(token, image = state.image) {
+  const union = (boxes) => [0, 1, 2, 3].map((side) => (side < 2 ? Math.min : Math.max)(...boxes.map((each) => each.box[side])));
+
+  /** A patch's xyxy in original pixels. */
+  function cell(image, token) {
+    const [x1, y1, x2, y2] = image.frame, [rows, columns] = image.grid, [row, column] = [Math.floor(token / columns), token % columns];
+    const [width, height] = [(x2 - x1) / columns, (y2 - y1) / rows];
+    return [x1 + column * width, y1 + row * height, x1 + (column + 1) * width, y1 + (row + 1) * height];
+  }
+
+  function isValid(image, token) {
     const [first, last, left, right] = image.valid, columns = image.grid[1];
     const row = Math.floor(token / columns), column = token % columns;
     return row >= first && row < last && column >= left && column < right;
   }
 
-  /** Image and input together, x1, y1, x2, y2 in original pixels; only the part of a long image near the input. */
-  function limits() {
-    const [x1, y1, x2, y2] = state.image.frame, [width, height] = state.image.size, [across, down] = [x2 - x1, y2 - y1];
-    return [Math.min(x1, Math.max(0, x1 - across)), Math.min(y1, Math.max(0, y1 - down)), Math.max(x2, Math.min(width, x2 + across)), Math.max(y2, Math.min(height, y2 + down))];
+  function best(image, values) {
+    let found = -1;
+    for (let token = 0; token < values.length; token++)
+      if (isValid(image, token) && (found < 0 || values[token] > values[found])) found = token;
+    return found;
   }
 
-  // Drawing, in original pixels.
+  // Views: an image's picture and its map. Everything in them has its place in per cent of the image, and the browser scales it.
 
-  /** A canvas's context, and the size of a CSS pixel in original pixels. */
-  function prepare(canvas) {
-    const [left, top, right, bottom] = limits(), aspect = (bottom - top) / (right - left);
-    canvas.style.width = `${Math.min(100, 160 / aspect)}%`; // a tall image becomes narrow
-    const finer = Math.min(devicePixelRatio || 1, 2);
-    const width = Math.max(16, Math.round(canvas.clientWidth * finer)), height = Math.max(1, Math.round(width * aspect));
-    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
-    const context = canvas.getContext("2d"), scale = width / (right - left);
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.clearRect(0, 0, width, height);
-    context.setTransform(scale, 0, 0, scale, -left * scale, -top * scale);
-    return [context, finer / scale];
+  function make(tag, name, ...children) {
+    const element = document.createElement(tag);
+    element.className = name;
+    element.append(...children);
+    return element;
   }
 
-  const styled = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-  function strokeBox(context, [x1, y1, x2, y2], width, style, dash = []) {
-    context.lineWidth = width;
-    context.strokeStyle = style;
-    context.setLineDash(dash);
-    context.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    context.setLineDash([]);
+  function set(element, attributes) {
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
   }
 
-  function outline(context, pixel, box, kind, strong) {
-    strokeBox(context, box, (strong ? 6 : 4) * pixel, "rgba(255, 255, 255, 0.85)");
-    const dash = { human: [], object: [12, 2], union: [5, 4] }[kind].map((each) => each * pixel); // in print, too
-    strokeBox(context, box, (strong ? 3.5 : 2) * pixel, STYLES[kind], dash);
+  function put(element, [x1, y1, x2, y2], [left, top, right, bottom]) {
+    const [across, down] = [100 / (right - left), 100 / (bottom - top)];
+    Object.assign(element.style, { left: `${(x1 - left) * across}%`, top: `${(y1 - top) * down}%` });
+    Object.assign(element.style, { width: `${(x2 - x1) * across}%`, height: `${(y2 - y1) * down}%` });
+    return element;
   }
 
-  function mark(context, pixel, token, inner) {
-    const [x, y, width, height] = cell(token), box = [x, y, x + width, y + height];
-    strokeBox(context, box, 4 * pixel, inner === "white" ? "black" : "white");
-    strokeBox(context, box, 2 * pixel, inner);
+  /** Image and input together without padding, xyxy; only the part of a long image near the input. */
+  function regionOf({ size: [width, height], frame: [x1, y1, x2, y2] }) {
+    const [across, down] = [x2 - x1, y2 - y1];
+    return [Math.max(0, x1 - across), Math.max(0, y1 - down), Math.min(width, x2 + across), Math.min(height, y2 + down)];
   }
 
-  function drawMarks(context, pixel) {
-    if (!state.chosen.length && state.image.levels) mark(context, pixel, state.token, "white");
-    if (state.reading !== null && isFixed()) mark(context, pixel, state.reading, "black");
+  function shot(image, kind, region) {
+    const whole = [0, 0, ...image.size], seen = visible(image), covered = seen.every((side, index) => Math.abs(side - whole[index]) < 0.5);
+    const sheet = put(make("span", "sheet"), whole, region), frame = make("span", `shot ${kind}`, sheet);
+    frame.style.setProperty("--aspect", (region[2] - region[0]) / (region[3] - region[1]));
+    if (image.picture && (kind === "photo" || !covered)) sheet.append(set(make("img", ""), { alt: "", src: image.picture }));
+    if (kind === "photo" && !covered) sheet.append(put(make("i", "seen"), seen, whole));
+    return frame;
   }
 
-  /** Where the boxes' numbers stand: [x, y, side] of each, at its corner or in the next free place; null without room. */
-  function tags(pixel) {
-    const [left, top, right, bottom] = limits(), side = TAG * pixel, step = side + pixel, placed = [];
-    const room = Math.max(1, Math.floor((right - left) / step) * Math.floor((bottom - top) / step));
-    for (const { box } of state.image.boxes || []) {
-      let x = Math.max(left, Math.min(box[0], right - side)), y = Math.max(top, Math.min(box[1], bottom - side)), tries = 0;
-      const taken = () => placed.some((other) => other && Math.abs(other[0] - x) < side && Math.abs(other[1] - y) < side);
-      const shown = box[0] < right && box[1] < bottom && box[2] > left && box[3] > top;
-      while (shown && taken() && tries++ < 4 * room) {
-        x += step;
-        if (x > right - side) [x, y] = [left, y + step];
-        if (y > bottom - side) y = top;
-      }
-      placed.push(shown && !taken() ? [x, y, side] : null);
+  const views = new Map(); // a tile's button, or a stage -> its view
+  const watcher = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) views.get(target).near = isIntersecting;
+    ask({});
+  }, { rootMargin: "200px" });
+
+  /** Show an image in an element. */
+  function view(element, into, image) {
+    watcher.unobserve(element);
+    views.set(element, { image, chips: [] });
+    if (!image.grid) return into.replaceChildren(make("span", "none", "no feature"));
+    const region = regionOf(image), frames = ["photo", "map"].map((kind) => shot(image, kind, region));
+    const canvas = put(make("canvas", ""), image.frame, [0, 0, ...image.size]), value = make("b", "value");
+    [canvas.height, canvas.width] = image.grid;
+    frames[1].firstChild.append(canvas);
+    frames[1].append(value);
+    const layers = frames.map((frame) => make("span", "layer"));
+    frames.forEach((frame, index) => frame.firstChild.append(layers[index]));
+    into.replaceChildren(...frames.slice(image.picture ? 0 : 1));
+    into.style.setProperty("--aspect", (region[2] - region[0]) / (region[3] - region[1]));
+    const context = canvas.getContext("2d"), pixels = context.createImageData(canvas.width, canvas.height);
+    views.set(element, { image, layers, context, pixels, value, chips: [] });
+    show(views.get(element));
+    watcher.observe(element); // which says whether it is near
+  }
+
+  // The query (a patch, or one or two boxes of an image), the patch to read while it is held, and the boxes pointed at.
+
+  const state = { query: null, reading: null, pointed: null, asked: 0, frame: 0, timer: 0 };
+
+  function ask(what) {
+    if ("query" in what) {
+      clearTimeout(state.timer);
+      state.timer = setTimeout(drawNearest, WAIT);
+      state.reading = null;
     }
-    return placed;
+    if ("query" in what || "reading" in what) state.asked++;
+    Object.assign(state, what);
+    state.frame ||= requestAnimationFrame(draw);
   }
 
-  function drawBoxes(context, pixel, all) {
-    const boxes = state.image.boxes || [];
-    boxes.forEach((each, index) => {
-      if (all || state.chosen.includes(index)) outline(context, pixel, each.box, each.kind, state.chosen.includes(index));
-    });
-    if (state.chosen.length === 2) outline(context, pixel, union(state.chosen.map((each) => boxes[each])), "union", true);
-    if (!all) return;
-    context.font = `600 ${12 * pixel}px sans-serif`;
-    context.textAlign = "center";
-    context.textBaseline = "middle";
-    tags(pixel).forEach((tag, index) => {
-      if (!tag) return;
-      const [x, y, side] = tag;
-      context.fillStyle = STYLES[boxes[index].kind];
-      context.fillRect(x, y, side, side);
-      strokeBox(context, [x, y, x + side, y + side], pixel, "white");
-      context.fillStyle = boxes[index].kind === "object" ? "black" : "white"; // either can be read on its colour
-      context.fillText(String(index + 1), x + side / 2, y + side / 2 + 0.5 * pixel);
-    });
+  const release = () => ask({ query: null });
+  const hold = (image, token) => ask({ query: { image, token, boxes: [], held: true } });
+  const boxesOf = ({ image, boxes }) => boxes.map((each) => image.boxes[each]);
+
+  /** Compute a query's vector, and the range of its own image's similarities: the scale of all maps. */
+  function answer(query, tokens) {
+    const boxes = boxesOf(query);
+    const weights = boxes.length ? boxWeights(query.image, union(boxes)) : Float64Array.from({ length: tokens.count }, (_, token) => Number(token === query.token));
+    query.maps = new Map();
+    if (!weights.some((weight) => weight > 0)) return;
+    query.vector = pooled(tokens, weights);
+    const shown = mapOf(query, query.image).values.filter((_, token) => isValid(query.image, token));
+    [query.low, query.high] = [Math.min(...shown), Math.max(...shown)];
   }
 
-  function drawImage() {
-    const image = state.image, [context, pixel] = prepare($("image")), [width, height] = image.size, [x1, y1, x2, y2] = image.frame;
-    context.fillStyle = styled("--rule");
-    context.fillRect(0, 0, width, height);
-    if (state.element) context.drawImage(state.element, 0, 0, width, height);
-    $("dimmed").hidden = Math.max(x1, y1, width - x2, height - y2) < 0.5;
-    context.fillStyle = "rgba(0, 0, 0, 0.6)";
-    context.beginPath();
-    context.rect(0, 0, width, height);
-    context.rect(Math.max(x1, 0), Math.max(y1, 0), Math.min(x2, width) - Math.max(x1, 0), Math.min(y2, height) - Math.max(y1, 0));
-    context.fill("evenodd");
-    const [rows, columns] = image.grid;
-    context.lineWidth = 0.5 * pixel;
-    context.strokeStyle = "rgba(255, 255, 255, 0.45)";
-    context.beginPath();
-    for (let each = 0; each <= columns; each++) {
-      const x = x1 + ((x2 - x1) * each) / columns;
-      context.moveTo(x, y1);
-      context.lineTo(x, y2);
+  /** An image's similarities to a query, and its nearest patch. Null before its tokens are unpacked. */
+  function mapOf(query, image) {
+    const tokens = tokensOf(image);
+    if (!query.vector || !tokens) return null;
+    if (!query.maps.has(image)) {
+      const values = similarities(tokens, query.vector);
+      query.maps.set(image, { values, best: best(image, values) });
     }
-    for (let each = 0; each <= rows; each++) {
-      const y = y1 + ((y2 - y1) * each) / rows;
-      context.moveTo(x1, y);
-      context.lineTo(x2, y);
-    }
-    context.stroke();
-    drawBoxes(context, pixel, $("show-boxes").checked);
-    drawMarks(context, pixel);
+    return query.maps.get(image);
   }
 
-  /** Draw each patch in `shade(token)`: on the faint image, or over it. */
-  function drawPatches(id, shade) {
-    const image = state.image, [context, pixel] = prepare($(id)), over = $("over").checked && state.element;
-    if (state.element) {
-      context.globalAlpha = over ? 1 : 0.25;
-      context.drawImage(state.element, 0, 0, ...image.size);
-    }
-    context.globalAlpha = over ? 0.55 : 1;
-    for (let token = 0; shade && token < image.grid[0] * image.grid[1]; token++) {
-      if (!isValid(token)) continue;
-      const [x, y, width, height] = cell(token), seam = over ? 0 : 0.6 * pixel;
-      context.fillStyle = `rgb(${shade(token).join(", ")})`;
-      context.fillRect(x, y, width + seam, height + seam);
-    }
-    context.globalAlpha = 1;
-    drawBoxes(context, pixel, false);
-    if (shade) drawMarks(context, pixel);
+  function draw() {
+    state.frame = 0;
+    const { query } = state, tokens = query && tokensOf(query.image);
+    if (query && !tokens) return; // they ask again
+    if (query && !query.maps) answer(query, tokens);
+    for (const one of views.values()) if (one.near) show(one);
+    const shown = query?.vector;
+    $("scale").hidden = !shown;
+    $("swatches").hidden = Boolean(shown);
+    $("release").hidden = !query?.held;
+    if (shown) [$("low").textContent, $("high").textContent] = [number(query.low), number(query.high)];
+    $("readout").textContent = query ? describe(query) : REST;
+    if (!query) $("others").hidden = true;
+    const best = Object.fromEntries([...(query?.maps ?? [])].map(([image, map]) => [image.key, map.best]));
+    const of = query && { image: query.image.key, token: query.token, chosen: query.boxes, held: query.held, values: shown && [...mapOf(query, query.image).values] };
+    window.patchbank = { ...of, reading: state.reading && [state.reading.image.key, state.reading.token], best, nearest: query?.nearest, asked: state.asked };
   }
 
+  function show({ image, layers, context, pixels, value, chips }) {
+    const { query, reading, pointed } = state, map = query && mapOf(query, image), own = query?.image === image;
+    const middle = map && (query.low + query.high) / 2, range = map && Math.max(query.high - query.low, LEAST);
+    const words = new Uint32Array(pixels.data.buffer);
+    image.rest ??= components(image, words.length);
+    if (!map) words.set(image.rest);
+    else for (let token = 0; token < words.length; token++) {
+      const share = 0.5 + (map.values[token] - middle) / range;
+      words[token] = isValid(image, token) ? colours[Math.round(255 * Math.min(Math.max(share, 0), 1))] : 0;
+    }
+    context.putImageData(pixels, 0, 0);
+    const marks = [];
+    if (own && query.boxes.length) marks.push(...outlines(query));
+    else if (map) marks.push([own ? "at" : "at other", cell(image, own ? query.token : map.best)]);
+    if (reading?.image === image) marks.push(["at other", cell(image, reading.token)]);
+    if (pointed?.image === image) marks.push(...outlines(pointed));
+    for (const layer of layers) layer.replaceChildren(...marks.map(([name, box]) => put(make("i", name), box, [0, 0, ...image.size])));
+    value.textContent = map && !own ? number(map.values[map.best]) : "";
+    for (const { button, boxes } of chips) button.setAttribute("aria-pressed", String(own && isChosen(query, boxes)));
+  }
+
+  /** The patches' principal components, as pixels. */
+  function components(image, count) {
+    const bytes = image.colours && bytesOf(image.colours);
+    return Uint32Array.from({ length: count }, (_, token) => (bytes && isValid(image, token) ? word(bytes.subarray(3 * token, 3 * token + 3)) : 0));
+  }
+
+  const isChosen = (query, boxes) => boxes.every((each) => query.boxes.includes(each)) && (boxes.length === 1 || query.boxes.length === 2);
+
+  function outlines(query) {
+    const boxes = boxesOf(query);
+    return [...boxes.map((each) => [`box ${each.kind}`, each.box]), ...(boxes.length === 2 ? [["box union", union(boxes)]] : [])];
+  }
+
+  // Words.
+
+  const REST = "Point at a patch, or tap it: its matches light up in every image.";
   const number = (value) => value.toFixed(2).replace("-", "−");
+  const label = (image, index) => `${image.boxes[index].kind === "human" ? "human" : image.boxes[index].name} ${index + 1}`;
 
-  // The nearest patch of every other image.
-
-  async function drawNearest(image, query, serial) {
-    const found = [];
-    let bytes = 0;
-    for (const other of query ? images : []) {
-      if (other === image || !other.levels || bytes > SEARCHED) continue;
-      const tokens = await unpacked(other);
-      if (serial !== state.serial) return; // another patch was asked for
-      bytes += tokens.levels.length;
-      const values = similarities(tokens, query);
-      let best = -1;
-      for (let token = 0; token < tokens.count; token++)
-        if (isValid(token, other) && (best < 0 || values[token] > values[best])) best = token;
-      found.push({ image: other, token: best, value: values[best] });
-    }
-    found.sort((one, other) => other.value - one.value);
-    const shown = found.slice(0, NEAREST), crops = await Promise.all(shown.map(crop));
-    if (serial !== state.serial) return;
-    $("others").hidden = !shown.length;
-    $("nearest").replaceChildren(...crops);
-    window.patchbank.nearest = found.map((each) => ({ ...each, image: each.image.key }));
-  }
-
-  /** A patch of another image with what is around it: an entry that opens it there. */
-  async function crop({ image, token, value }) {
-    const entry = document.createElement("li"), button = document.createElement("button"), canvas = document.createElement("canvas");
-    const [x, y, width, height] = cell(token, image), side = AROUND * Math.max(width, height), context = canvas.getContext("2d");
-    canvas.width = canvas.height = CROP;
-    context.scale(CROP / side, CROP / side);
-    context.translate(side / 2 - x - width / 2, side / 2 - y - height / 2);
-    if (image.picture) {
-      const element = new Image();
-      element.src = image.picture;
-      await element.decode().then(() => context.drawImage(element, 0, 0, ...image.size), () => null);
-    }
-    strokeBox(context, [x, y, x + width, y + height], (4 * side) / CROP, "black");
-    strokeBox(context, [x, y, x + width, y + height], (2 * side) / CROP, "white");
-    button.type = "button";
-    button.title = image.key;
-    button.setAttribute("aria-label", `${number(value)}: ${image.key}, ${place(token, image)}`);
-    button.append(canvas, number(value));
-    button.addEventListener("click", () => {
-      open(image, true);
-      change({ token, held: true });
-    });
-    entry.append(button);
-    return entry;
-  }
-
-  async function draw() {
-    const image = state.image, serial = ++state.serial;
-    if (!image.frame) return; // an unreadable feature; a note says so
-    if (image.levels && state.tokens === null) {
-      const tokens = await unpacked(image);
-      if (image !== state.image) return;
-      state.tokens = tokens;
-    }
-    if (serial !== state.serial) return; // a later call draws
-    const boxes = state.chosen.map((each) => image.boxes[each]), tokens = state.tokens;
-    let query = null, values = null, low = 0, high = 1;
-    if (tokens) {
-      const weights = boxes.length ? boxWeights(image, union(boxes)) : Float64Array.from({ length: tokens.count }, (_, token) => Number(token === state.token));
-      if (weights.some((weight) => weight > 0)) values = similarities(tokens, (query = pooled(tokens, weights)));
-    }
-    if (values) {
-      const shown = values.filter((_, token) => isValid(token));
-      low = Math.min(...shown);
-      high = Math.max(...shown);
-    }
-    drawImage();
-    const range = Math.max(high - low, LEAST), middle = (low + high) / 2;
-    drawPatches("map", values && ((token) => colour(0.5 + (values[token] - middle) / range)));
-    const colours = image.colours && bytesOf(image.colours);
-    drawPatches("components", colours && ((token) => [...colours.subarray(3 * token, 3 * token + 3)]));
-    $("scale").hidden = !values;
-    $("low").textContent = number(low);
-    $("high").textContent = number(high);
-    $("readout").textContent = describe(values, low, high);
-    clearTimeout(state.timer);
-    state.timer = setTimeout(() => drawNearest(image, query, serial), WAIT);
-    window.patchbank = { image: image.key, token: state.token, reading: state.reading, chosen: [...state.chosen], values: values && Array.from(values) };
-  }
-
-  const label = (index) => `${state.image.boxes[index].kind === "human" ? "human" : state.image.boxes[index].name} ${index + 1}`;
   /** A patch by its row and column in the grid, from 0, and its centre, as `patchbank show --at` takes it. */
-  function place(token, image = state.image) {
-    const [x, y, width, height] = cell(token, image), columns = image.grid[1];
-    return `row ${Math.floor(token / columns)}, column ${token % columns} (x ${Math.round(x + width / 2)}, y ${Math.round(y + height / 2)})`;
+  function place(image, token) {
+    const [x1, y1, x2, y2] = cell(image, token), columns = image.grid[1];
+    return `row ${Math.floor(token / columns)}, column ${token % columns} (x ${Math.round((x1 + x2) / 2)}, y ${Math.round((y1 + y2) / 2)}) of ${image.key}`;
   }
 
-  /** The visible fraction of a box. */
-  function visibleFraction([x1, y1, x2, y2]) {
-    const [left, top, right, bottom] = state.image.frame, [width, height] = state.image.size;
-    const across = Math.min(x2, right, width) - Math.max(x1, left, 0), down = Math.min(y2, bottom, height) - Math.max(y1, top, 0);
-    return (Math.max(across, 0) * Math.max(down, 0)) / ((x2 - x1) * (y2 - y1) || 1);
-  }
-
-  function describe(values, low, high) {
-    if (!state.image.levels) return "This image has no similarities.";
-    const names = state.chosen.map((index) => `“${label(index)}”`).join(" and ");
-    const what = state.chosen.length === 2 ? `the union of ${names}` : `the box ${names}`;
-    if (!values) return `The model does not see ${what}.`;
-    const seen = state.chosen.length ? visibleFraction(union(state.chosen.map((index) => state.image.boxes[index]))) : 1;
+  function describe(query) {
+    const { image, boxes } = query, names = boxes.map((index) => `“${label(image, index)}”`).join(" and ");
+    const what = boxes.length === 2 ? `the union of ${names}` : `the box ${names}`;
+    if (!query.vector) return `The model does not see ${what}.`;
+    const seen = boxes.length ? visibleFraction(image, union(boxesOf(query))) : 1;
     const partly = seen > 0.995 ? "" : ` (${seen < 0.01 ? "less than 1" : Math.round(100 * seen)}% visible)`;
-    const range = `Similarities range from ${number(low)} to ${number(high)}.`;
-    const query = state.chosen.length ? `Compared with the tokens pooled in ${what}${partly}.` : `Compared with the patch at ${place(state.token)}${state.held ? ", held" : ""}.`;
-    const read = isFixed() && state.reading !== null ? `${number(values[state.reading])} at ${place(state.reading)}. ` : "";
-    return `${read}${query} ${range}`;
+    const text = boxes.length ? `Similarity to the tokens pooled in ${what}${partly} of ${image.key}` : `Similarity to ${place(image, query.token)}`;
+    const map = state.reading && mapOf(query, state.reading.image);
+    return `${map ? `${number(map.values[state.reading.token])} at ${place(state.reading.image, state.reading.token)}. ` : ""}${text}${query.held ? ", held" : ""}.`;
   }
 
   // Choosing.
 
-  function change(what) {
-    Object.assign(state, what);
-    $("fixed").checked = state.held;
-    for (const button of [...$("boxes").children, ...$("relations").children]) {
-      const own = button.dataset.boxes.split(" ").map(Number);
-      const pressed = own.length === 1 ? state.chosen.includes(own[0]) : own.length === state.chosen.length && own.every((each) => state.chosen.includes(each));
-      button.setAttribute("aria-pressed", String(pressed));
-    }
-    draw();
+  /** The patch under a pointer; null if there is none. */
+  function patchAt(event) {
+    const image = views.get(event.target.closest("button, .stage"))?.image, sheet = event.target.closest(".shot")?.firstChild;
+    if (!sheet || !image?.levels) return null;
+    const area = sheet.getBoundingClientRect(), [x1, y1, x2, y2] = image.frame, [rows, columns] = image.grid;
+    const x = ((event.clientX - area.left) / area.width) * image.size[0], y = ((event.clientY - area.top) / area.height) * image.size[1];
+    const row = Math.floor(((y - y1) / (y2 - y1)) * rows), column = Math.floor(((x - x1) / (x2 - x1)) * columns);
+    const token = row * columns + column, inside = row >= 0 && row < rows && column >= 0 && column < columns;
+    return inside && isValid(image, token) ? { image, token } : null;
   }
 
-  const toggle = (index) =>
-    change({ held: false, reading: null, chosen: state.chosen.includes(index) ? state.chosen.filter((other) => other !== index) : [...state.chosen, index].slice(-2) });
+  const isAt = (one, other) => one?.image === other.image && one.token === other.token;
 
-  /** An event's place in original pixels, and the size of a CSS pixel in them. */
-  function placeOf(event) {
-    const area = event.currentTarget.getBoundingClientRect(), [left, top, right, bottom] = limits();
-    const x = left + ((event.clientX - area.left) / area.width) * (right - left);
-    return [x, top + ((event.clientY - area.top) / area.height) * (bottom - top), (right - left) / area.width];
+  function point(at) {
+    if (state.query?.held) isAt(state.reading, at) || ask({ reading: at });
+    else isAt(state.query, at) || ask({ query: { ...at, boxes: [], held: false } });
   }
 
-  function tokenAt([x, y]) {
-    const [x1, y1, x2, y2] = state.image.frame, [rows, columns] = state.image.grid;
-    const column = Math.floor(((x - x1) / (x2 - x1)) * columns), row = Math.floor(((y - y1) / (y2 - y1)) * rows);
-    const token = row * columns + column;
-    return row >= 0 && row < rows && column >= 0 && column < columns && isValid(token) ? token : null;
+  const middleOf = ({ valid: [first, last, left, right], grid }) => Math.floor((first + last) / 2) * grid[1] + Math.floor((left + right) / 2);
+
+  $("gallery").addEventListener("pointermove", (event) => {
+    const at = event.pointerType !== "touch" && patchAt(event);
+    if (at) point(at);
+    else if (!event.target.closest(".tiles, .stage")) leave();
+  });
+  $("gallery").addEventListener("pointerleave", leave);
+  function leave() {
+    if (state.query && !state.query.held) release();
+    else if (state.reading) ask({ reading: null });
   }
 
-  /** The box with its number or outline at a place; null if there is none. */
-  function boxAt([x, y, pixel]) {
-    if (!$("show-boxes").checked || !state.image.levels) return null;
-    const tag = tags(pixel).findIndex((each) => each && x >= each[0] && x <= each[0] + each[2] && y >= each[1] && y <= each[1] + each[2]);
-    if (tag >= 0) return tag;
-    if ((state.image.boxes || []).length > CROWD) return null;
-    const near = NEAR * pixel;
-    const found = (state.image.boxes || []).findIndex(({ box: [x1, y1, x2, y2] }) => {
-      if (x < x1 - near || x > x2 + near || y < y1 - near || y > y2 + near) return false;
-      return Math.min(Math.abs(x - x1), Math.abs(x - x2), Math.abs(y - y1), Math.abs(y - y2)) <= near;
-    });
-    return found < 0 ? null : found;
-  }
+  $("gallery").addEventListener("click", (event) => {
+    const at = patchAt(event), { query } = state, { image } = views.get(event.target.closest(".tiles button")) ?? {};
+    if (image && query?.held && image !== query.image) return open(opposite(), image, !event.detail);
+    if (image) open("left", image, !event.detail); // with the keyboard, the focus goes there
+    if (image?.levels) hold(image, at ? at.token : middleOf(image));
+    else if (at) query?.held && isAt(query, at) ? release() : hold(at.image, at.token);
+  });
 
-  for (const id of ["image", "map", "components"]) {
-    const canvas = $(id);
-    const box = (at) => (id === "image" ? boxAt(at) : null);
-    canvas.addEventListener("pointermove", (event) => {
-      if (event.pointerType === "touch" || !state.image.frame) return;
-      const at = placeOf(event), token = tokenAt(at), on = box(at);
-      canvas.style.cursor = on === null ? "" : "pointer";
-      canvas.title = on === null ? "" : label(on);
-      if (!state.image.levels) return;
-      if (token === null) return void (isFixed() || ($("readout").textContent = "This place is not visible to the model."));
-      if (isFixed()) token !== state.reading && change({ reading: token });
-      else token !== state.token && change({ token });
-    });
-    canvas.addEventListener("click", (event) => {
-      const at = placeOf(event), token = tokenAt(at), on = box(at);
-      if (on !== null) return toggle(on);
-      if (token === null || !state.image.levels) return;
-      const again = state.held && token === state.token, touch = event.pointerType === "touch";
-      if (touch && isFixed() && !again) return change({ reading: token }); // touch has no hover
-      change({ token, chosen: [], reading: null, held: !touch && !again });
-    });
-  }
-
-  $("image").addEventListener("keydown", (event) => {
-    if (!state.image.levels) return;
-    const columns = state.image.grid[1], [first, last, left, right] = state.image.valid;
-    const from = isFixed() ? state.reading ?? state.token : state.token;
-    let row = Math.floor(from / columns), column = from % columns;
-    if (event.key === "ArrowLeft") column--;
-    else if (event.key === "ArrowRight") column++;
-    else if (event.key === "ArrowUp") row--;
-    else if (event.key === "ArrowDown") row++;
-    else if (event.key === "Home") column = left;
-    else if (event.key === "End") column = right - 1;
-    else if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      return change({ held: !state.held && !state.chosen.length, chosen: [], reading: null });
-    } else if (event.key === "Escape") return change({ held: false, chosen: [], reading: null });
-    else return;
+  $("pair").addEventListener("keydown", (event) => {
+    const image = event.target.matches(".shot") && views.get(event.target.closest(".stage")).image;
+    if (!image?.levels) return;
+    const { query, reading } = state, columns = image.grid[1], [first, last, left, right] = image.valid;
+    const at = [query?.held && reading, query].find((each) => each?.image === image && each.token !== null), token = at ? at.token : middleOf(image);
+    const [row, column] = [Math.floor(token / columns), token % columns];
+    const moves = { ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1], ArrowUp: [row - 1, column], ArrowDown: [row + 1, column], Home: [row, left], End: [row, right - 1] };
+    if (event.key === "Enter" || event.key === " ") query?.held ? release() : hold(image, token);
+    else if (moves[event.key]) {
+      const [y, x] = moves[event.key];
+      point({ image, token: Math.min(Math.max(y, first), last - 1) * columns + Math.min(Math.max(x, left), right - 1) });
+    } else return;
     event.preventDefault();
-    row = Math.min(Math.max(row, first), last - 1);
-    column = Math.min(Math.max(column, left), right - 1);
-    change({ [isFixed() ? "reading" : "token"]: row * columns + column });
   });
+  document.addEventListener("keydown", (event) => event.key === "Escape" && release());
+  $("release").addEventListener("click", release);
 
-  $("fixed").addEventListener("change", () => change({ held: $("fixed").checked, chosen: [], reading: null }));
-  for (const id of ["show-boxes", "over"]) $(id).addEventListener("change", draw);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  window.addEventListener("resize", draw);
+  // The pair.
 
-  // Opening an image.
-
-  function item(text) {
-    const element = document.createElement("li");
-    element.textContent = text;
-    return element;
+  function chip(image, text, kind, boxes) {
+    const button = set(make("button", kind, text), { type: "button" });
+    button.addEventListener("click", () => {
+      const { query } = state, before = query?.image === image ? query.boxes : [];
+      const rest = before.filter((each) => !boxes.includes(each)), chosen = query && isChosen({ boxes: before }, boxes);
+      const after = boxes.length === 2 ? (chosen ? [] : boxes) : chosen ? rest : [...rest, ...boxes].slice(-2);
+      ask({ query: after.length ? { image, token: null, boxes: after, held: true } : null });
+    });
+    for (const name of ["pointerenter", "focus"]) button.addEventListener(name, () => ask({ pointed: { image, boxes } }));
+    for (const name of ["pointerleave", "blur"]) button.addEventListener(name, () => ask({ pointed: null }));
+    return { button, boxes };
   }
 
-  function chooser(text, kind, boxes, choose) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = kind;
-    button.dataset.boxes = boxes.join(" ");
-    button.textContent = text;
-    button.setAttribute("aria-pressed", "false");
-    button.addEventListener("click", choose);
-    return button;
-  }
+  const shownOn = (side) => views.get($(side))?.image;
+  /** The side on which matches of the query's image are opened. */
+  const opposite = () => (shownOn("right") === state.query?.image ? "left" : "right");
 
-  function open(image, focus) {
-    const [first, last, left, right] = image.valid || [0, 1, 0, 1];
-    const middle = Math.floor((first + last) / 2) * (image.grid ? image.grid[1] : 1) + Math.floor((left + right) / 2);
-    Object.assign(state, { image, tokens: null, element: null });
-    if (image.picture) {
-      const element = new Image();
-      element.addEventListener("load", () => image === state.image && ((state.element = element), draw()));
-      element.src = image.picture;
+  function open(side, image, focus) {
+    const stage = $(side), [select, shots, boxes, notes] = stage.children, before = shownOn(side), other = side === "left" ? "right" : "left";
+    if (before !== image) {
+      view(stage, shots, image);
+      if (before && shownOn(other) === image) open(other, before);
+      select.value = images.indexOf(image);
+      const found = views.get(stage), shot = shots.firstChild, pairs = image.levels ? image.pairs ?? [] : [];
+      set(shot, { tabindex: 0, role: "application", "aria-roledescription": "grid of patches", "aria-label": `${image.key}: patches`, "aria-describedby": "help readout" });
+      found.chips = (pairs.length ? image.boxes : []).map((each, index) => chip(image, label(image, index), each.kind, [index]));
+      found.chips.push(...pairs.map(([human, thing, verb]) => chip(image, `${label(image, human)}, ${verb}, ${label(image, thing)}`, "union", [human, thing])));
+      boxes.replaceChildren(...found.chips.map((each) => each.button));
+      const crop = shots.querySelector(".seen") ? ["The dimmed part is not visible to the model."] : [];
+      notes.replaceChildren(...[...image.notes, ...crop].map((each) => make("li", "", each)));
+      ask({});
     }
-    $("viewer").hidden = false;
-    $("name").textContent = image.key;
-    for (const { button, image: other } of thumbnails) button.setAttribute("aria-current", String(other === image));
-    $("image").setAttribute("aria-label", `${image.key}: patches`);
-    const boxes = image.boxes || [], pairs = image.pairs || [], shares = (image.shares || []).map((share) => `${Math.round(100 * share)}%`);
-    $("pairs").hidden = !boxes.length || !image.levels;
-    $("boxes-label").hidden = !boxes.length;
-    $("relations-title").hidden = !pairs.length;
-    $("boxes").replaceChildren(...boxes.map((each, index) => chooser(label(index), each.kind, [index], () => toggle(index))));
-    $("relations").replaceChildren(
-      ...pairs.map(([human, thing, verb]) =>
-        chooser(`${label(human)}, ${verb}, ${label(thing)}`, "union", [human, thing], () =>
-          change({ held: false, reading: null, chosen: state.chosen.length === 2 && [human, thing].every((each) => state.chosen.includes(each)) ? [] : [human, thing] }),
-        ),
-      ),
-    );
-    $("notes").replaceChildren(...image.notes.map(item));
-    const none = "No principal components: all tokens are nearly equal.";
-    $("shares").textContent = (image.shares || []).every((share) => share === 0) ? none : shares.length ? `Principal components 1, 2, 3 of all images' patches as red, green, blue: ${shares.join(", ")} of the variance.` : "";
-    const panels = document.querySelector(".panels");
-    panels.classList.toggle("broad", Boolean(image.frame) && image.size[0] > 1.8 * image.size[1]);
-    for (const part of [...panels.querySelectorAll("figure"), document.querySelector(".controls")]) part.hidden = !image.frame;
-    $("help").hidden = !image.levels;
-    $("components-figure").hidden = !image.colours;
-    $("readout").textContent = "";
-    change({ token: middle, reading: null, chosen: [], held: false });
-    if (!focus) return;
-    history.replaceState(null, "", `#image-${images.indexOf(image)}`);
-    $("name").focus();
+    if (focus) shots.firstChild.focus();
+    if (focus && side === "left") history.replaceState(null, "", `#image-${images.indexOf(image)}`);
   }
 
-  // The list and its search.
+  for (const side of ["left", "right"]) {
+    const select = $(side).querySelector("select");
+    select.append(...images.map((image, index) => new Option(image.key, index)));
+    select.addEventListener("change", () => open(side, images[select.value]));
+  }
 
-  const thumbnails = images.map((image, index) => {
-    const entry = document.createElement("li"), button = document.createElement("button");
-    entry.id = `image-${index}`;
-    button.type = "button";
-    const thumb = document.createElement("span"), name = document.createElement("span");
-    thumb.className = "thumb";
-    name.className = "name";
-    name.textContent = image.key;
-    button.title = image.key;
-    if (image.picture) {
-      const picture = document.createElement("img");
-      picture.alt = "";
-      picture.loading = "lazy";
-      picture.src = image.picture;
-      thumb.append(picture);
-    } else thumb.textContent = "no image";
-    button.append(thumb, name);
-    button.addEventListener("click", () => open(image, true));
-    entry.append(button);
-    $("thumbnails").append(entry);
-    const words = [image.key, ...(image.boxes || []).map((each) => each.name), ...(image.pairs || []).map((each) => each[2])];
-    return { image, entry, button, words: words.join(" ").toLowerCase() };
-  });
+  // The nearest patch of every other image.
 
-  function search() {
+  async function drawNearest() {
+    const { query } = state, found = [];
+    let bytes = 0;
+    if (query && !query.maps) return void (state.timer = setTimeout(drawNearest, WAIT)); // its tokens are being unpacked
+    for (const image of query?.vector ? images : []) {
+      if (image === query.image || !image.levels || bytes > SEARCHED) continue;
+      tokensOf(image);
+      await image.unpacking;
+      if (query !== state.query) return; // another patch was asked for
+      bytes += image.tokens.levels.length;
+      const { values, best } = mapOf(query, image);
+      found.push({ image, token: best, value: values[best] });
+    }
+    found.sort((one, other) => other.value - one.value);
+    $("others").hidden = !found.length;
+    $("nearest").replaceChildren(...found.slice(0, NEAREST).map((each) => near(query, each)));
+    if (query) query.nearest = found.map((each) => ({ ...each, image: each.image.key }));
+    ask({});
+  }
+
+  /** A patch of another image with what is around it: an entry that opens it beside the query's image. */
+  function near(query, { image, token, value }) {
+    const box = cell(image, token), side = (AROUND / 2) * Math.max(box[2] - box[0], box[3] - box[1]);
+    const [x, y] = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2], frame = shot(image, "photo", [x - side, y - side, x + side, y + side]);
+    frame.firstChild.append(put(make("i", "at other"), box, [0, 0, ...image.size]));
+    const button = set(make("button", "", frame, number(value)), { type: "button", "aria-label": `${number(value)}: ${place(image, token)}` });
+    button.addEventListener("click", () => {
+      ask({ query: { ...query, held: true } });
+      ask({ reading: { image, token } });
+      open(opposite(), image, true);
+    });
+    return make("li", "", button);
+  }
+
+  // The tiles and their search.
+
+  function tile(image, list) {
+    const button = set(make("button", ""), { type: "button", "aria-label": image.key }), entry = make("li", "", button);
+    list.append(entry);
+    view(button, button, image);
+    entry.style.setProperty("--aspect", button.style.getPropertyValue("--aspect") || 1);
+    const words = [image.key, ...(image.boxes ?? []).map((each) => each.name), ...(image.pairs ?? []).map((each) => each[2])];
+    return { image, entry, words: words.join(" ").toLowerCase() };
+  }
+
+  for (const image of images.filter((each) => each.colours).slice(0, FIRST)) tile(image, $("first"));
+  const tiles = images.map((image) => tile(image, $("all")));
+
+  $("query").addEventListener("input", () => {
     const wanted = $("query").value.toLowerCase().split(/\s+/).filter(Boolean);
-    let count = 0;
-    for (const each of thumbnails) {
-      const found = wanted.every((word) => each.words.includes(word));
-      each.entry.hidden = !found;
-      count += found;
-    }
-    $("found").textContent = wanted.length ? `${count} of ${thumbnails.length}` : "";
-  }
-  $("query").addEventListener("input", search);
+    for (const { entry, words } of tiles) entry.hidden = !wanted.every((word) => words.includes(word));
+    $("found").textContent = wanted.length ? `${tiles.filter((each) => !each.entry.hidden).length} of ${tiles.length}` : "";
+  });
   $("search").addEventListener("submit", (event) => {
     event.preventDefault();
-    const first = thumbnails.find((each) => !each.entry.hidden);
-    if (first) open(first.image, true);
+    const first = tiles.find((each) => !each.entry.hidden);
+    if (first) open("left", first.image, true);
   });
 
   function follow() {
-    const linked = thumbnails.find((each) => each.entry.id === location.hash.slice(1));
-    if (!linked) return;
-    $("query").value = "";
-    search();
-    open(linked.image, true);
+    const linked = images[(/^#image-(\d+)$/.exec(location.hash) ?? [])[1]];
+    if (linked) open("left", linked, true);
   }
   window.addEventListener("hashchange", follow);
   for (const link of document.querySelectorAll('a[href^="#image-"]'))
     link.addEventListener("click", (event) => {
       event.preventDefault(); // also where it is the page's address already
-      history.replaceState(null, "", link.hash);
-      follow();
+      open("left", images[link.hash.slice(7)], true);
     });
 
-  const ramp = $("ramp").getContext("2d");
-  for (let x = 0; x < 256; x++) {
-    ramp.fillStyle = `rgb(${colour(x / 255).join(", ")})`;
-    ramp.fillRect(x, 0, 1, 1);
-  }
-  open(images.find((each) => each.pairs?.length) || images[0], false);
+  const ramp = $("ramp").getContext("2d"), row = ramp.createImageData(256, 1);
+  new Uint32Array(row.data.buffer).set(colours);
+  ramp.putImageData(row, 0, 0);
+  const shares = images.find((each) => each.shares)?.shares ?? [];
+  shares.forEach((share, index) => ($("swatches").children[index].textContent = `${Math.round(100 * share)}%`));
+  const start = Math.max(0, images.findIndex((each) => each.pairs?.length));
+  $("right").hidden = images.length < 2;
+  open("left", images[start]);
+  open("right", images[(start + 1) % images.length]);
   follow();
 })();
