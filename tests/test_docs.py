@@ -49,7 +49,7 @@ NOT_RUN = {
     "extract parquet": "needs a set of tables",
     "--device cuda": "needs GPUs",
     "sbatch": "needs a cluster",
-    "torchrun": "needs several processes' weights; --partition has its own tests",
+    "torchrun": "starts processes, which know no stand-ins of the weights",
     "ray ": "needs a cluster",
     "s3://": "needs a bucket",
     "aws ": "needs a bucket",
