@@ -8,7 +8,6 @@
 - inductor frozen: patchbank's tower with plain layers, under `torch.compile` with its weights frozen into the graph;
 - onnxruntime, openvino: open_clip's tower, exported by `torch.onnx.export` for this batch size;
 - patchbank, patchbank compiled: as `patchbank extract` runs it, and with `--compile on`;
-- patchbank streams: a batch cut into as many parts as there are cores, each computed by a thread on one core.
 
 Images are 24 by default, and sixteen batches on CUDA. patchbank gets uint8 pixels and normalises them within the time;
 the others get normalised pixels. Exporting, compiling and a first batch are not timed. Each one's tokens are compared
@@ -24,10 +23,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,9 +186,6 @@ class Bench:
         for name, compiled in (("patchbank", False), ("patchbank compiled", True)):
             if (forward := self._made(name, name, partial(self._patchbank, precision, compiled))) is not None:
                 forwards[name] = forward, pixels, size
-        name = "patchbank streams"
-        if self.device.type == "cpu" and (forward := self._made(name, name, partial(self._streams, precision))):
-            forwards[name] = forward, pixels, size
         return {name: each for name, each in forwards.items() if name not in self.without}
 
     def _made(self, what: str, name: str, make: Callable[[], Forward]) -> Forward | None:
@@ -228,15 +222,6 @@ class Bench:
             raise RuntimeError(runner.notes[-1])
 
         return lambda pixels: _tokens(runner(pixels))
-
-    def _streams(self, precision: str) -> Forward:
-        cores = torch.get_num_threads()
-        runner = Runner(spec_of(self.model, self.weights, precision), self.device, batch_size=self.batch_size)
-        threads = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
-        list(threads.map(time.sleep, [0.1] * cores))  # starts every thread
-        torch.set_num_threads(cores)  # a thread's own number is also that of new threads
-
-        return lambda pixels: torch.cat([_tokens(each) for each in threads.map(runner, pixels.chunk(cores))])
 
     def _export(self, tower: nn.Module) -> Path:
         path = self.place / "tower.onnx"

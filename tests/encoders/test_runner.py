@@ -177,6 +177,21 @@ def test_submit_gives_all_outputs_rounded(
     assert equal(found, {name: value.to(dtype) for name, value in runner(pictures[1]).items()})
 
 
+@pytest.mark.parametrize("cores", [1, 2, 4, 6])
+def test_parts_of_a_batch_are_the_same_on_any_number_of_cores(tiny_weights: Path, cores: int) -> None:
+    pixels = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        runner = load_encoder("tiny", weights=tiny_weights, output=("patch_tokens", "cls", "block:1"))
+        assert torch.get_num_threads() == cores
+        with torch.no_grad():
+            parts = [runner.encoder(part) for part in pixels.split(4)]
+        assert equal(runner(pixels), {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_encoder_of_other_outputs_size_and_grid(tiny_weights: Path) -> None:
     options = {"output": ("block:1", "cls"), "input_size": (32, 64), "pool_grid": 2}
     runner = load_encoder("tiny", weights=tiny_weights, **options)  # type: ignore[arg-type]

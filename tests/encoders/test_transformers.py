@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -510,6 +511,17 @@ def test_a_pooler_that_was_not_saved_is_missed_only_if_it_is_asked_for(tmp_path:
     assert largest_error(runner("a/b", tmp_path, "patch_tokens", "cls"), model) <= 2 * BOUND
     with pytest.raises(WeightsError, match=r"pooler.* is missing"):
         runner("a/b", tmp_path, "pooled")
+
+
+def test_passes_at_once_do_not_see_each_other(tiny: Path) -> None:
+    run = runner("facebook/dinov2-with-registers-small", tiny, "patch_tokens", "block:1:raw", "pooled")
+    pixels = torch.randint(0, 256, (4, *run.spec.input.size, 3), dtype=torch.uint8)
+    with torch.no_grad(), ThreadPoolExecutor(4) as threads:
+        expected = [run.encoder(each) for each in pixels.split(1)]
+        for _ in range(20):
+            found = threads.map(torch.no_grad()(run.encoder), pixels.split(1))
+            for one, other in zip(expected, found, strict=True):
+                assert all(relative_error(one[name], other[name]) < BOUND for name in one)
 
 
 def test_a_run_of_the_commands(tiny: Path, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from patchbank.errors import PatchbankError, TogetherTooLargeError
 from patchbank.features import is_grid
 from patchbank.preprocess import preprocess
 
+_PART = 4  # images: fewer are multiplied less efficiently
 _TOO_LARGE = "A batch did not fit into the memory"
 
 
@@ -66,6 +69,7 @@ class Runner:
         self._copies: torch.cuda.Stream | None = None
         self._precision = spec.identity.get("precision", "")
         stage("loading and packing weights" if device.type == "cpu" else "loading weights")
+        self._threads = _Threads(self.batch_size) if device.type == "cpu" else None
         with self._together():
             self.encoder: Encoder = spec.load(device, self.batch_size)
         self._compiled: Forward | None = None  # for batches of exactly `batch_size`
@@ -160,6 +164,8 @@ class Runner:
     def _pass(self, pixels: Tensor) -> dict[str, Tensor]:
         forward = self._compiled if self._compiled and len(pixels) == self.batch_size else self.encoder
         with torch.no_grad(), float32_products(self._precision):
+            if self._threads is not None and forward is self.encoder:
+                forward = partial(self._threads, self.encoder)
             outputs = forward(pixels.to(self.device, non_blocking=True))
             # A compiled forward pass on CUDA gives the same memory each time.
             outputs = {name: value.to(torch.float32, copy=self.compiled) for name, value in outputs.items()}
@@ -196,6 +202,27 @@ class Runner:
             f"{_TOO_LARGE} of {self.device}, and was computed {self.largest_batch} images at a time. "
             "Use a smaller --batch-size next time."
         )
+
+
+class _Threads:
+    """A batch on the CPU in parts of a few images, each computed by one of several teams of cores.
+
+    Cores that compute one operation together wait for the slowest after each, and so for whatever else runs, such as
+    decode threads. Parts of a batch wait for each other once. They are the same whatever the number of cores.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        parts, cores = max(1, batch_size // _PART), torch.get_num_threads()
+        self._size = -(-batch_size // parts)
+        teams = max(number for number in range(1, parts + 1) if cores % number == 0)
+        self._pool = ThreadPoolExecutor(teams, "encoder", torch.set_num_threads, (cores // teams,))
+        started = Barrier(teams)
+        list(self._pool.map(lambda _: started.wait(), range(teams)))
+        torch.set_num_threads(cores)  # a thread begins with what any thread set for itself last
+
+    def __call__(self, encoder: Encoder, pixels: Tensor) -> dict[str, Tensor]:
+        parts = list(self._pool.map(torch.no_grad()(encoder), pixels.split(self._size)))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def load_encoder(

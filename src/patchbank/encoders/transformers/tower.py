@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from functools import partial
 from math import prod
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -99,8 +100,7 @@ class TransformersEncoder(LibraryEncoder):
         self._tower = tower = Tower.of(model)
         wanted = {(block_of(name) or (made.blocks, False))[0] for name in spec.outputs}
         del tower.blocks[max(wanted) :]
-        self._kept: dict[int, Tensor] = {}
-        self._pooler_output: Any = None
+        self._passes: dict[int, dict[int | str, Any]] = {}  # thread -> what its forward pass leaves
         for number in wanted:
             tower.blocks[number - 1].register_forward_hook(partial(self._keep, number))
         modules = [(type(each).__name__, dict(each.named_children())) for each in tower.blocks[0].modules()]
@@ -111,13 +111,17 @@ class TransformersEncoder(LibraryEncoder):
         self._projection = dict(self.model.named_children()).get("projection", nn.Identity())
 
     def _keep(self, number: int, _module: nn.Module, _arguments: object, output: Any) -> None:
-        self._kept[number] = output[0] if isinstance(output, tuple) else output
+        self._pass()[number] = output[0] if isinstance(output, tuple) else output
+
+    def _pass(self) -> dict[int | str, Any]:
+        """What this thread's forward pass leaves; others may be under way."""
+        return self._passes.setdefault(0 if torch.compiler.is_compiling() else get_ident(), {})
 
     def hidden(self, x: Tensor, blocks: Collection[int]) -> dict[int, Tensor]:
         """The library's own forward pass; blocks after the last one asked for are not there."""
-        output = self._tower(x)
-        self._pooler_output = getattr(output, "pooler_output", None)
-        return {number: self._kept.pop(number) for number in blocks}
+        kept = self._pass()
+        kept["pooled"] = getattr(self._tower(x), "pooler_output", None)
+        return {number: kept.pop(number) for number in blocks}
 
     def norm(self, x: Tensor) -> Tensor:
         """By the layer that the library applies after the last block, or, as CLIP does, to its [CLS] alone."""
@@ -130,7 +134,7 @@ class TransformersEncoder(LibraryEncoder):
 
     def pooled(self, x: Tensor) -> Tensor:
         """The library's ``pooler_output``, in the space of texts if the model has one, as of ``get_image_features``."""
-        return self.project(self._pooler_output)
+        return self.project(self._pass().pop("pooled"))
 
 
 def facts(name: str, tower: Tower, seen: Input, own: tuple[int, int]) -> tuple[Architecture, list[Product]]:
