@@ -28,7 +28,8 @@ from patchbank.files import sha256_of
 from tests.support import REPOSITORY, TINY, TINY_VOCABULARY, parse_line, patchbank
 
 DOCS = REPOSITORY / "docs"
-PAGES = {path.relative_to(REPOSITORY).as_posix(): path for path in [REPOSITORY / "README.md", *DOCS.rglob("*.md")]}
+FILES = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = {page.relative_to(REPOSITORY).as_posix(): page for page in FILES}
 
 # What is in a line of shell, or a block of Python, that does not run here; and why. `patchbank` is parsed all the same.
 NOT_RUN = {
@@ -48,7 +49,7 @@ NOT_RUN = {
     "extract parquet": "needs a set of tables",
     "--device cuda": "needs GPUs",
     "sbatch": "needs a cluster",
-    "torchrun": "needs several processes' weights; --partition has its own tests",
+    "torchrun": "starts processes, which know no stand-ins of the weights",
     "ray ": "needs a cluster",
     "s3://": "needs a bucket",
     "hf://": "needs a repository: tests/remote/test_hub.py has one",
@@ -76,7 +77,7 @@ def not_run(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def _template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with what the pages name, and in its parent's `home` weights of OpenAI's input sizes, but tiny."""
+    """A checkout with what the pages name; beside it, as `home`, OpenAI's models, a head wide and of six layers."""
     place = tmp_path_factory.mktemp("docs") / "place"
     home = place.parent / "home"
     with pytest.MonkeyPatch.context() as patch:
@@ -92,6 +93,7 @@ def _template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for dataset, split in (("hicodet", "train"), ("hicodet", "test"), ("vcoco", "train"), ("vcoco", "val")):
             bank = demo / f"{dataset}_pkl_files/demo_img_{dataset}_{split}"
             extract(load_dataset(dataset, demo, split), bank, ExtractConfig(layout="ezhoi"))
+            shutil.copytree(bank, place / bank.parent.name / bank.name.replace("demo", "clipbase"))
         images = shutil.copytree(demo / "hicodet/hico_20160224_det/images/train2015", place / "IMAGES")
         shutil.copy(images / "HICO_train2015_00000001.jpg", images / "photo.jpg")
         extract(load_dataset("folder", images), place / "BANK", ExtractConfig())
@@ -128,7 +130,7 @@ def run(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return done.check_returncode()
     words, out = (words[:-2], words[-1]) if ">" in words else (words, os.devnull)
     made = words[3:4] if words[1] in ("convert", "import") else []
-    if words[1] == "extract" and "--out" in words:
+    if words[1] == "extract" and "--out" in words and "--partition" not in words:
         made = [words[words.index("--out") + 1]]
     if made and (place / made[0]).is_dir():
         shutil.rmtree(place / made[0])
