@@ -200,11 +200,14 @@ def test_the_hub_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.asked == []
 
 
-def test_a_repository_that_is_closed_after_the_opening(hub: Hub) -> None:
+@pytest.mark.parametrize(("code", "words"), [("GatedRepo", "is gated"), ("RepoNotFound", "or it is private")])
+def test_a_repository_that_is_closed_after_the_opening(code: str, words: str, hub: Hub) -> None:
     bank = open_bank(URL)
-    hub.refusal = (403, "GatedRepo")
-    with pytest.raises(BankError, match=r"shard-.* cannot be read: datasets/org/name is gated"):
-        bank[KEYS[0]]
+    hub.refusal = (403, code)
+    for _ in range(2):
+        with pytest.raises(BankError, match=rf"shard-.* cannot be read: .*datasets/org/name.* {words}"):
+            bank[KEYS[0]]
+        HfFileSystem.clear_instance_cache()  # as in another process, which asks for the repository first
 
 
 def test_the_token_goes_to_the_hub_alone(hub: Hub) -> None:
