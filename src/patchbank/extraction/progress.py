@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from patchbank.datasets.samples import Failure
 
 _STAGE = "{desc} [{elapsed}]"  # before anything is counted
+_COUNT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"  # never s/image
 
 
 class Progress:
@@ -50,7 +51,7 @@ class Bar(Progress):
     def start(self, total: int) -> None:
         """The clock begins."""
         if total:
-            self._bar.bar_format = None
+            self._bar.bar_format = _COUNT
         self._bar.reset(total)
         self.stage("extracting")
 
