@@ -92,7 +92,7 @@ def export(
     made = source.manifest
     dtype = dtype or ("float16" if made.dtype == "float16" else "float32")
     if dtype not in ("float32", "float16"):
-        raise ConfigError(f"--dtype {dtype}: --to {to} writes float32 or float16, which its readers know.")
+        raise ConfigError(f"--dtype {dtype}: --to {to} writes float32 or float16: give one of these, or leave it out.")
     form = FORMATS[to]
     if form.package:
         try:
