@@ -90,7 +90,7 @@ def _shrunk(source: Path, target: Path) -> None:
     with Image.open(source) as image:
         picture = image.convert("RGB")
         picture.thumbnail((1280, 2000), Image.Resampling.LANCZOS)
-        picture.save(target, quality=85, subsampling=0, optimize=True)
+        picture.save(target, quality=78, subsampling=0, optimize=True)
 
 
 if __name__ == "__main__":

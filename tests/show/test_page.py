@@ -177,20 +177,21 @@ def test_fifty_thousand_images_in_a_small_page(tmp_path: Path, monkeypatch: pyte
     assert few.bytes < 1_000_000
 
 
-def test_an_image_takes_seventy_five_kilobytes_at_most(tmp_path: Path, tiny_config: ExtractConfig) -> None:
-    """Of the largest model, with noise for picture and tokens, which nothing compresses, and many long names."""
+@pytest.mark.parametrize(("patches", "dim"), [(576, 768), (4096, 64)])
+def test_an_image_takes_seventy_five_kilobytes_at_most(patches: int, dim: int, tmp_path: Path) -> None:
+    """With noise for picture and tokens, which nothing compresses, and many long names; of many patches, coarser."""
     from patchbank.show import gallery
     from patchbank.show.quantise import pack
     from patchbank.transform import ImageTransform
 
-    noise = np.random.default_rng(0).normal(size=(576, 768)).astype(np.float32)
-    packed = pack(noise, np.eye(768), gallery._FEATURES).to_json()
+    noise = np.random.default_rng(0).normal(size=(patches, dim)).astype(np.float32)
+    packed = pack(noise, np.eye(dim), gallery._room(patches)).to_json()
     pixels = np.random.default_rng(1).integers(0, 255, (600, 800, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "noise.png")
     [sample] = load_dataset("folder", tmp_path).samples
     shown: dict[str, object] = {"notes": []}
     gallery._add_picture(shown, sample, ImageTransform(800, 600, "center-crop", (336, 336), 14))
-    assert len(json.dumps(packed)) + len(json.dumps(shown)) + 4 * 576 + 24 * 200 < page._IMAGE
+    assert len(json.dumps(packed)) + len(json.dumps(shown)) + 4 * patches + 24 * 200 < page._IMAGE
 
 
 def test_names_without_end_leave_room_for_the_others(annotated: tuple[Bank, Dataset], tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from patchbank.datasets import Dataset, Sample
     from patchbank.transform import ImageTransform
 
-# Bytes for each image, before base64 adds a third: with the rest at most 75 kB.
-_FEATURES, _THUMBNAIL = 32_000, 16_000
+# Bytes for each image, before base64 adds a third: with norms and colours of up to 576 patches at most 75 kB.
+_FEATURES, _THUMBNAIL, _PATCHES = 32_000, 16_000, 576
 _SIDE = 360  # pixels: the longer side of its picture
 _QUALITIES = (82, 70, 55, 40, 25)
 _PAIRS = 24  # of an image
@@ -112,11 +112,16 @@ def show(
     bytes_ = (common.components.colours(tokens) * 255).round().astype(np.uint8)
     shown["colours"] = base64.b64encode(bytes_.tobytes()).decode()
     shown["shares"] = [round(float(share), 3) for share in common.components.shares]
-    packed = pack(tokens, common.axes, _FEATURES)
+    packed = pack(tokens, common.axes, _room(len(tokens)))
     shown |= packed.to_json()
     if transform is not None and shown.get("boxes"):
         shown["boxError"] = _box_error(tokens, packed, [each["box"] for each in shown["boxes"]], transform)
     return shown
+
+
+def _room(patches: int) -> int:
+    """Bytes for the levels of an image's tokens: norms and colours of more patches take from it, not the picture."""
+    return max(_FEATURES // 4, _FEATURES - 7 * max(0, patches - _PATCHES))
 
 
 def _box_error(tokens: Floats, packed: Packed, boxes: list[list[float]], transform: ImageTransform) -> float:
