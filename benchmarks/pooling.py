@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torchvision.ops import roi_align
 
 from benchmarks.common import alternate, finish, options_of, print_table, seconds_of
 from patchbank import ExtractConfig, encoders, pool_regions
@@ -25,9 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = torch.randn(options.images, *spec.outputs[GRID].shape, device=options.device)
     corners = torch.rand(options.images, options.boxes, 2, 2).sort(dim=2).values * torch.tensor([640, 480])
     boxes = list(corners.reshape(options.images, options.boxes, 4).to(options.device))
+    pictures = tokens.transpose(1, 2).unflatten(2, transforms[0].grid)
+    on_grid = [transforms[0].boxes_to_grid(each) for each in boxes]
     variants = {
         "one product": lambda: pool_regions(tokens, boxes, transforms),
-        "roi_align, then the mean": lambda: pool_regions(tokens, boxes, transforms, reduce=None).mean((2, 3)),
+        "roi_align, then the mean": lambda: roi_align(pictures, on_grid, (7, 7), aligned=True).mean((2, 3)),
     }
     try:
         torch.set_num_threads(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from patchbank import human_object_pairs, union_boxes
 
@@ -57,6 +58,19 @@ def test_pairs_are_those_of_the_description(seed: int) -> None:
     assert list(zip(other.human.tolist(), other.object.tolist(), strict=True)) == in_words(
         boxes, scores, labels, 0.6, 0.3, 1, 4
     )
+
+
+def test_suppression_is_torchvisions() -> None:
+    random = torch.Generator().manual_seed(0)
+    corners = torch.rand(200, 1, 2, generator=random) * 100
+    boxes = torch.cat([corners, corners + 20 + 40 * torch.rand(200, 1, 2, generator=random)], dim=1).reshape(200, 4)
+    boxes[:2] = boxes[2:4, [0, 1, 0, 1]]  # without area
+    scores, labels = torch.rand(200, generator=random), torch.randint(0, 3, (200,), generator=random)
+    for threshold in (0.0, 0.3, 0.5, 1.0):
+        pairs = human_object_pairs(
+            *(boxes, scores, labels), score_threshold=0, nms_threshold=threshold, max_instances=200
+        )
+        assert pairs.object.unique().tolist() == sorted(batched_nms(boxes, scores, labels, threshold).tolist())
 
 
 def test_humans_first_and_no_self_pairs() -> None:

@@ -38,6 +38,12 @@ def random_tokens(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def roi_aligned(tokens: torch.Tensor, boxes: torch.Tensor, transform: ImageTransform, bins: object = 7) -> torch.Tensor:
+    """The visible part of the boxes, pooled by torchvision: (K, D, height, width)."""
+    grid = tokens.T.reshape(1, -1, *transform.grid)
+    return roi_align(grid, [transform.boxes_to_grid(transform.clip(boxes))], bins, aligned=True)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", SIZES)
 def test_nested_loops_give_the_same(mode: ResizeMode, size: tuple[int, int]) -> None:
@@ -69,14 +75,15 @@ def test_a_squashed_bank_is_pooled_as_ez_hoi_pools(input_size: int, patch_size: 
 
 @pytest.mark.parametrize("bins", [1, 2, 7, 16, (3, 9)])
 @pytest.mark.parametrize("side", [7, 14, 24])
-def test_the_mean_is_roi_aligns(bins: int | tuple[int, int], side: int) -> None:
+def test_bins_and_their_mean_are_roi_aligns(bins: int | tuple[int, int], side: int) -> None:
     transform = ImageTransform(640, 427, "squash", (side * 16, side * 16), 16)
     tokens, boxes = random_tokens(side * side, 8), random_boxes(40, 640, 427)
     boxes[0] = torch.tensor([0, 0, 640, 427])
     boxes[1] = torch.tensor([3, 3, 3.5, 3.2])
+    expected = roi_aligned(tokens, boxes, transform, bins)
+    assert (pool_regions(tokens, boxes, transform, bins, reduce=None) - expected).abs().max() <= 1e-5
     found = pool_regions(tokens, boxes, transform, bins)
-    expected = pool_regions(tokens, boxes, transform, bins, reduce=None).mean((2, 3))
-    assert (found - expected).abs().max() <= 1e-5
+    assert (found - expected.mean((2, 3))).abs().max() <= 1e-5
     alone = torch.cat([pool_regions(tokens, box[None], transform, bins) for box in boxes])
     assert (found - alone).abs().max() <= 1e-5
 
@@ -92,12 +99,14 @@ def test_the_mean_of_equal_patches_is_theirs_whatever_rounding_does(mode: Resize
 
 def test_gradients_are_roi_aligns() -> None:
     transform, boxes = ImageTransform(640, 427, "pad", (224, 224), 16), random_boxes(6, 640, 427)
-    first, second = (random_tokens(196, 4).requires_grad_() for _ in range(2))
+    mean, bins, theirs = (random_tokens(196, 4).requires_grad_() for _ in range(3))
     weights = random_tokens(6, 4, seed=1)
-    (pool_regions(first, boxes, transform) * weights).sum().backward()
-    (pool_regions(second, boxes, transform, reduce=None).mean((2, 3)) * weights).sum().backward()
-    assert first.grad is not None and second.grad is not None
-    assert (first.grad - second.grad).abs().max() <= 1e-6
+    (pool_regions(mean, boxes, transform) * weights).sum().backward()
+    (pool_regions(bins, boxes, transform, reduce=None).mean((2, 3)) * weights).sum().backward()
+    (roi_aligned(theirs, boxes, transform).mean((2, 3)) * weights).sum().backward()
+    assert theirs.grad is not None
+    for found in (mean.grad, bins.grad):
+        assert found is not None and (found - theirs.grad).abs().max() <= 1e-6
 
 
 def test_a_batch_is_its_images_one_by_one() -> None:

@@ -193,13 +193,14 @@ class Cached(FeatureDataset):
         return [self[index] for index in indices]
 
 
+def are_shared(batch: Any) -> list[bool]:
+    return [row.is_shared() for row, _ in batch]
+
+
 def test_a_sample_read_by_itself_holds_no_file_open(root: Path, dataset: Dataset) -> None:
     made = Cached(root / "shards_hicodet_train", dataset, "union")
-    assert list(DataLoader(made, 3, num_workers=1, collate_fn=lambda batch: [row.is_shared() for row, _ in batch])) == [
-        [False] * 3,
-        [False] * 3,
-        [False],
-    ]
+    found = list(DataLoader(made, 3, num_workers=1, collate_fn=are_shared))
+    assert found == [[False] * 3, [False] * 3, [False]]
 
 
 def test_regions_are_of_the_samples_that_have_pairs(root: Path, dataset: Dataset) -> None:

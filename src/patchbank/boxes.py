@@ -62,12 +62,9 @@ def human_object_pairs(
         )
     if not scores.isfinite().all() or not 0 <= min_instances <= max_instances:
         raise ValueError("scores must be finite numbers, and min_instances at most max_instances")
-    if nms_threshold is None:
-        order = scores.argsort(descending=True, stable=True)
-    else:
-        from torchvision.ops import batched_nms
-
-        order = batched_nms(boxes, scores, labels, nms_threshold)  # by descending score
+    order = scores.argsort(descending=True, stable=True)
+    if nms_threshold is not None:
+        order = order[_unsuppressed(boxes[order], labels[order], nms_threshold)]
     is_human = labels[order] == human_label
     kept: list[Tensor] = []
     for of_kind in (order[is_human], order[~is_human]):
@@ -79,3 +76,21 @@ def human_object_pairs(
     other = torch.arange(count, device=boxes.device).repeat(humans)
     different = human != other
     return HumanObjectPairs(instances[human[different]], instances[other[different]])
+
+
+def _unsuppressed(boxes: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """(M,) bool: which of the boxes, (M, 4) and the best first, overlap no better one of their label that is kept.
+
+    Non-maximum suppression as torchvision's `batched_nms`, whose package would pin torch's version.
+    """
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    first = torch.maximum(boxes[:, None, :2], boxes[:, :2])
+    last = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    both = (last - first).clamp(min=0).prod(2)  # (M, M)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    rivals = (both / (area[:, None] + area - both) > threshold) & (labels[:, None] == labels)
+    rivals, kept = rivals.triu(1).cpu(), torch.ones(len(boxes), dtype=torch.bool)
+    for box, worse in enumerate(rivals):
+        if kept[box]:
+            kept &= ~worse
+    return kept.to(boxes.device)

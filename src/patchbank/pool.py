@@ -94,13 +94,14 @@ def _boxes(boxes: Tensor, tokens: Tensor) -> Tensor:
 def _pooled(
     tokens: Tensor, grid: tuple[int, int], inside: list[Tensor], size: tuple[int, ...], reduce: str | None
 ) -> Tensor:
+    rows, columns = _bin_weights(torch.cat(inside), grid, size)
+    counts = [len(boxes) for boxes in inside]
     if reduce == "mean":
-        weights = torch.split(_mean_weights(torch.cat(inside), grid, size), [len(box) for box in inside])
+        weights = torch.split(_mean_weights(rows, columns), counts)
         return torch.cat([weight @ of_image for weight, of_image in zip(weights, tokens, strict=True)])
-    from torchvision.ops import roi_align
-
-    pictures = tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
-    bins: Tensor = roi_align(pictures, inside, size, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
+    pictures = tokens.unflatten(1, grid)
+    of_images = zip(torch.split(rows, counts), pictures, torch.split(columns, counts), strict=True)
+    bins = torch.cat([torch.einsum("kir,rcd,kjc->kdij", *of_image) for of_image in of_images])
     return bins if reduce is None else bins.amax((2, 3))
 
 
@@ -112,34 +113,36 @@ def pooling_weights(boxes: Tensor, transform: ImageTransform) -> Tensor:
         transform: how the image became the grid.
     """
     inside = transform.boxes_to_grid(transform.clip(boxes.to(torch.float32)))
-    return _mean_weights(inside, transform.grid, (7, 7))
+    return _mean_weights(*_bin_weights(inside, transform.grid, (7, 7)))
 
 
-def _mean_weights(boxes: Tensor, grid: tuple[int, int], bins: tuple[int, ...]) -> Tensor:
-    """(K, N): the weight of each patch in the mean over a box's RoIAlign bins.
+def _mean_weights(rows: Tensor, columns: Tensor) -> Tensor:
+    """(K, N): the weight of each patch in the mean over a box's bins: that mean is linear in the tokens."""
+    return (rows.mean(1)[:, :, None] * columns.mean(1)[:, None, :]).flatten(1)
 
-    That mean is linear in the tokens, and a box's samples are all pairs of a row and a column. So it is one product
-    with the weights of rows times those of columns, several times as fast as `roi_align`.
+
+def _bin_weights(boxes: Tensor, grid: tuple[int, int], bins: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The weights of rows, (K, bins down, Gh), and of columns, (K, bins across, Gw), in the bins of K boxes.
+
+    A bin's samples are all pairs of a row and a column, so a bin is the tokens times both.
 
     Args:
         boxes: (K, 4) xyxy on the grid, inside it.
     """
-    columns = _sample_weights(boxes[:, 0], boxes[:, 2], grid[1], bins[1])
     rows = _sample_weights(boxes[:, 1], boxes[:, 3], grid[0], bins[0])
-    return (rows[:, :, None] * columns[:, None, :]).flatten(1)
+    return rows, _sample_weights(boxes[:, 0], boxes[:, 2], grid[1], bins[1])
 
 
 def _sample_weights(first: Tensor, last: Tensor, cells: int, bins: int) -> Tensor:
-    """(K, cells): the mean of linear interpolation's weights over RoIAlign's samples along one side of K boxes."""
-    first, last = first - 0.5, last - 0.5  # cells' centres become whole numbers
-    count = bins * ((last - first) / bins).ceil().clamp(min=0)  # of all bins; 0 along a side without length
-    most = bins * (-(-cells // bins) + 1)  # one more: rounding may make a box of all cells longer
-    sample = torch.arange(most, device=first.device, dtype=first.dtype)
-    place = first[:, None] + (last - first)[:, None] * (sample + 0.5) / count.clamp(min=1)[:, None]
-    centre = torch.arange(cells, device=first.device, dtype=first.dtype)
-    near = 1 - (place.clamp(0, cells - 1)[:, :, None] - centre).abs()  # constant beyond the outermost centres
-    taken = (sample < count[:, None])[:, :, None]
-    return (near.clamp(min=0) * taken).sum(1) / count.clamp(min=1)[:, None]
+    """(K, bins, cells): the mean of linear interpolation's weights over RoIAlign's samples along a side of K boxes."""
+    first, last = (each[:, None, None] - 0.5 for each in (first, last))  # cells' centres become whole numbers
+    count = ((last - first) / bins).ceil().clamp(min=0)  # of a bin; 0 along a side without length
+    most = -(-cells // bins) + 1  # one more: rounding may make a box of all cells longer
+    step, sample, centre = (torch.arange(each, device=first.device, dtype=first.dtype) for each in (bins, most, cells))
+    place = first + (last - first) * (step[:, None] + (sample + 0.5) / count.clamp(min=1)) / bins
+    near = 1 - (place.clamp(0, cells - 1)[..., None] - centre).abs()  # constant beyond the outermost centres
+    taken = (sample < count)[..., None]
+    return (near.clamp(min=0) * taken).sum(2) / count.clamp(min=1)
 
 
 def global_context(patch_tokens: Tensor, transform: ImageTransform | Sequence[ImageTransform] | None = None) -> Tensor:

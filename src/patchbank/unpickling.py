@@ -24,7 +24,7 @@ MOST_INSTRUCTIONS = 1 << 20
 _HARMLESS = re.compile(
     r"torch\.\w*Storage|torch\.cuda\.\w*Storage|torch\.storage\.\w+|torch\._utils\._rebuild_\w+|torch\.(Tensor|Size)"
     r"|torch\.serialization\._get_layout|torch\.(device|bool|b?float\d+|u?int\d+)|torch\.jit\._pickle\.\w+|torch\.nn\.parameter\.Parameter"
-    r"|collections\.OrderedDict|_codecs\.encode|numpy(\._?core)?(\.multiarray)?\.(_reconstruct|scalar|ndarray|dtype)"
+    r"|collections\.OrderedDict|_codecs\.encode|numpy(\._?core)?(\.multiarray|\.numeric)?\.(_reconstruct|_frombuffer|scalar|ndarray|dtype)"
 )
 
 _LITERALS = frozenset(

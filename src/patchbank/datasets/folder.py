@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -93,12 +94,12 @@ def _files(root: Path, damaged: dict[str, str]) -> Iterator[str]:
             links += filter(os.path.islink, paths)
             for name in names:
                 path = Path(directory, name)
-                try:
-                    counts = not name.startswith(".") and (path.is_file() or path.is_symlink())
+                try:  # not `is_file`, which is False of every error since Python 3.14
+                    kind = stat.S_IFMT(path.lstat().st_mode)
                 except OSError as error:  # of a directory that may be listed, but not entered
                     damaged[directory] = f"cannot be read: {error.strerror or error}"
                     continue
-                if counts:
+                if not name.startswith(".") and kind in (stat.S_IFREG, stat.S_IFLNK):
                     yield path.relative_to(root).as_posix()
         tops = links
 

