@@ -177,7 +177,7 @@ def test_fifty_thousand_images_in_a_small_page(tmp_path: Path, monkeypatch: pyte
     assert few.bytes < 1_000_000
 
 
-@pytest.mark.parametrize(("patches", "dim"), [(576, 768), (4096, 64)])
+@pytest.mark.parametrize(("patches", "dim"), [(576, 768), (2704, 64)])
 def test_an_image_takes_seventy_five_kilobytes_at_most(patches: int, dim: int, tmp_path: Path) -> None:
     """With noise for picture and tokens, which nothing compresses, and many long names; of many patches, coarser."""
     from patchbank.show import gallery
