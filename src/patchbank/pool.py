@@ -99,7 +99,7 @@ def _pooled(
     if reduce == "mean":
         weights = torch.split(_mean_weights(rows, columns), counts)
         return torch.cat([weight @ of_image for weight, of_image in zip(weights, tokens, strict=True)])
-    pictures = tokens.unflatten(1, grid)
+    pictures = tokens.reshape(len(tokens), *grid, -1)
     of_images = zip(torch.split(rows, counts), pictures, torch.split(columns, counts), strict=True)
     bins = torch.cat([torch.einsum("kir,rcd,kjc->kdij", *of_image) for of_image in of_images])
     return bins if reduce is None else bins.amax((2, 3))
