@@ -45,14 +45,13 @@ class Sizes(NamedTuple):
 BENCHMARKS = {
     "end_to_end": Sizes(
         "--images 16 --original-images 4 --rounds 1",
-        "--model ViT-B/16,ViT-L/14@336px --images 16 --original-images 4 --rounds 1 "
-        "--without 'original batched,original cloned,transformers,patchbank fast'",
+        "--images 16 --original-images 4 --rounds 2",
         "--model ViT-B/16,ViT-L/14@336px",
     ),
     "encoder": Sizes(
         "--images 8 --rounds 2 --without 'inductor frozen'",
-        "--model ViT-B/16,ViT-L/14@336px --images 8 --rounds 2 "
-        "--without 'original single,transformers,inductor frozen'",
+        "--model ViT-B/16,ViT-L/14@336px --images 8 --rounds 3 "
+        "--without 'original single,open_clip,transformers,inductor frozen,patchbank compiled'",
         "--model ViT-B/16,ViT-L/14@336px",
     ),
     "curves": Sizes(

@@ -34,6 +34,9 @@ PAGES = {page.relative_to(REPOSITORY).as_posix(): page for page in FILES}
 # What is in a line of shell, or a block of Python, that does not run here; and why. `patchbank` is parsed all the same.
 NOT_RUN = {
     "pip install": "installs packages",
+    "--install-completion": "changes the shell's own files",
+    "uvx ": "installs packages",
+    "pipx ": "installs packages",
     "patchbank demo": "tests/cli/test_demo.py runs it",
     "patchbank bench": "takes minutes",
     "patchbank doctor": "measures the machine: tests/test_doctor.py runs it",

@@ -118,9 +118,13 @@ def demo(
     say(_READ_BANK.format(bank=str(bank.path), key=key), "cyan")
     say(f"\nNext: patchbank info {shlex.quote(str(bank.path))}")
     say(f"      patchbank show {shlex.quote(str(bank.path))} {shlex.quote(key)}")
+    options = f"--model {config.model}"
     if config.weights is not None:
-        options = f"--model {config.model} --weights {shlex.quote(str(config.weights))}"
+        options += f" --weights {shlex.quote(str(config.weights))}"
         say(f"On {root}, extract, import and doctor need {options}")
+    if not untrained:
+        say("\nYour own images, and a page about them:")
+        say(f"  patchbank extract folder IMAGES {options} --out BANK --report", "cyan")
     if untrained:
         say("Other commands need the same --weights.")
         say("These features are of untrained weights: they mean nothing.", "bold red")
