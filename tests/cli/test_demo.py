@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from patchbank import FeatureDataset, demo, load_dataset, open_bank
+from patchbank import FeatureDataset, demo, load_dataset, open_bank, prepare_demo
 from patchbank.bank import removal
 from patchbank.encoders import trained
 from tests.support import REPOSITORY, Done, patchbank, patchbank_process
@@ -220,6 +220,12 @@ def test_a_demo_that_ended_before_it_put_a_bank_in_its_place(tmp_path: Path, mon
         patch.setattr(removal, "_swap", ended)
         patchbank("demo", tmp_path / "patchbank-demo", "--offline", check=9)
     assert "Banks in" in run_demo(tmp_path / "patchbank-demo", "tiny").stdout
+
+
+def test_its_configuration_replaces_no_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_MODEL", "tiny")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not prepare_demo(tmp_path / "patchbank-demo", offline=True).overwrite
 
 
 def test_without_an_index_it_goes_on_untrained_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

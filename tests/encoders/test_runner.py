@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from patchbank.features import CLS, GRID
 from patchbank.files import sha256_of
 from patchbank.preprocess import preprocess
 from tests.reference.original import Original
-from tests.support import TINY, contents, patchbank, photographs, relative_error, tower_of
+from tests.support import REPOSITORY, TINY, contents, patchbank, photographs, relative_error, tower_of
 
 BOUND = 2e-6
 CPU = torch.device("cpu")
@@ -187,9 +189,59 @@ def test_parts_of_a_batch_are_the_same_on_any_number_of_cores(tiny_weights: Path
         assert torch.get_num_threads() == cores
         with torch.no_grad():
             parts = [runner.encoder(part) for part in pixels.split(4)]
-        assert equal(runner(pixels), {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+            whole = runner.encoder(pixels)
+        found = runner(pixels)
+        assert equal(found, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        assert max(relative_error(found[name], whole[name]) for name in whole) < BOUND
+        torch.set_num_threads(1)  # later than it was loaded
+        assert equal(runner(pixels), found) and torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_encoder_that_does_not_say_it_is_called_by_one_thread_at_a_time(spec: OpenAISpec) -> None:
+    class Stateful:
+        def __init__(self, encoder: Any) -> None:
+            self.encoder = encoder
+            self.input, self.outputs, self.identity = encoder.input, encoder.outputs, encoder.identity
+            self.calls: list[int] = []
+
+        def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
+            self.calls.append(len(pixels))
+            found: dict[str, Tensor] = self.encoder(pixels)
+            return found
+
+    class Other(OpenAISpec):
+        def load(self, device: torch.device, batch_size: int) -> Any:
+            return Stateful(super().load(device, batch_size))
+
+    runner = Runner(Other(TINY, checkpoint=spec.checkpoint), CPU, batch_size=8)
+    runner(torch.zeros(8, 32, 32, 3, dtype=torch.uint8))
+    assert runner.encoder.calls == [8]  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_computes(tiny_weights: Path) -> None:
+    program = f"""
+import os, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+from tests.support import TINY
+from patchbank.encoders.openai.registry import MODELS
+MODELS["tiny"] = TINY
+from patchbank import load_encoder
+runner = load_encoder("tiny", weights={str(tiny_weights)!r})
+pixels = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
+whole = runner(pixels)
+if (child := os.fork()) == 0:
+    torch.set_num_threads(1)  # as in a data-loader worker
+    print(all(torch.allclose(whole[name], value) for name, value in runner(pixels).items()), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_an_encoder_of_other_outputs_size_and_grid(tiny_weights: Path) -> None:

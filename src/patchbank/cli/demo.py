@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,6 +67,7 @@ def demo(
     root = directory.expanduser()
     with busy("preparing photographs and weights"):
         config, untrained = prepared(root, offline, stderr.print)
+        config = replace(config, overwrite=True)  # banks of an earlier demo, perhaps of other weights
     if untrained:
         stderr.print(Panel(untrained, title="untrained weights", border_style="red", expand=False))
 

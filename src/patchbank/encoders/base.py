@@ -21,6 +21,9 @@ class Encoder(Protocol):
         input: the pixels that it takes.
         outputs: name -> what it computes for each sample.
         identity: the fields that decide the numbers.
+
+    An encoder whose attribute ``concurrent`` is True may be called by several threads at once: it keeps nothing of a
+    call in itself. On the CPU the runner then computes a batch in parts, which is faster.
     """
 
     @property

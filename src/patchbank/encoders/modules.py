@@ -31,6 +31,7 @@ class LibraryEncoder(ABC):
         mlps: the library's MLPs, as `pack_model` takes them.
     """
 
+    concurrent = True
     mlps: ClassVar[Mlps] = {}
 
     def __init__(

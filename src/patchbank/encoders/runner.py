@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -69,9 +70,10 @@ class Runner:
         self._copies: torch.cuda.Stream | None = None
         self._precision = spec.identity.get("precision", "")
         stage("loading and packing weights" if device.type == "cpu" else "loading weights")
-        self._threads = _Threads(self.batch_size) if device.type == "cpu" else None
         with self._together():
             self.encoder: Encoder = spec.load(device, self.batch_size)
+        parted = device.type == "cpu" and getattr(self.encoder, "concurrent", False)
+        self._threads = _Threads(self.batch_size) if parted else None
         self._compiled: Forward | None = None  # for batches of exactly `batch_size`
         if self._precision == "bf16" and device.type == "cpu" and not has_bfloat16():
             self.notes.append(
@@ -212,17 +214,33 @@ class _Threads:
     """
 
     def __init__(self, batch_size: int) -> None:
-        parts, cores = max(1, batch_size // _PART), torch.get_num_threads()
-        self._size = -(-batch_size // parts)
-        teams = max(number for number in range(1, parts + 1) if cores % number == 0)
-        self._pool = ThreadPoolExecutor(teams, "encoder", torch.set_num_threads, (cores // teams,))
-        started = Barrier(teams)
-        list(self._pool.map(lambda _: started.wait(), range(teams)))
-        torch.set_num_threads(cores)  # a thread begins with what any thread set for itself last
+        self._parts = max(1, batch_size // _PART)
+        self._size = -(-batch_size // self._parts)
+        self._started: tuple[int, int] | None = None  # the process and the number of cores that the teams are of
 
     def __call__(self, encoder: Encoder, pixels: Tensor) -> dict[str, Tensor]:
+        if self._started != (os.getpid(), torch.get_num_threads()):
+            self._start()
         parts = list(self._pool.map(torch.no_grad()(encoder), torch.split(pixels, self._size)))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _start(self) -> None:
+        cores = torch.get_num_threads()
+        teams = max(range(1, self._parts + 1), key=lambda number: (self._busy(number, cores), number))
+        self._pool = ThreadPoolExecutor(teams, "encoder", torch.set_num_threads, (max(1, cores // teams),))
+        ready = Barrier(teams)
+        try:
+            list(self._pool.map(lambda _: ready.wait(), range(teams)))
+        except BaseException:
+            ready.abort()
+            raise
+        finally:
+            torch.set_num_threads(cores)  # a thread begins with what any thread set for itself last
+        self._started = os.getpid(), cores
+
+    def _busy(self, teams: int, cores: int) -> float:
+        """The share of the cores' time that so many teams compute in."""
+        return self._parts / (-(-self._parts // teams) * teams) * (cores // teams * teams / cores)
 
 
 def load_encoder(

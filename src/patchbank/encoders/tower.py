@@ -222,6 +222,8 @@ class VisionTransformer(nn.Module):
 class TowerEncoder:
     """A CLIP's image tower on a device. An `Encoder`."""
 
+    concurrent = True
+
     def __init__(
         self,
         spec: EncoderSpec,

@@ -12,6 +12,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from patchbank import __version__
 from patchbank.bank.runs import MOST_RUNS, Run, read_runs
@@ -44,7 +45,7 @@ class Written:
         bytes: its size.
         images: the number of images in the gallery.
         asked: the number of images asked for, or of the bank if that is smaller.
-        error: the largest error of a similarity.
+        error: the largest error of a similarity of two patches of an image.
         defects: the number of invalid features.
         wrong: the number of failed checks.
     """
@@ -58,7 +59,7 @@ class Written:
     wrong: int
 
     def _repr_html_(self) -> str:
-        link = f'<a href="{escape(os.path.relpath(self.path))}">{escape(plain(self.path))}</a>'
+        link = f'<a href="{quote(f"./{os.path.relpath(self.path)}")}">{escape(plain(self.path))}</a>'
         return f"{link} ({bytes_text(self.bytes)}, {self.images:,} images)"
 
 
