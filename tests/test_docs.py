@@ -149,7 +149,7 @@ def test_its_snippets_run_in_their_order(page: str, place: Path, monkeypatch: py
         if language == "python" and not not_run(text):
             exec(compile(re.sub(r"num_workers=\d+", "num_workers=0", text), page, "exec"), names)
         elif language == "python":
-            compile(text, page, "exec")
+            assert "excerpt" in not_run(text) or compile(text, page, "exec")
         elif language == "sh":
             for line in lines_of(text):
                 if page not in EXAMPLES_ONLY and not not_run(line):
