@@ -257,22 +257,30 @@ def remove_abandoned(parent: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
-    """A temporary file to write to; at the end it takes the target's name. Raises OSError."""
+def whole_file(target: Path, replace: bool = True) -> Iterator[Path]:
+    """A temporary file to write to; at the end it takes the target's name.
+
+    Raises OSError; without `replace`, also if there is a target by then.
+    """
     target = target.resolve()  # a link stays a link
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_directory(target.parent) as scratch:
             place = scratch / f"written{target.suffix}"
             yield place
+            if not replace:
+                target.touch(exist_ok=False)  # the name is ours, or another's
             place.replace(target)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(target)) from error
 
 
 @contextlib.contextmanager
-def whole_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory to write to; at the end it takes the place of the target. Raises OSError."""
+def whole_directory(target: Path, replace: bool) -> Iterator[Path]:
+    """A temporary directory to write to; at the end it takes the place of the target.
+
+    Raises OSError; without `replace`, also if the target is anything but an empty directory by then.
+    """
     target = target.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -280,8 +288,14 @@ def whole_directory(target: Path) -> Iterator[Path]:
             (place := scratch / "written").mkdir()
             yield place
             fsync_directory(place)
-            if target.exists():  # a kill between these two leaves neither
-                target.rename(scratch / "replaced")
-            place.rename(target)
+            old = scratch / "replaced"
+            try:
+                if replace and target.exists():  # a kill between these two leaves neither under the name
+                    target.rename(old)
+                place.rename(target)  # over nothing, or over an empty directory
+            except BaseException:
+                if place.exists() and old.exists():
+                    old.rename(target)
+                raise
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(target)) from error

@@ -32,6 +32,7 @@ from patchbank.bank.writer import BankWriter
 from patchbank.config import ExportFormat
 from patchbank.datasets.samples import Failure
 from patchbank.errors import BankError, ConfigError
+from patchbank.files import whole_directory, whole_file
 from patchbank.locations import locate
 from tests.ada_cm import extract_pairs
 from tests.bank.test_check import damage_numbers
@@ -202,7 +203,8 @@ def test_damaged_features_are_left_out_and_listed(banks: Path, tmp_path: Path, t
     [(damaged, reason)] = done.left_out.items()
     assert "patchbank repair" in reason and done.features == 6
     found = READ[to](tmp_path / "out")
-    assert damaged not in found["keys"] and found["about"]["failures"][damaged] == reason
+    assert damaged not in found["keys"] and found["about"]["failures"][damaged].startswith("damaged: ")
+    assert str(source) in reason and str(source) not in json.dumps(found["about"])
     if to in ("parquet", "webdataset"):
         names = sorted(path.stem for path in (tmp_path / "out").glob("0*"))
         assert names == [f"{number:06}" for number in range(6)]
@@ -396,6 +398,46 @@ def test_a_killed_export_leaves_nothing_of_the_name(
     assert process.wait() == 130
     assert "nothing was written" in process.printed
     assert contents(out.parent) == whole and no_leftovers(out.parent)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("to", EVERY)
+def test_what_appears_during_an_export_stays(banks: Path, tmp_path: Path, to: str, overwrite: bool) -> None:
+    mine = tmp_path / "out" if FORMATS[to].single else tmp_path / "out/notes.txt"
+
+    def appear(*_: int) -> None:
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+
+    with pytest.raises(BankError, match="is not of an export" if overwrite else r"out exists\."):
+        exported(banks / "shards", tmp_path / "out", to, overwrite=overwrite, progress=appear)
+    assert mine.read_text() == "mine" and [*tmp_path.iterdir()] == [tmp_path / "out"]
+
+
+def test_only_an_empty_directory_is_replaced_unasked(tmp_path: Path) -> None:
+    target, file = tmp_path / "out", tmp_path / "out.h5"
+    target.mkdir()
+    with whole_directory(target, replace=False) as place:
+        (place / "mine").touch()
+    with pytest.raises(OSError, match="not empty"), whole_directory(target, replace=False):
+        pass
+    with pytest.raises(FileExistsError), whole_file(file, replace=False) as place:
+        place.write_text("new")
+        file.write_text("mine")
+    assert file.read_text() == "mine" and {*tmp_path.rglob("*")} == {target, target / "mine", file}
+
+
+def test_interrupted_between_the_two_renames(banks: Path, tmp_path: Path) -> None:
+    out, printed = tmp_path / "made/out", tmp_path / "printed"
+    exported(banks / "shards", out, "npy", outputs=["cls"])
+    before = contents(out)
+    words = ("convert", banks / "shards", out, "--to", "npy", "--overwrite")
+    process = Run(printed, *words, pause_after=Calls(1, Path, "rename")).paused()
+    assert not out.exists()
+    process.send(signal.SIGINT)
+    process.send(signal.SIGCONT)
+    assert process.wait() == 130
+    assert contents(out) == before and no_leftovers(out.parent)
 
 
 @pytest.mark.parametrize("to", EVERY)

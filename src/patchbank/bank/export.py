@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import ChainMap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -45,7 +45,8 @@ class Exported:
         outputs: name -> shape of one sample.
         features: number of samples in it.
         failures: number of images without a feature in the bank.
-        left_out: key -> reason, of features that are damaged, or that the format or the dtype cannot hold.
+        left_out: key -> reason, of features that are damaged, or that the format or the dtype cannot hold; with the
+            places of files, which the export itself does not name.
         files: number of files.
         bytes_written: their size.
     """
@@ -110,7 +111,7 @@ def export(
     facts += ["box", *Region._fields[1:]] if made.input.cut else []
     shapes = {name: each.shape for name, each in made.outputs.items()}
     done = Exported(target, to, dtype, shapes, failures=len(source.failures))
-    failures = ChainMap(done.left_out, source.failures)
+    failures = ChainMap(dict[str, str](), source.failures)  # what is added is in the first
     about = {"format": MARK, "version": VERSION, "dtype": dtype, "shapes": shapes, "grid": made.grid}
     about |= {"cell": made.input.cell, "manifest": msgspec.to_builtins(made)}
     contents = Contents(shapes, dtype, tuple(facts), about, failures)
@@ -126,7 +127,7 @@ def export(
                 last = min(first + a_file, len(keys))
                 for begin in range(first, last, at_once):
                     end = min(begin + at_once, last)
-                    batch = _read(source, keys[begin:end], contents, first // a_file, done.left_out, threads)
+                    batch = _read(source, keys[begin:end], contents, first // a_file, failures, done.left_out, threads)
                     done.features += len(batch.rows)
                     if batch.rows:
                         yield batch
@@ -134,10 +135,10 @@ def export(
                         progress(end, len(keys))
 
     try:
-        with (whole_file if form.single else whole_directory)(target) as place:
+        with (whole_file if form.single else whole_directory)(target, replace=overwrite) as place:
             form.write(place, contents, batches())
             if not done.features:
-                reason = next(iter(failures.values()), "it is empty")
+                reason = next(iter(ChainMap(done.left_out, source.failures).values()), "it is empty")
                 raise BankError(f"{source.path} has no feature to export ({reason}); nothing was written.")
             names = [] if form.single else sorted(each.name for each in place.iterdir())
             if names:
@@ -145,6 +146,7 @@ def export(
                 (place / _ABOUT).write_text(json.dumps(about, indent=1))
             written = [place / name for name in (*names, _ABOUT)] if names else [place]
             done.files, done.bytes_written = len(names) or 1, sum(map(sync_file, written))
+            _check_target(target, form, overwrite)  # again: another process may have written there
         fsync_directory(target.resolve().parent)
     except OSError as error:
         where = error.filename or target
@@ -191,25 +193,28 @@ def _read(
     keys: Sequence[str],
     contents: Contents,
     file: int,
+    failures: MutableMapping[str, str],
     left_out: dict[str, str],
     threads: ThreadPoolExecutor,
 ) -> Batch:
-    """The batch of these samples; those that cannot be written are added to `left_out`."""
+    """The batch of these samples; those that cannot be written are added to `failures` and `left_out`."""
     import torch
 
-    def defect(key: str) -> str:
+    def defect(key: str) -> tuple[str, str]:
         try:
             key.encode()
             source.check(key)
         except UnicodeEncodeError:
-            return "its key is not UTF-8"
-        except BankError as error:
-            return str(error)
-        return ""
+            return "its key is not UTF-8", ""
+        except BankError as error:  # its text names this machine's files
+            return "damaged: it is not what was written, or cannot be read", str(error)
+        return "", ""
 
     found = dict(zip(keys, threads.map(defect, keys), strict=True))
-    sound = [key for key, reason in found.items() if not reason]
-    left_out |= {key: reason for key, reason in found.items() if reason}
+    sound = [key for key, (reason, _) in found.items() if not reason]
+    for key, (reason, details) in found.items():
+        if reason:
+            failures[key], left_out[key] = reason, details or reason
     dtype = getattr(torch, contents.dtype)
     outputs: dict[str, NDArray[Any]] = {
         name: source.batch(sound, name, dtype=dtype).numpy() for name in contents.outputs
@@ -218,7 +223,7 @@ def _read(
         finite = np.all([np.isfinite(each).reshape(len(sound), -1).all(1) for each in outputs.values()], axis=0)
         if not finite.all():
             for key in [key for key, fine in zip(sound, finite, strict=True) if not fine]:
-                left_out[key] = "its features are too large for float16"
+                failures[key] = left_out[key] = "its features are too large for float16"
             sound = [key for key in sound if key not in left_out]
             outputs = {name: each[finite] for name, each in outputs.items()}
     return Batch(file, [_row(source, key, contents.facts) for key in sound], outputs)

@@ -172,13 +172,14 @@ def _parquet(place: Path, contents: Contents, batches: Iterable[Batch]) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    def kind(dtype: str, shape: Shape) -> Any:
-        single = pa.from_numpy_dtype(dtype)
-        return pa.list_(single, prod(shape)) if shape else single  # flat: pandas knows no other
-
     fields = {"key": pa.string(), "width": pa.int64(), "height": pa.int64()}
-    fields |= {name: kind(FACTS[name].dtype, FACTS[name].shape) for name in contents.facts if name != "size"}
-    fields |= {name: kind(contents.dtype, shape) for name, shape in contents.outputs.items()}
+    for name in contents.facts:
+        if name != "size":
+            single = pa.from_numpy_dtype(FACTS[name].dtype)
+            # Of any length: pyarrow 21 writes no null among lists of a fixed one.
+            fields[name] = pa.list_(single) if FACTS[name].shape else single
+    single = pa.from_numpy_dtype(contents.dtype)
+    fields |= {name: pa.list_(single, prod(shape)) for name, shape in contents.outputs.items()}  # flat, for pandas
     schema = pa.schema(fields, {"patchbank": to_json(contents.about)})
 
     def columns(batch: Batch) -> Iterator[Any]:
