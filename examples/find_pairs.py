@@ -7,7 +7,7 @@ BANK holds crops of annotated pairs. `patchbank demo` prepares their images; wit
     patchbank extract pairs hicodet --split test --root patchbank-demo --model timm/vit_small_patch14_dinov2 --out pairs
 
 makes one. Without IMAGE, the first one of the bank. The mean of all features is subtracted, since what all pairs share
-says nothing: with few pairs, most cosines are negative. Needs `pip install "patchbank[show]"`.
+says nothing: with few pairs, most cosines are negative. Needs `pip install -e ".[show]"`.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 ROOT is an EZ-HOI root, such as `patchbank demo` lays out (the default). The probe learns from the training split's
 bank and is tested on the other one; the table gives the average precision of each verb that has pairs there
-(scikit-learn's), and the mean. Needs `pip install "patchbank[examples]"`.
+(scikit-learn's), and the mean. Needs `pip install -e ".[examples]"`.
 """
 
 import argparse

@@ -31,6 +31,7 @@ class Hub:
         refusal: a status and its X-Error-Code, instead of every answer.
         later: the same, of every request but the first.
         gated: the same, of files alone.
+        signature: the query of the addresses of bytes, which then answer with an error.
         cuts: how many downloads end half way.
         asked: every request: method, path, Range and Authorization.
     """
@@ -43,6 +44,7 @@ class Hub:
     refusal: tuple[int, str] | None = None
     later: tuple[int, str] | None = None
     gated: tuple[int, str] | None = None
+    signature: str = ""
     cuts: int = 0
     asked: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     url: str = ""
@@ -100,7 +102,7 @@ class Hub:
             self._refuse(request, (404, "EntryNotFound"))
         else:
             request.send_response(302)
-            request.send_header("Location", f"{self.other}/bytes/{revision}/{inner}")
+            request.send_header("Location", f"{self.other}/bytes/{revision}/{inner}{self.signature}")
             if self.commit:
                 request.send_header("X-Repo-Commit", self.commit if files is self.files else revision)
             request.send_header("X-Linked-Etag", f'"{hashlib.sha256(files[inner]).hexdigest()}"')
@@ -125,6 +127,9 @@ class Hub:
         request.wfile.write(content)
 
     def send(self, request: BaseHTTPRequestHandler) -> None:
+        if self.signature:
+            self._refuse(request, (501, ""))
+            return
         revision, _, name = unquote(request.path).removeprefix("/bytes/").partition("/")
         files = self.older.get(revision, self.files)
         content = self.content or files[name]

@@ -231,3 +231,9 @@ def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(site: Path)
         assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", path.read_text()), path
     api = pages["reference/python/index.html"]
     assert all(f'id="patchbank.{name}"' in api for name in {*public.__all__} - {"__version__"})
+
+
+@pytest.mark.parametrize("page", [*PAGES, "examples/quickstart.ipynb"])
+def test_a_page_installs_a_checkout_and_not_a_name_that_anybody_may_register(page: str) -> None:
+    text = (REPOSITORY / page).read_text()
+    assert not re.search(r"""pip install [\\"']*patchbank|pypi\.org/project/patchbank""", text)

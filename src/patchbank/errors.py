@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+_SECRETS = re.compile(r"(?:(?<=http://)|(?<=https://))[^\s/?#]*@|\?[^\s?=]+=\S*?(?=[^\w\s]*(?:\s|$))")
 _FLAG = re.compile(r"(?<![^\s(])--([a-z]+(?:-[a-z]+)*)\b")  # not within a path
 
 
@@ -70,7 +71,12 @@ def printable(text: str, allowed: str = "") -> str:
     return "".join(each if each in allowed or each.isprintable() else repr(each)[1:-1] for each in text)
 
 
+def without_secrets(text: str) -> str:
+    """The text with the queries of URLs left out, which may be signatures, and users and passwords."""
+    return _SECRETS.sub("", text)
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without addresses: the same file always fails with the same words."""
+    """The first line of an error's message, without addresses and secrets: a file always fails with the same words."""
     text = re.sub(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error)).strip() or type(error).__name__
-    return text.splitlines()[0]
+    return without_secrets(text.splitlines()[0])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from threading import local
 from urllib.parse import unquote
 
-from patchbank.errors import ConfigError, first_line
+from patchbank.errors import ConfigError, first_line, without_secrets
 
 SCHEME = "hf"
 INSTEAD = ", or download the repository (`hf download`) and open that directory."
@@ -29,13 +29,16 @@ _here = local()  # .asking: whether this thread is in `asking`
 def pinned(url: str) -> str:
     """The URL of a place in a repository with the commit of its branch or tag; the main branch, if it names none.
 
-    One request. Raises ConfigError if there is no such repository or revision, or it cannot be asked for.
+    One request, and none for a commit, which need not exist. Raises ConfigError if there is no such repository or
+    revision, or it cannot be asked for.
     """
     if (match := _URL.fullmatch(url)) is None:
         raise ConfigError(
             f"{url} names no repository: hf://datasets/ORG/NAME/BANK, or hf://datasets/ORG/NAME@REVISION/BANK."
         )
     repo, revision, path = match.groups()
+    if re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return url
     kind, _, name = ("models/" * (repo.count("/") == 1) + repo).partition("/")
     with asking():
         from huggingface_hub import HfApi, constants
@@ -46,6 +49,11 @@ def pinned(url: str) -> str:
         except Exception as error:  # the hub's own, and those of one of two HTTP libraries
             raise ConfigError(f"{url}: {reason(error, repo, INSTEAD)}") from error
     return f"hf://{repo}@{info.sha}{path}"
+
+
+def inside(url: str) -> str:
+    """The path of a place within its repository."""
+    return match[3].strip("/") if (match := _URL.fullmatch(url)) else ""
 
 
 def as_os_error(error: BaseException, url: str) -> OSError:
@@ -93,7 +101,7 @@ def reason(error: BaseException, repo: str, instead: str) -> str:
     """
     from huggingface_hub import constants, errors
 
-    host = constants.ENDPOINT
+    host = without_secrets(constants.ENDPOINT)
     if isinstance(error, errors.GatedRepoError):
         licence = f"accept its licence at {host}/{repo}"
         return f"{repo} is gated: {licence}, and set HF_TOKEN to a token of that account{instead}"

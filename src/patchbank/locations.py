@@ -4,7 +4,7 @@ A remote location is a `upath.UPath`, which has `pathlib.Path`'s methods and is 
 distinguishes them. The store's own library finds the credentials (environment, configuration files, the machine's
 role). A URL must have none, so that none can get into a log or a bank.
 
-A repository of the Hugging Face hub (``hf://datasets/ORG/NAME/BANK``) is read alone, at the commit that `locate` finds.
+A repository of the Hugging Face hub (``hf://datasets/ORG/NAME/BANK``) is read-only, at the commit that `locate` finds.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def locate(text: str | PurePath) -> Path:
 
 
 def locate_new(text: str | PurePath) -> Path:
-    """The same, of what is to be written. Raises ConfigError for the hub too, which is read alone."""
+    """The same, of what is to be written. Raises ConfigError for the hub too, which is read-only."""
     if of_hub(text):
         raise ConfigError(
             f"{text} cannot be written to: write to a directory, and upload it with `hf upload ORG/NAME DIRECTORY "

@@ -20,6 +20,7 @@ from patchbank.bank.payload import Feature
 from patchbank.bank.writer import BankWriter
 from patchbank.config import ExtractConfig
 from patchbank.errors import BankError, ConfigError
+from patchbank.locations import locate
 from tests.hub import COMMIT, Hub, hub_server
 from tests.support import patchbank, photographs, tiny_manifest
 
@@ -125,6 +126,11 @@ def test_the_revision_is_that_of_the_opening(hub: Hub, local: tuple[Path, dict[s
     assert str(open_bank("hf://datasets/org/name@v1/banks/tiny").path) == str(new.path)
 
 
+def test_a_commit_is_asked_for_by_nobody(hub: Hub) -> None:
+    assert str(locate(PINNED)) == str(locate(locate(PINNED))) == PINNED and hub.asked == []
+    assert str(locate(locate(URL))) == PINNED and len(hub.asked) == 1
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process")
 def test_data_loader_workers_read_the_same_commit(
@@ -179,6 +185,8 @@ class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
         ),
         ({"gated": (403, "GatedRepo")}, URL, "is gated"),
         ({"url": "http://127.0.0.1:9"}, URL, "could not be fetched from http://127.0.0.1:9"),
+        ({"url": "http://me:secret@127.0.0.1:9"}, URL, "could not be fetched from http://127.0.0.1:9"),
+        ({"signature": "?X-Amz-Signature=secret&Key=secret"}, PINNED, r"\(.*501.*/banks/tiny/shard-[^?]*\): check"),
     ],
 )
 def test_what_cannot_be_opened(
@@ -194,7 +202,7 @@ def test_what_cannot_be_opened(
     know(hub.url, monkeypatch)
     with pytest.raises((BankError, ConfigError), match=words) as found:
         open_bank(url)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(found.value) and "secret" not in str(found.value).replace("hf_secret@", "")
     assert capfd.readouterr() == ("", "")
 
 
@@ -233,7 +241,8 @@ def test_the_commands_read_it_silently(hub: Hub, local: tuple[Path, dict[str, by
     patchbank("report", URL, "-o", tmp_path / "page.html", "--sample", "2", check=1)  # of random numbers
     patchbank("show", URL, KEYS[0], "--at", "10,10", "-o", tmp_path / "show.png", check=0)
     patchbank("card", URL, "-o", tmp_path / "README.md", check=0)
-    assert f"open_bank('{PINNED}')" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert f"open_bank('{PINNED}')" in card and "safe_open('banks/tiny/shard-" in card
     assert "upload it again" in patchbank("repair", URL, check=2).stderr
 
 

@@ -18,10 +18,10 @@ from patchbank.bank.pickles import pickles_in
 from patchbank.bank.reduction import Reducer
 from patchbank.bank.runs import read_runs
 from patchbank.config import PAGE_IMAGES
-from patchbank.errors import BankError, KeyNotInBank
+from patchbank.errors import BankError, ConfigError, KeyNotInBank
 from patchbank.features import CLS
 from patchbank.files import bytes_text, sha256_of_chunks
-from patchbank.locations import is_remote, locate
+from patchbank.locations import is_remote, locate, of_hub
 from patchbank.notebook import facts, failed, shown
 from patchbank.regions import GRID_CUT, Region
 from patchbank.transform import ImageTransform
@@ -62,7 +62,13 @@ def open_bank(path: str | Path, *, cache: str | Path | None = None, mmap: bool =
             does not have, or does not give.
     """
     cache = cache or os.environ.get("PATCHBANK_CACHE") or None
-    return Bank(locate(path), None if cache is None else Path(cache).expanduser(), mmap=mmap)
+    place = locate(path)
+    try:
+        return Bank(place, None if cache is None else Path(cache).expanduser(), mmap=mmap)
+    except OSError as error:  # of a commit, the hub is asked only now
+        if not of_hub(place):
+            raise
+        raise ConfigError(f"{place}: {error}") from error
 
 
 def _no_bank(directory: Path) -> str:

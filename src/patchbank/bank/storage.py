@@ -222,7 +222,7 @@ class ObjectStorage(Storage):
 
 
 class HubStorage(ObjectStorage):
-    """A directory of a repository of the Hugging Face hub, at a commit: it never changes, and is read alone."""
+    """A directory of a repository of the Hugging Face hub, at a commit: it never changes, and is read-only."""
 
     reading: ClassVar[dict[str, Any]] = {"cache_type": "none"}  # else the hub's file system reads megabytes ahead
 

@@ -23,6 +23,13 @@ def as_repo(text: object) -> str:
     return str(text)
 
 
+def as_licence(text: object) -> str:
+    """A licence's name on the hub. Raises ValueError if it cannot be one."""
+    if not re.fullmatch("[a-z0-9.-]+", str(text)):
+        raise ValueError(f"{text!r} is no name of a licence on the hub: give one such as cc-by-4.0, mit or other")
+    return str(text)
+
+
 @options.takes()
 def card(
     bank: options.Bank,
@@ -39,7 +46,11 @@ def card(
         None, "Repository that the bank is for, to say how it is read.", metavar="ORG/NAME", parse=as_repo
     ),
     license: str | None = option(
-        None, "Licence of the features, by its name on the hub: cc-by-4.0.", metavar="NAME", default_text="unknown"
+        None,
+        "Licence of the features, by its name on the hub: cc-by-4.0.",
+        metavar="NAME",
+        default_text="unknown",
+        parse=as_licence,
     ),
     overwrite: bool = option(False, "Replace an existing card."),
     json: bool = options.JSON,

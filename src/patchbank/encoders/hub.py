@@ -17,7 +17,7 @@ from typing import Any
 from patchbank.encoders.base import Progress
 from patchbank.encoders.quiet import quiet
 from patchbank.encoders.weights import sha256_of_weights
-from patchbank.errors import WeightsError, install
+from patchbank.errors import WeightsError, install, without_secrets
 from patchbank.hub import reason
 
 OR_GIVE = ", or give --weights."  # how messages end that are of weights and not of names
@@ -67,11 +67,11 @@ def locate(repo: str, names: Sequence[str], revision: str | None = None) -> HubF
                 continue
             if not head.commit_hash:
                 raise WeightsError(
-                    f"{hub.constants.ENDPOINT} does not answer as the Hugging Face hub does (it names no commit of "
-                    f"{repo}): check HF_ENDPOINT."
+                    f"{without_secrets(hub.constants.ENDPOINT)} does not answer as the Hugging Face hub does (it names "
+                    f"no commit of {repo}): check HF_ENDPOINT."
                 )
             sha256 = head.etag if _SHA256.fullmatch(head.etag or "") else None
-            return HubFile(repo, name, revision, head.commit_hash, sha256, None, head.size or 0, url)
+            return HubFile(repo, name, revision, head.commit_hash, sha256, None, head.size or 0, without_secrets(url))
     raise WeightsError(f"{repo} has no {' or '.join(names)}: the model's weights are in files of other names.")
 
 
@@ -111,7 +111,7 @@ def _cached(hub: Any, repo: str, name: str, revision: str | None) -> HubFile | N
     if sha256 and (found := sha256_of_weights(path)) != sha256:
         raise WeightsError(f"{path.resolve()} is damaged: its SHA-256 is {found}. Delete it, and run again.")
     commit = _commit(path, name)
-    url = hub.hf_hub_url(repo, name, revision=commit)
+    url = without_secrets(hub.hf_hub_url(repo, name, revision=commit))
     return HubFile(repo, name, revision, commit, sha256, path, path.stat().st_size, url)
 
 

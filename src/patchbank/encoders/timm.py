@@ -79,9 +79,11 @@ def describe(name: str) -> Description | None:
 
 def licence(name: str) -> str:
     """What timm states of the licence of a tag's weights; empty without a tag. Raises ConfigError as `random` does."""
+    model = name.removeprefix(PREFIX)
     with _quiet() as timm:
-        stated = _pretrained(timm, name.removeprefix(PREFIX)).license if "." in name else ""
-        return f"{stated}, as timm {timm.__version__} states it" if stated else ""
+        stated = _pretrained(timm, model).license if "." in model else ""
+        told = f"timm {timm.__version__} states {stated} for {model}; check that these are its weights"
+        return told if stated else ""  # an identity does not tell a file of the user's from the library's
 
 
 class TimmSpec(FilesSpec):

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchbank import __version__
+from patchbank import __version__, hub
 from patchbank.bank.packing import SCALE
 from patchbank.bank.runs import read_runs
 from patchbank.encoders import known_weights, licence_of
@@ -52,7 +52,7 @@ def card_of(bank: Bank, root: Path, repo: str = "", licence: str = "") -> str:
     at = {revision: f"hf://datasets/{repo}{revision}/{inner}".rstrip("/") for revision in ("", "@COMMIT")}
     name = bank.path.name.partition("@")[0] if is_remote(bank.path) else bank.path.resolve().name
     readable = bool(repo) and made.layout == "shards"
-    address = str(bank.path) if of_hub(bank.path) else at[""] if readable else inner or name
+    address = str(bank.path) if of_hub(bank.path) else at[""] if readable else inner or "."
     title = repo.partition("/")[2] or name
     if made.dataset in _TITLES and (made.split or "all").isalpha():
         title = Markup(f"{_TITLES[made.dataset]} {made.split or ''}".strip())
@@ -64,7 +64,7 @@ def card_of(bank: Bank, root: Path, repo: str = "", licence: str = "") -> str:
         "dataset": f"{made.dataset} {made.split}" if made.split else made.dataset,
         "error": ERRORS if made.reduction is None else {},
         "failures": list(islice(bank.failures.items(), _FAILURES)),
-        "file": file.name if is_remote(file) else file.relative_to(bank.path).as_posix(),
+        "file": f"{inner}/{str(file).removeprefix(str(bank.path))}".replace("//", "/").removeprefix("/"),
         "grid": made.main if made.main in made.grids else next(iter(made.grids), None),
         "images": len({*map(image_of, bank)}) if made.input.cut else len(bank),
         "key": key,
@@ -134,7 +134,7 @@ def _front_matter(bank: Bank, title: str, licence: str) -> str:
 def _inside(bank: Path, root: Path) -> str:
     """The way from the repository's root to the bank; empty if it is the root itself. Elsewhere: the bank's name."""
     if is_remote(bank):
-        return bank.name
+        return hub.inside(str(bank)) if of_hub(bank) else bank.name
     place, outer = bank.resolve(), root.resolve()
     if not place.is_relative_to(outer):
         return place.name
