@@ -93,7 +93,7 @@ def test_a_root_that_is_ready(tmp_path: Path, tiny_weights: Path) -> None:
 def test_neither_data_set_is_a_problem_and_one_of_them_is_not(tmp_path: Path, tiny_weights: Path) -> None:
     report = look(tmp_path, tiny_weights)
     assert [each.what for each in report.problems] == ["hicodet", "vcoco"]
-    assert "Is --root an EZ-HOI checkout?" in report.problems[0].text
+    assert "Is --root an EZ-HOI checkout?" in report.problems[0].text and "--root" in str(report.problems[0].fix)
     hico_root(tmp_path, 2)
     report = look(tmp_path, tiny_weights)
     assert not report.problems

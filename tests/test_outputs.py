@@ -220,7 +220,7 @@ def test_pictures_pages_and_training_take_an_output(dataset: Dataset, every: Pat
     write_report(bank, tmp_path / "main.html", dataset)
     write_report(bank, tmp_path / "one.html", dataset, output="block:1")
     pages = {name: (tmp_path / f"{name}.html").read_text() for name in ("main", "one", "two")}
-    assert [", block:1, folder" in text for text in pages.values()] == [False, True, False]
+    assert ["This page shows <code>block:1</code>" in text for text in pages.values()] == [False, True, False]
     data = {
         name: json.loads(re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)[0])[0]["levels"]
         for name, text in pages.items()
@@ -426,7 +426,7 @@ def test_a_dense_variant_alone_of_clip(
     for each in (bank.path, reduced.path):
         patchbank("show", each, next(iter(bank)), "--images", dataset.images, "--out", tmp_path / "one.png", check=0)
         patchbank("report", each, "--images", dataset.images, "-o", tmp_path / "page.html", check=0)
-        assert ", maskclip, folder" in (tmp_path / "page.html").read_text()
+        assert "This page shows <code>maskclip</code>" in (tmp_path / "page.html").read_text()
         text = patchbank("info", each, check=0).stdout
         assert re.search(r"maskclip +\((6, 32|6, 8)\) float32, block 2, ln_post, proj, maskclip\n", text)
         assert re.search(r"input +48x32 \(height x width\), patch 8, the mean of each 2 x 2 of them, grid 3 x 2", text)

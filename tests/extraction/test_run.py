@@ -235,6 +235,11 @@ def test_a_resumed_run_takes_the_banks_batch_size(
     assert contents(tmp_path) == expected
 
 
+def test_a_path_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="dataset is what load_dataset returns, not 'photos'"):
+        extract("photos", tmp_path / "bank")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

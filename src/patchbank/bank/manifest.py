@@ -46,6 +46,8 @@ def stored_outputs(outputs: Mapping[str, Output], layout: Layout, dtype: StoredD
 
 def _shown(value: object) -> str:
     """A field's value for people: no Python, and of a checksum the first digits."""
+    if isinstance(value, tuple) and value and all(type(each) is int for each in value):
+        return "x".join(map(str, value))
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
     text = "none" if value in (None, "") else str(value)

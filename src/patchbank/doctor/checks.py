@@ -118,6 +118,8 @@ def check_data(root: Path) -> tuple[list[Finding], list[Dataset]]:
         if not _exists(root / name):
             alone, fix = not any(_exists(root / other) for other in SPLITS), _rename(root, name)
             text = f"{root} has no {name}/.{' Is --root an EZ-HOI checkout?' if alone else ''}"
+            if alone and not fix:
+                fix = "Name the checkout with --root. docs/guides/ezhoi.md says which files it has."
             findings.append(Finding(name, "problem" if alone or fix else "note", text, fix=fix))
             continue
         if closed := denied(name, root / name):

@@ -129,7 +129,10 @@ def extract(
     Raises:
         PatchbankError: the setup is wrong (ConfigError, DatasetError, WeightsError, BankError), before anything is
             written; or the disk is full (BankError), after which the same call continues.
+        TypeError: `dataset` is a path or a name.
     """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"dataset is what load_dataset returns, not {dataset!r}")
     with reporting(progress) as reports:
         reports.stage("looking at weights and bank")
         plan = make_plan(dataset, locate_new(out), config or ExtractConfig(), encoder=encoder)
