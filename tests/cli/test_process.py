@@ -358,8 +358,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_process_without_memory_says_so(many: Path, tiny_weights: Path, tmp_path: Path) -> None:
     arguments = ("extract", "folder", many, "--out", tmp_path / "bank", *tiny(tiny_weights))
-    options = ("--batch-size", 40_000, "--device", "cpu", "--limit", 2)
-    printed = run(tmp_path / "printed", *arguments, *options, check=2, limits={resource.RLIMIT_DATA: 2 << 30})
+    options = ("--batch-size", 180_000, "--device", "cpu", "--limit", 2)
+    printed = run(tmp_path / "printed", *arguments, *options, check=2, limits={resource.RLIMIT_DATA: 9 << 27})
     assert "memory. Try a smaller --batch-size" in printed
 
 
