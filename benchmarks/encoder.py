@@ -8,6 +8,7 @@
 - inductor frozen: patchbank's tower with plain layers, under `torch.compile` with its weights frozen into the graph;
 - onnxruntime, openvino: open_clip's tower, exported by `torch.onnx.export` for this batch size;
 - patchbank, patchbank compiled: as `patchbank extract` runs it, and with `--compile on`;
+- patchbank undivided: a batch on all cores at once instead of in parts (CPU);
 
 Images are 24 by default, and sixteen batches on CUDA. patchbank gets uint8 pixels and normalises them within the time;
 the others get normalised pixels. Exporting, compiling and a first batch are not timed. Each one's tokens are compared
@@ -186,6 +187,10 @@ class Bench:
         for name, compiled in (("patchbank", False), ("patchbank compiled", True)):
             if (forward := self._made(name, name, partial(self._patchbank, precision, compiled))) is not None:
                 forwards[name] = forward, pixels, size
+        name = "patchbank undivided"
+        undivided = partial(self._patchbank, precision, False, undivided=True)
+        if self.device.type == "cpu" and (forward := self._made(name, name, undivided)) is not None:
+            forwards[name] = forward, pixels, size
         return {name: each for name, each in forwards.items() if name not in self.without}
 
     def _made(self, what: str, name: str, make: Callable[[], Forward]) -> Forward | None:
@@ -215,11 +220,13 @@ class Bench:
             compiled(pixels.to(self.device))
         return lambda pixels: _tokens(compiled(pixels))
 
-    def _patchbank(self, precision: str, compiled: bool) -> Forward:
+    def _patchbank(self, precision: str, compiled: bool, undivided: bool = False) -> Forward:
         spec = spec_of(self.model, self.weights, precision)
         runner = Runner(spec, self.device, batch_size=self.batch_size, compiled=compiled)
         if compiled and not runner.compiled:
             raise RuntimeError(runner.notes[-1])
+        if undivided:
+            runner._threads = None
 
         return lambda pixels: _tokens(runner(pixels))
 

@@ -29,18 +29,6 @@ def converted(source: Path, target: Path, layout: str, dtype: str | None = None,
     return convert(open_bank(source), target, layout, dtype, **{"shard_size": SIZE, **options})  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def banks(tiny_config: ExtractConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One bank in each layout, of seven photographs and an unreadable picture."""
-    root = tmp_path_factory.mktemp("banks")
-    photographs(root / "images", 7)
-    (root / "images/a.jpg").write_bytes(b"")
-    for layout in ("ezhoi", "shards"):
-        config = replace(tiny_config, layout=layout, shard_size=SIZE)  # type: ignore[arg-type]
-        extract(load_dataset("folder", root / "images"), root / layout, config)
-    return root
-
-
 def test_pickles_to_shards_and_back_are_the_same_bytes(banks: Path, tmp_path: Path) -> None:
     done = converted(banks / "ezhoi", tmp_path / "shards", "shards")
     assert (done.features, done.failures, done.damaged, done.refused) == (7, 1, {}, {})

@@ -22,7 +22,7 @@ import torch
 import webdataset as wds
 from torch import Tensor
 
-from patchbank import ExtractConfig, extract, load_dataset, open_bank, open_regions
+from patchbank import open_bank, open_regions
 from patchbank.bank import export as exporting
 from patchbank.bank.convert import convert
 from patchbank.bank.export import Exported, export, rows_at_once
@@ -37,7 +37,7 @@ from patchbank.locations import locate
 from tests.ada_cm import extract_pairs
 from tests.bank.test_check import damage_numbers
 from tests.faults.processes import Calls, Run, run
-from tests.support import contents, no_leftovers, pairs_root, patchbank, photographs, tiny_manifest
+from tests.support import contents, no_leftovers, pairs_root, patchbank, tiny_manifest
 
 EVERY = get_args(ExportFormat)
 Columns = dict[str, Any]
@@ -102,18 +102,6 @@ def written(path: Path, features: Mapping[str, Mapping[str, Tensor]], failures: 
             [Feature(key, each, None if number % 2 else (64, 48)) for number, (key, each) in samples], list(failures)
         )
     return path
-
-
-@pytest.fixture(scope="module")
-def banks(tiny_config: ExtractConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One bank in each layout, of seven photographs and an unreadable picture."""
-    root = tmp_path_factory.mktemp("banks")
-    photographs(root / "images", 7)
-    (root / "images/a.jpg").write_bytes(b"")
-    for layout in ("ezhoi", "shards"):
-        config = replace(tiny_config, layout=layout, shard_size=3 * 2176)  # type: ignore[arg-type]
-        extract(load_dataset("folder", root / "images"), root / layout, config)
-    return root
 
 
 @pytest.mark.parametrize("layout", ["ezhoi", "shards"])
